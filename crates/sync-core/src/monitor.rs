@@ -1,0 +1,89 @@
+//! How the library tells a caller what is happening, without printing anything itself.
+
+use crate::path::RelPath;
+
+/// What one push does, step by step. Every method may be called from any thread; none may block for long.
+pub trait Monitor: Send + Sync {
+    /// Something worth one line to a person, such as an index that was rebuilt.
+    fn notice(&self, dest: Option<usize>, text: &str) {
+        let _ = (dest, text);
+    }
+    /// An entry or a destination failed. `dest` counts destinations from 0; `None` is the source.
+    fn problem(&self, dest: Option<usize>, problem: &Problem) {
+        let _ = (dest, problem);
+    }
+    /// One entry that changes (or would, in a dry run) at destination `dest`.
+    fn item(&self, dest: usize, item: &Item) {
+        let _ = (dest, item);
+    }
+    /// Work done so far.
+    fn progress(&self, progress: &Progress) {
+        let _ = progress;
+    }
+}
+
+/// A failure that was contained: it names its place, what was being done, and why it failed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Problem {
+    /// The entry; `None` if the whole source or destination is meant.
+    pub path: Option<RelPath>,
+    /// What was being done and why it failed, ready for a person: `cannot read: Permission denied (os error 13)`.
+    pub reason: String,
+}
+
+/// One changed entry, for `--itemize-changes`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Item {
+    /// rsync's eleven letters, or `*deleting  `.
+    pub code: String,
+    /// The entry.
+    pub path: RelPath,
+    /// A symlink's target or a hard link's first name, as rsync shows them after an arrow.
+    pub target: Option<(Arrow, Vec<u8>)>,
+}
+
+/// Which arrow follows an itemized name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Arrow {
+    /// ` -> `: a symlink's target.
+    Symlink,
+    /// ` => `: the first name of a hard-link group.
+    HardLink,
+}
+
+/// Work so far, summed over the push. A total is `None` until it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Phase,
+    /// Entries looked at on the master.
+    pub scanned: u64,
+    /// Bytes read and hashed on the master.
+    pub hashed: u64,
+    /// How many bytes will have to be read and hashed.
+    pub to_hash: Option<u64>,
+    /// For each destination: content bytes made available there.
+    pub sent: Vec<u64>,
+    /// For each destination: content bytes wanted, as far as known.
+    pub to_send: Vec<u64>,
+}
+
+/// The steps of a push, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Looking at the source tree.
+    #[default]
+    Scan,
+    /// Reading and hashing what is not proven.
+    Hash,
+    /// Sending content.
+    Send,
+    /// Making the version visible and durable.
+    Publish,
+}
+
+/// A monitor that ignores everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Monitor for Silent {}

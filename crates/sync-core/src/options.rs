@@ -1,0 +1,148 @@
+//! What a push is asked to do, and what it reports when it is done. No I/O: arguments and results.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::filter::Rule;
+use crate::manifest::Version;
+
+/// The policy of one push that both sides must know; it travels in the hello.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Say what would change and change nothing.
+    pub dry_run: bool,
+    /// Report every changed entry.
+    pub itemize: bool,
+    /// Believe no metadata on either side: read and compare everything.
+    pub checksum: bool,
+    /// Leave out, and leave alone, what is mounted below the top.
+    pub one_file_system: bool,
+    /// Keep entries that the source does not have.
+    pub no_delete: bool,
+    /// Remove what the filter excludes at the destination.
+    pub delete_excluded: bool,
+    /// Refuse the whole plan if it would remove more entries than this.
+    pub max_delete: Option<u64>,
+    /// Filter rules in the order given; the last match wins.
+    pub rules: Vec<Rule>,
+}
+
+/// When content is compressed on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compress {
+    /// Only while the link is slower than the compressor.
+    #[default]
+    Auto,
+    /// Never.
+    Never,
+    /// Always, at this zstd level (1 to 19).
+    Zstd(i32),
+}
+
+/// Where a tree goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A directory on this machine: an embedded replica.
+    Path(PathBuf),
+    /// A share of a running `syncd`.
+    Remote {
+        /// Host name or address, without brackets.
+        host: String,
+        /// UDP port.
+        port: u16,
+        /// The share's name.
+        share: String,
+    },
+}
+
+/// The UDP port `syncd` listens on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7373;
+
+/// One push: a tree and where it goes.
+#[derive(Clone, Debug)]
+pub struct PushRequest {
+    /// A directory, possibly reached through a link.
+    pub source: PathBuf,
+    /// One or more destinations, served at once.
+    pub destinations: Vec<Destination>,
+    /// Where indexes and the identity live.
+    pub state_dir: PathBuf,
+    /// What both sides must know.
+    pub policy: Policy,
+    /// Bytes per second on the wire for each destination.
+    pub bandwidth: Option<u64>,
+    /// Compression on the wire.
+    pub compress: Compress,
+}
+
+/// Counts of one push to one destination. Bytes are content bytes unless they say wire.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Entries of the source tree that were looked at.
+    pub scanned: u64,
+    /// Entries that did not exist.
+    pub created: u64,
+    /// Entries whose content or kind changed.
+    pub updated: u64,
+    /// Entries of which only metadata changed.
+    pub metadata_only: u64,
+    /// Entries whose content was renamed or linked from another name at the destination.
+    pub moved: u64,
+    /// Entries removed.
+    pub deleted: u64,
+    /// Content taken from what the destination already had.
+    pub reused_bytes: u64,
+    /// Content that crossed the wire, before compression.
+    pub literal_bytes: u64,
+    /// UDP payload bytes sent by the master, handshake included.
+    pub wire_sent: u64,
+    /// UDP payload bytes received by the master.
+    pub wire_received: u64,
+    /// Seconds looking at the source.
+    pub scan_seconds: f64,
+    /// Seconds reading and hashing the source.
+    pub hash_seconds: f64,
+    /// Seconds from the first content request to the last content byte verified.
+    pub send_seconds: f64,
+    /// Seconds from publish to acknowledgement.
+    pub publish_seconds: f64,
+}
+
+impl Stats {
+    /// Whether anything changed (or would) at the destination.
+    pub fn changes(&self) -> u64 {
+        self.created + self.updated + self.metadata_only + self.moved + self.deleted
+    }
+}
+
+/// How a push ended at one destination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DestinationReport {
+    /// Whether the destination is identical and durable (in a dry run: whether the plan was made).
+    pub exact: bool,
+    /// How many problems were reported for it through the monitor.
+    pub problems: u64,
+    /// Counts.
+    pub stats: Stats,
+    /// What the kernel there refused: how many entries of each kind of [`crate::manifest::Refused::KINDS`], in order.
+    pub refused: [u64; 6],
+}
+
+/// How a push ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PushReport {
+    /// The version that was pushed; `None` if the source could not be made into one, or in a dry run.
+    pub version: Option<Version>,
+    /// How many problems were reported for the source through the monitor.
+    pub source_problems: u64,
+    /// One for each destination, in the order given.
+    pub destinations: Vec<DestinationReport>,
+}
+
+impl PushReport {
+    /// Whether every destination is identical and durable, and nothing of the source was left out by a failure.
+    pub fn is_exact(&self) -> bool {
+        self.source_problems == 0 && self.destinations.iter().all(|d| d.exact && d.problems == 0)
+    }
+}

@@ -1,0 +1,1 @@
+//! The workspace root: holds `tests/` and `benches/`, no code of its own.
