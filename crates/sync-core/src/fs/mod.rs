@@ -25,7 +25,10 @@ pub mod sparse;
 pub mod staging;
 
 pub use error::FsError;
+pub use probe::{probe, probe_at};
+pub use read::{Hashed, ReadError, SourceFile, hash_file};
 pub use root::{Root, RootLock};
+pub use scan::{LeftOut, Reserved, ScanOptions, Scanned, Seen, scan};
 pub use stat::{FileType, Stat};
 
 /// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved:
