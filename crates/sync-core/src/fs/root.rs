@@ -286,3 +286,6 @@ impl Cache {
         self.dirs.insert(path.clone(), (Arc::clone(fd), self.clock));
     }
 }
+
+#[cfg(test)]
+mod tests;
