@@ -21,6 +21,8 @@ const MOST: usize = 64 << 10;
 /// How often an entry is read whose xattrs change meanwhile.
 const TRIES: u32 = 8;
 
+/// Names and values, as in [`Entry`].
+#[allow(clippy::type_complexity)]
 type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
 
 /// The entry that was seen, with its xattrs and a symlink's target.

@@ -99,7 +99,8 @@ fn whatever_is_not_what_was_seen_is_a_change() {
 fn a_change_while_it_is_read_is_noticed() {
     let place = place();
     let big = vec![1; 3 << 20];
-    let edits: [(&str, fn(&std::path::Path)); 3] = [
+    type Edit = fn(&std::path::Path);
+    let edits: [(&str, Edit); 3] = [
         ("truncated", |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(1 << 20).unwrap()),
         ("appended", |path| {
             use std::io::Write;

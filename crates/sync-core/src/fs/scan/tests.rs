@@ -144,29 +144,45 @@ fn deep_beyond_path_max_with_few_descriptors() {
     let before = open_descriptors();
     let nothing = filter(&[]);
     let root = Root::open(top.path()).unwrap();
-    let (mut most, mut count) = (0, 0);
-    let met = walk_with(&root, &options(&nothing), &mut |seen| {
-        count += 1;
+    // Comparing and printing paths of this length would take longer than the walk.
+    let count = |also: &mut dyn FnMut(u32, &Seen<'_>)| {
+        let (mut count, mut held, mut last) = (0, Vec::new(), RelPath::root());
+        let end = scan::<()>(&root, &options(&nothing), &mut |scanned| {
+            match scanned {
+                Scanned::Entry(seen) => {
+                    also(count, &seen);
+                    count += 1;
+                    last = seen.path;
+                }
+                Scanned::Held(error) => held.push(error.to_string()),
+                Scanned::LeftOut { .. } => panic!("left out"),
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(end.unwrap().is_continue() && last.display() == "z");
+        (count, held)
+    };
+    let mut most = 0;
+    let (entries, held) = count(&mut |count, seen| {
         if count % 100 == 0 {
             most = most.max(open_descriptors());
-            let stat = root.stat(&seen.path).unwrap().unwrap();
-            assert_eq!(stat.identity(), seen.stat.identity());
+            assert_eq!(root.stat(&seen.path).unwrap().unwrap().identity(), seen.stat.identity());
         }
     });
-    assert_eq!(met.entries.len(), 1 + 2 * depth);
-    assert_eq!(met.held, [""; 0]);
+    assert_eq!((entries, held), (1 + 2 * depth, vec![]));
     // The walk's own and the cache's; other tests have some open too.
     assert!(most < before + OPEN + 128 + 100, "{most} descriptors");
     // Deeper than our own bound: held once, and the rest is still walked.
-    let mut dir = root.open_dir(&RelPath::new(vec![&*name; depth].join("/")).unwrap()).unwrap();
-    for _ in 0..(MAX_PATH / (name.len() + 1) + 5 - depth) {
+    let names = depth as usize;
+    let mut dir = root.open_dir(&RelPath::new(vec![&*name; names].join("/")).unwrap()).unwrap();
+    for _ in 0..(MAX_PATH / (name.len() + 1) + 5 - names) {
         rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700)).unwrap();
         dir = openat(&dir, &*name, OFlags::DIRECTORY, Mode::empty()).unwrap();
     }
-    let met = walk(top.path(), |_| {});
-    assert_eq!(met.held.len(), 1);
-    assert!(met.held[0].contains("is longer than 65535 bytes"), "{}", &met.held[0][met.held[0].len() - 100..]);
-    assert!(met.entries.len() > 2 * depth && met.entries.last().unwrap() == "z");
+    let (entries, held) = count(&mut |_, _| {});
+    assert!(entries > 1 + 2 * depth);
+    assert_eq!(held.len(), 1);
+    assert!(held[0].ends_with("is longer than 65535 bytes"), "{}", &held[0][held[0].len() - 100..]);
     // tempfile's own removal cannot be trusted with such a depth.
     std::process::Command::new("rm").arg("-rf").arg(top.path().join(&name)).status().unwrap();
 }
@@ -316,4 +332,78 @@ fn flips_to_links_and_back_show_nothing_outside() {
             root.forget(&RelPath::root());
         }
     });
+}
+
+/// Runs `f` on a thread of its own without root's powers; the ids of threads are their own.
+fn unprivileged<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let nobody = rustix::thread::Uid::from_raw(65_534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            f()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn what_may_not_be_read_is_held_and_the_rest_walked() {
+    let top = tempfile::tempdir().unwrap();
+    let chmod =
+        |name: &str, mode| fs::set_permissions(top.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    for name in ["closed/x", "listed/x", "open/x"] {
+        fs::create_dir_all(top.path().join(name)).unwrap();
+    }
+    chmod("", 0o755);
+    chmod("closed", 0o711);
+    chmod("listed", 0o744);
+    let met = unprivileged(|| walk(top.path(), |_| {}));
+    assert_eq!(met.entries, ["./", "closed", "listed", "open", "open/x"]);
+    assert_eq!(
+        met.held,
+        [
+            "cannot open the directory closed: Permission denied (os error 13)",
+            "cannot look at listed/x: Permission denied (os error 13)",
+        ]
+    );
+    chmod("", 0o711);
+    let error = unprivileged(|| Root::open(top.path()).map(|_| ())).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(13));
+}
+
+#[test]
+fn a_walked_directory_that_moves_away_holds_what_is_left_of_it() {
+    let top = tempfile::tempdir().unwrap();
+    let deep: String = (0..OPEN + 20).map(|i| format!("/{i}")).collect();
+    fs::create_dir_all(top.path().join(format!("a{deep}"))).unwrap();
+    fs::write(top.path().join("a/z"), "").unwrap();
+    fs::write(top.path().join("b"), "").unwrap();
+    let bottom = deep.rsplit('/').next().unwrap().to_owned();
+    let nothing = filter(&[]);
+    let root = Root::open(top.path()).unwrap();
+    let met = walk_with(&root, &options(&nothing), &mut |seen| {
+        if seen.name.to_bytes() == bottom.as_bytes() {
+            fs::rename(top.path().join("a"), top.path().join("elsewhere")).unwrap();
+            fs::create_dir(top.path().join("a")).unwrap();
+        }
+    });
+    assert_eq!(met.held, ["cannot scan a: it was moved or replaced while its tree was scanned"]);
+    assert_eq!(met.entries.last().unwrap(), "b");
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure() {
+    let top = std::env::var_os("SCAN").expect("SCAN=directory");
+    for _ in 0..5 {
+        let start = std::time::Instant::now();
+        let nothing = filter(&[]);
+        let root = Root::open(Path::new(&top)).unwrap();
+        let mut count = 0;
+        let _ = scan::<()>(&root, &options(&nothing), &mut |_| {
+            count += 1;
+            ControlFlow::Continue(())
+        });
+        eprintln!("{count} entries in {:?}", start.elapsed());
+    }
 }

@@ -64,8 +64,8 @@ fn damaged_invitations_are_an_error_with_the_line() {
     let bad: [(&[u8], usize); 6] = [
         (b"\xff", 1),
         (b"\n\n", 1),
-        (good[..60].as_bytes(), 1),
-        (good[..65].as_bytes(), 1),
+        (&good.as_bytes()[..60], 1),
+        (&good.as_bytes()[..65], 1),
         (&long.as_bytes()[..100], 2),
         (b"0 5\n", 1),
     ];
