@@ -114,6 +114,27 @@ impl Stats {
     pub fn changes(&self) -> u64 {
         self.created + self.updated + self.metadata_only + self.moved + self.deleted
     }
+
+    /// The sums of two rounds of one push; `scanned` is the later round's.
+    #[must_use]
+    pub fn plus(&self, later: &Self) -> Self {
+        Self {
+            scanned: later.scanned,
+            created: self.created + later.created,
+            updated: self.updated + later.updated,
+            metadata_only: self.metadata_only + later.metadata_only,
+            moved: self.moved + later.moved,
+            deleted: self.deleted + later.deleted,
+            reused_bytes: self.reused_bytes + later.reused_bytes,
+            literal_bytes: self.literal_bytes + later.literal_bytes,
+            wire_sent: self.wire_sent + later.wire_sent,
+            wire_received: self.wire_received + later.wire_received,
+            scan_seconds: self.scan_seconds + later.scan_seconds,
+            hash_seconds: self.hash_seconds + later.hash_seconds,
+            send_seconds: self.send_seconds + later.send_seconds,
+            publish_seconds: self.publish_seconds + later.publish_seconds,
+        }
+    }
 }
 
 /// How a push ended at one destination.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Action, Step};
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, Row};
+use crate::manifest::{Entry, Holds, Kind, Row};
 use crate::path::RelPath;
 
 /// What a version wants of each path that differs: an entry, or (`None`) nothing.
@@ -19,7 +19,7 @@ pub struct Situation<'a> {
     /// Whether the content is staged.
     pub staged: &'a dyn Fn(&Digest) -> bool,
     /// Paths that the master could not read: they and all beneath stay as they are.
-    pub holds: &'a [RelPath],
+    pub holds: &'a Holds,
     /// Whether entries that the master does not have are kept.
     pub no_delete: bool,
 }
@@ -77,7 +77,7 @@ pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
 /// Adds what follows from the changes: everything beneath a path that goes away or stops being a directory goes away
 /// too; and drops what the holds protect.
 fn expand(changes: &Changes, now: &Situation<'_>) -> Changes {
-    let held = |path: &RelPath| now.holds.iter().any(|hold| path == hold || path.is_beneath(hold));
+    let held = |path: &RelPath| now.holds.covers(path);
     let mut all: Changes =
         changes.iter().filter(|(path, _)| !held(path)).map(|(path, new)| (path.clone(), new.clone())).collect();
     let no_longer_dirs: HashSet<&RelPath> =

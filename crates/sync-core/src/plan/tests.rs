@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::*;
 use crate::hash::Digest;
-use crate::manifest::{Kind, Refused, Time, Tuple};
+use crate::manifest::{Holds, Kind, Refused, Time, Tuple};
 
 fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()
@@ -60,7 +60,7 @@ fn plan_with(
         }
     }
     let staged: Vec<Digest> = staged.iter().map(|s| Digest::of(s.as_bytes())).collect();
-    let holds: Vec<RelPath> = holds.iter().map(|h| path(h)).collect();
+    let holds = Holds::new(holds.iter().map(|h| path(h)));
     let changes: Changes = want.iter().map(|(p, e)| (path(p), e.clone())).collect();
     let now = Situation {
         rows: &rows,

@@ -6,7 +6,7 @@ use super::ProtocolError;
 use crate::chunk::ChunkRef;
 use crate::diff::{Child, Difference, compare_children};
 use crate::hash::Digest;
-use crate::manifest::{Version, VersionId};
+use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
@@ -28,7 +28,7 @@ pub enum SenderInput {
         /// Which version.
         version: Version,
         /// Paths that could not be read.
-        holds: Vec<RelPath>,
+        holds: Holds,
     },
     /// A part of the answer to a load; `done` on the last.
     Changes {
@@ -148,7 +148,7 @@ pub struct Sender {
     offered: Vec<Offered>,
     stand: Option<Stand>,
     version: Option<Version>,
-    holds: Vec<RelPath>,
+    holds: Holds,
     /// Changes sent since the hello or the last restart.
     changes: u64,
     /// Loads that are not answered yet.
@@ -172,7 +172,7 @@ impl Sender {
             offered: Vec::new(),
             stand: None,
             version: None,
-            holds: Vec::new(),
+            holds: Holds::default(),
             changes: 0,
             loads: 0,
             compared: false,
@@ -286,8 +286,7 @@ impl Sender {
 
     fn loaded(&mut self, mut changes: Vec<Change>, done: bool) {
         let holds = &self.holds;
-        let held = |path: &RelPath| holds.iter().any(|hold| path == hold || path.is_beneath(hold));
-        changes.retain(|change| change.entry.is_some() || !held(&change.path));
+        changes.retain(|change| !holds.covers(&change.path));
         self.emit(changes);
         if done {
             self.loads = self.loads.saturating_sub(1);
@@ -319,7 +318,7 @@ impl Sender {
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
-            let announce = Announce { version, holds: self.holds.clone(), changes: self.changes };
+            let announce = Announce { version, holds: self.holds.iter().cloned().collect(), changes: self.changes };
             self.send(ToReplica::Announce(announce));
         }
     }

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{HEADER, Header, MAX_RAW, WireError, malformed, open, seal};
+use super::{Envelope, MAX_RAW, WireError, envelope, malformed, open};
 
 /// How content bytes are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,36 +79,31 @@ const BATCH: u16 = 201;
 const PIECE: u16 = 202;
 
 impl ContentFrame<'_> {
-    /// The frame in its envelope.
-    pub fn encode(&self) -> Vec<u8> {
-        let start = vec![0; HEADER];
-        let (kind, head, bytes) = match self {
-            Self::Batch(batch, bytes) => (BATCH, postcard::to_extend(batch, start), bytes),
-            Self::Piece(piece, bytes) => (PIECE, postcard::to_extend(piece, start), bytes),
-        };
-        // As in `envelope`: our own types always serialize.
-        let mut out = head.unwrap_or_else(|_| vec![0; HEADER]);
-        out.extend_from_slice(bytes);
-        seal(kind, out)
+    /// The envelope with the frame's head; the content bytes follow it in the same body.
+    pub fn head(&self) -> Envelope {
+        match self {
+            Self::Batch(batch, _) => envelope(BATCH, batch),
+            Self::Piece(piece, _) => envelope(PIECE, piece),
+        }
     }
 
     /// The frame in `body`; `None` for a type this build does not know.
     ///
     /// # Errors
     /// [`WireError`] if it is malformed or claims more than [`MAX_RAW`] decoded bytes.
-    pub fn decode(header: Header, body: &[u8]) -> Result<Option<ContentFrame<'_>>, WireError> {
-        let frame = match header.kind {
+    pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<ContentFrame<'_>>, WireError> {
+        let frame = match kind {
             BATCH => {
-                let (batch, bytes) = open::<Batch>(header, body)?;
+                let (batch, bytes) = open::<Batch>(kind, version, body)?;
                 let total: u64 = batch.files.iter().map(|(_, len)| u64::from(*len)).sum();
-                check(header, total, batch.encoding, bytes.len())?;
+                check(kind, total, batch.encoding, bytes.len())?;
                 ContentFrame::Batch(batch, bytes)
             }
             PIECE => {
-                let (piece, bytes) = open::<Piece>(header, body)?;
+                let (piece, bytes) = open::<Piece>(kind, version, body)?;
                 match piece {
-                    Piece::Literal { len, encoding, .. } => check(header, u64::from(len), encoding, bytes.len())?,
-                    _ => check(header, 0, Encoding::Plain, bytes.len())?,
+                    Piece::Literal { len, encoding, .. } => check(kind, u64::from(len), encoding, bytes.len())?,
+                    _ => check(kind, 0, Encoding::Plain, bytes.len())?,
                 }
                 ContentFrame::Piece(piece, bytes)
             }
@@ -118,12 +113,12 @@ impl ContentFrame<'_> {
     }
 }
 
-fn check(header: Header, raw: u64, encoding: Encoding, encoded: usize) -> Result<(), WireError> {
+fn check(kind: u16, raw: u64, encoding: Encoding, encoded: usize) -> Result<(), WireError> {
     if raw > MAX_RAW as u64 {
-        return Err(malformed(header, format!("{raw} content bytes, more than the {MAX_RAW} allowed")));
+        return Err(malformed(kind, format!("{raw} content bytes, more than the {MAX_RAW} allowed")));
     }
     if encoding == Encoding::Plain && encoded as u64 != raw {
-        return Err(malformed(header, format!("{encoded} content bytes where {raw} were announced")));
+        return Err(malformed(kind, format!("{encoded} content bytes where {raw} were announced")));
     }
     Ok(())
 }

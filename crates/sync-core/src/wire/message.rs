@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Header, WireError, envelope, malformed, open};
+use super::{Envelope, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::hash::Digest;
@@ -195,22 +195,22 @@ macro_rules! messages {
     ($type:ident { $($kind:literal => $name:ident),* $(,)? }) => {
         impl $type {
             /// The message in its envelope.
-            pub fn encode(&self) -> Vec<u8> {
+            pub fn encode(&self) -> Envelope {
                 match self { $(Self::$name(body) => envelope($kind, body),)* }
             }
             /// The message in `body`; `None` for a type this build does not know, which is to be skipped.
             ///
             /// # Errors
             /// [`WireError`] if it is malformed or breaks a bound.
-            pub fn decode(header: Header, body: &[u8]) -> Result<Option<Self>, WireError> {
-                let (message, rest) = match header.kind {
-                    $($kind => { let (body, rest) = open(header, body)?; (Self::$name(body), rest) })*
+            pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<Self>, WireError> {
+                let (message, rest) = match kind {
+                    $($kind => { let (body, rest) = open(kind, version, body)?; (Self::$name(body), rest) })*
                     _ => return Ok(None),
                 };
                 if !rest.is_empty() {
-                    return Err(malformed(header, "bytes after its end"));
+                    return Err(malformed(kind, "bytes after its end"));
                 }
-                message.validate().map_err(|reason| malformed(header, reason))?;
+                message.validate().map_err(|reason| malformed(kind, reason))?;
                 Ok(Some(message))
             }
         }
