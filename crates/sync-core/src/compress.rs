@@ -115,9 +115,10 @@ pub struct AutoCompress {
     window: Observation,
     /// Bytes per second without compression, while the link was the narrow place.
     plain_rate: u64,
-    /// Windows left before another attempt, and how many there will be after the next failure.
+    /// Windows left before another attempt.
     hold: u32,
-    next_hold: u32,
+    /// Attempts in a row that brought nothing.
+    failures: u32,
     /// Windows since compression was turned on.
     on_for: u32,
 }
@@ -138,7 +139,7 @@ const LONGEST_ON: u32 = 128;
 impl AutoCompress {
     /// Off, until the link proves slow.
     pub fn new() -> Self {
-        Self { next_hold: 4, ..Self::default() }
+        Self::default()
     }
 
     /// Whether the next block should be compressed.
@@ -167,10 +168,10 @@ impl AutoCompress {
             // A tenth more, or it is not worth the heat.
             if rate < self.plain_rate.saturating_add(self.plain_rate / 10) {
                 self.on = false;
-                self.hold = self.next_hold;
-                self.next_hold = (self.next_hold * 2).min(LONGEST_HOLD);
+                self.hold = (4u32 << self.failures.min(8)).min(LONGEST_HOLD);
+                self.failures = self.failures.saturating_add(1);
             } else {
-                self.next_hold = 4;
+                self.failures = 0;
                 self.on_for += 1;
                 self.on = self.on_for < LONGEST_ON;
             }
