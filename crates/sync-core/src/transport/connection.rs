@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{ConnectionError, VarInt};
@@ -10,6 +11,8 @@ use super::error::StreamError;
 use super::frames::{FrameReader, FrameWriter};
 use super::identity::{PeerId, PublicKey};
 use super::tls::Purpose;
+use super::tuning::Settings;
+use super::vigil::{Fate, Vigil};
 use crate::path::escape;
 
 /// Why a side closes a connection: the application code of QUIC's CONNECTION_CLOSE. Codes are never reused.
@@ -201,11 +204,21 @@ pub struct Connection {
     inner: quinn::Connection,
     peer: PublicKey,
     purpose: Purpose,
+    fate: Fate,
+    _vigil: Arc<Vigil>,
 }
 
 impl Connection {
-    pub(super) fn new(inner: quinn::Connection, peer: PublicKey, purpose: Purpose) -> Self {
-        Self { inner, peer, purpose }
+    pub(super) fn new(inner: quinn::Connection, peer: PublicKey, purpose: Purpose, settings: Settings) -> Self {
+        let fate = Fate::default();
+        let vigil = Vigil::keep(inner.clone(), settings, fate.clone());
+        Self {
+            inner,
+            peer,
+            purpose,
+            fate,
+            _vigil: Arc::new(vigil),
+        }
     }
 
     /// The peer's id.
@@ -244,34 +257,42 @@ impl Connection {
 
     /// Opens a stream both ways. The peer sees it when the first frame is sent. Waits while 16 are open.
     pub async fn open_bi(&self) -> Result<(FrameWriter, FrameReader), StreamError> {
-        let (send, receive) = self.inner.open_bi().await.map_err(Closed::from)?;
-        Ok((FrameWriter::new(send), FrameReader::new(receive)))
+        let (send, receive) = self.inner.open_bi().await.map_err(|e| self.fate.explain(e))?;
+        Ok((
+            FrameWriter::new(send, self.fate.clone()),
+            FrameReader::new(receive, self.fate.clone()),
+        ))
     }
 
     /// The next stream both ways that the peer opened, in its order.
     pub async fn accept_bi(&self) -> Result<(FrameWriter, FrameReader), StreamError> {
-        let (send, receive) = self.inner.accept_bi().await.map_err(Closed::from)?;
-        Ok((FrameWriter::new(send), FrameReader::new(receive)))
+        let (send, receive) = self.inner.accept_bi().await.map_err(|e| self.fate.explain(e))?;
+        Ok((
+            FrameWriter::new(send, self.fate.clone()),
+            FrameReader::new(receive, self.fate.clone()),
+        ))
     }
 
     /// Opens a stream to the peer. The peer sees it when the first frame is sent. Waits while 16 are open.
     pub async fn open_uni(&self) -> Result<FrameWriter, StreamError> {
-        Ok(FrameWriter::new(self.inner.open_uni().await.map_err(Closed::from)?))
+        let stream = self.inner.open_uni().await.map_err(|e| self.fate.explain(e))?;
+        Ok(FrameWriter::new(stream, self.fate.clone()))
     }
 
     /// The next one-way stream that the peer opened, in its order.
     pub async fn accept_uni(&self) -> Result<FrameReader, StreamError> {
-        Ok(FrameReader::new(self.inner.accept_uni().await.map_err(Closed::from)?))
+        let stream = self.inner.accept_uni().await.map_err(|e| self.fate.explain(e))?;
+        Ok(FrameReader::new(stream, self.fate.clone()))
     }
 
     /// Waits until the connection is over, and says why.
     pub async fn closed(&self) -> Closed {
-        self.inner.closed().await.into()
+        self.fate.explain(self.inner.closed().await)
     }
 
     /// Why the connection is over; `None` while it lives.
     pub fn close_reason(&self) -> Option<Closed> {
-        self.inner.close_reason().map(Closed::from)
+        self.inner.close_reason().map(|e| self.fate.explain(e))
     }
 
     /// Closes at once. **Data in flight is lost**, on either side: after the last message was *heard*, or to break off.

@@ -18,6 +18,7 @@ use super::identity::{Identity, PeerId};
 use super::listen::{WELCOME, key_of};
 use super::tls::{self, Purpose};
 use super::tuning::{self, Settings};
+use super::vigil;
 
 /// A host and a port as the user wrote them, for dialing and for messages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -168,7 +169,7 @@ impl Call {
         let to = self.to.clone();
         let deadline = self.settings.handshake;
         let refused = async {
-            match knock(address).await.kind() {
+            match vigil::closed_port(address).await.kind() {
                 io::ErrorKind::ConnectionRefused => Err(ConnectError::NotListening { to: to.clone() }),
                 kind => Err(ConnectError::NoRoute {
                     to: to.clone(),
@@ -209,7 +210,7 @@ impl Call {
         let Some(key) = key_of(&connection) else {
             return Err(self.explain(Closed::Broken("the handshake left no key".to_owned()), &shown));
         };
-        Ok(Connection::new(connection, key, self.purpose))
+        Ok(Connection::new(connection, key, self.purpose, self.settings))
     }
 
     /// Waits for the word that the other side knows our key.
@@ -268,40 +269,6 @@ impl Call {
             },
             why => ConnectError::Closed { to, why },
         }
-    }
-}
-
-/// Resolves when the system says that a datagram to `address` cannot arrive, and never otherwise. QUIC's own socket is
-/// not connected, so it never learns of a closed port and would wait out its deadline.
-async fn knock(address: SocketAddr) -> io::Error {
-    async fn listen(address: SocketAddr) -> io::Result<()> {
-        let local: IpAddr = if address.is_ipv6() {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
-        let socket = tokio::net::UdpSocket::bind(SocketAddr::new(local, 0)).await?;
-        socket.connect(address).await?;
-        for _ in 0..3 {
-            // One byte is no QUIC packet and is dropped by a listener without an answer.
-            socket.send(&[0]).await?;
-            if let Ok(heard) = tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut [0; 8])).await {
-                heard?;
-            }
-        }
-        Ok(())
-    }
-    match listen(address).await {
-        // A firewall that rejects the knock (EPERM and its like) may still let QUIC pass.
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::NetworkUnreachable
-            ) =>
-        {
-            e
-        }
-        _ => std::future::pending().await,
     }
 }
 

@@ -3,8 +3,9 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::connection::{Closed, Code};
+use super::connection::Code;
 use super::error::StreamError;
+use super::vigil::Fate;
 
 /// The envelope of a message: `{type u16, version u8, length u32}`, little endian. A reader skips a type it does not
 /// know by its length.
@@ -135,13 +136,15 @@ fn to_usize(len: u32) -> usize {
 #[derive(Debug)]
 pub struct FrameReader {
     stream: RecvStream,
+    fate: Fate,
     assembler: Assembler,
 }
 
 impl FrameReader {
-    pub(super) fn new(stream: RecvStream) -> Self {
+    pub(super) fn new(stream: RecvStream, fate: Fate) -> Self {
         Self {
             stream,
+            fate,
             assembler: Assembler::default(),
         }
     }
@@ -153,7 +156,12 @@ impl FrameReader {
             if let Some(frame) = self.assembler.next(max)? {
                 return Ok(Some(frame));
             }
-            match self.stream.read_chunk(usize::MAX, true).await.map_err(read_error)? {
+            match self
+                .stream
+                .read_chunk(usize::MAX, true)
+                .await
+                .map_err(|e| read_error(e, &self.fate))?
+            {
                 Some(chunk) => self.assembler.push(chunk.bytes),
                 None if self.assembler.at_boundary() => return Ok(None),
                 None => return Err(StreamError::Truncated),
@@ -173,6 +181,7 @@ impl FrameReader {
 #[derive(Debug)]
 pub struct FrameWriter {
     stream: SendStream,
+    fate: Fate,
     finished: bool,
 }
 
@@ -180,9 +189,10 @@ pub struct FrameWriter {
 const SMALL_BODY: usize = 4 << 10;
 
 impl FrameWriter {
-    pub(super) fn new(stream: SendStream) -> Self {
+    pub(super) fn new(stream: SendStream, fate: Fate) -> Self {
         Self {
             stream,
+            fate,
             finished: false,
         }
     }
@@ -214,7 +224,7 @@ impl FrameWriter {
         self.stream
             .write_all_chunks(&mut pieces[..used])
             .await
-            .map_err(write_error)
+            .map_err(|e| write_error(e, &self.fate))
     }
 
     /// Streams with a higher number are sent first; 0 at the start.
@@ -238,7 +248,7 @@ impl FrameWriter {
         match self.stream.stopped().await {
             Ok(None) => Ok(()),
             Ok(Some(code)) => Err(StreamError::Stopped(code.into_inner())),
-            Err(quinn::StoppedError::ConnectionLost(e)) => Err(Closed::from(e).into()),
+            Err(quinn::StoppedError::ConnectionLost(e)) => Err(self.fate.explain(e).into()),
             Err(quinn::StoppedError::ZeroRttRejected) => Err(StreamError::Ended),
         }
     }
@@ -252,18 +262,18 @@ impl Drop for FrameWriter {
     }
 }
 
-fn read_error(error: ReadError) -> StreamError {
+fn read_error(error: ReadError, fate: &Fate) -> StreamError {
     match error {
         ReadError::Reset(code) => StreamError::Reset(code.into_inner()),
-        ReadError::ConnectionLost(e) => Closed::from(e).into(),
+        ReadError::ConnectionLost(e) => fate.explain(e).into(),
         ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => StreamError::Ended,
     }
 }
 
-fn write_error(error: WriteError) -> StreamError {
+fn write_error(error: WriteError, fate: &Fate) -> StreamError {
     match error {
         WriteError::Stopped(code) => StreamError::Stopped(code.into_inner()),
-        WriteError::ConnectionLost(e) => Closed::from(e).into(),
+        WriteError::ConnectionLost(e) => fate.explain(e).into(),
         WriteError::ClosedStream | WriteError::ZeroRttRejected => StreamError::Ended,
     }
 }

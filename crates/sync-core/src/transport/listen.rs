@@ -96,7 +96,7 @@ impl Listener {
                 incoming,
                 server: Arc::new(server),
                 trust: Arc::clone(&self.trust),
-                deadline: self.settings.handshake,
+                settings: self.settings,
                 _permit: permit,
             });
         }
@@ -121,7 +121,7 @@ pub struct Arrival {
     incoming: Incoming,
     server: Arc<ServerConfig>,
     trust: Arc<dyn Trust>,
-    deadline: Duration,
+    settings: Settings,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -133,7 +133,7 @@ impl Arrival {
 
     /// The handshake: the client proves its key, and is let in for its purpose or told why not.
     pub async fn establish(self) -> Result<Connection, AcceptError> {
-        let (from, deadline) = (self.from, self.deadline);
+        let (from, deadline) = (self.from, self.settings.handshake);
         tokio::time::timeout(deadline, self.handshake())
             .await
             .map_err(|_| AcceptError::Deadline { from })?
@@ -150,7 +150,7 @@ impl Arrival {
             let why = Closed::Broken("the handshake left no key or protocol".to_owned());
             return Err(AcceptError::Handshake { from, why });
         };
-        let connection = Connection::new(connection, key, purpose);
+        let connection = Connection::new(connection, key, purpose, self.settings);
         let peer = key.id();
         if purpose == Purpose::Session && !self.trust.accepts(&peer) {
             connection.close(Code::UnknownKey, "").await;

@@ -30,12 +30,11 @@ impl Loopback {
         let listener = Listener::bind(here, &replica, Arc::new(Only(master.id())), settings)?;
         let address = Address::from(listener.address());
         let dialing = connect(&address, &master, replica.id(), Purpose::Session, settings);
-        let (dialed, accepted) = tokio::join!(dialing, accept_one(&listener, &master));
+        let dialing = async { Ok::<_, LoopbackError>(dialing.await?) };
+        // The first failure ends both: nobody will come if the dialer gave up.
+        let (dialed, accepted) = tokio::try_join!(dialing, accept_one(&listener, &master))?;
         listener.take_no_more();
-        Ok(Self {
-            dialed: dialed?,
-            accepted: accepted?,
-        })
+        Ok(Self { dialed, accepted })
     }
 }
 

@@ -20,6 +20,7 @@ mod loopback;
 pub mod pairing;
 mod tls;
 mod tuning;
+mod vigil;
 
 pub use connection::{Closed, Code, Connection, Traffic};
 pub use dial::{Address, connect};

@@ -169,17 +169,6 @@ pub async fn pair(to: &Address, identity: &Identity, token: &Token, settings: Se
     let answered = tokio::time::timeout(PATIENCE, redeem(&connection, &token.secret)).await;
     match answered {
         Err(_) => Err(PairError::Deadline { to: to.clone() }),
-        Ok(Err(StreamError::Lost(closed)))
-            if matches!(
-                closed,
-                super::Closed::ByPeer {
-                    code: Code::NoInvitation,
-                    ..
-                }
-            ) =>
-        {
-            Err(PairError::Refused { to: to.clone() })
-        }
         Ok(Err(why)) => Err(PairError::Cut { to: to.clone(), why }),
         Ok(Ok(paired)) => {
             connection.close(Code::Done, "").await;

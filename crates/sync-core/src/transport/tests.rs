@@ -17,8 +17,8 @@ fn identity() -> Identity {
 
 fn quick() -> Settings {
     Settings {
-        handshake: Duration::from_millis(1500),
-        idle: Duration::from_millis(800),
+        handshake: Duration::from_secs(2),
+        idle: Duration::from_millis(1500),
         keep_alive: Duration::from_millis(200),
     }
 }
@@ -202,7 +202,7 @@ async fn a_closed_port_is_noticed_at_once() {
     .await;
     let error = error.unwrap_err();
     assert!(matches!(error, ConnectError::NotListening { .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn a_silent_port_is_given_up_at_the_deadline() {
         .await
         .unwrap_err();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -492,7 +492,7 @@ async fn a_peer_that_vanishes_is_noticed_on_both_sides() {
         .await
         .unwrap();
     let accepted = host.next().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(
         (dialed.close_reason(), accepted.close_reason()),
         (None, None),
@@ -537,7 +537,7 @@ async fn a_handshake_that_stalls_frees_its_place() {
         ),
         "{error}"
     );
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -573,6 +573,54 @@ fn a_peer_that_was_killed_and_restarted_is_noticed_before_the_idle_timeout() {
             .unwrap();
         assert_eq!(closed, Closed::Restarted);
     });
+}
+
+#[test]
+fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (master, replica) = (identity(), identity());
+    for dialer_survives in [true, false] {
+        let (survivor, victim) = (runtime(), runtime());
+        let (listens, dials) = if dialer_survives {
+            (&victim, &survivor)
+        } else {
+            (&survivor, &victim)
+        };
+        let trust: Arc<dyn Trust> = Arc::new(Only(master.id()));
+        let mut host = listens.block_on(async { Host::start(&replica, trust, Settings::default()) });
+        let dialed = dials.block_on(dial(&host, &master, Purpose::Session)).unwrap();
+        let accepted = listens.block_on(host.next()).unwrap();
+        let (left, lost) = if dialer_survives {
+            (dialed, accepted)
+        } else {
+            (accepted, dialed)
+        };
+        let waiting = {
+            let left = left.clone();
+            survivor.spawn(async move { left.accept_uni().await.err() })
+        };
+        // An idle but living peer is left alone.
+        std::thread::sleep(Duration::from_millis(4500));
+        assert_eq!(left.close_reason(), None);
+        victim.shutdown_timeout(Duration::from_secs(5));
+        drop(lost);
+        if dialer_survives {
+            drop(host);
+        }
+        survivor.block_on(async {
+            let closed = tokio::time::timeout(Duration::from_secs(5), left.closed())
+                .await
+                .unwrap();
+            assert_eq!(closed, Closed::Vanished);
+            assert_eq!(waiting.await.unwrap(), Some(StreamError::Lost(Closed::Vanished)));
+        });
+    }
 }
 
 #[tokio::test]
