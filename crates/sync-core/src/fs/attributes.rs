@@ -1,0 +1,1 @@
+//! Owner, mode, xattrs and times of an inode, through descriptors only.

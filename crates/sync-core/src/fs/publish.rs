@@ -1,0 +1,1 @@
+//! From staged entries to visible names.

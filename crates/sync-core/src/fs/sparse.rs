@@ -1,0 +1,1 @@
+//! Zero runs become holes.

@@ -1,0 +1,1 @@
+//! The private staging directory of a replica.
