@@ -12,7 +12,9 @@ use sync_core::roles::log::LoggedVersion;
 /// The name of an item as rsync prints it: a directory ends in a slash.
 pub fn item_name(item: &Item) -> String {
     let mut name = item.path.display();
-    if item.code.as_bytes().get(1) == Some(&b'd') && !name.ends_with('/') {
+    // `*deleting` has a `d` in that place, too, and does not tell the kind.
+    let directory = item.code.as_bytes().get(1) == Some(&b'd') && !item.code.starts_with('*');
+    if directory && !name.ends_with('/') {
         name.push('/');
     }
     name
