@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use sync_core::path::escape;
-
 use crate::output::{Sink, json};
 
 /// The documented exit codes.
@@ -72,48 +69,17 @@ impl Failure {
 }
 
 /// Prints what clap has to say about the arguments: help and version are no errors.
-pub fn refuse_arguments(mut refusal: clap::Error, json: bool) -> Exit {
-    if matches!(refusal.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        let _ = refusal.print();
+pub fn refuse_arguments(refusal: &clap::Error, json: bool) -> Exit {
+    let _ = refusal.print();
+    if !refusal.use_stderr() {
         return Exit::Done;
     }
-    // An argument may be a file name that a shell pattern produced: it must not reach the terminal raw.
-    for (kind, text) in hostile_context(&refusal) {
-        refusal.insert(kind, text);
-    }
-    let _ = refusal.print();
     if json {
         let text = refusal.render().to_string();
         let message = text.trim().trim_start_matches("error: ");
-        Sink::stdout().line(&json::failure(message, Exit::Usage).to_string());
+        let out = Sink::stdout();
+        out.line(&json::failure(message, Exit::Usage).to_string());
+        out.flush();
     }
     Exit::Usage
-}
-
-fn hostile_context(refusal: &clap::Error) -> Vec<(ContextKind, ContextValue)> {
-    let escaped = |text: &String| escape(text.as_bytes());
-    let one = |(kind, value): (ContextKind, &ContextValue)| match value {
-        ContextValue::String(text) => Some((kind, ContextValue::String(escaped(text)))),
-        ContextValue::Strings(texts) => Some((kind, ContextValue::Strings(texts.iter().map(escaped).collect()))),
-        _ => None,
-    };
-    refusal.context().filter_map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args;
-
-    #[test]
-    fn an_argument_with_a_terminal_escape_is_shown_harmless() {
-        let argv = ["synccli", "push", "--evil\u{1b}[31m\n", "a", "./b"].map(Into::into);
-        let mut refusal = args::parse(&argv).unwrap_err();
-        for (kind, text) in hostile_context(&refusal) {
-            refusal.insert(kind, text);
-        }
-        let text = refusal.render().to_string();
-        assert!(text.contains("--evil\\x1b[31m\\n"), "{text:?}");
-        assert!(!text.contains('\u{1b}'), "{text:?}");
-    }
 }

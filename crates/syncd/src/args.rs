@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 use sync_core::path::escape;
 
@@ -44,7 +46,7 @@ struct Options {
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
     /// A share and the absolute path of its directory; may be repeated.
-    #[arg(long = "share", value_name = "NAME=PATH", value_parser = share)]
+    #[arg(long = "share", value_name = "NAME=PATH", value_parser = OsStringValueParser::new().try_map(share))]
     shares: Vec<(String, PathBuf)>,
     /// Log lines for people or for programs [default: text].
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -63,9 +65,11 @@ pub enum Verb {
     Id,
 }
 
-fn share(text: &str) -> Result<(String, PathBuf), &'static str> {
-    let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
-    Ok((name.to_owned(), path.into()))
+fn share(text: OsString) -> Result<(String, PathBuf), &'static str> {
+    let bytes = text.into_vec();
+    let cut = bytes.iter().position(|&b| b == b'=').ok_or("write NAME=PATH")?;
+    let name = String::from_utf8(bytes[..cut].to_vec()).map_err(|_| "a name is plain text")?;
+    Ok((name, OsString::from_vec(bytes[cut + 1..].to_vec()).into()))
 }
 
 /// Parses a command line whose first element is the program's name.

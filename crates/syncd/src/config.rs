@@ -50,7 +50,7 @@ pub enum LogLevel {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    state_dir: Option<PathBuf>,
+    state_dir: Option<Spanned<PathBuf>>,
     #[serde(default)]
     listen: Vec<SocketAddr>,
     #[serde(default)]
@@ -126,8 +126,13 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         place: at(share.path.span().start),
         path: share.path.into_inner(),
     };
+    // What a relative path means would depend on where the daemon was started.
+    if let Some(dir) = file.state_dir.as_ref().filter(|dir| dir.as_ref().is_relative()) {
+        let reason = format!("state_dir: {} is not absolute", shown(dir.as_ref()));
+        return Err(ConfigError { place: at(dir.span().start), reason });
+    }
     Ok(Raw {
-        state_dir: file.state_dir,
+        state_dir: file.state_dir.map(Spanned::into_inner),
         listen: file.listen,
         log_format: file.log_format,
         log_level: file.log_level,
@@ -237,7 +242,8 @@ fn refusal(place: &str, reason: impl fmt::Display) -> ConfigError {
     ConfigError { place: place.to_owned(), reason: reason.to_string() }
 }
 
-fn shown(path: &Path) -> String {
+/// A path, safe on a terminal.
+pub(crate) fn shown(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes())
 }
 
@@ -280,6 +286,7 @@ mod tests {
             ("[shares.www]\npath = '/w'\nowner = 1\n", "c.toml: line 3: unknown field `owner`"),
             ("[shares.www]\n", "c.toml: line 1: missing field `path`"),
             ("\nlisten = ['localhost']\n", "c.toml: line 2: "),
+            ("\nstate_dir = 's'\n", "c.toml: line 2: state_dir: s is not absolute"),
             ("log_level = 'loud'\n", "c.toml: line 1: unknown variant `loud`"),
             ("# x\n\nstate_dir = \n", "c.toml: line 3: "),
             ("[shares.a]\npath='/a'\n[shares.a]\npath='/b'\n", "c.toml: line 3: duplicate key"),

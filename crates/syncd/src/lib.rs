@@ -19,7 +19,7 @@ use sync_core::roles::replica::{Daemon, DaemonConfig};
 use sync_core::roles::{Shutdown, pairing};
 
 use args::Verb;
-use config::{Checked, Raw};
+use config::{Checked, Raw, shown};
 
 /// It did what it was asked, and ended because it was asked.
 const DONE: u8 = 0;
@@ -56,10 +56,10 @@ pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
     for (name, path) in &config.shares {
         // One level only: a missing parent is a typing error or a mount that is not there.
         match std::fs::create_dir(path) {
-            Ok(()) => tracing::info!(share = %name, path = %path.display(), "made the share's directory"),
+            Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(error).with_context(|| format!("share {name}: cannot make {}", path.display()));
+                return Err(error).with_context(|| format!("share {name}: cannot make {}", shown(path)));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Log lines on standard error, as text or JSON.
 
+use std::io::IsTerminal as _;
+
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{LogFormat, LogLevel};
@@ -15,6 +17,7 @@ pub fn start(format: LogFormat, level: LogLevel) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         // A closed standard error must not end the daemon.
         .log_internal_errors(false);
     let _ = match format {

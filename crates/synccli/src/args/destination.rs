@@ -8,7 +8,7 @@ use std::str::FromStr;
 use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, is_share_name};
 use sync_core::path::escape;
 
-/// Why text is no destination. The message carries the escaped text and what to write instead.
+/// Why text is no destination. The message says what to write instead; names in it are escaped.
 pub type Refusal = String;
 
 /// Parses one DEST.
@@ -16,8 +16,7 @@ pub fn parse(text: OsString) -> Result<Destination, Refusal> {
     if is_path(text.as_bytes()) {
         return Ok(Destination::Path(PathBuf::from(text)));
     }
-    let shown = escape(text.as_bytes());
-    let hint = format!("a path must start with `/`, `./` or `../`: write ./{shown} if a directory here is meant");
+    let hint = "a path starts with `/`, `./` or `../`: put ./ before it if a directory here is meant";
     // Bytes that are no UTF-8 cannot be a host: only the hint helps.
     let text = String::from_utf8(text.into_vec()).map_err(|_| format!("not HOST[:PORT]/SHARE; {hint}"))?;
     let (peer, share) = text.split_once('/').ok_or_else(|| format!("not HOST[:PORT]/SHARE; {hint}"))?;
@@ -171,8 +170,7 @@ mod tests {
             let refusal = parse(text.into()).unwrap_err();
             assert!(refusal.contains("./"), "{text}: {refusal}");
         }
-        let refusal = parse(OsString::from_vec(b"\xff\x1b[2J/x".to_vec())).unwrap_err();
-        assert!(refusal.contains("./\\xff\\x1b[2J/x") && !refusal.contains('\u{1b}'), "{refusal}");
+        assert!(parse(OsString::from_vec(b"\xff/x".to_vec())).unwrap_err().contains("./"));
     }
 
     #[test]

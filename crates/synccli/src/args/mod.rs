@@ -5,12 +5,13 @@ mod destination;
 mod filters;
 mod rate;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use sync_core::options::{Compress, Destination, default_state_dir};
+use sync_core::path::escape;
 
 pub use destination::{HostPort, label};
 pub use filters::{Filter, rules};
@@ -162,8 +163,23 @@ pub struct LogArgs {
 /// Parses a command line whose first element is the program's name.
 ///
 /// # Errors
-/// What clap says: a refusal, or a request for help or the version.
+/// What clap says, safe on a terminal: a refusal, or a request for help or the version.
 pub fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    parse_raw(argv).map_err(|refusal| {
+        // A shell pattern makes arguments of file names, and clap repeats them as they are. The same words escaped are
+        // refused in the same way; should they not be, it was not about them.
+        let escaped: Vec<_> = argv.iter().map(|arg| harmless(arg)).collect();
+        if escaped == argv { refusal } else { parse_raw(&escaped).err().unwrap_or(refusal) }
+    })
+}
+
+fn harmless(arg: &OsStr) -> OsString {
+    let escaped = escape(arg.as_encoded_bytes());
+    let same = arg.as_encoded_bytes() == escaped.replace("\\\\", "\\").as_bytes();
+    if same { arg.to_owned() } else { escaped.into() }
+}
+
+fn parse_raw(argv: &[OsString]) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(argv)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Push(push), Some(matches)) = (&mut cli.command, matches.subcommand_matches("push")) {
@@ -272,6 +288,20 @@ mod tests {
         for words in refused {
             let refusal = parse_words(words).unwrap_err();
             assert_eq!(refusal.exit_code(), 2, "{words:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn file_names_among_the_arguments_are_shown_harmless() {
+        let table: &[(&[&str], &str)] = &[
+            (&["push", "--evil\u{1b}[31m\n", "a", "./b"], "--evil\\x1b[31m\\n"),
+            (&["push", "a", "evil\u{1b}[31m\n"], "evil\\x1b[31m\\n"),
+            (&["evil\u{1b}[31m\n"], "evil\\x1b[31m\\n"),
+            (&["push", "--bwlimit=a\\b", "a", "./b"], "'a\\b'"),
+        ];
+        for (words, shown) in table {
+            let text = parse_words(words).unwrap_err().render().to_string();
+            assert!(text.contains(shown) && !text.contains('\u{1b}'), "{text:?}");
         }
     }
 

@@ -27,7 +27,7 @@ pub fn run(cli: Cli) -> Exit {
             state_dir.and_then(|dir| log::run(&args, &dir, &out))
         }
         Command::Id => state_dir.and_then(|dir| id::run(&dir, &out)),
-        Command::Completions { shell } => completions::run(shell, &out),
+        Command::Completions { shell } => Ok(completions::run(shell, &out)),
         Command::Man { verb } => man::run(verb.as_deref(), &out),
     };
     let exit = result.unwrap_or_else(|failure: Failure| failure.report(&out, &err, json));

@@ -19,6 +19,8 @@ impl Bar {
     /// A bar that shows at once and moves by itself.
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(style(Phase::Scan));
+        bar.set_message("starting");
         bar.enable_steady_tick(Duration::from_millis(100));
         Self { bar, phase: Mutex::new(None) }
     }
