@@ -64,7 +64,8 @@ pub struct PushArgs {
     /// The directory whose contents are made the contents of each DEST.
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
-    /// A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE.
+    /// Where it goes: directories here, or shares of daemons.
+    #[arg(help = "A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE")]
     #[arg(value_name = "DEST", required = true, value_parser = OsStringValueParser::new().try_map(destination::parse))]
     pub destinations: Vec<Destination>,
     /// Say what would change, change nothing at all.
