@@ -167,3 +167,50 @@ impl PushReport {
         self.source_problems == 0 && self.destinations.iter().all(|d| d.exact && d.problems == 0)
     }
 }
+
+/// Longest name of a share in bytes.
+pub const MAX_SHARE_NAME: usize = 64;
+
+/// Whether `name` can name a share: 1 to [`MAX_SHARE_NAME`] of `A-Z a-z 0-9 . _ -`, and neither `.` nor `..`, since
+/// the name becomes that of a directory.
+pub fn is_share_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=MAX_SHARE_NAME).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..")
+}
+
+/// Where the state directory is unless told otherwise: `/var/lib/syncd` for root, else `syncd` in the user's state
+/// directory (XDG Base Directory Specification: `$XDG_STATE_HOME` if absolute, else `$HOME/.local/state`).
+/// `None` if neither variable helps.
+pub fn default_state_dir(root: bool, xdg_state_home: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    if root {
+        return Some(PathBuf::from("/var/lib/syncd"));
+    }
+    xdg_state_home
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| home.filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/state")))
+        .map(|dir| dir.join("syncd"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_name_is_one_plain_directory_name() {
+        for good in ["www", "a", "site.v2", "A_b-9", "...", &"x".repeat(MAX_SHARE_NAME)] {
+            assert!(is_share_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n", &"x".repeat(MAX_SHARE_NAME + 1)] {
+            assert!(!is_share_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_state_directory_follows_the_user() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(default_state_dir(true, path("/x"), path("/root")), path("/var/lib/syncd"));
+        assert_eq!(default_state_dir(false, path("/x"), path("/home/a")), path("/x/syncd"));
+        assert_eq!(default_state_dir(false, path("relative"), path("/home/a")), path("/home/a/.local/state/syncd"));
+        assert_eq!(default_state_dir(false, None, None), None);
+    }
+}
