@@ -22,6 +22,14 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// Makes a directory with those above it that are missing.
+///
+/// # Errors
+/// As mkdir(2).
+pub fn create(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
 /// Device and inode of a directory; `None` if there is none.
 pub fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))

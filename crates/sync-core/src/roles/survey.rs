@@ -2,7 +2,7 @@
 //!
 //! Both roles begin with it. The master learns what changed since it published; the replica learns its own drift.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use crate::filter::Filter;
@@ -65,6 +65,12 @@ pub struct Survey {
     pub tree: Option<TreeHash>,
     /// State directories and the like that were left out.
     pub left_out: Vec<RelPath>,
+    /// Directories below the top where another file system is mounted.
+    pub mounts: Vec<RelPath>,
+    /// Prefixes of the contents that rows are believed about.
+    pub contents: HashSet<u64>,
+    /// Names of inodes that have several, by file system and inode.
+    pub names: HashMap<(u64, u64), Vec<RelPath>>,
 }
 
 impl Survey {
@@ -234,6 +240,9 @@ impl Walk<'_> {
                        --checksum to take the directory as it is";
             return self.hold(FsError::because("read", &seen.path, why));
         }
+        if seen.mount {
+            self.survey.mounts.push(seen.path.clone());
+        }
         let group = self.group(seen);
         let looked = match row {
             Some(row) if self.believes(&row, seen) => {
@@ -250,6 +259,8 @@ impl Walk<'_> {
         if seen.stat.nlink < 2 || seen.stat.is_dir() {
             return None;
         }
+        let inode = (seen.stat.tuple.fs, seen.stat.tuple.ino);
+        self.survey.names.entry(inode).or_default().push(seen.path.clone());
         let known = self.groups.get(&seen.stat.identity()).cloned();
         if known.is_none() {
             self.groups.insert(seen.stat.identity(), (seen.path.clone(), None));
@@ -268,6 +279,7 @@ impl Walk<'_> {
     fn known(&mut self, seen: &Seen<'_>, row: Row, group: Option<(RelPath, Option<Kind>)>) {
         let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|(first, _)| first) };
         self.remember(seen, &row.entry);
+        self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
         if row.entry.link == link && row.mount == seen.mount {
             self.fold(&row);
             return;

@@ -10,7 +10,7 @@ use crate::monitor::Problem;
 use crate::options::Destination;
 use crate::path::escape;
 use crate::roles::Shutdown;
-use crate::roles::pairing::identity;
+use crate::roles::pairing::{how_to_pair, identity};
 use crate::roles::replica;
 use crate::transport::{self, Address, Connection, Loopback, PeerId, Purpose, Settings};
 
@@ -47,10 +47,8 @@ pub async fn dial(
             let state = StateDir::open(state_dir).map_err(|e| failed(e.to_string()))?;
             let address = Address::new(host.clone(), *port);
             let pinned = state.known(&address.to_string()).map_err(|e| failed(e.to_string()))?;
-            let Some(pinned) = pinned.map(PeerId) else {
-                return Err(failed(format!(
-                    "not paired with {address}: on that host run `syncd invite`, then here `synccli pair {address} TOKEN`"
-                )));
+            let Some(pinned) = pinned.and_then(|id| id.parse::<PeerId>().ok()) else {
+                return Err(failed(format!("not paired with {address}: {}", how_to_pair(&address))));
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
             let connection = transport::connect(&address, &identity, pinned, Purpose::Session, Settings::default())

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub use error::PushError;
+pub(crate) use source::SOURCE_PATH;
 
 use crate::index::IndexError;
 use crate::manifest::Version;

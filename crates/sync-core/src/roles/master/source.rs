@@ -79,7 +79,7 @@ impl Source {
             true => StateDir::at(&request.state_dir),
             false => StateDir::open(&request.state_dir).map_err(|e| PushError::State(e.to_string()))?,
         };
-        let dir = state.source_index_dir(canonical.as_os_str().as_encoded_bytes());
+        let dir = state.source_index_dir(&canonical);
         let opened = match request.policy.dry_run {
             true => Index::scratch_copy(&dir)?,
             false => Index::open(&dir, BUSY)?,
@@ -212,9 +212,11 @@ impl Source {
     }
 
     fn publish(&self, pending: &[Pending], gone: &[Row], root: Digest, entries: u64) -> Result<Version, PushError> {
-        let Next { lineage, number, parent } = match self.index.next_version()? {
+        let next = self.index.next_version()?;
+        let first = next.is_none();
+        let Next { lineage, number, parent } = match next {
             Some(next) => next,
-            None => Next { lineage: Lineage(fs::random()?), number: 1, parent: None },
+            None => Next { lineage: Lineage(random()?), number: 1, parent: None },
         };
         let version = Version { lineage, number, parent, root, time: fs::clock::now() };
         let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
@@ -222,7 +224,7 @@ impl Source {
         let counts = Counts { entries, created, updated, deleted: gone.len() as u64 };
         let chunks = std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner));
         self.index.commit_with(number, |commit| {
-            if number == 1 {
+            if first {
                 commit.mint_lineage(lineage.0, parent)?;
             }
             gone.iter().try_for_each(|row| commit.delete(&row.path).map(drop))?;
@@ -236,7 +238,7 @@ impl Source {
     /// A replica stands at a version that this index does not know: it was restored from an old copy, cloned, or made
     /// anew. From the next version on this is another lineage, which grew from there.
     pub fn branch(&self, from: VersionId) -> Result<(), PushError> {
-        Ok(self.index.mint_lineage(fs::random()?, Some(from)).map(drop)?)
+        Ok(self.index.mint_lineage(random()?, Some(from)).map(drop)?)
     }
 
     /// The chunks of a content, from memory or the index.
@@ -305,6 +307,10 @@ fn check_overlaps(source: &Path, destinations: &[Destination]) -> Result<(), Pus
         }
     }
     Ok(())
+}
+
+fn random() -> Result<[u8; 16], PushError> {
+    fs::random().map_err(|e| PushError::State(format!("cannot get random bytes from the kernel: {e}")))
 }
 
 fn show(path: &Path) -> String {
