@@ -25,8 +25,12 @@ pub mod sparse;
 pub mod staging;
 
 pub use error::FsError;
+pub use probe::{probe, probe_at};
+pub use read::{Hashed, ReadError, SourceFile, hash_file};
 pub use root::{Root, RootLock};
+pub use scan::{LeftOut, Reserved, ScanOptions, Scanned, Seen, scan};
 pub use stat::{FileType, Stat};
+pub use state_dir::{MAX_INVITATIONS, StateDir, StateError};
 
 /// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved:
 /// a source must not hold it.
