@@ -1,1 +1,398 @@
-//! (to be written)
+//! Cutting a file into content-defined chunks, so that an edit moves only the boundaries around it.
+//!
+//! FastCDC (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems",
+//! IEEE TPDS 2020), through the crate `fastcdc`. Boundaries are part of what is stored in indexes and compared between
+//! hosts: the crate's version is pinned exactly, and golden vectors in the tests pin what it gives.
+//!
+//! Not for identity: a chunk's digest is truncated and only proposes a match, the digest of the whole file decides.
+
+use fastcdc::v2020::{self, Normalization};
+use serde::{Deserialize, Serialize};
+
+/// Files smaller than this many bytes are sent whole. With chunks of 4 KiB on average a list and its answer would cost
+/// a noticeable part of what they save, and a stream of small files compresses well anyway.
+pub const MIN_DELTA: u64 = 64 << 10;
+
+/// One chunk of a file, in the order of the file; its offset is the sum of the lengths before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChunkRef {
+    /// The first 16 bytes of the BLAKE3 of the chunk: a hint for matching. Somebody who plants a collision gains
+    /// nothing, because the file made from a false match fails against its own digest.
+    pub digest: [u8; 16],
+    /// Bytes, at least 1 in a list made here. A list from a peer proves nothing about it.
+    pub len: u32,
+}
+
+impl ChunkRef {
+    /// The reference to a chunk with these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = *blake3::hash(bytes).as_bytes();
+        // A chunk is at most `Chunking::max` long, far below 4 GiB.
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Self { digest: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p], len }
+    }
+}
+
+/// How many bytes a list of chunks covers. Cannot overflow for any list that fits in memory.
+pub fn covered(chunks: &[ChunkRef]) -> u64 {
+    chunks.iter().map(|chunk| u64::from(chunk.len)).sum()
+}
+
+/// Sizes of chunks in bytes. Two lists can be compared only if both were made with the same sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub struct Chunking {
+    /// Power of two of the average, within [`SMALLEST`] and [`LARGEST`]: the others follow from it.
+    bits: u8,
+}
+
+/// Power of two of the smallest average: 4 KiB.
+const SMALLEST: u8 = 12;
+/// Power of two of the largest average: 4 MiB, the most that `fastcdc` supports. With it, `max` is at that crate's
+/// limit of 16 MiB and `min` at its limit of 1 MiB. The crate checks them in debug builds only.
+const LARGEST: u8 = 22;
+
+/// Power of two of the average at the turn of the two rules of [`Chunking::for_size`]: 128 KiB.
+const TURN: u8 = 17;
+
+impl Chunking {
+    /// The sizes for a file of `size` bytes.
+    ///
+    /// What one edit in the middle costs is the list of chunks (20 bytes each) and about one chunk of content; the sum
+    /// is least where both are alike, so the average grows with the square root of the size: 4 KiB up to 1.5 MiB,
+    /// 8 KiB up to 6 MiB, …, 128 KiB up to 1.5 GiB. From there it grows with the size, which bounds a list to about
+    /// 12 thousand chunks (240 KB), up to 4 MiB: beyond 48 GiB lists grow again, 5 MB for each TiB.
+    ///
+    /// The steps lie between the powers of two on purpose: files of such sizes are common, and a file that grows
+    /// across a step must be read and cut again at the replica before anything matches.
+    pub fn for_size(size: u64) -> Self {
+        let mut bits = SMALLEST;
+        let mut limit = 3u64 << 19;
+        while bits < LARGEST && size > limit {
+            limit <<= if bits < TURN { 2 } else { 1 };
+            bits += 1;
+        }
+        Self { bits }
+    }
+
+    /// No chunk but the last of a file is shorter. A quarter of the average: the bytes below it need no scan, and the
+    /// distribution around the average stays as the paper has it.
+    pub fn min(self) -> usize {
+        1 << (self.bits - 2)
+    }
+
+    /// About what a chunk has in data without structure.
+    pub fn avg(self) -> usize {
+        1 << self.bits
+    }
+
+    /// No chunk is longer. Four times the average: in random data fewer than one chunk in a thousand is cut there,
+    /// where the content has no say, and it bounds what the chunker buffers to 16 MiB.
+    pub fn max(self) -> usize {
+        1 << (self.bits + 2)
+    }
+
+    /// The most chunks that a file of `size` bytes can have: a longer list is not one of ours.
+    pub fn most_chunks(self, size: u64) -> u64 {
+        size.div_ceil(self.min() as u64)
+    }
+}
+
+impl From<Chunking> for u8 {
+    fn from(chunking: Chunking) -> Self {
+        chunking.bits
+    }
+}
+
+impl TryFrom<u8> for Chunking {
+    type Error = String;
+    fn try_from(bits: u8) -> Result<Self, String> {
+        if (SMALLEST..=LARGEST).contains(&bits) {
+            Ok(Self { bits })
+        } else {
+            Err(format!("chunks of 2^{bits} bytes on average: outside 2^{SMALLEST} to 2^{LARGEST}"))
+        }
+    }
+}
+
+/// Cuts a stream, given in slices of any size, exactly where the whole would be cut.
+///
+/// Chunks that lie within one slice are hashed in place. Only the end of a slice, up to the next boundary, is copied:
+/// at most [`Chunking::max`] bytes are ever held.
+pub struct Chunker {
+    chunking: Chunking,
+    /// Strict and relaxed mask of normalized chunking.
+    masks: (u64, u64),
+    /// The beginning of a chunk whose end is not known yet; shorter than `max`.
+    tail: Vec<u8>,
+    /// How many bytes of `tail` are known to hold no boundary.
+    searched: usize,
+}
+
+impl Chunker {
+    /// A chunker at the beginning of a file.
+    pub fn new(chunking: Chunking) -> Self {
+        let masks = v2020::select_masks(chunking.avg(), Normalization::Level1);
+        Self { chunking, masks, tail: Vec::new(), searched: 0 }
+    }
+
+    /// Takes the next bytes of the file, and gives every chunk whose end they settle.
+    pub fn push(&mut self, bytes: &[u8], emit: &mut impl FnMut(ChunkRef)) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.tail.is_empty() {
+                rest = self.cut_in_place(rest, emit);
+                self.tail.extend_from_slice(rest);
+                self.searched = rest.len();
+                return;
+            }
+            // Every search starts over at the beginning of the chunk. Waiting until there is twice as much as last
+            // time keeps the sum linear even if bytes come one by one.
+            let wanted = (2 * self.searched).clamp(self.chunking.min() + 1, self.chunking.max());
+            let missing = wanted.saturating_sub(self.tail.len());
+            let Some((more, after)) = rest.split_at_checked(missing) else {
+                self.tail.extend_from_slice(rest);
+                return;
+            };
+            self.tail.extend_from_slice(more);
+            let Some(end) = self.end_of(&self.tail) else {
+                self.searched = self.tail.len();
+                rest = after;
+                continue;
+            };
+            emit(ChunkRef::of(&self.tail[..end]));
+            let beyond = self.tail.len() - end;
+            if beyond <= more.len() {
+                // What lies beyond is still there in the slice, and need not be copied.
+                rest = &rest[missing - beyond..];
+                self.tail.clear();
+            } else {
+                rest = after;
+                self.tail.drain(..end);
+            }
+            self.searched = 0;
+        }
+    }
+
+    /// Ends the file: gives what is left, and begins the next file.
+    pub fn finish(&mut self, emit: &mut impl FnMut(ChunkRef)) {
+        // Bytes that waited for a larger search may hold several chunks.
+        let tail = std::mem::take(&mut self.tail);
+        self.searched = 0;
+        let rest = self.cut_in_place(&tail, emit);
+        if !rest.is_empty() {
+            emit(ChunkRef::of(rest));
+        }
+    }
+
+    /// Gives the chunks at the front of `bytes` and returns what has no settled end.
+    fn cut_in_place<'a>(&self, mut bytes: &'a [u8], emit: &mut impl FnMut(ChunkRef)) -> &'a [u8] {
+        while let Some(end) = self.end_of(bytes) {
+            let (chunk, rest) = bytes.split_at(end);
+            emit(ChunkRef::of(chunk));
+            bytes = rest;
+        }
+        bytes
+    }
+
+    /// The end of the chunk that begins `bytes`, if no byte after them can change it.
+    fn end_of(&self, bytes: &[u8]) -> Option<usize> {
+        let (min, avg, max) = (self.chunking.min(), self.chunking.avg(), self.chunking.max());
+        let (strict, relaxed) = self.masks;
+        let (_, end) = v2020::cut(bytes, min, avg, max, strict, relaxed, strict << 1, relaxed << 1);
+        // A position below the length was chosen by the content before it. The length itself only says that nothing
+        // was found so far, unless it is the maximum.
+        (end < bytes.len() || end == max).then_some(end)
+    }
+}
+
+/// The chunks of a whole slice.
+pub fn chunks_of(bytes: &[u8], chunking: Chunking) -> Vec<ChunkRef> {
+    let mut list = Vec::new();
+    let mut chunker = Chunker::new(chunking);
+    chunker.push(bytes, &mut |chunk| list.push(chunk));
+    chunker.finish(&mut |chunk| list.push(chunk));
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Marsaglia's xorshift64: bytes that are the same everywhere and for ever.
+    pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(len + 8);
+        while out.len() < len {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            out.extend_from_slice(&seed.to_le_bytes());
+        }
+        out.truncate(len);
+        out
+    }
+
+    fn smallest() -> Chunking {
+        Chunking::for_size(0)
+    }
+
+    fn lens(list: &[ChunkRef]) -> Vec<u32> {
+        list.iter().map(|chunk| chunk.len).collect()
+    }
+
+    /// What the crate says about the whole slice at once.
+    fn reference(bytes: &[u8], c: Chunking) -> Vec<ChunkRef> {
+        v2020::FastCDC::new(bytes, c.min(), c.avg(), c.max())
+            .map(|chunk| ChunkRef::of(&bytes[chunk.offset..chunk.offset + chunk.length]))
+            .collect()
+    }
+
+    #[test]
+    fn sizes_stay_within_what_the_crate_supports() {
+        for bits in SMALLEST..=LARGEST {
+            let c = Chunking::try_from(bits).unwrap();
+            assert!((v2020::MINIMUM_MIN..=v2020::MINIMUM_MAX).contains(&c.min()));
+            assert!((v2020::AVERAGE_MIN..=v2020::AVERAGE_MAX).contains(&c.avg()));
+            assert!((v2020::MAXIMUM_MIN..=v2020::MAXIMUM_MAX).contains(&c.max()));
+        }
+        assert!(Chunking::try_from(SMALLEST - 1).is_err());
+        assert!(Chunking::try_from(LARGEST + 1).is_err());
+    }
+
+    /// Indexes hold lists made with these: a change makes every stored list useless.
+    #[test]
+    fn the_steps_are_pinned() {
+        const M: u64 = 1 << 20;
+        const G: u64 = 1 << 30;
+        let table = [
+            (0, 4),
+            (MIN_DELTA, 4),
+            (M, 4),
+            (3 * M / 2, 4),
+            (3 * M / 2 + 1, 8),
+            (6 * M, 8),
+            (16 * M, 16),
+            (24 * M + 1, 32),
+            (100 * M, 64),
+            (G, 128),
+            (G + 3 * M, 128),
+            (3 * G / 2, 128),
+            (3 * G / 2 + 1, 256),
+            (4 * G, 512),
+            (8 * G, 1024),
+            (24 * G, 2048),
+            (32 * G, 4096),
+            (u64::MAX, 4096),
+        ];
+        for (size, kib) in table {
+            assert_eq!(Chunking::for_size(size).avg(), kib << 10, "{size} bytes");
+        }
+        for size in [M, 16 * M, G, 20 * G, 48 * G] {
+            assert!(size / Chunking::for_size(size).avg() as u64 <= 12_288, "{size} bytes");
+        }
+    }
+
+    /// Golden vectors: boundaries are stored in indexes and compared between hosts. Never edit them once released.
+    #[test]
+    fn boundaries_are_pinned() {
+        let small = chunks_of(&noise(64 << 10, 0x9e37_79b9_7f4a_7c15), smallest());
+        assert_eq!(
+            lens(&small),
+            [9159, 6046, 4109, 2719, 2711, 3362, 4164, 8830, 2473, 1177, 7599, 2724, 1510, 7127, 1826]
+        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&small[0].digest), "66e1c9671f9d0aa93a69b411069321d9");
+        let large = chunks_of(&noise(8 << 20, 1), Chunking::for_size(100 << 20));
+        assert_eq!(lens(&large[..8]), [85966, 85358, 101582, 87648, 77767, 61878, 66766, 107262]);
+        let all = large.iter().fold(blake3::Hasher::new(), |mut h, chunk| {
+            h.update(&chunk.digest).update(&chunk.len.to_le_bytes());
+            h
+        });
+        assert_eq!(
+            (large.len(), all.finalize().to_hex().as_str()),
+            (101, "703b967b479fc76b17ac5af6a20e788cd8545f3e3a8a3a1f3af05898a6bec116")
+        );
+    }
+
+    #[test]
+    fn one_slice_gives_what_the_crate_gives() {
+        for len in [0, 1, 1023, 1024, 1025, 4096, 16_383, 16_384, 16_385, 300_001] {
+            let bytes = noise(len, 7);
+            assert_eq!(chunks_of(&bytes, smallest()), reference(&bytes, smallest()), "{len} bytes");
+        }
+    }
+
+    /// Content that never meets a mask is cut at the maximum, also across slices.
+    #[test]
+    fn constant_bytes_are_cut_at_the_maximum() {
+        let c = smallest();
+        let zeros = vec![0; 3 * c.max() + 5];
+        let mut list = Vec::new();
+        let mut chunker = Chunker::new(c);
+        for piece in zeros.chunks(c.max() - 3) {
+            chunker.push(piece, &mut |chunk| list.push(chunk));
+        }
+        chunker.finish(&mut |chunk| list.push(chunk));
+        assert_eq!(lens(&list), [c.max() as u32, c.max() as u32, c.max() as u32, 5]);
+        assert_eq!(covered(&list), zeros.len() as u64);
+    }
+
+    #[test]
+    fn single_bytes_are_enough_and_nothing_piles_up() {
+        let bytes = noise(100_000, 3);
+        let mut list = Vec::new();
+        let mut chunker = Chunker::new(smallest());
+        for byte in &bytes {
+            chunker.push(std::slice::from_ref(byte), &mut |chunk| list.push(chunk));
+            assert!(chunker.tail.len() <= smallest().max());
+        }
+        chunker.finish(&mut |chunk| list.push(chunk));
+        assert_eq!(list, reference(&bytes, smallest()));
+    }
+
+    #[test]
+    fn an_edit_moves_only_the_boundaries_around_it() {
+        let old = noise(1 << 20, 11);
+        let mut new = old.clone();
+        new.insert(500_000, 7);
+        let known: std::collections::HashSet<_> = chunks_of(&old, smallest()).into_iter().collect();
+        let fresh = chunks_of(&new, smallest()).into_iter().filter(|chunk| !known.contains(chunk)).count();
+        assert!((1..=4).contains(&fresh), "{fresh} chunks differ");
+    }
+
+    /// Bytes with structure: noise, constant runs and repeated blocks, so that natural, maximal and tiny cuts mix.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            (1usize..60_000, any::<u64>()).prop_map(|(len, seed)| noise(len, seed | 1)),
+            (1usize..40_000, any::<u8>()).prop_map(|(len, byte)| vec![byte; len]),
+            (1usize..3000, 1usize..20, any::<u64>()).prop_map(|(len, n, seed)| noise(len, seed | 1).repeat(n)),
+        ];
+        proptest::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        /// The sizes of the slices, from single bytes to several chunks at once, leave no trace.
+        #[test]
+        fn slices_leave_no_trace(bytes in content(), steps in proptest::collection::vec(prop_oneof![
+            1usize..8, 900usize..1200, 1usize..5000, 16_000usize..17_000, 1usize..100_000
+        ], 1..40)) {
+            let mut list = Vec::new();
+            let mut chunker = Chunker::new(smallest());
+            let mut rest = &bytes[..];
+            for step in steps.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (piece, after) = rest.split_at((*step).min(rest.len()));
+                chunker.push(piece, &mut |chunk| list.push(chunk));
+                rest = after;
+            }
+            chunker.finish(&mut |chunk| list.push(chunk));
+            prop_assert_eq!(&list, &reference(&bytes, smallest()));
+            prop_assert_eq!(covered(&list), bytes.len() as u64);
+            prop_assert!(list.len() as u64 <= smallest().most_chunks(bytes.len() as u64));
+        }
+    }
+}
