@@ -16,17 +16,20 @@ mod scan;
 mod stat;
 mod state_dir;
 
-pub mod attributes;
+mod attributes;
 pub mod clock;
-pub mod durable;
-pub mod incoming;
-pub mod publish;
-pub mod sparse;
-pub mod staging;
+mod durable;
+mod incoming;
+mod publish;
+mod sparse;
+mod staging;
 mod thaw;
 
 pub use error::FsError;
+pub use incoming::{BasisFile, Incoming, IncomingError, Part};
+pub use publish::{Known, Observed, Publisher};
 pub use root::{Root, RootLock};
+pub use staging::{PART_MIN, Staging};
 pub use stat::{FileType, Stat};
 
 /// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved:

@@ -1,10 +1,9 @@
 //! Metadata of what keeps its inode, and in the end of directories: their modes and times.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::io::Errno;
 
 use super::{Fate, Publisher, drift, failed, inode, old_of};
 use crate::fs::attributes::{self, Before, Target};
@@ -17,7 +16,7 @@ use crate::plan::{Action, Step};
 impl Publisher {
     /// Changes the metadata of entries that are no directories and keep their inode.
     pub(super) fn set_metadata(&mut self, steps: &[Step]) {
-        let mut done = HashSet::new();
+        let mut done = HashMap::new();
         for (i, step) in steps.iter().enumerate() {
             let Some(entry) = &step.new else { continue };
             if self.work[i].fate != Fate::Open || entry.is_dir() {
@@ -35,7 +34,7 @@ impl Publisher {
         i: usize,
         step: &Step,
         entry: &Entry,
-        done: &mut HashSet<(u64, u64)>,
+        done: &mut HashMap<(u64, u64), Refused>,
     ) -> Result<(), FsError> {
         let Some((row, tuple)) = old_of(step) else {
             // A device that is still refused: nothing is there to change.
@@ -47,9 +46,12 @@ impl Publisher {
         }
         let (fd, stat) = self.hold(&step.path)?;
         if !self.is_unchanged(&stat, &tuple) {
-            // The first name of the group changed its inode for all of them.
-            let same = done.contains(&inode(&tuple)) && inode(&tuple) == inode(&stat.tuple);
-            return if same { Ok(()) } else { Err(drift("change", &step.path)) };
+            return Err(drift("change", &step.path));
+        }
+        if let Some(&refused) = done.get(&inode(&tuple)) {
+            // The first name of the group changed the inode for all of them.
+            self.work[i].refused = refused;
+            return Ok(());
         }
         if self.has_names_outside(&stat) {
             let Some(staged) = self.detach(i, step)? else { return Ok(()) };
@@ -59,13 +61,18 @@ impl Publisher {
         }
         if stat.nlink > 1 {
             self.touch_inode(&tuple);
-            done.insert(inode(&tuple));
         }
-        self.work[i].refused = change(&fd, &stat, Some(row), entry).map_err(failed(&step.path))?;
+        let mut refused = change(&fd, &stat, Some(row), entry).map_err(failed(&step.path))?;
+        if stat.nlink > 1 {
+            let now = self.root.stat_fd(&fd).map_err(|errno| FsError::new("look at", &step.path, errno))?;
+            self.inodes.ours.insert(inode(&tuple), now.tuple.mtime);
+            done.insert(inode(&tuple), refused);
+        }
         // What stands in for a refused link still does.
         if row.refused.has(Refused::LINK) {
-            self.work[i].refused.add(Refused::LINK);
+            refused.add(Refused::LINK);
         }
+        self.work[i].refused = refused;
         Ok(())
     }
 
@@ -102,12 +109,13 @@ impl Publisher {
     fn finish_dir(&mut self, path: &RelPath, frozen: Option<u32>) -> Result<Refused, FsError> {
         let step = self.step_of(path).map(|i| &self.steps[i]);
         let (fd, stat) = self.hold(path)?;
+        let wanted = self.wanted(path).filter(Entry::is_dir);
         if !stat.is_dir() {
-            return Err(FsError::new("look at", path, Errno::NOTDIR));
+            // The plan made something else of a directory that it emptied before.
+            return if wanted.is_some() { Err(drift("change", path)) } else { Ok(Refused::default()) };
         }
-        let wanted = self.wanted(path);
         let target = Target::Open(fd.as_fd());
-        let Some(entry) = wanted.filter(Entry::is_dir) else {
+        let Some(entry) = wanted else {
             // Nothing is known of it, or it should have gone and could not: at least its mode is given back.
             let restored = frozen.map_or(Ok(()), |mode| target.chmod(mode));
             return restored.map(|()| Refused::default()).map_err(|e| FsError::new("set the mode of", path, e));

@@ -18,7 +18,7 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, unlinkat};
@@ -31,7 +31,7 @@ use super::error::FsError;
 use super::root::Root;
 use super::staging::{Stage, Staging};
 use super::stat::Stat;
-use crate::manifest::{Entry, Refused, Row, Tuple};
+use crate::manifest::{Entry, Refused, Row, Time, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -87,8 +87,8 @@ struct Staged {
 /// Inodes with several names, on which one change shows at all of them.
 #[derive(Debug, Default)]
 struct Inodes {
-    /// Those whose `ctime` we moved ourselves.
-    ours: HashSet<(u64, u64)>,
+    /// Those whose `ctime` we moved ourselves, with the `mtime` that they have since.
+    ours: HashMap<(u64, u64), Time>,
     /// How many names we added in staging.
     pins: HashMap<(u64, u64), u32>,
     /// Paths that are no part of the plan and whose inode was touched.
@@ -159,13 +159,14 @@ impl Publisher {
     /// Whether what is on disk is what the index said. Of an inode whose `ctime` we moved ourselves, by linking or
     /// unlinking another of its names, everything else must be the same.
     fn is_unchanged(&self, stat: &Stat, tuple: &Tuple) -> bool {
-        let ours = self.inodes.ours.contains(&inode(tuple));
-        stat.tuple == *tuple || (ours && Tuple { ctime: tuple.ctime, ..stat.tuple } == *tuple)
+        let ours = || self.inodes.ours.get(&inode(tuple));
+        let same = |&mtime| Tuple { ctime: tuple.ctime, ..stat.tuple } == Tuple { mtime, ..*tuple };
+        stat.tuple == *tuple || ours().is_some_and(same)
     }
 
     /// Records that the `ctime` of an inode moves at every name it has.
     fn touch_inode(&mut self, tuple: &Tuple) {
-        self.inodes.ours.insert(inode(tuple));
+        self.inodes.ours.entry(inode(tuple)).or_insert(tuple.mtime);
         self.inodes.siblings.extend(self.known.names(tuple));
     }
 

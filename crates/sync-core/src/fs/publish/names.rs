@@ -213,6 +213,9 @@ impl Publisher {
         let mut refused = attributes::apply(target, before, entry).map_err(failed(&step.path))?;
         refused.add(attributes::apply_time(target, entry.mtime).map_err(failed(&step.path))?);
         self.work[i].refused = refused;
+        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        self.inodes.ours.insert(inode(&stat.tuple), stat.tuple.mtime);
         Ok(())
     }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Fate, Publisher, is_delete};
+use crate::fs::clock;
 use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
 use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
 use crate::path::RelPath;
 
 /// How long to wait at most for the clock of time stamps to move on. It ticks at least 100 times a second.
-const PATIENCE: u32 = 50;
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// One path as it is after publishing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,12 +101,7 @@ impl Publisher {
         }
         // A write sets both times to the same tick. If they are equal nothing tells such a write from ours.
         let written = stat.is_file() && stat.tuple.mtime == stat.tuple.ctime;
-        let past = if stat.tuple.ctime.nsec == 0 {
-            stat.tuple.ctime.sec.saturating_add(2) < now.sec
-        } else {
-            stat.tuple.ctime < now
-        };
-        let proven = past && !written && !self.root.is_remote(&stat);
+        let proven = !written && clock::settled(stat.tuple.ctime, now, self.root.is_remote(&stat));
         Ok(Observed { path: path.clone(), tuple: Some(stat.tuple), refused, proven, mount: false })
     }
 }
@@ -133,18 +129,8 @@ fn is_rounded(stat: &Stat, wanted: Time) -> bool {
 
 /// Waits until the coarse clock, which stamps inodes, has passed the present moment; gives its time.
 fn wait_for_tick() -> Time {
-    let read = |clock| {
-        let now = clock_gettime(clock);
-        Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) }
-    };
-    let start = read(ClockId::Realtime);
-    let mut tick = read(ClockId::RealtimeCoarse);
-    for _ in 0..PATIENCE {
-        if tick > start {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-        tick = read(ClockId::RealtimeCoarse);
-    }
-    tick
+    let now = clock_gettime(ClockId::Realtime);
+    let start = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
+    clock::wait_past(start, PATIENCE);
+    clock::now()
 }

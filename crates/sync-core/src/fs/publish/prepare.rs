@@ -182,7 +182,7 @@ impl Publisher {
             return Err(drift("link", path));
         }
         *self.inodes.pins.entry(inode(&stat.tuple)).or_default() += 1;
-        self.inodes.ours.insert(inode(&stat.tuple));
+        self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
         self.inodes.siblings.insert(path.clone());
         if stat.nlink > 1 {
             self.touch_inode(&stat.tuple);
@@ -232,7 +232,7 @@ impl Publisher {
         let path = &self.steps[j].path;
         let stat = self.root.stat_at(stage.fd(), &name[..]).map_err(|errno| FsError::new("look at", path, errno))?;
         *self.inodes.pins.entry(inode(&stat.tuple)).or_default() += 1;
-        self.inodes.ours.insert(inode(&stat.tuple));
+        self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
         Ok(Staged { stage, name, linked: true })
     }
 
