@@ -151,11 +151,11 @@ fn beyond_mode(acl: Option<&[u8]>) -> Vec<&[u8]> {
     let masked = entries.chunks_exact(8).any(|entry| tag(entry) == MASK);
     entries
         .chunks_exact(8)
-        .filter_map(|entry| match tag(entry) {
+        .filter(|entry| match tag(entry) {
             // Beside a mask, it is the mask that the mode's group bits show.
-            GROUP_OBJ => masked.then_some(entry),
-            USER_OBJ | MASK | OTHER => None,
-            _ => Some(entry),
+            GROUP_OBJ => masked,
+            USER_OBJ | MASK | OTHER => false,
+            _ => true,
         })
         .collect()
 }
