@@ -80,7 +80,7 @@ fn push(ops: &mut Vec<Op>, op: Op) {
     match (ops.last_mut(), op) {
         (_, op) if op.is_empty() => {}
         (Some(Op::Copy { offset, len }), Op::Copy { offset: more, len: added }) if *offset + *len == more => {
-            *len += added
+            *len += added;
         }
         (Some(Op::Literal { len, .. }), Op::Literal { len: added, .. }) => *len += added,
         _ => ops.push(op),

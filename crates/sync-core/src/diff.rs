@@ -134,7 +134,7 @@ fn acl_differs(old: &Entry, new: &Entry) -> bool {
 
 /// The entries of an access ACL (`struct posix_acl_xattr_entry` in the kernel's `posix_acl_xattr.h`: tag, permissions
 /// and id, little endian, after a version of four bytes) that the mode does not hold: those of named users and groups,
-/// the owning group's beside a mask, and that there is a mask. Not an ACL that we can read: its bytes.
+/// and the owning group's if there is a mask. Of anything else that calls itself an ACL, all its bytes.
 fn beyond_mode(acl: Option<&[u8]>) -> Vec<&[u8]> {
     const USER_OBJ: u8 = 0x01;
     const GROUP_OBJ: u8 = 0x04;
@@ -151,12 +151,11 @@ fn beyond_mode(acl: Option<&[u8]>) -> Vec<&[u8]> {
     let masked = entries.chunks_exact(8).any(|entry| tag(entry) == MASK);
     entries
         .chunks_exact(8)
-        .filter_map(|entry| match tag(entry) {
-            USER_OBJ | OTHER => None,
-            GROUP_OBJ => masked.then_some(entry),
-            // The mode's group bits are its value.
-            MASK => Some(&entry[..1]),
-            _ => Some(entry),
+        .filter(|entry| match tag(entry) {
+            // Beside a mask, it is the mask that the mode's group bits show.
+            GROUP_OBJ => masked,
+            USER_OBJ | MASK | OTHER => false,
+            _ => true,
         })
         .collect()
 }
@@ -452,6 +451,7 @@ mod tests {
         let d = |bits, acl: &[u8]| Some(access(mode(dir(), bits), acl));
         let default = |acl: &[u8]| Some(with(dir(), DEFAULT_ACL, acl));
         let wide = acl(6, (5, 7), 4, 7, 4);
+        let masked = [&a[..12], &acl(6, (5, 6), 4, 4, 4)[20..]].concat();
         check(&[
             ("added", plain(0o664), f(0o664, &a), Metadata, Some(".f.......a.")),
             ("removed", f(0o664, &a), plain(0o664), Metadata, Some(".f.......a.")),
@@ -463,6 +463,7 @@ mod tests {
             ("owner only", f(0o664, &a), f(0o764, &acl(7, (5, 6), 4, 6, 4)), Metadata, Some(".f...p.....")),
             ("group only", f(0o664, &a), f(0o664, &acl(6, (5, 6), 0, 6, 4)), Metadata, Some(".f.......a.")),
             ("user and others", f(0o664, &a), f(0o660, &acl(6, (6, 6), 4, 6, 0)), Metadata, Some(".f.......a.")),
+            ("a mask without names", plain(0o644), f(0o644, &masked), Metadata, Some(".f.......a.")),
             ("sent, other mode", Some(mode(file("bb"), 0o600)), f(0o674, &wide), Content, Some(">f.s.p...a.")),
             ("fifo", Some(fifo()), Some(access(mode(fifo(), 0o674), &wide)), Metadata, Some(".S.......a.")),
             ("directory", Some(mode(dir(), 0o700)), d(0o775, &wide), Metadata, Some(".d...p...a.")),
