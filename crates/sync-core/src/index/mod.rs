@@ -85,7 +85,7 @@ impl Index {
         let lock = files.lock(wait)?;
         let found = files.found()?;
         let opened = match found {
-            Found::Database => schema::open_writer(&files.db),
+            Found::Database => open_writer(&files),
             Found::Nothing => create(&files),
             Found::Remains => Err(Fault::Damaged("the database is empty or gone".to_owned())),
         };
@@ -224,10 +224,21 @@ impl Inner {
     }
 }
 
+/// Opens a database that is there. One that was not closed in order is looked through first: a log that belongs to
+/// another copy of the database leaves a tree of pages that never were one, and writing into it spreads the damage.
+fn open_writer(files: &Files) -> Result<Connection, Fault> {
+    let crashed = files.has_log()?;
+    let conn = schema::open_writer(&files.db, false)?;
+    if crashed {
+        schema::check_structure(&conn)?;
+    }
+    Ok(conn)
+}
+
 /// Makes a new database where there is none, or an empty file.
 fn create(files: &Files) -> Result<Connection, Fault> {
     files.create()?;
-    schema::open_writer(&files.db)
+    schema::open_writer(&files.db, true)
 }
 
 /// Copies a database on disk into memory, leaving no trace.
