@@ -57,7 +57,8 @@ fn ack(number: u64) -> Ack {
 
 impl Specimen {
     fn new() -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: hundreds of indexes are flushed here.
+        let temp = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let home = temp.path().join("home");
         let db = home.join("index.db");
         let mut written = tree(10, 40);
@@ -241,7 +242,7 @@ fn one_flipped_bit() {
     let (mut noticed, mut tried) = (0, 0);
     // Each byte of the file's header, then anywhere.
     let places = (0..100).map(|byte| byte * 8 + byte % 8);
-    let anywhere: Vec<_> = (0..400).map(|_| number(specimen.new.len() * 8)).collect();
+    let anywhere: Vec<_> = (0..250).map(|_| number(specimen.new.len() * 8)).collect();
     for bit in places.chain(anywhere) {
         let mut bytes = specimen.new.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -250,7 +251,7 @@ fn one_flipped_bit() {
         tried += 1;
     }
     assert!(noticed * 3 > tried, "{noticed} of {tried}: are the checksums looked at?");
-    for _ in 0..100 {
+    for _ in 0..50 {
         let bit = number(specimen.log.len() * 8);
         let mut log = specimen.log.clone();
         log[bit / 8] ^= 1 << (bit % 8);
