@@ -177,3 +177,15 @@ fn chunk_lists_go_when_no_row_needs_them() {
     assert_eq!(index.chunks(&digest(10)).unwrap(), None);
     assert_eq!(index.chunks(&digest(299)).unwrap(), None);
 }
+
+/// The promise behind every acknowledgement: 2 is FULL, 1 is NORMAL (<https://www.sqlite.org/pragma.html#pragma_synchronous>).
+#[test]
+fn what_others_rely_on_is_flushed() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    let level = |conn: &rusqlite::Connection| conn.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+    let level = |conn: &rusqlite::Connection| level(conn).unwrap();
+    assert_eq!(index.write(0, |writer| Ok::<_, IndexError>(level(writer.conn))).unwrap(), 1);
+    assert_eq!(index.commit_with(0, |commit| Ok::<_, IndexError>(level(commit.conn))).unwrap(), 2);
+    assert_eq!(index.write(0, |writer| Ok::<_, IndexError>(level(writer.conn))).unwrap(), 1);
+}
