@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 
 use crate::manifest::EntryError;
 use crate::path::RelPath;
@@ -111,8 +111,14 @@ fn means_damage(error: &rusqlite::Error) -> bool {
                     | ErrorCode::TypeMismatch
                     | ErrorCode::TooBig
                     | ErrorCode::SchemaChanged
-            ) || failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
-                || failure.code == ErrorCode::Unknown && failure.extended_code == rusqlite::ffi::SQLITE_ERROR
+            ) || matches!(
+                failure.extended_code,
+                ffi::SQLITE_IOERR_SHORT_READ
+                    | ffi::SQLITE_ERROR
+                    // It could be written when it was opened: now its header says otherwise, or it is gone from its place.
+                    | ffi::SQLITE_READONLY
+                    | ffi::SQLITE_READONLY_DBMOVED
+            )
         }
         rusqlite::Error::SqlInputError { .. }
         | rusqlite::Error::InvalidColumnType(..)

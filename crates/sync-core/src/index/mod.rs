@@ -85,7 +85,7 @@ impl Index {
         let lock = files.lock(wait)?;
         let found = files.found()?;
         let opened = match found {
-            Found::Database => schema::open_writer(&files.db),
+            Found::Database => open_writer(&files),
             Found::Nothing => create(&files),
             Found::Remains => Err(Fault::Damaged("the database is empty or gone".to_owned())),
         };
@@ -224,19 +224,48 @@ impl Inner {
     }
 }
 
+/// Opens a database that is there. One that was not closed in order is looked through first: a log that belongs to
+/// another copy of the database leaves a tree of pages that never were one, and writing into it spreads the damage.
+fn open_writer(files: &Files) -> Result<Connection, Fault> {
+    let crashed = files.has_log()?;
+    let conn = schema::open_writer(&files.db, false)?;
+    if crashed {
+        schema::check_structure(&conn)?;
+    }
+    Ok(conn)
+}
+
 /// Makes a new database where there is none, or an empty file.
 fn create(files: &Files) -> Result<Connection, Fault> {
     files.create()?;
-    schema::open_writer(&files.db)
+    schema::open_writer(&files.db, true)
 }
+
+/// How often a look begins anew when the process that had the index open closes it at that moment.
+const LOOKS: usize = 5;
 
 /// Copies a database on disk into memory, leaving no trace.
 fn look(files: &Files) -> Result<Connection, Fault> {
-    let holder = files.holder()?;
-    let how = match holder {
+    for _ in 1..LOOKS {
+        // Its log and shared memory go when the holder closes it; the next look then finds it closed.
+        match look_once(files) {
+            Err((Look::Live, Fault::Sqlite(_))) => {}
+            looked => return looked.map_err(|(_, fault)| fault),
+        }
+    }
+    look_once(files).map_err(|(_, fault)| fault)
+}
+
+fn look_once(files: &Files) -> Result<Connection, (Look, Fault)> {
+    let held = |error: IndexError| (Look::Closed, Fault::from(error));
+    // Kept until the copy is made, so that nobody opens the index meanwhile.
+    let holder = files.holder().map_err(held)?;
+    let how = match &holder {
         Holder::Somebody => Look::Live,
-        Holder::Nobody { .. } if files.has_log()? => Look::Crashed,
+        Holder::Nobody { .. } if files.has_log().map_err(held)? => Look::Crashed,
         Holder::Nobody { .. } => Look::Closed,
     };
-    schema::copy_to_memory(&schema::open_looking(&files.db, how)?)
+    let copied = schema::open_looking(&files.db, how).and_then(|source| schema::copy_to_memory(&source));
+    drop(holder);
+    copied.map_err(|fault| (how, fault))
 }

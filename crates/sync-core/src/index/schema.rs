@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, ffi};
 
 use super::error::Fault;
 
@@ -27,16 +27,41 @@ const READER_CACHE_KIB: i32 = 1 << 10;
 
 const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_NO_MUTEX.union(OpenFlags::SQLITE_OPEN_EXRESCODE);
 
-/// Opens the database at `path` for writing and brings its schema up to date.
-pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {
+/// Opens the database at `path` for writing and brings its schema up to date. `new` says that the file was just made;
+/// else it must be a database of ours already.
+pub(super) fn open_writer(path: &Path, new: bool) -> Result<Connection, Fault> {
     let conn = Connection::open_with_flags(path, FLAGS | OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    if conn.is_readonly(MAIN_DB)? {
+        // SQLite falls back to reading when a file may not be written.
+        return Err(Fault::Sqlite(refused(ffi::SQLITE_READONLY, "the database may not be written")));
+    }
     harden(&conn, WRITER_CACHE_KIB)?;
-    conn.pragma_update(None, "journal_mode", "WAL")?;
+    if user_version(&conn)? == 0 && !new {
+        // SQLite takes a file below the size of its header for an empty database.
+        return Err(Fault::Damaged("it is no database of ours, or was never finished".to_owned()));
+    }
+    if conn.is_readonly(MAIN_DB)? {
+        return Err(Fault::Damaged("its header names a format that this program cannot write".to_owned()));
+    }
+    let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        let why = "the file system of the state directory has no shared memory for write-ahead logging";
+        return Err(Fault::Sqlite(refused(ffi::SQLITE_CANTOPEN, why)));
+    }
     // Checkpoints come from `Index::tidy` and from closing, not from the middle of a commit somebody waits for.
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     migrate(&conn)?;
     check(&conn)?;
     Ok(conn)
+}
+
+fn refused(code: i32, why: &str) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(why.to_owned()))
+}
+
+fn user_version(conn: &Connection) -> Result<usize, Fault> {
+    let version: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(version as usize)
 }
 
 /// A second connection to the same database that sees a stable snapshot while the first one writes.
@@ -135,7 +160,7 @@ fn harden(conn: &Connection, cache_kib: i32) -> Result<(), Fault> {
 
 /// Brings a database up to date; a new one is made whole in one transaction.
 fn migrate(conn: &Connection) -> Result<(), Fault> {
-    let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
+    let version = user_version(conn)?;
     if version == MIGRATIONS.len() {
         return Ok(());
     }
@@ -159,8 +184,7 @@ fn migrate(conn: &Connection) -> Result<(), Fault> {
 /// Whether a database is ours and has exactly our schema. Rows are checked one by one when they are read.
 pub(super) fn check(conn: &Connection) -> Result<(), Fault> {
     let id: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let version: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if id != APPLICATION_ID || version as usize != MIGRATIONS.len() {
+    if id != APPLICATION_ID || user_version(conn)? != MIGRATIONS.len() {
         return Err(Fault::Damaged("its header is not that of an index of this format".to_owned()));
     }
     // A flipped bit in the stored schema would make SQLite read rows by other rules than they were written by.
@@ -168,6 +192,12 @@ pub(super) fn check(conn: &Connection) -> Result<(), Fault> {
         return Err(Fault::Damaged("its schema is not ours".to_owned()));
     }
     Ok(())
+}
+
+/// Whether every page is where it belongs. Reads the whole database, without the values.
+pub(super) fn check_structure(conn: &Connection) -> Result<(), Fault> {
+    let answer: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if answer == "ok" { Ok(()) } else { Err(Fault::Damaged(answer)) }
 }
 
 type Object = (String, String, String, Option<String>);

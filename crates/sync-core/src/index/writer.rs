@@ -63,6 +63,8 @@ pub struct Writer<'c> {
     /// Whether a path that is written may be there already, or have a tombstone.
     may_exist: bool,
     may_be_buried: bool,
+    /// The key that was written last.
+    last: Vec<u8>,
     fact: Vec<u8>,
     touched: usize,
 }
@@ -189,6 +191,7 @@ impl<'c> Writer<'c> {
             changed_in,
             may_exist: any(conn, "SELECT 1 FROM entries LIMIT 1")?,
             may_be_buried: any(conn, "SELECT 1 FROM tombstones LIMIT 1")?,
+            last: Vec::new(),
             fact: Vec::new(),
             touched: 0,
         })
@@ -224,24 +227,29 @@ impl<'c> Writer<'c> {
         let key = row.path.to_key();
         let hash = row.entry.hash();
         fact::encode(row, &mut self.fact);
-        let mut changed_in = to_sql(self.changed_in)?;
-        if self.may_exist {
-            match self.earlier(&key, &hash)? {
-                Earlier::Same => return Ok(()),
-                Earlier::SameEntry(number) if changed_in > 0 => changed_in = number,
-                _ => {}
-            }
-        }
+        // Into a table that was empty, rows in tree order are new without looking.
+        self.may_exist |= key <= self.last && self.touched > 0;
+        let earlier = if self.may_exist { self.earlier(&key, &hash)? } else { Earlier::Absent };
+        let changed_in = match earlier {
+            Earlier::Same => return Ok(()),
+            Earlier::SameEntry(number) => number,
+            Earlier::Different | Earlier::Absent => to_sql(self.changed_in)?,
+        };
         let fields: [&[u8]; 4] = [&key, &self.fact, &hash.0, &changed_in.to_le_bytes()];
         let sum = self.summer.sum(Mark::Entry, &fields);
-        let mut statement = self.conn.prepare_cached(
-            "INSERT INTO entries (path, fact, hash, changed_in, sum) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (path) DO UPDATE SET
-                 fact = excluded.fact, hash = excluded.hash, changed_in = excluded.changed_in, sum = excluded.sum",
-        )?;
-        statement.execute(params![key, self.fact, hash.0, changed_in, sum])?;
+        // Three statements rather than one upsert: an update in place is half the work, and one that leaves the number
+        // alone does not touch the index on it.
+        let sql = match earlier {
+            Earlier::SameEntry(_) => {
+                "UPDATE entries SET fact = ?2, hash = ?3, sum = ?5 WHERE path = ?1 AND changed_in = ?4"
+            }
+            Earlier::Different => "UPDATE entries SET fact = ?2, hash = ?3, changed_in = ?4, sum = ?5 WHERE path = ?1",
+            _ => "INSERT INTO entries (path, fact, hash, changed_in, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+        };
+        self.conn.prepare_cached(sql)?.execute(params![key, self.fact, hash.0, changed_in, sum])?;
+        self.last = key;
         if self.may_be_buried {
-            self.conn.prepare_cached("DELETE FROM tombstones WHERE path = ?1")?.execute([&key])?;
+            self.conn.prepare_cached("DELETE FROM tombstones WHERE path = ?1")?.execute([&self.last])?;
         }
         self.touched += 1;
         Ok(())
@@ -252,19 +260,18 @@ impl<'c> Writer<'c> {
         let mut statement =
             self.conn.prepare_cached("SELECT fact, hash, changed_in, sum FROM entries WHERE path = ?1")?;
         let mut rows = statement.query([key])?;
-        let Some(row) = rows.next()? else { return Ok(Earlier::Different) };
+        let Some(row) = rows.next()? else { return Ok(Earlier::Absent) };
         let (fact, stored_hash) = (blob(row, 0)?, blob(row, 1)?);
         let changed_in: i64 = row.get(2)?;
         let sum = self.summer.sum(Mark::Entry, &[key, fact, stored_hash, &changed_in.to_le_bytes()]);
         // A row that was damaged is written over like one that differs: its number must not get a valid sum.
-        Ok(if sum != blob(row, 3)? || stored_hash != hash.0 {
+        let believed = sum == blob(row, 3)? && stored_hash == hash.0;
+        Ok(if !believed || (changed_in == 0 && self.changed_in > 0) {
             Earlier::Different
-        } else if fact == self.fact && (self.changed_in > 0) == (changed_in > 0) {
+        } else if fact == self.fact {
             Earlier::Same
-        } else if changed_in > 0 {
-            Earlier::SameEntry(changed_in)
         } else {
-            Earlier::Different
+            Earlier::SameEntry(changed_in)
         })
     }
 
@@ -332,8 +339,10 @@ enum Earlier {
     Same,
     /// The same entry with another tuple or mark, last changed in this version.
     SameEntry(i64),
-    /// Another entry, or none that can be believed.
+    /// Another entry, one that cannot be believed, or one that was not tracked and now is.
     Different,
+    /// None.
+    Absent,
 }
 
 impl Commit<'_> {

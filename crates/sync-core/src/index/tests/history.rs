@@ -85,7 +85,10 @@ fn changes_are_what_differs_and_nothing_else() {
     assert_eq!(changes(&index, 2).unwrap(), ["+d/c"], "a new tuple is no change");
     assert_eq!(changes(&index, 1).unwrap(), ["+d/a", "+d/c", "-e"]);
     assert_eq!(changes(&index, 0).unwrap(), ["+./", "+d", "+d/a", "+d/b", "+d/c", "-e"]);
-    assert_eq!(index.row(&path("d/b")).unwrap(), Some(touched), "but it is kept");
+    assert_eq!(index.row(&path("d/b")).unwrap().as_ref(), Some(&touched), "but it is kept");
+    touched.proven = false;
+    upsert(&index, 0, &[touched.clone()]);
+    assert_eq!(changes(&index, 0).unwrap().len(), 6, "nor does an untracked one take a number away");
     publish(&index, vec![file("e", 3)], &["d/a"]);
     publish(&index, vec![file("d/a", 1)], &["e"]);
     assert_eq!(changes(&index, 3).unwrap(), ["+d/a", "-e"]);
@@ -173,4 +176,16 @@ fn chunk_lists_go_when_no_row_needs_them() {
     assert_eq!(index.chunks(&digest(9)).unwrap(), Some(list(9)));
     assert_eq!(index.chunks(&digest(10)).unwrap(), None);
     assert_eq!(index.chunks(&digest(299)).unwrap(), None);
+}
+
+/// The promise behind every acknowledgement: 2 is FULL, 1 is NORMAL (<https://www.sqlite.org/pragma.html#pragma_synchronous>).
+#[test]
+fn what_others_rely_on_is_flushed() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    let level = |conn: &rusqlite::Connection| conn.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+    let level = |conn: &rusqlite::Connection| level(conn).unwrap();
+    assert_eq!(index.write(0, |writer| Ok::<_, IndexError>(level(writer.conn))).unwrap(), 1);
+    assert_eq!(index.commit_with(0, |commit| Ok::<_, IndexError>(level(commit.conn))).unwrap(), 2);
+    assert_eq!(index.write(0, |writer| Ok::<_, IndexError>(level(writer.conn))).unwrap(), 1);
 }

@@ -148,6 +148,19 @@ fn children_are_those_and_no_others() {
 }
 
 #[test]
+fn one_transaction_may_write_a_path_twice_and_in_any_order() {
+    for names in [["a", "a", "b"], ["b", "a", "b"], ["b", "a", "a"]] {
+        for changed_in in [0, 5] {
+            let index = Index::in_memory().unwrap();
+            let rows: Vec<_> = names.iter().zip(1..).map(|(name, seed)| file(name, seed)).collect();
+            upsert(&index, changed_in, &rows);
+            let expected = ["a", "b"].map(|name| rows.iter().rfind(|row| row.path == path(name)).unwrap().clone());
+            assert_eq!(all(&index), expected);
+        }
+    }
+}
+
+#[test]
 fn an_error_in_a_transaction_undoes_all_of_it() {
     let index = Index::in_memory().unwrap();
     let mut bad = file("bad", 2);

@@ -49,4 +49,5 @@ fn forty_four_thousand_rows() {
     timed("open fresh", &mut || drop(open(fresh.path())));
     let index = open(fresh.path()).index;
     timed("insert untracked", &mut || upsert(&index, 0, &rows));
+    timed("update untracked", &mut || upsert(&index, 0, &touched));
 }
