@@ -28,9 +28,6 @@ use crate::wire::{Ack, Change, Hello, Offered, ToMaster};
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
 
-/// How long to wait for the other side's goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
-
 /// What the source tells every delivery.
 #[derive(Clone)]
 pub enum SourceEvent {
@@ -95,8 +92,9 @@ struct Timing {
 impl Delivery {
     /// Serves the destination to the end, whatever end that is.
     pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
+        let for_replica = shutdown.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.destination, &self.state_dir, &shutdown) => dialed,
+            dialed = dial(&self.destination, &self.state_dir, &for_replica) => dialed,
             _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
         };
         let Dialed { connection, share, replica, embedded } = match dialed {

@@ -17,7 +17,6 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 /// A plan, and how far it was carried out.
 pub struct Application {
     announce: Announce,
-    holds: Holds,
     plan: Plan,
     root: Digest,
     stats: ReplicaStats,
@@ -60,7 +59,7 @@ impl Application {
         };
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
-        Ok(Self { announce, holds, plan, root, stats, items, refusal, publisher: None, failures: 0 })
+        Ok(Self { announce, plan, root, stats, items, refusal, publisher: None, failures: 0 })
     }
 
     /// Why the plan is not to be carried out.

@@ -61,12 +61,13 @@ impl Daemon {
 
 async fn listen(listener: Listener, trust: Arc<StateTrust>, shares: Arc<Shares>, mut shutdown: Shutdown) {
     let mut clients = JoinSet::new();
+    let for_clients = shutdown.clone();
     loop {
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => break,
             arrival = listener.accept() => match arrival {
                 Some(arrival) => {
-                    clients.spawn(welcome(arrival, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
+                    clients.spawn(welcome(arrival, Arc::clone(&trust), Arc::clone(&shares), for_clients.clone()));
                 }
                 None => break,
             },

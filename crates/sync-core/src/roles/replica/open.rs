@@ -206,12 +206,12 @@ impl Opened {
             one_file_system: self.policy.one_file_system,
             leave_out: crate::fs::place::identity(&share.state_dir).into_iter().collect(),
             checksum: self.policy.checksum,
-            reserved: Reserved::Skipped,
+            reserved: Reserved::Skip,
             reconsider_refused,
             ignore_extras: self.policy.no_delete,
         };
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let mut survey_now = || survey(&root, &self.index, &options, &go_on);
+        let survey_now = || survey(&root, &self.index, &options, &go_on);
         let mut found = survey_now()?;
         if self.adopt_on_mounts(&root, &found)? {
             found = survey_now()?;
