@@ -1,1 +1,382 @@
-//! Content on its way into staging.
+//! Content on its way into staging: written in order, hashed while it is written, visible only when it is whole.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::error::FsError;
+use super::root::Root;
+use super::sparse::{self, BLOCK};
+use super::staging::{PART_MIN, Stage, Staging, State, create};
+use crate::chunk::{ChunkRef, Chunker, Chunking};
+use crate::hash::Digest;
+use crate::manifest::Tuple;
+use crate::path::RelPath;
+
+/// What the name of an unfinished content ends with.
+pub(crate) const PART: &str = ".part";
+
+/// How many bytes are gathered before they are written, and read at a time.
+const PIECE: usize = 256 << 10;
+
+/// Why a content could not be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    /// The bytes are not what the digest and size say.
+    #[error("the content does not match its digest")]
+    Mismatch,
+    /// The disk refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
+/// The beginning of a big content, left by an interrupted push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Bytes that the chunks cover.
+    pub size: u64,
+    /// Its chunks, cut with the sizes for the whole content. The last one of the part is left out, since it may have
+    /// been cut short.
+    pub chunks: Vec<ChunkRef>,
+}
+
+/// One content being received. Dropped before it is finished, a big one leaves its part and a small one nothing.
+#[derive(Debug)]
+pub struct Incoming {
+    staging: Arc<Staging>,
+    stage: Arc<Stage>,
+    near: RelPath,
+    digest: Digest,
+    size: u64,
+    fd: OwnedFd,
+    hasher: blake3::Hasher,
+    /// Bytes that went to the file (or became holes), always a multiple of [`BLOCK`] until the end.
+    written: u64,
+    /// Bytes after those, not yet a whole piece.
+    gathered: Vec<u8>,
+    finished: bool,
+}
+
+/// A file of the replica that content is taken from.
+#[derive(Debug)]
+pub struct BasisFile {
+    fd: OwnedFd,
+    path: RelPath,
+    size: u64,
+}
+
+impl BasisFile {
+    /// Opens the file at `path`, if it still is what the index says.
+    ///
+    /// # Errors
+    /// [`FsError`] if it cannot be opened or has changed.
+    pub fn open(root: &Root, path: &RelPath, expected: &Tuple) -> Result<Self, FsError> {
+        let dir = root.dir(&path.parent().unwrap_or_default())?;
+        // Opening a fifo that took the file's place must not wait.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fail = |errno| FsError::new("open", path, errno);
+        let fd = openat(&dir, path.name(), flags, Mode::empty()).map_err(fail)?;
+        let stat = root.stat_fd(&fd).map_err(fail)?;
+        if stat.tuple != *expected || !stat.is_file() {
+            return Err(FsError::because("use", path, "it was changed meanwhile"));
+        }
+        Ok(Self { fd, path: path.clone(), size: expected.size })
+    }
+
+    /// Bytes it had when it was opened.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// [`FsError`], also if the file ends before.
+    pub fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FsError> {
+        match sparse::read_at(&self.fd, offset, buffer) {
+            Ok(n) if n == buffer.len() => Ok(()),
+            Ok(_) => Err(FsError::because("read", &self.path, "it became shorter meanwhile")),
+            Err(errno) => Err(FsError::new("read", &self.path, errno)),
+        }
+    }
+}
+
+impl Staging {
+    /// Starts to receive a content of `size` bytes for `near` from its beginning; `None` if it is staged already, or
+    /// on its way by another thread.
+    ///
+    /// # Errors
+    /// [`FsError`] if the staging directory or the file cannot be made.
+    pub fn begin(self: &Arc<Self>, digest: &Digest, size: u64, near: &RelPath) -> Result<Option<Incoming>, FsError> {
+        let stage = self.stage_near(near)?;
+        if !self.claim(digest, &stage)? {
+            return Ok(None);
+        }
+        let name = part_name(digest);
+        let fd = create(stage.fd(), &name).map_err(|errno| {
+            self.contents().remove(digest);
+            FsError::new("stage", near, errno)
+        })?;
+        Ok(Some(self.incoming(stage, fd, digest, size, near)))
+    }
+
+    /// Goes on with a part from `offset`, which must end a chunk that the peer confirmed (or be 0). What the part has
+    /// beyond it is cut off; what it has before is hashed again here.
+    ///
+    /// # Errors
+    /// [`FsError`] if there is no such part, it is shorter than `offset`, or the disk refuses.
+    pub fn begin_at(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        near: &RelPath,
+        offset: u64,
+    ) -> Result<Option<Incoming>, FsError> {
+        if offset == 0 {
+            return self.begin(digest, size, near);
+        }
+        let stage = {
+            let mut contents = self.contents();
+            match contents.get_mut(digest) {
+                Some(content) if content.state == State::Part => {
+                    content.state = State::Receiving;
+                    Arc::clone(&content.stage)
+                }
+                Some(_) => return Ok(None),
+                None => return Err(FsError::because("resume", near, "no part of it is staged")),
+            }
+        };
+        match resume(&stage, digest, size, offset) {
+            Ok((fd, hasher)) => {
+                let mut incoming = self.incoming(stage, fd, digest, size, near);
+                // Writing goes on at a block's beginning: the bytes of a begun block are gathered again.
+                let aligned = offset - offset % BLOCK as u64;
+                let mut begun = vec![0; (offset - aligned) as usize];
+                let read = sparse::read_at(&incoming.fd, aligned, &mut begun);
+                if read != Ok(begun.len()) {
+                    return Err(FsError::because("resume", near, "its part cannot be read"));
+                }
+                (incoming.hasher, incoming.written, incoming.gathered) = (hasher, aligned, begun);
+                Ok(Some(incoming))
+            }
+            Err(errno) => {
+                self.settle(digest, State::Part);
+                Err(FsError::new("resume", near, errno))
+            }
+        }
+    }
+
+    /// The part of a content of `target_size` bytes that an interrupted push left, with its chunks; it is read for
+    /// that. `None` if there is none worth resuming.
+    ///
+    /// # Errors
+    /// [`FsError`] if the part cannot be read.
+    pub fn part(&self, digest: &Digest, target_size: u64) -> Result<Option<Part>, FsError> {
+        let stage = match self.contents().get(digest) {
+            Some(content) if content.state == State::Part => Arc::clone(&content.stage),
+            _ => return Ok(None),
+        };
+        let fail = |errno| FsError::new("read the part in", &stage.mount.staging_path(), errno);
+        let fd = open_part(&stage, digest).map_err(fail)?;
+        let mut chunker = Chunker::new(Chunking::for_size(target_size));
+        let mut chunks = Vec::new();
+        each_piece(&fd, target_size, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk))).map_err(fail)?;
+        // What the chunker still holds is the last chunk, which a boundary beyond the part may end.
+        let size = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        Ok((size > 0).then_some(Part { size, chunks }))
+    }
+
+    fn incoming(
+        self: &Arc<Self>,
+        stage: Arc<Stage>,
+        fd: OwnedFd,
+        digest: &Digest,
+        size: u64,
+        near: &RelPath,
+    ) -> Incoming {
+        Incoming {
+            staging: Arc::clone(self),
+            stage,
+            near: near.clone(),
+            digest: *digest,
+            size,
+            fd,
+            hasher: blake3::Hasher::new(),
+            written: 0,
+            gathered: Vec::new(),
+            finished: false,
+        }
+    }
+}
+
+impl Incoming {
+    /// Bytes received so far.
+    pub fn position(&self) -> u64 {
+        self.written + self.gathered.len() as u64
+    }
+
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    /// [`IncomingError::Mismatch`] if there are more than announced; [`IncomingError::Fs`] if the disk refuses.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
+        if bytes.len() as u64 > self.size.saturating_sub(self.position()) {
+            return Err(IncomingError::Mismatch);
+        }
+        self.hasher.update(bytes);
+        let mut bytes = bytes;
+        if self.gathered.is_empty() && bytes.len() >= PIECE {
+            let whole = bytes.len() - bytes.len() % BLOCK;
+            self.put(&bytes[..whole])?;
+            bytes = &bytes[whole..];
+        }
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= PIECE {
+            let mut gathered = std::mem::take(&mut self.gathered);
+            let whole = gathered.len() - gathered.len() % BLOCK;
+            self.put(&gathered[..whole])?;
+            gathered.drain(..whole);
+            self.gathered = gathered;
+        }
+        Ok(())
+    }
+
+    /// Adds `count` zeros, which become a hole as far as blocks allow.
+    ///
+    /// # Errors
+    /// As [`Incoming::write`].
+    pub fn zeros(&mut self, mut count: u64) -> Result<(), IncomingError> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        while count > 0 {
+            let now = count.min(ZEROS.len() as u64);
+            self.write(&ZEROS[..now as usize])?;
+            count -= now;
+        }
+        Ok(())
+    }
+
+    /// Adds `len` bytes of a file that the replica has, from `offset`.
+    ///
+    /// # Errors
+    /// As [`Incoming::write`]; also if the file ends before.
+    pub fn copy_from(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
+        if len > self.size.saturating_sub(self.position()) {
+            return Err(IncomingError::Mismatch);
+        }
+        // The bytes must be read to be hashed, so that asking the kernel to copy them would save nothing.
+        let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
+        while len > 0 {
+            let now = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
+            basis.read_exact_at(offset, &mut buffer[..now])?;
+            self.write(&buffer[..now])?;
+            offset += now as u64;
+            len -= now as u64;
+        }
+        Ok(())
+    }
+
+    /// Ends the content: verified, it gets its digest as a name and counts as staged.
+    ///
+    /// # Errors
+    /// [`IncomingError::Mismatch`] if size or digest are wrong, and then nothing of it is left;
+    /// [`IncomingError::Fs`] if the disk refuses.
+    pub fn finish(mut self) -> Result<(), IncomingError> {
+        if self.position() != self.size || Digest::from(self.hasher.finalize()) != self.digest {
+            self.discard();
+            return Err(IncomingError::Mismatch);
+        }
+        let last = std::mem::take(&mut self.gathered);
+        self.put(&last)?;
+        let ended = ftruncate(&self.fd, self.size)
+            .and_then(|()| renameat(self.stage.fd(), self.part_name(), self.stage.fd(), self.digest.to_hex()));
+        ended.map_err(|errno| self.fail(errno))?;
+        self.finished = true;
+        self.staging.settle(&self.digest, State::Whole);
+        Ok(())
+    }
+
+    /// Writes bytes that begin at a block.
+    fn put(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
+        sparse::write_sparse(&self.fd, self.written, bytes).map_err(|errno| self.fail(errno))?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn fail(&self, errno: Errno) -> FsError {
+        FsError::new("stage", &self.near, errno)
+    }
+
+    fn part_name(&self) -> String {
+        part_name(&self.digest)
+    }
+
+    /// Removes the file: a wrong beginning is of no use to anybody.
+    fn discard(&mut self) {
+        let _ = unlinkat(self.stage.fd(), self.part_name(), AtFlags::empty());
+        self.staging.contents().remove(&self.digest);
+        self.finished = true;
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // Holes at the end count as received.
+        if self.written >= PART_MIN && ftruncate(&self.fd, self.written).is_ok() {
+            self.staging.settle(&self.digest, State::Part);
+        } else {
+            self.discard();
+        }
+    }
+}
+
+/// The name of an unfinished content.
+pub(crate) fn part_name(digest: &Digest) -> String {
+    let mut name = digest.to_hex();
+    name.push_str(PART);
+    name
+}
+
+/// Hashes the first `limit` bytes of a file, or all if it is shorter.
+pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    each_piece(fd, limit, |piece| {
+        hasher.update(piece);
+    })?;
+    Ok(hasher)
+}
+
+fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])) -> Result<u64, Errno> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < limit {
+        let want = usize::try_from(limit - at).map_or(PIECE, |left| left.min(PIECE));
+        let n = sparse::read_at(&fd, at, &mut buffer[..want])?;
+        visit(&buffer[..n]);
+        at += n as u64;
+        if n < want {
+            break;
+        }
+    }
+    Ok(at)
+}
+
+fn open_part(stage: &Stage, digest: &Digest) -> Result<OwnedFd, Errno> {
+    openat(stage.fd(), part_name(digest), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Cuts a part off at `offset` and hashes what is left.
+fn resume(stage: &Stage, digest: &Digest, size: u64, offset: u64) -> Result<(OwnedFd, blake3::Hasher), Errno> {
+    let fd = open_part(stage, digest)?;
+    let has = rustix::fs::fstat(&fd)?.st_size;
+    if offset > size || u64::try_from(has).unwrap_or(0) < offset {
+        return Err(Errno::INVAL);
+    }
+    ftruncate(&fd, offset)?;
+    let hasher = hash(&fd, offset)?;
+    Ok((fd, hasher))
+}

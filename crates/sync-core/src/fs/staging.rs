@@ -1,1 +1,262 @@
-//! The private staging directory of a replica.
+//! Where content waits, verified and out of sight, until it is published: one private directory on each file system
+//! of a replica.
+//!
+//! The directory lies at the top of the replica, and at the top of every mount below it that is written to, under
+//! [`STAGING_NAME`]: a rename from there into the tree never crosses a file system. Nobody but us may enter it, so
+//! that names in it lead where we made them lead. A completed push removes it; an interrupted one leaves the parts of
+//! big files, and a killed one whatever it was doing, which the next one adopts or clears away.
+
+mod adopt;
+mod place;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::durable::Durable;
+use super::error::FsError;
+use super::incoming::IncomingError;
+use super::root::Root;
+use super::sparse;
+use super::thaw::Thaw;
+use super::{STAGING_NAME, incoming};
+use crate::hash::Digest;
+use crate::path::RelPath;
+use place::Place;
+
+/// Files of at least this many bytes keep what was received of them when a push is interrupted, for the next one.
+pub const PART_MIN: u64 = 64 << 20;
+
+/// The staging of one push session into one replica. It may be used from several threads at once.
+#[derive(Debug)]
+pub struct Staging {
+    pub(crate) root: Arc<Root>,
+    pub(crate) durable: Durable,
+    pub(crate) thaw: Thaw,
+    mounts: RwLock<Vec<Arc<Mount>>>,
+    /// For each directory that was asked about: the mount that its entries belong to.
+    places: RwLock<HashMap<RelPath, Place>>,
+    contents: Mutex<HashMap<Digest, Content>>,
+    problems: Mutex<Vec<FsError>>,
+    counter: AtomicU64,
+}
+
+/// One mount of the replica: the file system that the top is on, or one below it.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    /// The top directory of the mount.
+    pub top: RelPath,
+    pub id: u64,
+    dev: u64,
+    /// `None` until something is staged.
+    stage: Mutex<Option<Arc<Stage>>>,
+}
+
+/// A staging directory that exists.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub fd: OwnedFd,
+    pub mount: Arc<Mount>,
+    /// Owner and group that files get when they are made here.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What is known of a content in staging.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    pub stage: Arc<Stage>,
+    pub state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Being received now.
+    Receiving,
+    /// The beginning of a big file, from a push that was interrupted.
+    Part,
+    /// Whole as far as its name says: from a push that was killed, to be hashed before it is believed.
+    Unverified,
+    /// Whole and verified.
+    Whole,
+}
+
+impl Staging {
+    /// The staging of the replica at `root`. Nothing is touched before something is staged or adopted.
+    pub fn new(root: Arc<Root>) -> Self {
+        Self {
+            root,
+            durable: Durable::default(),
+            thaw: Thaw::default(),
+            mounts: RwLock::default(),
+            places: RwLock::default(),
+            contents: Mutex::default(),
+            problems: Mutex::default(),
+            counter: AtomicU64::new(0),
+        }
+    }
+
+    /// Stages a whole content in one go: for files small enough to be held in memory. `near` is a path that will have
+    /// it, which chooses the file system. The digest is verified here, so the caller need not.
+    ///
+    /// Three system calls: open, write, close.
+    ///
+    /// # Errors
+    /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Fs`] if they cannot be
+    /// written, and then nothing of them is left.
+    pub fn store(&self, digest: &Digest, bytes: &[u8], near: &RelPath) -> Result<(), IncomingError> {
+        if Digest::of(bytes) != *digest {
+            return Err(IncomingError::Mismatch);
+        }
+        let stage = self.stage_near(near)?;
+        if !self.claim(digest, &stage)? {
+            return Ok(());
+        }
+        let name = digest.to_hex();
+        let written = create(stage.fd(), &name).and_then(|fd| write_whole(&fd, bytes));
+        if let Err(errno) = written {
+            let _ = unlinkat(stage.fd(), name, AtFlags::empty());
+            self.contents().remove(digest);
+            return Err(FsError::new("stage", near, errno).into());
+        }
+        self.settle(digest, State::Whole);
+        Ok(())
+    }
+
+    /// Whether the whole content is staged. One left by a killed push is hashed first.
+    pub fn has(&self, digest: &Digest) -> bool {
+        let found = self.contents().get(digest).cloned();
+        match found {
+            Some(content) if content.state == State::Whole => true,
+            Some(content) if content.state == State::Unverified => self.verify(digest, &content.stage),
+            _ => false,
+        }
+    }
+
+    /// Whether any staging directory is there now.
+    pub fn is_present(&self) -> bool {
+        self.mounts().iter().any(|mount| mount.stage_if_open().is_some())
+    }
+
+    /// What went wrong without failing a call, such as a foreign file in a staging directory; each is told once.
+    pub fn take_problems(&self) -> Vec<FsError> {
+        std::mem::take(&mut *self.problems.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Flushes every file system that was written to: see `durable.rs` for what that promises.
+    ///
+    /// # Errors
+    /// [`FsError`]: then everything staged or published since the last flush counts as lost.
+    pub fn flush(&self) -> Result<(), FsError> {
+        self.durable.flush()
+    }
+
+    /// Ends an interrupted push: leaves what a resume can use, the contents and parts over [`PART_MIN`] bytes, and
+    /// gives read-only directories their modes back. What cannot be removed is among the problems.
+    pub fn keep_parts(&self) {
+        self.clear(true);
+        self.thaw.restore(&self.root);
+    }
+
+    /// Removes everything staged, and the directories. What cannot be removed is among the problems.
+    ///
+    /// The time of the directories that held them changes: publishing restores it.
+    pub fn remove(&self) {
+        self.clear(false);
+    }
+
+    /// Takes the right to write the content; `false` if it is there already, or on its way by another thread. A part
+    /// or an unverified content of that digest gives way.
+    pub(crate) fn claim(&self, digest: &Digest, stage: &Arc<Stage>) -> Result<bool, FsError> {
+        let mut contents = self.contents();
+        if let Some(old) = contents.get(digest) {
+            match old.state {
+                State::Whole | State::Receiving => return Ok(false),
+                State::Part => remove_name(old.stage.fd(), &incoming::part_name(digest)),
+                State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
+            }
+        }
+        contents.insert(*digest, Content { stage: Arc::clone(stage), state: State::Receiving });
+        Ok(true)
+    }
+
+    /// Records how the content stands now.
+    pub(crate) fn settle(&self, digest: &Digest, state: State) {
+        if let Some(content) = self.contents().get_mut(digest) {
+            content.state = state;
+        }
+    }
+
+    pub(crate) fn contents(&self) -> MutexGuard<'_, HashMap<Digest, Content>> {
+        // A panic elsewhere leaves the map whole: every change is a single insert, remove or store.
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note(&self, problem: FsError) {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+    }
+
+    /// A name that nothing in a staging directory has.
+    pub(crate) fn fresh_name(&self) -> String {
+        format!("t{}", self.counter.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn mounts(&self) -> Vec<Arc<Mount>> {
+        self.mounts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn clear(&self, keep_parts: bool) {
+        for mount in self.mounts() {
+            let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
+            if self.empty(&stage, keep_parts) {
+                let gone = self.thaw.within(&self.root, &mount.top, |top| {
+                    unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR)
+                });
+                match gone {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => self.note(FsError::new("remove", &mount.staging_path(), errno)),
+                }
+            }
+        }
+        self.contents().clear();
+    }
+}
+
+impl Stage {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Mount {
+    pub fn stage_if_open(&self) -> Option<Arc<Stage>> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where its staging directory is, for messages.
+    pub fn staging_path(&self) -> RelPath {
+        self.top.join(STAGING_NAME.as_bytes()).unwrap_or_else(|_| self.top.clone())
+    }
+}
+
+/// Makes a new file that only we can open.
+pub(crate) fn create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+    if sparse::has_hole(bytes) {
+        sparse::write_sparse(fd, 0, bytes)?;
+        return rustix::fs::ftruncate(fd, bytes.len() as u64);
+    }
+    sparse::write_at(fd, 0, bytes)
+}
+
+fn remove_name(dir: BorrowedFd<'_>, name: &str) {
+    let _ = unlinkat(dir, name, AtFlags::empty());
+}

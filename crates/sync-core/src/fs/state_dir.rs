@@ -76,6 +76,13 @@ impl StateDir {
         Ok(Self { identity: (meta.dev(), meta.ino()), path })
     }
 
+    /// A state directory that is only looked at: nothing is made, and it may not even exist.
+    pub fn at(path: &Path) -> Self {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let identity = fs::metadata(&path).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+        Self { identity, path }
+    }
+
     /// Its absolute path, links resolved.
     pub fn path(&self) -> &Path {
         &self.path
@@ -309,6 +316,28 @@ impl StateDir {
     /// Where the index of a share lives. The name must be one that the configuration accepted.
     pub fn share_index_dir(&self, name: &str) -> PathBuf {
         self.path.join(INDEXES).join(format!("share-{}", file_name(name)))
+    }
+
+    /// The directories of all sources' indexes, sorted.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn source_index_dirs(&self) -> Result<Vec<PathBuf>, StateError> {
+        let path = self.path.join(INDEXES);
+        let fail = |source| StateError::Io { doing: "list", path: path.clone(), source };
+        let items = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(fail)?,
+        };
+        let mut dirs = Vec::new();
+        for item in items {
+            let item = item.map_err(fail)?;
+            if item.file_name().as_encoded_bytes().starts_with(b"source-") {
+                dirs.push(item.path());
+            }
+        }
+        dirs.sort();
+        Ok(dirs)
     }
 
     fn index_dir(&self, role: &str, canonical: &Path) -> PathBuf {

@@ -1,1 +1,0 @@
-//! From staged entries to visible names.

@@ -1,0 +1,226 @@
+//! Making a plan true on a replica's disk: prepared out of sight, then made visible name by name.
+//!
+//! [`Publisher::prepare`] does everything that takes time, in staging. After a flush, [`Publisher::publish`] only
+//! renames, links, unlinks and sets metadata, so that a crash in between leaves each visible file old or new. After
+//! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe.
+//!
+//! The disk alone decides: before each change the entry is compared with what the index said about it, and where they
+//! differ the entry is left alone and reported. One failed path never stops the others.
+//!
+//! System calls for a new regular file of a small size, staging included: open, write, close; chown if another owner
+//! is wanted, chmod, utimensat; renameat2; statx in the end. One that replaces a file costs another statx. Opening
+//! directories comes on top once per directory.
+
+mod metadata;
+mod names;
+mod observe;
+mod prepare;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
+
+pub use observe::Observed;
+
+use super::attributes::Failed;
+use super::error::FsError;
+use super::root::Root;
+use super::staging::{Stage, Staging};
+use super::stat::Stat;
+use crate::manifest::{Entry, Refused, Row, Time, Tuple};
+use crate::path::RelPath;
+use crate::plan::{Action, Step};
+
+/// What the replica's index says, as it was when the plan was made.
+pub trait Known: Send {
+    /// The row of a path; a directory's row tells what its metadata should be after something in it changed.
+    fn row(&self, path: &RelPath) -> Option<Row>;
+    /// Every path whose row has this inode (`fs` and `ino`), for inodes with more than one name.
+    fn names(&self, tuple: &Tuple) -> Vec<RelPath>;
+}
+
+/// Carries one plan out. Every method blocks; call them in the order `prepare`, [`Staging::flush`], `publish`,
+/// [`Staging::flush`], `observe`.
+pub struct Publisher {
+    root: Arc<Root>,
+    staging: Arc<Staging>,
+    steps: Arc<[Step]>,
+    known: Box<dyn Known>,
+    /// One for each step.
+    work: Vec<Work>,
+    failures: Vec<FsError>,
+    inodes: Inodes,
+    /// Directories whose listing was changed.
+    touched: BTreeSet<RelPath>,
+}
+
+/// How far a step got.
+#[derive(Debug, Default)]
+struct Work {
+    fate: Fate,
+    /// What waits in staging for its name.
+    staged: Option<Staged>,
+    refused: Refused,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Fate {
+    #[default]
+    Open,
+    Failed,
+    Done,
+}
+
+/// An inode in staging.
+#[derive(Debug)]
+struct Staged {
+    stage: Arc<Stage>,
+    name: String,
+    /// A further name of an inode that has others, in the tree or in staging.
+    linked: bool,
+}
+
+/// Inodes with several names, on which one change shows at all of them.
+#[derive(Debug, Default)]
+struct Inodes {
+    /// Those whose `ctime` we moved ourselves, with the `mtime` that they have since.
+    ours: HashMap<(u64, u64), Time>,
+    /// How many names we added in staging.
+    pins: HashMap<(u64, u64), u32>,
+    /// Paths that are no part of the plan and whose inode was touched.
+    siblings: BTreeSet<RelPath>,
+    /// Inodes that had names outside, with the path of the copy that stands in for them now.
+    detached: HashMap<(u64, u64), RelPath>,
+}
+
+impl Publisher {
+    /// A publisher of `steps`, which come in tree order, each path once.
+    pub fn new(staging: Arc<Staging>, steps: Vec<Step>, known: Box<dyn Known>) -> Self {
+        let work = steps.iter().map(|_| Work::default()).collect();
+        Self {
+            root: Arc::clone(&staging.root),
+            staging,
+            steps: steps.into(),
+            known,
+            work,
+            failures: Vec::new(),
+            inodes: Inodes::default(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Every path that publishing may change: those of the steps, their directories, and other names of their inodes
+    /// as far as known. For the intent that is recorded before [`Publisher::publish`].
+    pub fn intent(&self) -> BTreeSet<RelPath> {
+        let mut paths = self.inodes.siblings.clone();
+        for step in &*self.steps {
+            paths.insert(step.path.clone());
+            paths.extend(step.path.parent());
+        }
+        paths.extend(self.staging.mounts().iter().map(|mount| mount.top.clone()));
+        paths
+    }
+
+    /// What failed since this was last called; each failure is told once.
+    pub fn take_failures(&mut self) -> Vec<FsError> {
+        std::mem::take(&mut self.failures)
+    }
+
+    fn fail(&mut self, i: usize, error: FsError) {
+        self.work[i].fate = Fate::Failed;
+        self.failures.push(error);
+    }
+
+    /// The step for `path`, if the plan has one.
+    fn step_of(&self, path: &RelPath) -> Option<usize> {
+        self.steps.binary_search_by(|step| step.path.cmp(path)).ok()
+    }
+
+    /// What the index said about `path` before the plan.
+    fn row_of(&self, path: &RelPath) -> Option<Row> {
+        match self.step_of(path) {
+            Some(i) => self.steps[i].old.clone(),
+            None => self.known.row(path),
+        }
+    }
+
+    /// What `path` should be after the plan, for a path that exists then.
+    fn wanted(&self, path: &RelPath) -> Option<Entry> {
+        match self.step_of(path) {
+            Some(i) => self.steps[i].new.clone(),
+            None => self.known.row(path).map(|row| row.entry),
+        }
+    }
+
+    /// Whether what is on disk is what the index said. Of an inode whose `ctime` we moved ourselves, by linking or
+    /// unlinking another of its names, everything else must be the same.
+    fn is_unchanged(&self, stat: &Stat, tuple: &Tuple) -> bool {
+        let ours = || self.inodes.ours.get(&inode(tuple));
+        let same = |&mtime| Tuple { ctime: tuple.ctime, ..stat.tuple } == Tuple { mtime, ..*tuple };
+        stat.tuple == *tuple || ours().is_some_and(same)
+    }
+
+    /// Records that the `ctime` of an inode moves at every name it has.
+    fn touch_inode(&mut self, tuple: &Tuple) {
+        self.inodes.ours.entry(inode(tuple)).or_insert(tuple.mtime);
+        self.inodes.siblings.extend(self.known.names(tuple));
+    }
+
+    /// Whether an inode has names that the index does not know: those lie outside the tree, and must not change.
+    fn has_names_outside(&self, stat: &Stat) -> bool {
+        let pins = self.inodes.pins.get(&inode(&stat.tuple)).copied().unwrap_or(0);
+        let known = || u32::try_from(self.known.names(&stat.tuple).len()).unwrap_or(u32::MAX).max(1);
+        stat.nlink > 1 && stat.nlink > known().saturating_add(pins)
+    }
+
+    fn touch_dir(&mut self, path: &RelPath) {
+        let Some(parent) = path.parent() else { return };
+        // Neighbours share their directory, so mostly it is the one of last time.
+        if !self.touched.contains(&parent) {
+            self.touched.insert(parent);
+        }
+    }
+
+    /// Removes what waited in staging in vain. An extra link left behind would move its inode's `ctime` later.
+    fn drop_staged(&mut self) {
+        for work in &mut self.work {
+            if let Some(staged) = work.staged.take() {
+                staged.remove();
+            }
+        }
+    }
+}
+
+impl Staged {
+    /// Removes it; a directory if it is empty, as ours are.
+    fn remove(&self) {
+        if unlinkat(self.stage.fd(), &self.name, AtFlags::empty()) == Err(Errno::ISDIR) {
+            let _ = unlinkat(self.stage.fd(), &self.name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+fn inode(tuple: &Tuple) -> (u64, u64) {
+    (tuple.fs, tuple.ino)
+}
+
+fn drift(doing: &'static str, path: &RelPath) -> FsError {
+    FsError::because(doing, path, "it was changed there meanwhile; the next push looks again")
+}
+
+fn failed(path: &RelPath) -> impl Fn(Failed) -> FsError + '_ {
+    |(doing, errno)| FsError::new(doing, path, errno)
+}
+
+/// The row of what the step finds on disk; `None` if nothing is there.
+fn old_of(step: &Step) -> Option<(&Row, Tuple)> {
+    step.old.as_ref().and_then(|row| Some((row, row.tuple?)))
+}
+
+fn is_delete(step: &Step) -> bool {
+    step.action == Action::Delete
+}

@@ -1,0 +1,328 @@
+//! Names: what was prepared becomes visible, one system call for each entry.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, unlinkat};
+use rustix::io::Errno;
+
+use super::prepare::same_attributes;
+use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of};
+use crate::fs::attributes::{self, Before, Target};
+use crate::fs::error::FsError;
+use crate::manifest::{Refused, Tuple};
+use crate::path::RelPath;
+use crate::plan::{Action, Step};
+
+/// What stands at a name before.
+enum There {
+    Nothing,
+    Dir,
+    Other,
+}
+
+impl Publisher {
+    /// Makes the plan visible, removes staging and sets the times of directories. To be called after what was prepared
+    /// is flushed and the intent is recorded. Failures are kept for [`Publisher::take_failures`].
+    ///
+    /// The order: what stands in the way of a type change goes first; then everything new, directories before what
+    /// they hold; then the other deletions, deepest first; then metadata, directories last and deepest first.
+    pub fn publish(&mut self) {
+        let steps = Arc::clone(&self.steps);
+        // Directories that were opened before may have been renamed by somebody since.
+        self.root.forget(&RelPath::root());
+        let in_the_way = in_the_way(&steps);
+        for (i, step) in steps.iter().enumerate().rev().filter(|(i, _)| in_the_way[*i]) {
+            self.delete_step(i, step);
+        }
+        self.place_all(&steps);
+        let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && !in_the_way[*i]);
+        for (i, step) in rest {
+            self.delete_step(i, step);
+        }
+        self.drop_staged();
+        self.set_metadata(&steps);
+        let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
+        self.touched.extend(tops.into_iter().map(|mount| mount.top.clone()));
+        self.staging.remove();
+        self.failures.extend(self.staging.take_problems());
+        self.finish_dirs();
+    }
+
+    fn place_all(&mut self, steps: &[Step]) {
+        let mut blocked: Option<RelPath> = None;
+        for (i, step) in steps.iter().enumerate() {
+            let Some(entry) = &step.new else { continue };
+            if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
+                if self.work[i].fate == Fate::Open {
+                    let reason = format!("the directory {dir} could not be made");
+                    self.fail(i, FsError::because("create", &step.path, reason));
+                }
+                continue;
+            }
+            if self.work[i].fate == Fate::Open {
+                match self.place(i, step) {
+                    Ok(true) => self.work[i].fate = Fate::Done,
+                    Ok(false) => {}
+                    Err(error) => self.fail(i, error),
+                }
+            }
+            if self.work[i].fate == Fate::Failed && entry.is_dir() && step.action == Action::MakeDir {
+                blocked = Some(step.path.clone());
+            }
+        }
+    }
+
+    /// Gives what is staged for a step its name; `false` if only metadata is left to do.
+    fn place(&mut self, i: usize, step: &Step) -> Result<bool, FsError> {
+        let Some(staged) = self.work[i].staged.take() else {
+            if self.work[i].refused.has(Refused::DEVICE) {
+                // What was there is no longer wanted, and what is wanted cannot be made.
+                self.delete(step)?;
+                return Ok(true);
+            }
+            return Ok(false);
+        };
+        let placed = self.place_staged(i, step, &staged);
+        if placed.is_err() {
+            self.work[i].staged = Some(staged);
+        }
+        placed.map(|()| true)
+    }
+
+    fn place_staged(&mut self, i: usize, step: &Step, staged: &Staged) -> Result<(), FsError> {
+        if let Action::Move { from } = &step.action
+            && staged.linked
+        {
+            self.dress_moved(i, step, from, staged)?;
+        }
+        let parent = step.path.parent().unwrap_or_default();
+        let there = self.check_old(step)?;
+        let rename = |flags: RenameFlags| {
+            self.staging.thaw.within(&self.root, &parent, |dir| {
+                if flags.is_empty() {
+                    return renameat(staged.stage.fd(), &staged.name, dir, step.path.name());
+                }
+                renameat_with(staged.stage.fd(), &staged.name, dir, step.path.name(), flags)
+            })
+        };
+        let is_dir = step.new.as_ref().is_some_and(|entry| entry.is_dir());
+        let fail = |errno| match errno {
+            Errno::EXIST => drift("create", &step.path),
+            errno => FsError::new("put in place", &step.path, errno),
+        };
+        match there {
+            There::Nothing => match rename(RenameFlags::NOREPLACE) {
+                // A file system that does not know the flag: look, then rename.
+                Err(Errno::INVAL) => match self.root.stat(&step.path)? {
+                    None => rename(RenameFlags::empty()).map_err(fail)?,
+                    Some(_) => return Err(drift("create", &step.path)),
+                },
+                other => other.map_err(fail)?,
+            },
+            There::Other if !is_dir => rename(RenameFlags::empty()).map_err(fail)?,
+            There::Other | There::Dir => match rename(RenameFlags::EXCHANGE) {
+                Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
+                exchanged => {
+                    exchanged.map_err(fail)?;
+                    self.remove_exchanged(step, staged, &rename)?;
+                }
+            },
+        }
+        if matches!(there, There::Dir) || is_dir {
+            self.root.forget(&step.path);
+        }
+        if staged.linked {
+            // Renaming onto another name of the same inode does nothing and leaves the temporary.
+            let _ = unlinkat(staged.stage.fd(), &staged.name, AtFlags::empty());
+            self.unpin(step);
+        }
+        self.touch_dir(&step.path);
+        Ok(())
+    }
+
+    /// Compares what stands at the name with what the index says.
+    fn check_old(&mut self, step: &Step) -> Result<There, FsError> {
+        let Some((row, tuple)) = old_of(step) else { return Ok(There::Nothing) };
+        let dir = self.staging.thaw.open(&self.root, &step.path.parent().unwrap_or_default())?;
+        let stat = match self.root.stat_at(dir.as_fd(), step.path.name()) {
+            Ok(stat) => stat,
+            // Nothing is lost by putting something where there is nothing.
+            Err(Errno::NOENT) => return Ok(There::Nothing),
+            Err(errno) => return Err(FsError::new("look at", &step.path, errno)),
+        };
+        if row.entry.is_dir() {
+            // Its times moved when what it held went away.
+            let same = stat.is_dir() && inode(&stat.tuple) == inode(&tuple);
+            return if same { Ok(There::Dir) } else { Err(drift("replace", &step.path)) };
+        }
+        if !self.is_unchanged(&stat, &tuple) {
+            return Err(drift("replace", &step.path));
+        }
+        if stat.nlink > 1 {
+            self.touch_inode(&tuple);
+        }
+        Ok(There::Other)
+    }
+
+    /// After an exchange: the old entry is in staging and goes. A directory that is not empty after all comes back.
+    fn remove_exchanged(
+        &self,
+        step: &Step,
+        staged: &Staged,
+        rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
+    ) -> Result<(), FsError> {
+        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
+        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        match unlinkat(staged.stage.fd(), &staged.name, flags) {
+            Ok(()) => Ok(()),
+            Err(errno) => {
+                rename(RenameFlags::EXCHANGE).map_err(|errno| FsError::new("put back", &step.path, errno))?;
+                Err(not_removable("replace", &step.path, errno))
+            }
+        }
+    }
+
+    /// The same on a file system without exchange: for a moment nothing is there.
+    fn remove_then_rename(
+        &self,
+        step: &Step,
+        rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
+    ) -> Result<(), FsError> {
+        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
+        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let parent = step.path.parent().unwrap_or_default();
+        let removed = self.staging.thaw.within(&self.root, &parent, |dir| unlinkat(dir, step.path.name(), flags));
+        removed.map_err(|errno| not_removable("replace", &step.path, errno))?;
+        rename(RenameFlags::empty()).map_err(|errno| FsError::new("put in place", &step.path, errno))
+    }
+
+    /// A moved inode gets the attributes of its new name at the last moment: its old name shows them too.
+    fn dress_moved(&mut self, i: usize, step: &Step, from: &RelPath, staged: &Staged) -> Result<(), FsError> {
+        let (Some(entry), Some(row)) = (&step.new, self.row_of(from)) else { return Ok(()) };
+        self.work[i].refused = row.refused;
+        if same_attributes(&row.entry, entry) {
+            return Ok(());
+        }
+        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        let known = !row.refused.has(Refused::XATTR);
+        let xattrs = known.then_some(&*row.entry.xattrs);
+        let before = Before { uid: stat.uid, gid: stat.gid, mode: stat.mode, xattrs };
+        let target = Target::Staged(staged.stage.fd(), &staged.name);
+        let mut refused = attributes::apply(target, before, entry).map_err(failed(&step.path))?;
+        refused.add(attributes::apply_time(target, entry.mtime).map_err(failed(&step.path))?);
+        self.work[i].refused = refused;
+        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        self.inodes.ours.insert(inode(&stat.tuple), stat.tuple.mtime);
+        Ok(())
+    }
+
+    fn unpin(&mut self, step: &Step) {
+        if let Ok(Some(stat)) = self.root.stat(&step.path)
+            && let Some(pins) = self.inodes.pins.get_mut(&inode(&stat.tuple))
+        {
+            *pins = pins.saturating_sub(1);
+        }
+    }
+
+    /// A name whose inode had names outside gets the copy that another name of the group got already.
+    pub(super) fn link_detached(&mut self, step: &Step, copy: &RelPath) -> Result<(), FsError> {
+        let fail = |errno| FsError::new("link", &step.path, errno);
+        let stage = self.staging.stage_near(&step.path)?;
+        let name = self.staging.fresh_name();
+        let dir = self.staging.thaw.open(&self.root, &copy.parent().unwrap_or_default())?;
+        linkat(&dir, copy.name(), stage.fd(), &name, AtFlags::empty()).map_err(fail)?;
+        let staged = Staged { stage, name, linked: true };
+        let placed = match self.check_old(step) {
+            Ok(_) => self.staging.thaw.within(&self.root, &step.path.parent().unwrap_or_default(), |dir| {
+                renameat(staged.stage.fd(), &staged.name, dir, step.path.name())
+            }),
+            Err(error) => {
+                staged.remove();
+                return Err(error);
+            }
+        };
+        staged.remove();
+        self.touch_dir(&step.path);
+        self.inodes.siblings.insert(copy.clone());
+        placed.map_err(fail)
+    }
+
+    /// Puts a copy made at the last moment in place; it is flushed here, since the batch has been flushed already.
+    pub(super) fn place_late(&mut self, i: usize, step: &Step, staged: &Staged) -> Result<(), FsError> {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+        if step.new.as_ref().is_some_and(|entry| entry.content().is_some()) {
+            rustix::fs::openat(staged.stage.fd(), &staged.name, flags, rustix::fs::Mode::empty())
+                .and_then(rustix::fs::fsync)
+                .map_err(|errno| FsError::new("flush", &step.path, errno))?;
+        }
+        self.place_staged(i, step, staged)
+    }
+
+    fn delete_step(&mut self, i: usize, step: &Step) {
+        match self.delete(step) {
+            Ok(()) => self.work[i].fate = Fate::Done,
+            Err(error) => self.fail(i, error),
+        }
+    }
+
+    /// Removes the step's old entry, if it still is what the index says.
+    fn delete(&mut self, step: &Step) -> Result<(), FsError> {
+        let Some((row, tuple)) = old_of(step) else { return Ok(()) };
+        let parent = step.path.parent().unwrap_or_default();
+        let found = match self.staging.thaw.open(&self.root, &parent) {
+            Ok(dir) => self.root.stat_at(dir.as_fd(), step.path.name()),
+            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let stat = match found {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(FsError::new("look at", &step.path, errno)),
+        };
+        let is_dir = row.entry.is_dir();
+        let same = if is_dir { stat.is_dir() && inode(&stat.tuple) == inode(&tuple) } else { self.is_unchanged(&stat, &tuple) };
+        if !same {
+            return Err(drift("delete", &step.path));
+        }
+        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        // The file system is flushed in the end even if nothing was staged on it.
+        self.staging.mount_near(&step.path)?;
+        let removed = self.staging.thaw.within(&self.root, &parent, |dir| unlinkat(dir, step.path.name(), flags));
+        removed.map_err(|errno| not_removable("delete", &step.path, errno))?;
+        if is_dir {
+            self.root.forget(&step.path);
+        } else if stat.nlink > 1 {
+            self.touch_inode(&tuple);
+        }
+        self.touch_dir(&step.path);
+        Ok(())
+    }
+}
+
+fn not_removable(doing: &'static str, path: &RelPath, errno: Errno) -> FsError {
+    match errno {
+        Errno::NOTEMPTY | Errno::EXIST => {
+            FsError::because(doing, path, "not empty: it holds entries that are not part of the push")
+        }
+        errno => FsError::new(doing, path, errno),
+    }
+}
+
+/// Which deletions lie beneath a directory that becomes something else.
+fn in_the_way(steps: &[Step]) -> Vec<bool> {
+    let mut marks = vec![false; steps.len()];
+    let mut top: Option<&RelPath> = None;
+    for (i, step) in steps.iter().enumerate() {
+        if top.is_some_and(|top| step.path.is_beneath(top)) {
+            marks[i] = is_delete(step);
+            continue;
+        }
+        let was_dir = old_of(step).is_some_and(|(row, _): (_, Tuple)| row.entry.is_dir());
+        let stays_dir = step.new.as_ref().is_none_or(|entry| entry.is_dir());
+        top = (was_dir && !stays_dir).then_some(&step.path);
+    }
+    marks
+}

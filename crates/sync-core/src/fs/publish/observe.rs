@@ -1,0 +1,136 @@
+//! What is on disk after publishing, for the index.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{Fate, Publisher, is_delete};
+use crate::fs::clock;
+use crate::fs::error::FsError;
+use crate::fs::stat::Stat;
+use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
+use crate::path::RelPath;
+
+/// How long to wait at most for the clock of time stamps to move on. It ticks at least 100 times a second.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// One path as it is after publishing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Where: a step of the plan, a directory in which something changed, or another name of an inode that did.
+    pub path: RelPath,
+    /// `None`: nothing is there, because it was deleted or is a refused device.
+    pub tuple: Option<Tuple>,
+    /// What the kernel refused.
+    pub refused: Refused,
+    /// Whether the tuple proves the entry: nothing written later can leave it equal.
+    pub proven: bool,
+    /// Whether another file system is mounted here.
+    pub mount: bool,
+}
+
+impl Publisher {
+    /// Looks at every path that was touched and is as wanted, in tree order. A path that failed is not among them: its
+    /// old row stands if its tuple still does. To be called after the second flush.
+    ///
+    /// It first waits, some milliseconds at most, until the clock has moved past the last change: a write in the same
+    /// tick as the look would not show.
+    pub fn observe(&mut self) -> Vec<Observed> {
+        let now = wait_for_tick();
+        // What was opened before may have been renamed by somebody since: look at what the names lead to.
+        self.root.forget(&RelPath::root());
+        let steps = Arc::clone(&self.steps);
+        let mut seen = Vec::with_capacity(steps.len() + self.touched.len());
+        for (i, step) in steps.iter().enumerate() {
+            if self.work[i].fate != Fate::Done {
+                continue;
+            }
+            let refused = self.work[i].refused;
+            let gone = is_delete(step) || refused.has(Refused::DEVICE);
+            let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
+                seen.push(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
+                continue;
+            };
+            match self.look(&step.path, entry, refused, now) {
+                Ok(observed) => {
+                    let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
+                    seen.push(Observed { mount, ..observed });
+                }
+                Err(error) => self.fail(i, error),
+            }
+        }
+        let others: BTreeSet<RelPath> = self.touched.union(&self.inodes.siblings).cloned().collect();
+        for path in others {
+            let Some(row) = self.known.row(&path).filter(|_| self.step_of(&path).is_none()) else { continue };
+            match self.look_again(&path, &row, now) {
+                Ok(observed) => seen.push(observed),
+                Err(error) => self.failures.push(error),
+            }
+        }
+        seen.sort_by(|a, b| a.path.cmp(&b.path));
+        seen
+    }
+
+    /// Looks at a path that the plan says nothing about: it keeps its entry, and its proof if it had one.
+    fn look_again(&self, path: &RelPath, row: &Row, now: Time) -> Result<Observed, FsError> {
+        let observed = self.look(path, &row.entry, row.refused, now)?;
+        Ok(Observed { proven: observed.proven && row.proven, mount: row.mount, ..observed })
+    }
+
+    fn look(&self, path: &RelPath, entry: &Entry, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
+        let drift = || FsError::because("keep", path, "it was changed there while it was published");
+        let stat = self.root.stat(path)?.ok_or_else(drift)?;
+        let owner = (stat.uid, stat.gid) == (entry.uid, entry.gid) || refused.has(Refused::OWNER);
+        if !owner || !is_of_kind(&stat, &entry.kind) {
+            return Err(drift());
+        }
+        if !matches!(entry.kind, Kind::Symlink { .. }) && stat.mode != entry.mode {
+            // The kernel drops setid bits without a word where we have no right to them.
+            if stat.mode & !0o6000 != entry.mode & !0o6000 || stat.mode & !entry.mode != 0 {
+                return Err(drift());
+            }
+            refused.add(Refused::MODE);
+        }
+        if stat.tuple.mtime != entry.mtime {
+            if !refused.has(Refused::TIME) && !is_rounded(&stat, entry.mtime) {
+                return Err(drift());
+            }
+            refused.add(Refused::TIME);
+        }
+        // A write sets both times to the same tick. If they are equal nothing tells such a write from ours.
+        let written = stat.is_file() && stat.tuple.mtime == stat.tuple.ctime;
+        let proven = !written && clock::settled(stat.tuple.ctime, now, self.root.is_remote(&stat));
+        Ok(Observed { path: path.clone(), tuple: Some(stat.tuple), refused, proven, mount: false })
+    }
+}
+
+fn is_of_kind(stat: &Stat, kind: &Kind) -> bool {
+    use rustix::fs::FileType as T;
+    match (stat.kind, kind) {
+        (T::Directory, Kind::Dir)
+        | (T::Symlink, Kind::Symlink { .. })
+        | (T::Fifo, Kind::Fifo)
+        | (T::Socket, Kind::Socket) => true,
+        (T::RegularFile, Kind::File { size, .. }) => stat.tuple.size == *size,
+        (T::CharacterDevice, Kind::CharDev { major, minor }) | (T::BlockDevice, Kind::BlockDev { major, minor }) => {
+            stat.rdev == (*major, *minor)
+        }
+        _ => false,
+    }
+}
+
+/// Whether the time on disk is the wanted one as far as a file system with whole (or every other) seconds can hold it.
+fn is_rounded(stat: &Stat, wanted: Time) -> bool {
+    let coarse = stat.tuple.ctime.nsec == 0 && stat.tuple.mtime.nsec == 0;
+    coarse && wanted.sec.abs_diff(stat.tuple.mtime.sec) <= 2
+}
+
+/// Waits until the coarse clock, which stamps inodes, has passed the present moment; gives its time.
+fn wait_for_tick() -> Time {
+    let now = clock_gettime(ClockId::Realtime);
+    let start = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
+    clock::wait_past(start, PATIENCE);
+    clock::now()
+}

@@ -1,0 +1,224 @@
+//! Somebody changes the replica between the plan and its publication: nothing of theirs is lost.
+
+use super::*;
+
+/// Plans, lets `meddle` change the replica, publishes; gives the failures.
+fn meddled(bed: &Bed, meddle: impl FnOnce()) -> Vec<String> {
+    let mut publisher = bed.publisher(&[]);
+    meddle();
+    publisher.prepare();
+    publisher.publish();
+    let seen = publisher.observe();
+    let failures: Vec<String> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    let now = bed.replica();
+    for observed in &seen {
+        assert_eq!(now.get(&observed.path).and_then(|row| row.tuple), observed.tuple, "at {}", observed.path);
+    }
+    assert!(!bed.dst(STAGING_NAME).exists());
+    failures
+}
+
+fn read(bed: &Bed, name: &str) -> String {
+    fs::read_to_string(bed.dst(name)).unwrap()
+}
+
+#[test]
+fn an_edited_file_is_not_replaced() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old"), ("b", "old")]);
+    Bed::write(|n| bed.src(n), &[("a", "new"), ("b", "new")]);
+    let failures = meddled(&bed, || fs::write(bed.dst("a"), "own").unwrap());
+    assert_eq!(failures.len(), 1);
+    assert!(failures[0].starts_with("cannot replace a: it was changed there"), "{failures:?}");
+    assert_eq!((read(&bed, "a"), read(&bed, "b")), ("own".into(), "new".into()));
+}
+
+#[test]
+fn an_edit_that_keeps_size_and_mtime_is_seen() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old")]);
+    Bed::write(|n| bed.src(n), &[("a", "new")]);
+    let meta = fs::metadata(bed.dst("a")).unwrap();
+    let failures = meddled(&bed, || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(bed.dst("a"), "own").unwrap();
+        set_mtime(&bed.dst("a"), meta.mtime(), meta.mtime_nsec());
+    });
+    assert_eq!(failures.len(), 1);
+    assert_eq!(read(&bed, "a"), "own");
+}
+
+#[test]
+fn what_appeared_is_not_replaced() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("a", "new"), ("d/b", "new"), ("e/f", "new")]);
+    let failures = meddled(&bed, || {
+        fs::write(bed.dst("a"), "own").unwrap();
+        fs::write(bed.dst("d"), "own").unwrap();
+    });
+    assert_eq!(failures.len(), 3, "{failures:?}");
+    assert!(failures.iter().any(|text| text == "cannot create d/b: the directory d could not be made"));
+    assert_eq!((read(&bed, "a"), read(&bed, "d"), read(&bed, "e/f")), ("own".into(), "own".into(), "new".into()));
+}
+
+#[test]
+fn what_vanished_comes_back() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old"), ("gone", "old")]);
+    Bed::write(|n| bed.src(n), &[("a", "new")]);
+    let failures = meddled(&bed, || {
+        fs::remove_file(bed.dst("a")).unwrap();
+        fs::remove_file(bed.dst("gone")).unwrap();
+    });
+    assert_eq!(failures, Vec::<String>::new());
+    assert_eq!(read(&bed, "a"), "new");
+}
+
+#[test]
+fn an_edited_file_is_not_deleted_and_keeps_its_directory() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old"), ("d/b", "old"), ("e/a", "old")]);
+    let failures = meddled(&bed, || {
+        fs::write(bed.dst("d/a"), "own").unwrap();
+        fs::write(bed.dst("e/own"), "own").unwrap();
+    });
+    assert_eq!(failures.len(), 3, "{failures:?}");
+    assert!(failures.iter().any(|text| text.starts_with("cannot delete e: not empty")), "{failures:?}");
+    assert_eq!((read(&bed, "d/a"), read(&bed, "e/own")), ("own".into(), "own".into()));
+    assert!(!bed.dst("d/b").exists() && !bed.dst("e/a").exists());
+}
+
+#[test]
+fn a_directory_that_holds_more_does_not_become_a_file() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old")]);
+    Bed::write(|n| bed.src(n), &[("d", "new")]);
+    let failures = meddled(&bed, || fs::write(bed.dst("d/own"), "own").unwrap());
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    assert_eq!(read(&bed, "d/own"), "own");
+}
+
+#[test]
+fn a_replaced_directory_is_left_alone() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old")]);
+    Bed::write(|n| bed.src(n), &[("d/a", "old")]);
+    let old = bed.replica();
+    for name in ["d/a", "d", ""] {
+        let row = &old[&path(name)].entry;
+        set_mtime(&bed.src(name), row.mtime.sec, row.mtime.nsec.into());
+    }
+    mode(&bed.src("d"), 0o700);
+    let failures = meddled(&bed, || {
+        fs::rename(bed.dst("d"), bed.dst("kept")).unwrap();
+        fs::create_dir(bed.dst("d")).unwrap();
+        mode(&bed.dst("d"), 0o755);
+    });
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    assert_eq!(fs::metadata(bed.dst("d")).unwrap().mode() & 0o777, 0o755);
+}
+
+#[test]
+fn a_changed_move_source_is_not_moved() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old")]);
+    Bed::write(|n| bed.src(n), &[("b", "old")]);
+    let mut publisher = bed.publisher(&[("b", "a")]);
+    fs::write(bed.dst("a"), "own").unwrap();
+    publisher.prepare();
+    publisher.publish();
+    assert_eq!(publisher.take_failures().len(), 2);
+    assert_eq!(read(&bed, "a"), "own");
+    assert!(!bed.dst("b").exists());
+}
+
+#[test]
+fn a_pinned_source_edited_later_is_kept_by_the_name_it_has() {
+    // The pin moves the inode's ctime, so that only size and mtime can tell: they do.
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old")]);
+    Bed::write(|n| bed.src(n), &[("b", "old")]);
+    let mut publisher = bed.publisher(&[("b", "a")]);
+    publisher.prepare();
+    fs::write(bed.dst("a"), "own and longer").unwrap();
+    publisher.publish();
+    let seen = publisher.observe();
+    assert!(!seen.iter().any(|seen| seen.path == path("b") && seen.proven));
+    assert!(!publisher.take_failures().is_empty());
+    assert_eq!(read(&bed, "a"), "own and longer");
+}
+
+#[test]
+fn a_name_outside_does_not_change() {
+    let bed = Bed::new();
+    for (outside, name) in [("secret", "a"), ("secret2", "g1")] {
+        let outside = bed.top.path().join(outside);
+        fs::write(&outside, "x").unwrap();
+        fs::hard_link(&outside, bed.dst(name)).unwrap();
+        mode(&outside, 0o600);
+    }
+    fs::hard_link(bed.dst("g1"), bed.dst("g2")).unwrap();
+    Bed::write(|n| bed.src(n), &[("a", "x"), ("g1", "x")]);
+    fs::hard_link(bed.src("g1"), bed.src("g2")).unwrap();
+    fs::hard_link(bed.src("g1"), bed.src("g3")).unwrap();
+    for name in ["a", "g1"] {
+        mode(&bed.src(name), 0o644);
+        set_mtime(&bed.src(name), 3, 3);
+    }
+    bed.push(&[]);
+    for outside in ["secret", "secret2"] {
+        let meta = fs::metadata(bed.top.path().join(outside)).unwrap();
+        assert_eq!((meta.mode() & 0o777, meta.nlink()), (0o600, 1));
+        assert_ne!(meta.mtime(), 3);
+    }
+    assert!(bed.push(&[]).is_empty());
+}
+
+#[test]
+fn the_same_without_a_new_link() {
+    let bed = Bed::new();
+    let outside = bed.top.path().join("secret");
+    Bed::write(|n| bed.src(n), &[("g1", "x")]);
+    fs::hard_link(bed.src("g1"), bed.src("g2")).unwrap();
+    mode(&bed.src("g1"), 0o640);
+    fs::write(&outside, "x").unwrap();
+    for name in ["g1", "g2"] {
+        fs::hard_link(&outside, bed.dst(name)).unwrap();
+    }
+    mode(&outside, 0o600);
+    bed.push(&[]);
+    assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o600);
+    assert!(bed.push(&[]).is_empty());
+}
+
+#[test]
+fn a_content_that_never_came_fails_alone() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old")]);
+    Bed::write(|n| bed.src(n), &[("a", "new"), ("b", "")]);
+    let have = bed.replica();
+    let steps = plan(&bed.source(), &have, &[]);
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(have)));
+    run(&mut publisher);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert_eq!(failures, ["cannot prepare a: its content was not received"]);
+    assert_eq!((read(&bed, "a"), read(&bed, "b")), ("old".into(), String::new()));
+}
+
+#[test]
+fn an_immutable_file_keeps_its_content_and_names_the_way_out() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("a", "old"), ("b", "old")]);
+    Bed::write(|n| bed.src(n), &[("a", "new"), ("b", "new")]);
+    let file = fs::File::open(bed.dst("a")).unwrap();
+    let flags = rustix::fs::ioctl_getflags(&file);
+    let Ok(flags) = flags else { return skip("an_immutable_file", "the file system has no flags") };
+    if rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::IMMUTABLE).is_err() {
+        return skip("an_immutable_file", "may not set the flag");
+    }
+    let failures = meddled(&bed, || {});
+    rustix::fs::ioctl_setflags(&file, flags).unwrap();
+    assert_eq!(failures.len(), 1);
+    assert!(failures[0].contains("lsattr"), "{failures:?}");
+    assert_eq!((read(&bed, "a"), read(&bed, "b")), ("old".into(), "new".into()));
+}

@@ -1,0 +1,190 @@
+//! What earlier sessions left in a staging directory: taken over, or cleared away.
+//!
+//! Only names that we make are ever removed. Anything else was put there by somebody, is reported, and stays.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::place::BORN;
+use super::{Content, PART_MIN, Stage, Staging, State};
+use crate::fs::STAGING_NAME;
+use crate::fs::attributes::Target;
+use crate::fs::error::FsError;
+use crate::fs::incoming;
+use crate::fs::root::Root;
+use crate::fs::stat::Stat;
+use crate::hash::Digest;
+use crate::path::RelPath;
+
+/// What a name in a staging directory stands for.
+enum Name {
+    /// A content, whole.
+    Content(Digest),
+    /// The beginning of a content.
+    Part(Digest),
+    /// An inode that was about to be published.
+    Temporary,
+    /// Not one of ours.
+    Foreign,
+}
+
+impl Name {
+    fn parse(name: &[u8]) -> Self {
+        if let Some(digest) = Digest::from_hex(name) {
+            return Self::Content(digest);
+        }
+        if let Some(digest) = name.strip_suffix(incoming::PART.as_bytes()).and_then(Digest::from_hex) {
+            return Self::Part(digest);
+        }
+        let numbered = matches!(name, [b't', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit));
+        if numbered || name == BORN.as_bytes() { Self::Temporary } else { Self::Foreign }
+    }
+}
+
+impl Staging {
+    /// Takes over what an earlier session left at `top`: the top of the replica, or of a mount below it. To be called
+    /// for each before the tree is scanned, since clearing it away changes the time of that directory; without
+    /// leftovers it costs one system call.
+    ///
+    /// # Errors
+    /// [`FsError`] if a staging directory is there and cannot be used.
+    pub fn adopt(&self, top: &RelPath) -> Result<(), FsError> {
+        let dir = self.thaw.open(&self.root, top)?;
+        match self.root.stat_at(dir.as_fd(), STAGING_NAME) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(FsError::new("look at", top, errno)),
+            Ok(_) => {
+                let mount = self.mount_of(top)?;
+                self.open_stage(&mount).map(drop)
+            }
+        }
+    }
+
+    /// Registers contents and parts, and removes the rest.
+    pub(super) fn adopt_names(&self, stage: &Arc<Stage>) {
+        let names = match names(stage.fd()) {
+            Ok(names) => names,
+            Err(errno) => return self.note(FsError::new("list", &stage.mount.staging_path(), errno)),
+        };
+        // Temporaries go first: a content may have been linked to one, and then counts as published if a link is left.
+        for name in &names {
+            if matches!(Name::parse(name), Name::Temporary) {
+                self.discard(stage, name);
+            }
+        }
+        for name in &names {
+            let (digest, state) = match Name::parse(name) {
+                Name::Content(digest) => (digest, State::Unverified),
+                Name::Part(digest) => (digest, State::Part),
+                Name::Temporary => continue,
+                Name::Foreign => {
+                    let path = stage.mount.staging_path().join(name).unwrap_or_default();
+                    self.note(FsError::because("clear", &path, "it is in the reserved directory but not ours"));
+                    continue;
+                }
+            };
+            let usable = self.root.stat_at(stage.fd(), &name[..]).is_ok_and(|stat| is_usable(&stat, state));
+            if usable && make_plain(stage, name) {
+                self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state });
+            } else {
+                self.discard(stage, name);
+            }
+        }
+    }
+
+    /// Hashes a content that a killed push left whole; one that is not what its name says is removed.
+    pub(super) fn verify(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
+        let name = digest.to_hex();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| incoming::hash(&fd, u64::MAX));
+        let good = found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == *digest);
+        if good {
+            self.settle(digest, State::Whole);
+        } else {
+            self.discard(stage, name.as_bytes());
+            self.contents().remove(digest);
+        }
+        good
+    }
+
+    /// Removes what is ours; tells whether the directory is empty now.
+    pub(super) fn empty(&self, stage: &Arc<Stage>, keep_parts: bool) -> bool {
+        let names = match names(stage.fd()) {
+            Ok(names) => names,
+            Err(errno) => {
+                self.note(FsError::new("list", &stage.mount.staging_path(), errno));
+                return false;
+            }
+        };
+        let mut empty = true;
+        for name in &names {
+            let keep = match Name::parse(name) {
+                Name::Temporary => false,
+                Name::Content(_) | Name::Part(_) => keep_parts && self.is_big(stage, name),
+                Name::Foreign => true,
+            };
+            if keep || !self.discard(stage, name) {
+                empty = false;
+            }
+        }
+        empty
+    }
+
+    fn is_big(&self, stage: &Stage, name: &[u8]) -> bool {
+        self.root.stat_at(stage.fd(), name).is_ok_and(|stat| is_usable(&stat, State::Part))
+    }
+
+    /// Removes a name of ours. A directory goes only if it is empty: what somebody put into it is not ours to lose.
+    fn discard(&self, stage: &Stage, name: &[u8]) -> bool {
+        let done = match unlinkat(stage.fd(), name, AtFlags::empty()) {
+            Err(Errno::ISDIR | Errno::PERM) => unlinkat(stage.fd(), name, AtFlags::REMOVEDIR),
+            other => other,
+        };
+        match done {
+            Ok(()) | Err(Errno::NOENT) => true,
+            Err(errno) => {
+                let path = stage.mount.staging_path().join(name).unwrap_or_default();
+                self.note(FsError::new("remove", &path, errno));
+                false
+            }
+        }
+    }
+}
+
+/// Removes what bears our names from a directory that belongs to somebody else.
+pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
+    let Ok(names) = names(dir) else { return };
+    for name in names.iter().filter(|name| !matches!(Name::parse(name), Name::Foreign)) {
+        let is_dir = root.stat_at(dir, &name[..]).is_ok_and(|stat| stat.is_dir());
+        let _ = unlinkat(dir, &name[..], if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() });
+    }
+}
+
+/// A file with no other name. A content that is published under another name already must not be touched again, and
+/// a part is worth keeping only if it is big.
+fn is_usable(stat: &Stat, state: State) -> bool {
+    let big = stat.tuple.size >= PART_MIN;
+    stat.is_file() && stat.nlink == 1 && (state != State::Part || big)
+}
+
+/// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.
+fn make_plain(stage: &Stage, name: &[u8]) -> bool {
+    let Ok(name) = std::str::from_utf8(name) else { return false };
+    let target = Target::Staged(stage.fd(), name);
+    target.chown(Some(stage.uid), Some(stage.gid)).is_ok() && target.chmod(0o600).is_ok() && target.strip_xattrs().is_ok()
+}
+
+fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir.as_fd())? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,188 @@
+//! Which mount a path belongs to, and its staging directory, made when it is first needed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fremovexattr, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::{Mount, Stage, Staging, create};
+use crate::fs::STAGING_NAME;
+use crate::fs::error::FsError;
+use crate::fs::stat::Stat;
+use crate::path::RelPath;
+
+/// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
+pub(super) const BORN: &str = "born";
+
+/// What is known of a directory: the mount it is on, and whether it is there yet.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    mount: Arc<Mount>,
+    exists: bool,
+}
+
+impl Staging {
+    /// The staging directory of the file system that an entry at `near` will be on, made if need be.
+    pub(crate) fn stage_near(&self, near: &RelPath) -> Result<Arc<Stage>, FsError> {
+        let mount = self.mount_near(near)?;
+        self.open_stage(&mount)
+    }
+
+    /// The mount that an entry at `near` will be on: that of the nearest directory above it that exists.
+    pub(crate) fn mount_near(&self, near: &RelPath) -> Result<Arc<Mount>, FsError> {
+        let bytes = near.as_bytes();
+        let dir = &bytes[..bytes.iter().rposition(|&b| b == b'/').unwrap_or(0)];
+        // The common case costs no allocation: every entry of a directory after the first.
+        if let Some(place) = self.places.read().unwrap_or_else(PoisonError::into_inner).get(dir) {
+            return Ok(Arc::clone(&place.mount));
+        }
+        let dir = near.parent().unwrap_or_default();
+        self.mount_of(&dir)
+    }
+
+    /// The mount that the directory `dir` is on, or the nearest one above it that exists.
+    pub(crate) fn mount_of(&self, dir: &RelPath) -> Result<Arc<Mount>, FsError> {
+        let mut missing = Vec::new();
+        let mut at = dir.clone();
+        let mut place = loop {
+            if let Some(place) = self.known_place(&at) {
+                break place;
+            }
+            let Some(parent) = at.parent() else { break self.top_place()? };
+            missing.push(std::mem::replace(&mut at, parent));
+        };
+        for dir in missing.into_iter().rev() {
+            place = self.look(&dir, &place)?;
+            self.places.write().unwrap_or_else(PoisonError::into_inner).insert(dir, place.clone());
+        }
+        Ok(place.mount)
+    }
+
+    fn known_place(&self, dir: &RelPath) -> Option<Place> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner).get(dir).cloned()
+    }
+
+    fn top_place(&self) -> Result<Place, FsError> {
+        let top = RelPath::root();
+        let stat = self.root.stat_fd(self.root.fd()).map_err(|errno| FsError::new("look at", &top, errno))?;
+        let place = Place { mount: self.mount(&top, &stat)?, exists: true };
+        self.places.write().unwrap_or_else(PoisonError::into_inner).insert(top, place.clone());
+        Ok(place)
+    }
+
+    /// Looks whether `dir`, in a directory known as `above`, is there, and whether something is mounted on it.
+    fn look(&self, dir: &RelPath, above: &Place) -> Result<Place, FsError> {
+        let absent = Place { mount: Arc::clone(&above.mount), exists: false };
+        if !above.exists {
+            return Ok(absent);
+        }
+        let parent = self.thaw.open(&self.root, &dir.parent().unwrap_or_default())?;
+        match self.root.stat_at(parent.as_fd(), dir.name()) {
+            Ok(stat) if !stat.is_dir() => Ok(absent),
+            Ok(stat) if stat.mount == above.mount.id => Ok(Place { exists: true, ..absent }),
+            Ok(stat) => Ok(Place { mount: self.mount(dir, &stat)?, exists: true }),
+            Err(Errno::NOENT) => Ok(absent),
+            Err(errno) => Err(FsError::new("look at", dir, errno)),
+        }
+    }
+
+    /// The mount whose top is `top`; watched for flushing from now on, before anything is written to it.
+    fn mount(&self, top: &RelPath, stat: &Stat) -> Result<Arc<Mount>, FsError> {
+        let mut mounts = self.mounts.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mount) = mounts.iter().find(|mount| mount.top == *top) {
+            return Ok(Arc::clone(mount));
+        }
+        let dir = self.thaw.open(&self.root, top)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = self
+            .thaw
+            .within(&self.root, top, |top| openat(top, c".", flags, Mode::empty()))
+            .or_else(|errno| if top.is_root() { rustix::io::dup(&dir) } else { Err(errno) })
+            .map_err(|errno| FsError::new("open the directory", top, errno))?;
+        self.durable.watch(stat.dev, top, fd);
+        let mount = Arc::new(Mount { top: top.clone(), id: stat.mount, dev: stat.dev, stage: Default::default() });
+        mounts.push(Arc::clone(&mount));
+        Ok(mount)
+    }
+
+    /// The staging directory of a mount, made or adopted if this session has not done so yet.
+    pub(super) fn open_stage(&self, mount: &Arc<Mount>) -> Result<Arc<Stage>, FsError> {
+        let mut slot = mount.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stage) = &*slot {
+            return Ok(Arc::clone(stage));
+        }
+        let path = mount.staging_path();
+        let fail = |doing, errno| FsError::new(doing, &path, errno);
+        let fd = self.make_stage(mount).map_err(|errno| fail("make the staging directory", errno))?;
+        let fd = match fd {
+            Some(fd) => fd,
+            None => self.existing_stage(mount)?,
+        };
+        let stat = self.root.stat_fd(&fd).map_err(|errno| fail("look at", errno))?;
+        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| fail("write to", errno))?;
+        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid });
+        self.adopt_names(&stage);
+        *slot = Some(Arc::clone(&stage));
+        Ok(stage)
+    }
+
+    /// Makes the directory; `None` if something of that name is there already.
+    fn make_stage(&self, mount: &Mount) -> Result<Option<OwnedFd>, Errno> {
+        self.thaw.within(&self.root, &mount.top, |top| match mkdirat(top, STAGING_NAME, Mode::RWXU) {
+            Ok(()) => open_private(top).map(Some),
+            Err(Errno::EXIST) => Ok(None),
+            Err(errno) => Err(errno),
+        })
+    }
+
+    /// A directory left by an earlier session. One that is not ours alone could be changed under our hands, so it is
+    /// cleared away and made anew.
+    fn existing_stage(&self, mount: &Mount) -> Result<OwnedFd, FsError> {
+        let path = mount.staging_path();
+        let fail = |errno| match errno {
+            Errno::NOTDIR | Errno::LOOP => {
+                FsError::because("use", &path, "this name is reserved and is no directory: rename or remove it")
+            }
+            errno => FsError::new("open the staging directory", &path, errno),
+        };
+        let top = self.thaw.open(&self.root, &mount.top)?;
+        let fd = open_private(top.as_fd()).map_err(fail)?;
+        let stat = self.root.stat_fd(&fd).map_err(fail)?;
+        if stat.uid == rustix::process::geteuid().as_raw() && stat.mode & 0o077 == 0 && stat.dev == mount.dev {
+            return Ok(fd);
+        }
+        super::adopt::empty_foreign(&self.root, fd.as_fd());
+        let renewed = unlinkat(&top, STAGING_NAME, AtFlags::REMOVEDIR).and_then(|()| self.make_stage(mount));
+        match renewed {
+            Ok(Some(fd)) => Ok(fd),
+            Ok(None) => Err(fail(Errno::EXIST)),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Err(FsError::because(
+                "use",
+                &path,
+                "this name is reserved and holds what we did not put there: look at it, and remove it",
+            )),
+            Err(errno) => Err(fail(errno)),
+        }
+    }
+
+    /// Makes the directory plain, without inherited setgid bit and ACLs, and tells whom new files in it belong to.
+    fn born(&self, fd: &OwnedFd, stat: &Stat, mount: &Mount) -> Result<(u32, u32), Errno> {
+        for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+            let _ = fremovexattr(fd, acl);
+        }
+        if stat.mode != 0o700 {
+            fchmod(fd, Mode::RWXU)?;
+        }
+        let _ = unlinkat(fd, BORN, AtFlags::empty());
+        let file = self.thaw.within(&self.root, &mount.top, |_| create(fd.as_fd(), BORN))?;
+        let stat = self.root.stat_fd(&file)?;
+        unlinkat(fd, BORN, AtFlags::empty())?;
+        Ok((stat.uid, stat.gid))
+    }
+}
+
+fn open_private(top: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(top, STAGING_NAME, flags, Mode::empty())
+}
