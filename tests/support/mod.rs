@@ -163,3 +163,30 @@ pub fn wait_for(what: &str, seconds: u64, mut done: impl FnMut() -> bool) {
 pub fn settle() {
     std::thread::sleep(std::time::Duration::from_millis(40));
 }
+
+/// An ordinary user: uid and gid 12345, the binaries where it can run them, a home of its own.
+pub struct User {
+    pub home: PathBuf,
+    synccli: PathBuf,
+    state: PathBuf,
+}
+
+/// Needs root and `setpriv`.
+pub fn as_user(scratch: &Scratch) -> User {
+    let home = scratch.dir("home");
+    set_owner(&home, 12345, 12345);
+    let synccli = scratch.path("synccli");
+    std::fs::copy(bin("synccli"), &synccli).unwrap();
+    set_mode(&synccli, 0o755);
+    User { state: home.join("state"), home, synccli }
+}
+
+impl User {
+    /// `synccli --state-dir HOME/state push SRC DST` as that user.
+    pub fn push(&self, src: &Path, dst: &Path) -> Run {
+        let mut run = Run::new(&self.synccli);
+        run.arg("--state-dir").arg(&self.state).arg("push").arg(src).arg(dst);
+        run.behind(&["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--"]);
+        run
+    }
+}

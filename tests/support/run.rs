@@ -301,17 +301,17 @@ impl Ran {
         self.json().into_iter().filter(|v| v["type"] == kind).collect()
     }
 
-    /// The summary of the only destination.
+    /// How the only destination ended.
     #[track_caller]
     pub fn summary(&self) -> Summary {
         let mut all = self.summaries();
-        assert_eq!(all.len(), 1, "one summary expected\n{self}");
+        assert_eq!(all.len(), 1, "one destination expected\n{self}");
         all.remove(0)
     }
 
     #[track_caller]
     pub fn summaries(&self) -> Vec<Summary> {
-        self.json_of("summary").into_iter().map(Summary).collect()
+        self.json_of("destination").into_iter().map(Summary).collect()
     }
 
     /// The itemized lines as (code, name). The name is what follows the code, up to an arrow; `dir/` loses its slash.
@@ -338,7 +338,7 @@ pub fn item(line: &str) -> Option<(String, String)> {
     Some((code.to_string(), name.to_string()))
 }
 
-/// One destination's summary as JSON.
+/// How one destination ended, as JSON.
 #[derive(Debug)]
 pub struct Summary(pub serde_json::Value);
 
