@@ -17,11 +17,11 @@ fn fill(dir: &Path, round: u64) {
     for i in 0..6 {
         write(dir.join(format!("content{i}")), noise(round * 10 + i, 2000));
         write(dir.join(format!("mode{i}")), b"mode");
-        set_mode(dir.join(format!("mode{i}")), if (round + i) % 2 == 0 { 0o600 } else { 0o644 });
+        set_mode(dir.join(format!("mode{i}")), if (round + i).is_multiple_of(2) { 0o600 } else { 0o644 });
         set_mtime(dir.join(format!("mode{i}")), 1_000_000 + i64::try_from(round).unwrap(), 0);
     }
     set_xattr(dir.join("mode0"), "user.round", round.to_string().as_bytes());
-    let flag = round % 2 == 0;
+    let flag = round.is_multiple_of(2);
     for (name, there) in [("comes", flag), ("goes", !flag)] {
         let _ = std::fs::remove_dir_all(dir.join(name));
         if there {
@@ -31,7 +31,11 @@ fn fill(dir: &Path, round: u64) {
     let _ = std::fs::remove_file(dir.join("link"));
     link_to(format!("target {round}"), dir.join("link"));
     let _ = std::fs::remove_file(dir.join("special"));
-    if flag { fifo(dir.join("special")) } else { socket(dir.join("special")) }
+    if flag {
+        fifo(dir.join("special"))
+    } else {
+        socket(dir.join("special"))
+    }
     let _ = std::fs::remove_file(dir.join("hard"));
     hard_link(dir.join(format!("content{}", round % 6)), dir.join("hard"));
     let _ = std::fs::remove_file(dir.join(format!("moved{}", round.wrapping_sub(1))));
@@ -213,7 +217,11 @@ fn a_dest_that_is_moved_away_during_the_push_is_not_followed() {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         running.wait().one_of(&[0, 1]);
-        assert_untouched(&before, &snapshot(&dst));
+        // The exchange itself gives the directory a new change time, so its own inode is left out.
+        let (mut was, mut is) = (before.clone(), snapshot(&dst));
+        was.remove(b"".as_slice());
+        is.remove(b"".as_slice());
+        assert_untouched(&was, &is);
         rustix::fs::renameat_with(cwd, &dst, cwd, &other, rustix::fs::RenameFlags::EXCHANGE).unwrap();
     }
     scratch.push().ok();

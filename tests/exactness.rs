@@ -203,7 +203,9 @@ fn hard_link_groups_are_joined_split_and_moved() {
 fn swaps_rotations_and_moves_need_no_content_and_no_order() {
     let scratch = Scratch::new();
     let src = scratch.src();
-    for (name, seed) in [("a", 1), ("b", 2), ("r1", 3), ("r2", 4), ("r3", 5), ("old/f", 6), ("d1/x", 7), ("d2/x", 8), ("up/down/f", 9)] {
+    for (name, seed) in
+        [("a", 1), ("b", 2), ("r1", 3), ("r2", 4), ("r3", 5), ("old/f", 6), ("d1/x", 7), ("d2/x", 8), ("up/down/f", 9)]
+    {
         write(src.join(name), noise(seed, 200_000));
     }
     scratch.push().ok();
@@ -408,7 +410,8 @@ fn xattrs_the_file_system_lacks_are_counted_once_and_no_failure() {
     need!(name, scratch.mounts, "needs root and a mount namespace");
     // ramfs has no xattrs at all.
     let at = scratch.dir("ramfs");
-    let mounted = std::process::Command::new("mount").args(["-t", "ramfs", "test"]).arg(&at).status().unwrap().success();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "ramfs", "test"]).arg(&at).status().unwrap().success();
     need!(name, mounted, "no ramfs here");
     need!(name, !set_xattr(&at, "user.x", b"x"), "this ramfs has xattrs");
     let (src, dst) = (scratch.src(), at.join("dst"));

@@ -173,7 +173,9 @@ fn patterns_match_bytes_that_are_no_utf8() {
 fn a_bad_pattern_is_usage_or_matches_literally_but_never_a_panic() {
     let scratch = Scratch::new();
     write(scratch.src().join("a"), b"a");
-    for pattern in ["[", "a[", "{", "\\", "!", "**a**", "[z-a]", "", "/", "//", "a/../b", "./a", "\u{0}x", &"*".repeat(5000)] {
+    for pattern in
+        ["[", "a[", "{", "\\", "!", "**a**", "[z-a]", "", "/", "//", "a/../b", "./a", "\u{0}x", &"*".repeat(5000)]
+    {
         if pattern.contains('\0') {
             continue;
         }

@@ -65,7 +65,7 @@ impl Pair {
         write(src.join(format!("new{round}")), noise(round, 3000));
         remove(&file(10 + round));
         std::fs::rename(file(20 + round), src.join(format!("moved{round}"))).unwrap();
-        set_mode(file(30), if round % 2 == 0 { 0o600 } else { 0o640 });
+        set_mode(file(30), if round.is_multiple_of(2) { 0o600 } else { 0o640 });
     }
 
     /// Changes the replica behind its back, where an old index would believe it knows better.

@@ -67,7 +67,19 @@ fn src_and_dest_may_be_links_to_directories() {
 #[test]
 fn a_destination_that_is_neither_path_nor_share_is_usage_with_a_hint() {
     let scratch = small();
-    for dest in ["backup", "host", "host:99999/share", "host:0x1/share", "host/", "/share:", "host:/share", "host/a/b", "", ".hidden", "..."] {
+    for dest in [
+        "backup",
+        "host",
+        "host:99999/share",
+        "host:0x1/share",
+        "host/",
+        "/share:",
+        "host:/share",
+        "host/a/b",
+        "",
+        ".hidden",
+        "...",
+    ] {
         if dest.starts_with('/') {
             continue;
         }
@@ -170,7 +182,18 @@ fn the_default_state_dir_is_below_xdg_state_home_for_an_ordinary_user() {
     let mut run = Run::new(&scratch.path("synccli"));
     run.arg("push").arg(scratch.src()).arg(user.join("dst2"));
     let home = format!("HOME={}", user.display());
-    run.behind(&["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--", "env", "-u", "XDG_STATE_HOME", &home]).ok();
+    run.behind(&[
+        "setpriv",
+        "--reuid=12345",
+        "--regid=12345",
+        "--clear-groups",
+        "--",
+        "env",
+        "-u",
+        "XDG_STATE_HOME",
+        &home,
+    ])
+    .ok();
     assert!(user.join(".local/state/syncd").is_dir());
 }
 

@@ -83,8 +83,13 @@ pub const CAPABILITY: &str = "security.capability";
 /// A POSIX ACL as the kernel's xattr holds it: owner rwx, one named user, group, mask, others (`acl(5)`).
 pub fn acl(user: u32, user_perm: u16, group_perm: u16, other_perm: u16) -> Vec<u8> {
     let none = u32::MAX;
-    let entries: [(u16, u16, u32); 5] =
-        [(1, 7, none), (2, user_perm, user), (4, group_perm, none), (0x10, user_perm | group_perm, none), (0x20, other_perm, none)];
+    let entries: [(u16, u16, u32); 5] = [
+        (1, 7, none),
+        (2, user_perm, user),
+        (4, group_perm, none),
+        (0x10, user_perm | group_perm, none),
+        (0x20, other_perm, none),
+    ];
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, perm, id) in entries {
         bytes.extend_from_slice(&tag.to_le_bytes());
@@ -220,7 +225,11 @@ pub fn zoo(root: &Path, zoo: Zoo) {
 
 fn zoo_modes(root: &Path) {
     // As root every mode can be read back; others keep the owner's read bit.
-    let modes: &[u32] = if is_root() { &[0, 0o200, 0o400, 0o644, 0o777, 0o4755, 0o2755, 0o1644, 0o7777] } else { &[0o400, 0o644, 0o4755, 0o777] };
+    let modes: &[u32] = if is_root() {
+        &[0, 0o200, 0o400, 0o644, 0o777, 0o4755, 0o2755, 0o1644, 0o7777]
+    } else {
+        &[0o400, 0o644, 0o4755, 0o777]
+    };
     for mode in modes {
         let file = root.join(format!("mode/file {mode:o}"));
         write(&file, format!("{mode:o}"));
@@ -267,7 +276,9 @@ fn zoo_holes(root: &Path) {
     mkdir(&holes);
     let file = |name: &str| std::fs::File::create(holes.join(name)).unwrap();
     file("all hole").set_len(5 << 20).unwrap();
-    let at = |f: &std::fs::File, offset: u64, bytes: &[u8]| std::os::unix::fs::FileExt::write_all_at(f, bytes, offset).unwrap();
+    let at = |f: &std::fs::File, offset: u64, bytes: &[u8]| {
+        std::os::unix::fs::FileExt::write_all_at(f, bytes, offset).unwrap()
+    };
     let f = file("head and tail");
     at(&f, 0, b"head");
     at(&f, 8 << 20, b"tail");
@@ -291,7 +302,9 @@ fn zoo_xattrs(root: &Path, root_user: bool) {
     }
     link_to("file", dir.join("link"));
     fifo(dir.join("fifo"));
-    for (name, value) in [("user.plain", b"value".as_slice()), ("user.binary", b"\x00\xff\n"), ("user.\u{e4}", b"utf8 name")] {
+    for (name, value) in
+        [("user.plain", b"value".as_slice()), ("user.binary", b"\x00\xff\n"), ("user.\u{e4}", b"utf8 name")]
+    {
         set_xattr(dir.join("file"), name, value);
         set_xattr(dir.join("dir"), name, value);
     }
@@ -320,7 +333,8 @@ pub const LATEST: i64 = 15_032_385_535;
 fn zoo_times(root: &Path, far: bool) {
     let dir = root.join("times");
     mkdir(&dir);
-    let mut times = vec![(0, 0), (0, 1), (-1, 999_999_999), (1, 123_456_789), (2_147_483_647, 999_999_999), (2_147_483_648, 5)];
+    let mut times =
+        vec![(0, 0), (0, 1), (-1, 999_999_999), (1, 123_456_789), (2_147_483_647, 999_999_999), (2_147_483_648, 5)];
     if far {
         times.extend([(EARLIEST, 0), (EARLIEST, 987_654_321), (LATEST, 0), (LATEST, 999_999_999), (4_294_967_296, 7)]);
     }
@@ -337,9 +351,12 @@ fn zoo_times(root: &Path, far: bool) {
     set_mtime(root, 1_000_000_007, 13);
 }
 
-/// The seven kinds that may take each other's place, as (name, maker).
-pub fn kinds() -> Vec<(&'static str, fn(&Path))> {
-    let mut all: Vec<(&'static str, fn(&Path))> = vec![
+/// A kind of entry by name, and how to make one.
+pub type Maker = (&'static str, fn(&Path));
+
+/// The kinds that may take each other's place; devices only as root.
+pub fn kinds() -> Vec<Maker> {
+    let mut all: Vec<Maker> = vec![
         ("file", |p| write(p, b"a file")),
         ("dir", |p| {
             write(p.join("deep/er/file"), b"in a directory");

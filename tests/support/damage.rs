@@ -73,7 +73,7 @@ pub fn apply(damage: Damage, state: &Path, old: &Copy, seed: u64) {
             Damage::Empty if database => write(&path, b""),
             Damage::Truncated if database => {
                 let length = std::fs::metadata(&path).unwrap().len();
-                let cut = if seed % 2 == 0 { length / 2 + 100 } else { length - 1 };
+                let cut = if seed.is_multiple_of(2) { length / 2 + 100 } else { length - 1 };
                 std::fs::File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
             }
             Damage::OneBit => {

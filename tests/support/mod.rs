@@ -9,8 +9,8 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part of this")]
 
 pub mod build;
-pub mod damage;
 pub mod daemon;
+pub mod damage;
 pub mod disks;
 pub mod run;
 pub mod tree;
@@ -70,7 +70,8 @@ impl Scratch {
         let dir = base.join(format!("sync-e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&dir).unwrap_or_else(|e| panic!("cannot create {}: {e}", dir.display()));
         let mounts = is_root() && disks::own_mount_namespace() && {
-            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755,size=4g", "scratch"]).arg(&dir).status();
+            let mounted =
+                Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755,size=4g", "scratch"]).arg(&dir).status();
             mounted.is_ok_and(|s| s.success())
         };
         // Tests that run the binaries as another user must be able to reach their files.

@@ -20,7 +20,8 @@ pub fn bin_dir() -> &'static Path {
             return PathBuf::from(dir);
         }
         let exe = std::env::current_exe().unwrap();
-        let dir = exe.parent().and_then(Path::parent).expect("test executables live in target/PROFILE/deps").to_path_buf();
+        let dir =
+            exe.parent().and_then(Path::parent).expect("test executables live in target/PROFILE/deps").to_path_buf();
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
         cargo.arg("--target-dir").arg(dir.parent().unwrap());
@@ -215,7 +216,11 @@ pub struct Ran {
 impl std::fmt::Display for Ran {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (out, err) = (clipped(&self.raw_out), clipped(&self.raw_err));
-        write!(f, "command: {}\nended: {} after {:?}\nstdout:\n{out}\nstderr:\n{err}", self.line, self.status, self.took)
+        write!(
+            f,
+            "command: {}\nended: {} after {:?}\nstdout:\n{out}\nstderr:\n{err}",
+            self.line, self.status, self.took
+        )
     }
 }
 

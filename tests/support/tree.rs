@@ -1,8 +1,8 @@
 //! An independent look at a tree: lstat, every xattr, content, holes and hard-link groups of each entry, by directory
 //! descriptors only, so that paths of any length are seen. Shares no code with the engine.
 
-use std::collections::{BTreeMap, HashMap};
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -65,7 +65,8 @@ pub type Tree = BTreeMap<Vec<u8>, Node>;
 #[track_caller]
 pub fn snapshot(root: &Path) -> Tree {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::open(root, flags, Mode::empty()).unwrap_or_else(|e| panic!("cannot open {}: {e}", root.display()));
+    let top =
+        rustix::fs::open(root, flags, Mode::empty()).unwrap_or_else(|e| panic!("cannot open {}: {e}", root.display()));
     let mut tree = Tree::new();
     let stat = rustix::fs::fstat(&top).unwrap();
     tree.insert(Vec::new(), node(top.as_fd(), c".", &stat));
@@ -137,7 +138,7 @@ fn node(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Node {
         dev: stat.st_dev,
         ino: stat.st_ino,
         ctime: (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap()),
-        nlink: u64::from(stat.st_nlink),
+        nlink: stat.st_nlink as _,
         blocks: u64::try_from(stat.st_blocks).unwrap(),
         size: u64::try_from(stat.st_size).unwrap(),
         solid,
@@ -174,13 +175,18 @@ fn content(dir: BorrowedFd<'_>, name: &CStr) -> (Content, u64) {
         let piece = &buffer[..filled];
         one.write(piece);
         two.write(piece);
-        solid += piece.chunks(4096).filter(|page| **page != zeros[..page.len()]).map(|page| page.len() as u64).sum::<u64>();
+        solid +=
+            piece.chunks(4096).filter(|page| **page != zeros[..page.len()]).map(|page| page.len() as u64).sum::<u64>();
         if length == 0 {
             kept.extend_from_slice(piece);
         }
         length += filled as u64;
     }
-    if length <= 1 << 20 { (Content::Bytes(kept), solid) } else { (Content::Long(length, one.finish(), two.finish()), solid) }
+    if length <= 1 << 20 {
+        (Content::Bytes(kept), solid)
+    } else {
+        (Content::Long(length, one.finish(), two.finish()), solid)
+    }
 }
 
 fn xattrs(dir: BorrowedFd<'_>, name: &CStr) -> BTreeMap<Vec<u8>, Vec<u8>> {
