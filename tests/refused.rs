@@ -12,7 +12,7 @@ fn a_time_the_file_system_cannot_hold_is_no_failure_and_does_not_come_back() {
     // 128-byte inodes have no room for nanoseconds or for times after 2038.
     let name = "a_time_the_file_system_cannot_hold_is_no_failure_and_does_not_come_back";
     let scratch = Scratch::new();
-    let Some(disk) = Disk::ext4_with(name, &scratch, "disk", 64, &["-I", "128"]) else { return };
+    let Some(disk) = Disk::ext4_with(name, &scratch, "disk", 64, &["-b", "4096", "-I", "128"]) else { return };
     let (src, dst) = (scratch.src(), disk.at.join("dst"));
     write(src.join("late"), b"late");
     set_mtime(src.join("late"), LATEST, 5);

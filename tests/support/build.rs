@@ -327,6 +327,7 @@ fn zoo_xattrs(root: &Path, root_user: bool) {
 }
 
 /// Ends of what ext4 with 256-byte inodes holds: 1901-12-13 20:45:52 and 2446-05-10 22:38:55 UTC.
+/// The kernel keeps no nanoseconds at the very ends.
 pub const EARLIEST: i64 = -2_147_483_648;
 pub const LATEST: i64 = 15_032_385_535;
 
@@ -336,7 +337,7 @@ fn zoo_times(root: &Path, far: bool) {
     let mut times =
         vec![(0, 0), (0, 1), (-1, 999_999_999), (1, 123_456_789), (2_147_483_647, 999_999_999), (2_147_483_648, 5)];
     if far {
-        times.extend([(EARLIEST, 0), (EARLIEST, 987_654_321), (LATEST, 0), (LATEST, 999_999_999), (4_294_967_296, 7)]);
+        times.extend([(EARLIEST, 0), (EARLIEST + 1, 987_654_321), (LATEST, 0), (LATEST - 1, 999_999_999), (4_294_967_296, 7)]);
     }
     for (i, (seconds, nanoseconds)) in times.into_iter().enumerate() {
         write(dir.join(format!("file {i}")), b"t");

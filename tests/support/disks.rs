@@ -60,7 +60,7 @@ pub enum Cut {
 impl Disk {
     /// Makes and mounts it, or says loudly why it cannot and returns nothing.
     pub fn ext4(test: &str, scratch: &Scratch, name: &str, mebibytes: u64) -> Option<Disk> {
-        Disk::ext4_with(test, scratch, name, mebibytes, &["-I", "256"])
+        Disk::ext4_with(test, scratch, name, mebibytes, &["-b", "4096", "-I", "256"])
     }
 
     pub fn ext4_with(test: &str, scratch: &Scratch, name: &str, mebibytes: u64, mkfs: &[&str]) -> Option<Disk> {
