@@ -1,6 +1,16 @@
 //! "Nothing outside SRC is read and nothing outside DEST is changed, even while directories are flipped to symlinks and
 //! back during the push." A thread exchanges directories with links to a place outside as fast as the kernel can.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -32,9 +42,9 @@ fn fill(dir: &Path, round: u64) {
     link_to(format!("target {round}"), dir.join("link"));
     let _ = std::fs::remove_file(dir.join("special"));
     if flag {
-        fifo(dir.join("special"))
+        fifo(dir.join("special"));
     } else {
-        socket(dir.join("special"))
+        socket(dir.join("special"));
     }
     let _ = std::fs::remove_file(dir.join("hard"));
     hard_link(dir.join(format!("content{}", round % 6)), dir.join("hard"));

@@ -1,5 +1,15 @@
 //! `kill -9` of either side at any moment, then a push: exact, no leftovers. And signals that ask politely.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::time::Duration;

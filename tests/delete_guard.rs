@@ -1,5 +1,15 @@
 //! `--no-delete`, `--max-delete` and `--dry-run`: what a push may not do.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,16 @@
 //! "A DEST that was changed behind our back is made exact again, including an edit that kept size and mtime", and the
 //! same for a source: nothing but the content decides.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::Path;

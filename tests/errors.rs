@@ -1,6 +1,16 @@
 //! "Full disk, no inodes, read-only or immutable targets, too few descriptors: a clear error naming the path, everything
 //! else done, old content intact, the next push repairs." And sources that cannot be read or do not hold still.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::io::Write as _;

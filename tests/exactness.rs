@@ -1,6 +1,16 @@
 //! "Exactness" of section 2: everything a tree is made of arrives, any kind becomes any other, and what did not change
 //! is not touched.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use support::*;

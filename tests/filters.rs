@@ -1,6 +1,16 @@
 //! `--exclude`, `--include`, `--exclude-from` and `--delete-excluded`: gitignore patterns in the order given, the last
 //! match wins, and what is excluded is left alone.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,16 @@
 //! Section 4: the index is a cache. Deleted, restored from an old copy, truncated, one bit flipped or filled with noise,
 //! on either side or both, a push still ends exact and says that it rebuilt it.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::Path;
@@ -57,7 +67,7 @@ impl Pair {
     /// Changes the source: a content of the same size and mtime, a new one, a removed one, a move, a mode.
     fn edit(&self, round: u64) {
         let src = self.scratch.src();
-        let file = |i: u64| src.join(format!("d000/f{:05}", i));
+        let file = |i: u64| src.join(format!("d000/f{i:05}"));
         let (s, n) = mtime_of(file(1));
         let length = usize::try_from(std::fs::metadata(file(1)).unwrap().len()).unwrap();
         write(file(1), noise(1000 + round, length));

@@ -1,6 +1,16 @@
 //! "Exit 0 means durable: after it, a power cut loses nothing; before it, every visible file is a whole old or new one."
 //! An ext4 loop mount is shut down with `EXT4_IOC_SHUTDOWN`, with and without flushing the log.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::PathBuf;

@@ -1,6 +1,16 @@
 //! "What the kernel refuses is kept in the index as wanted and applied, counted and summarised once per kind, and is not
 //! a failure": owners without root, xattrs and times a file system lacks, links beyond its limit.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::Path;

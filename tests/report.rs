@@ -1,5 +1,15 @@
 //! What a push says: itemized changes as rsync prints them, counts, JSON, escaped names, versions in the log.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,16 @@
 //! "A push of gigabytes that was cut resumes: what was verified before is not sent again." The sizes here are smaller so
 //! that the test fits everywhere; `SYNC_TEST_RESUME_MIB=1024` makes it the real thing.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,15 @@
 //! Section 3: `syncd` as a replica. Identity, invitations, pairing, configuration, and how it ends.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::io::Write as _;

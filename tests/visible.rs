@@ -1,6 +1,16 @@
 //! "Visible files are replaced by rename, never edited; a reader of DEST sees old or new, whole", and what did not change
 //! is not touched, inside DEST or through a name outside it.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
 mod support;
 
 use std::path::Path;

@@ -277,7 +277,7 @@ fn zoo_holes(root: &Path) {
     let file = |name: &str| std::fs::File::create(holes.join(name)).unwrap();
     file("all hole").set_len(5 << 20).unwrap();
     let at = |f: &std::fs::File, offset: u64, bytes: &[u8]| {
-        std::os::unix::fs::FileExt::write_all_at(f, bytes, offset).unwrap()
+        std::os::unix::fs::FileExt::write_all_at(f, bytes, offset).unwrap();
     };
     let f = file("head and tail");
     at(&f, 0, b"head");
@@ -337,7 +337,13 @@ fn zoo_times(root: &Path, far: bool) {
     let mut times =
         vec![(0, 0), (0, 1), (-1, 999_999_999), (1, 123_456_789), (2_147_483_647, 999_999_999), (2_147_483_648, 5)];
     if far {
-        times.extend([(EARLIEST, 0), (EARLIEST + 1, 987_654_321), (LATEST, 0), (LATEST - 1, 999_999_999), (4_294_967_296, 7)]);
+        times.extend([
+            (EARLIEST, 0),
+            (EARLIEST + 1, 987_654_321),
+            (LATEST, 0),
+            (LATEST - 1, 999_999_999),
+            (4_294_967_296, 7),
+        ]);
     }
     for (i, (seconds, nanoseconds)) in times.into_iter().enumerate() {
         write(dir.join(format!("file {i}")), b"t");
