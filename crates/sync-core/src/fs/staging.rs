@@ -260,3 +260,6 @@ fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
 fn remove_name(dir: BorrowedFd<'_>, name: &str) {
     let _ = unlinkat(dir, name, AtFlags::empty());
 }
+
+#[cfg(test)]
+mod tests;

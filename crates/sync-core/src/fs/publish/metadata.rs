@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, openat};
 
 use super::{Fate, Publisher, drift, failed, inode, old_of};
 use crate::fs::attributes::{self, Before, Target};
@@ -141,14 +140,7 @@ impl Publisher {
     /// Holds the inode at `path`, with what it is now.
     fn hold(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FsError> {
         let fail = |errno| FsError::new("look at", path, errno);
-        let fd = match path.parent() {
-            None => rustix::io::dup(self.root.fd()).map_err(fail)?,
-            Some(parent) => {
-                let dir = self.staging.thaw.open(&self.root, &parent)?;
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                openat(&dir, path.name(), flags, Mode::empty()).map_err(fail)?
-            }
-        };
+        let fd = self.staging.hold(path).map_err(fail)?;
         let stat = self.root.stat_fd(&fd).map_err(fail)?;
         Ok((fd, stat))
     }

@@ -1,6 +1,5 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, unlinkat};
@@ -144,8 +143,7 @@ impl Publisher {
     /// Compares what stands at the name with what the index says.
     fn check_old(&mut self, step: &Step) -> Result<There, FsError> {
         let Some((row, tuple)) = old_of(step) else { return Ok(There::Nothing) };
-        let dir = self.staging.thaw.open(&self.root, &step.path.parent().unwrap_or_default())?;
-        let stat = match self.root.stat_at(dir.as_fd(), step.path.name()) {
+        let stat = match self.staging.look_at(&step.path) {
             Ok(stat) => stat,
             // Nothing is lost by putting something where there is nothing.
             Err(Errno::NOENT) => return Ok(There::Nothing),
@@ -200,12 +198,16 @@ impl Publisher {
     /// A moved inode gets the attributes of its new name at the last moment: its old name shows them too.
     fn dress_moved(&mut self, i: usize, step: &Step, from: &RelPath, staged: &Staged) -> Result<(), FsError> {
         let (Some(entry), Some(row)) = (&step.new, self.row_of(from)) else { return Ok(()) };
+        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        // Its old name is still visible, and somebody may have written to it since it was pinned.
+        if !row.tuple.is_some_and(|tuple| self.is_unchanged(&stat, &tuple)) {
+            return Err(drift("move", from));
+        }
         self.work[i].refused = row.refused;
         if same_attributes(&row.entry, entry) {
             return Ok(());
         }
-        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
-        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
         let known = !row.refused.has(Refused::XATTR);
         let xattrs = known.then_some(&*row.entry.xattrs);
         let before = Before { uid: stat.uid, gid: stat.gid, mode: stat.mode, xattrs };
@@ -272,14 +274,9 @@ impl Publisher {
     fn delete(&mut self, step: &Step) -> Result<(), FsError> {
         let Some((row, tuple)) = old_of(step) else { return Ok(()) };
         let parent = step.path.parent().unwrap_or_default();
-        let found = match self.staging.thaw.open(&self.root, &parent) {
-            Ok(dir) => self.root.stat_at(dir.as_fd(), step.path.name()),
-            Err(error) if error.is_gone() => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let stat = match found {
+        let stat = match self.staging.look_at(&step.path) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(errno) => return Err(FsError::new("look at", &step.path, errno)),
         };
         let is_dir = row.entry.is_dir();

@@ -13,6 +13,7 @@ use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::sparse;
 use crate::fs::staging::{Stage, create};
+use crate::fs::stat::Stat;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Refused, Row};
 use crate::path::RelPath;
@@ -141,13 +142,12 @@ impl Publisher {
             return Err(FsError::because("move", &step.path, "nothing is known of where it comes from"));
         };
         let stage = self.staging.stage_near(&step.path)?;
-        let dir = self.staging.thaw.open(&self.root, &from.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), from.name()).map_err(|e| FsError::new("look at", from, e))?;
+        let stat = self.staging.look_at(from).map_err(|errno| FsError::new("look at", from, errno))?;
         if stat.is_dir() || !self.is_unchanged(&stat, &tuple) {
             return Err(drift("move", from));
         }
         let outside = self.has_names_outside(&stat) && !same_attributes(&row.entry, entry);
-        if !outside && let Some(staged) = self.pin(dir.as_fd(), from, &stat, &stage)? {
+        if !outside && let Some(staged) = self.pin(from, &stat, &stage)? {
             return Ok(staged);
         }
         if entry.content().is_none() {
@@ -164,13 +164,13 @@ impl Publisher {
     /// Gives a visible inode a further name in staging; `None` if the kernel refuses that.
     fn pin(
         &mut self,
-        dir: BorrowedFd<'_>,
         path: &RelPath,
-        stat: &crate::fs::Stat,
+        stat: &Stat,
         stage: &Arc<Stage>,
     ) -> Result<Option<Staged>, FsError> {
         let name = self.staging.fresh_name();
-        match linkat(dir, path.name(), stage.fd(), &name, AtFlags::empty()) {
+        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
+        match linkat(&dir, path.name(), stage.fd(), &name, AtFlags::empty()) {
             Ok(()) => {}
             Err(errno) if is_link_refusal(errno) => return Ok(None),
             Err(errno) => return Err(FsError::new("link", path, errno)),
@@ -254,12 +254,11 @@ impl Publisher {
             }
             return Err(FsError::because("link", &step.path, format!("{first}, which it is a link to, is not there")));
         };
-        let dir = self.staging.thaw.open(&self.root, &first.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), first.name()).map_err(|e| FsError::new("look at", first, e))?;
+        let stat = self.staging.look_at(first).map_err(|errno| FsError::new("look at", first, errno))?;
         if stat.is_dir() || !self.is_unchanged(&stat, &tuple) {
             return Err(drift("link to", first));
         }
-        if let Some(staged) = self.pin(dir.as_fd(), first, &stat, &stage)? {
+        if let Some(staged) = self.pin(first, &stat, &stage)? {
             return Ok(Some(staged));
         }
         let source = entry.content().map(|_| self.open_visible(first)).transpose()?;
@@ -293,9 +292,7 @@ impl Publisher {
         if step.action != Action::Metadata {
             return Ok(());
         }
-        let dir = self.staging.thaw.open(&self.root, &step.path.parent().unwrap_or_default())?;
-        let look = self.root.stat_at(dir.as_fd(), step.path.name());
-        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        let stat = self.staging.look_at(&step.path).map_err(|errno| FsError::new("look at", &step.path, errno))?;
         if self.is_unchanged(&stat, &tuple) && self.has_names_outside(&stat) {
             self.work[j].staged = self.detach(j, step)?;
             self.inodes.detached.insert(inode(&tuple), step.path.clone());
@@ -382,11 +379,11 @@ impl Publisher {
     /// Opens a visible file for reading. A fifo or device that took its place is not waited for, nor read: only a
     /// regular file opens.
     fn open_visible(&self, path: &RelPath) -> Result<OwnedFd, FsError> {
-        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), path.name()).map_err(|errno| FsError::new("look at", path, errno))?;
+        let stat = self.staging.look_at(path).map_err(|errno| FsError::new("look at", path, errno))?;
         if !stat.is_file() {
             return Err(drift("read", path));
         }
+        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
         open_readable(dir.as_fd(), path.name()).map_err(|errno| FsError::new("read", path, errno))
     }
 }
