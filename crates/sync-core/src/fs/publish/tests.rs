@@ -14,6 +14,7 @@ mod changes;
 mod drift;
 mod hostile;
 mod mounts;
+mod speed;
 mod unprivileged;
 
 type Tree = BTreeMap<RelPath, Row>;

@@ -33,22 +33,24 @@ impl Drop for Stop<'_> {
     }
 }
 
-#[test]
-fn flipping_directories_to_links_changes_nothing_outside() {
+/// Publishes into a replica whose directory `d` somebody exchanges with a link to the outside, again and again; tells
+/// how many steps failed for that.
+fn one_round() -> usize {
     let bed = Bed::new();
     let out = bed.top.path().join("outside");
-    for i in 0..40 {
+    for i in 0..12 {
         Bed::write(|n| out.join(n), &[(&format!("f{i}"), "precious"), (&format!("sub/g{i}"), "precious")]);
         Bed::write(|n| bed.dst(n), &[(&format!("d/f{i}"), "old"), (&format!("d/sub/g{i}"), "old")]);
         if i % 3 != 0 {
             Bed::write(|n| bed.src(n), &[(&format!("d/f{i}"), "old")]);
             mode(&bed.src(&format!("d/f{i}")), 0o600 + i % 8);
         }
-        Bed::write(|n| bed.src(n), &[(&format!("d/new{i}/x"), "new")]);
+        Bed::write(|n| bed.src(n), &[(&format!("d/new{i}/x"), "new"), (&format!("d/plain{i}"), "new")]);
     }
-    symlink(&out, bed.top.path().join("dst/link")).unwrap();
+    symlink(&out, bed.dst("link")).unwrap();
     symlink(&out, bed.src("link")).unwrap();
     let before = outside(&bed);
+    let mut publisher = bed.publisher(&[]);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
@@ -56,18 +58,20 @@ fn flipping_directories_to_links_changes_nothing_outside() {
             // One exchange after the other: at every moment `d` is either the directory or a link to the outside.
             let (d, link) = (bed.dst("d"), bed.dst("link"));
             while !stop.load(Ordering::Relaxed) {
-                renameat_with(CWD, &d, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                let _ = renameat_with(CWD, &d, CWD, &link, RenameFlags::EXCHANGE);
             }
         });
-        let rounds = 60;
-        for _ in 0..rounds {
-            let have = std::panic::catch_unwind(|| bed.replica());
-            // The scan of the test follows links, and may well see what is not there: then it is no plan to test with.
-            let Ok(have) = have else { continue };
-            let want = bed.source();
-            let mut publisher = bed.publisher_of(&want, have, &[]);
-            run(&mut publisher);
-        }
+        run(&mut publisher);
     });
     assert_eq!(outside(&bed), before);
+    publisher.take_failures().len()
+}
+
+#[test]
+fn flipping_directories_to_links_changes_nothing_outside() {
+    let mut hit = 0;
+    for _ in 0..40 {
+        hit += usize::from(one_round() > 0);
+    }
+    assert!(hit > 0, "no flip ever came at the wrong moment: this test tested nothing");
 }
