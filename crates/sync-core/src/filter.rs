@@ -221,7 +221,7 @@ fn segments(text: &[u8]) -> Result<Box<[Segment]>, &'static str> {
 }
 
 /// Reads up to the next slash or the end, and leaves the slash.
-fn glob(bytes: &mut Bytes) -> Result<Box<[Token]>, &'static str> {
+fn glob(bytes: &mut Bytes<'_>) -> Result<Box<[Token]>, &'static str> {
     let mut tokens = Vec::new();
     while let Some(byte) = bytes.next_if(|&b| b != b'/') {
         tokens.push(match byte {
@@ -243,7 +243,7 @@ struct Class([u64; 4]);
 
 impl Class {
     /// Reads what follows `[`, up to and with `]`.
-    fn parse(bytes: &mut Bytes) -> Result<Self, &'static str> {
+    fn parse(bytes: &mut Bytes<'_>) -> Result<Self, &'static str> {
         const OPEN: &str = "`[` has no `]`";
         let negated = bytes.next_if(|&b| b == b'!' || b == b'^').is_some();
         let mut class = Self::default();
@@ -293,7 +293,7 @@ impl Class {
 }
 
 /// The next byte of a class, of which a backslash takes any literally.
-fn literal(bytes: &mut Bytes) -> Option<u8> {
+fn literal(bytes: &mut Bytes<'_>) -> Option<u8> {
     match bytes.next()? {
         b'\\' => bytes.next(),
         byte => Some(byte),
@@ -301,7 +301,7 @@ fn literal(bytes: &mut Bytes) -> Option<u8> {
 }
 
 /// Reads `:name:]` after `[` as POSIX has it; if no `:]` closes it, nothing is taken and `[` means itself.
-fn named(bytes: &mut Bytes) -> Result<Option<fn(&u8) -> bool>, &'static str> {
+fn named(bytes: &mut Bytes<'_>) -> Result<Option<fn(&u8) -> bool>, &'static str> {
     let ahead: Vec<u8> = bytes.clone().skip(1).take_while(|&b| b != b']').collect();
     let Some(name) = ahead.strip_suffix(b":") else {
         return Ok(None);
@@ -465,6 +465,7 @@ mod tests {
             ("[c-a]", &[b"c"], &[b"a", b"b"]),
             ("x/[a/b]", &[b"x/a", b"x/b"], &[b"x/[a/b]", b"a"]),
             ("[[:digit:]x]", &[b"0", b"9", b"x"], &[b"a", b":", b"d"]),
+            ("[[:digit:]-x]", &[b"0", b"-", b"x"], &[b"a"]),
             ("[![:space:]]", &[b"a"], &[b" ", b"\t"]),
             ("[[:d]", &[b"[", b":", b"d"], &[b"a"]),
             ("[[]", &[b"["], &[b"]"]),

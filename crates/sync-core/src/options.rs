@@ -114,6 +114,27 @@ impl Stats {
     pub fn changes(&self) -> u64 {
         self.created + self.updated + self.metadata_only + self.moved + self.deleted
     }
+
+    /// The sums of two rounds of one push; `scanned` is the later round's.
+    #[must_use]
+    pub fn plus(&self, later: &Self) -> Self {
+        Self {
+            scanned: later.scanned,
+            created: self.created + later.created,
+            updated: self.updated + later.updated,
+            metadata_only: self.metadata_only + later.metadata_only,
+            moved: self.moved + later.moved,
+            deleted: self.deleted + later.deleted,
+            reused_bytes: self.reused_bytes + later.reused_bytes,
+            literal_bytes: self.literal_bytes + later.literal_bytes,
+            wire_sent: self.wire_sent + later.wire_sent,
+            wire_received: self.wire_received + later.wire_received,
+            scan_seconds: self.scan_seconds + later.scan_seconds,
+            hash_seconds: self.hash_seconds + later.hash_seconds,
+            send_seconds: self.send_seconds + later.send_seconds,
+            publish_seconds: self.publish_seconds + later.publish_seconds,
+        }
+    }
 }
 
 /// How a push ended at one destination.
@@ -144,5 +165,52 @@ impl PushReport {
     /// Whether every destination is identical and durable, and nothing of the source was left out by a failure.
     pub fn is_exact(&self) -> bool {
         self.source_problems == 0 && self.destinations.iter().all(|d| d.exact && d.problems == 0)
+    }
+}
+
+/// Longest name of a share in bytes.
+pub const MAX_SHARE_NAME: usize = 64;
+
+/// Whether `name` can name a share: 1 to [`MAX_SHARE_NAME`] of `A-Z a-z 0-9 . _ -`, and neither `.` nor `..`, since
+/// the name becomes that of a directory.
+pub fn is_share_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=MAX_SHARE_NAME).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..")
+}
+
+/// Where the state directory is unless told otherwise: `/var/lib/syncd` for root, else `syncd` in the user's state
+/// directory (XDG Base Directory Specification: `$XDG_STATE_HOME` if absolute, else `$HOME/.local/state`).
+/// `None` if neither variable helps.
+pub fn default_state_dir(root: bool, xdg_state_home: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    if root {
+        return Some(PathBuf::from("/var/lib/syncd"));
+    }
+    xdg_state_home
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| home.filter(|dir| dir.is_absolute()).map(|dir| dir.join(".local/state")))
+        .map(|dir| dir.join("syncd"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_name_is_one_plain_directory_name() {
+        for good in ["www", "a", "site.v2", "A_b-9", "...", &"x".repeat(MAX_SHARE_NAME)] {
+            assert!(is_share_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n", &"x".repeat(MAX_SHARE_NAME + 1)] {
+            assert!(!is_share_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_state_directory_follows_the_user() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(default_state_dir(true, path("/x"), path("/root")), path("/var/lib/syncd"));
+        assert_eq!(default_state_dir(false, path("/x"), path("/home/a")), path("/x/syncd"));
+        assert_eq!(default_state_dir(false, path("relative"), path("/home/a")), path("/home/a/.local/state/syncd"));
+        assert_eq!(default_state_dir(false, None, None), None);
     }
 }

@@ -1,0 +1,96 @@
+//! The daemon's shell: arguments, configuration (raw, then checked), logging and signals around
+//! [`sync_core::roles::replica::Daemon`]. It is a library, so that tests can run a daemon in their own process.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a program reads its environment and its configuration, and looks at the directories named there"
+)]
+
+mod args;
+pub mod config;
+mod log;
+mod signals;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use sync_core::roles::replica::{Daemon, DaemonConfig};
+use sync_core::roles::{Shutdown, pairing};
+
+use args::Verb;
+use config::{Checked, Raw, shown};
+
+/// It did what it was asked, and ended because it was asked.
+const DONE: u8 = 0;
+/// It failed.
+const FAILED: u8 = 1;
+/// The arguments or the configuration make no sense; nothing was touched.
+const USAGE: u8 = 2;
+
+/// The whole program but for its exit: `argv` begins with the program's name.
+pub fn main(argv: &[OsString]) -> u8 {
+    let cli = match args::parse(argv) {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            let _ = refusal.print();
+            return if refusal.use_stderr() { USAGE } else { DONE };
+        }
+    };
+    let raw = match cli.raw() {
+        Ok(raw) => raw,
+        Err(error) => return refuse(USAGE, &error),
+    };
+    match cli.verb {
+        None => serve(&raw),
+        Some(Verb::Invite) => print(&raw, |dir| Ok(pairing::invite(dir)?.to_string())),
+        Some(Verb::Id) => print(&raw, |dir| Ok(pairing::id(dir)?.to_string())),
+    }
+}
+
+/// Runs a daemon until `shutdown` says so.
+///
+/// # Errors
+/// A share's directory cannot be made, or what [`Daemon::run`] says.
+pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
+    for (name, path) in &config.shares {
+        // One level only: a missing parent is a typing error or a mount that is not there.
+        match std::fs::create_dir(path) {
+            Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("share {name}: cannot make {}", shown(path)));
+            }
+        }
+    }
+    let Checked { state_dir, listen, shares, .. } = config;
+    Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown).await?;
+    Ok(())
+}
+
+fn serve(raw: &Raw) -> u8 {
+    let config = match raw.check() {
+        Ok(config) => config,
+        Err(error) => return refuse(USAGE, &error.into()),
+    };
+    log::start(config.log_format, config.log_level);
+    match signals::serve(|shutdown| run(config, shutdown)) {
+        Ok(()) => DONE,
+        Err(error) => refuse(FAILED, &error),
+    }
+}
+
+/// Prints one line that depends on the state directory alone: a token or an identity.
+fn print(raw: &Raw, line: impl FnOnce(&std::path::Path) -> anyhow::Result<String>) -> u8 {
+    let said = raw.state_dir().map_err(anyhow::Error::from).and_then(|dir| line(&dir));
+    match said.and_then(|line| writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")) {
+        Ok(()) => DONE,
+        Err(error) => refuse(FAILED, &error),
+    }
+}
+
+fn refuse(exit: u8, error: &anyhow::Error) -> u8 {
+    // A closed standard error must not end in a panic.
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    exit
+}

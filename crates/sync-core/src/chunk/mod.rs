@@ -215,23 +215,24 @@ pub fn chunks_of(bytes: &[u8], chunking: Chunking) -> Vec<ChunkRef> {
     list
 }
 
+/// Marsaglia's xorshift64: bytes that are the same everywhere and for ever, for tests.
+#[cfg(test)]
+pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        out.extend_from_slice(&seed.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    /// Marsaglia's xorshift64: bytes that are the same everywhere and for ever.
-    pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
-        let mut out = Vec::with_capacity(len + 8);
-        while out.len() < len {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            out.extend_from_slice(&seed.to_le_bytes());
-        }
-        out.truncate(len);
-        out
-    }
 
     fn smallest() -> Chunking {
         Chunking::for_size(0)

@@ -19,18 +19,25 @@ mod state_dir;
 mod attributes;
 pub mod clock;
 mod durable;
+mod entropy;
 mod incoming;
+pub mod place;
 mod publish;
 mod sparse;
 mod staging;
 mod thaw;
 
+pub use entropy::random;
 pub use error::FsError;
 pub use incoming::{BasisFile, Incoming, IncomingError, Part};
+pub use probe::{probe, probe_at};
 pub use publish::{Known, Observed, Publisher};
+pub use read::{Hashed, ReadError, SourceFile, hash_file};
 pub use root::{Root, RootLock};
+pub use scan::{LeftOut, Reserved, ScanOptions, Scanned, Seen, scan};
 pub use staging::{PART_MIN, Staging};
 pub use stat::{FileType, Stat};
+pub use state_dir::{MAX_INVITATIONS, StateDir, StateError};
 
 /// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved:
 /// a source must not hold it.

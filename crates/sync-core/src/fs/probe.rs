@@ -1,1 +1,160 @@
-//! In the making.
+//! Everything about one entry but its content: what `stat` cannot say.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::fs::{lgetxattr, llistxattr, readlinkat};
+use rustix::io::Errno;
+
+use super::error::FsError;
+use super::read::ReadError;
+use super::root::Root;
+use super::scan::Seen;
+use super::stat::{FileType, Stat};
+use crate::hash::Digest;
+use crate::manifest::{Entry, Kind, MAX_XATTRS_BYTES};
+use crate::path::RelPath;
+
+/// Largest list of xattr names and largest value that Linux hands out (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const MOST: usize = 64 << 10;
+
+/// How often an entry is read whose xattrs change meanwhile.
+const TRIES: u32 = 8;
+
+/// Names and values, as in [`Entry`].
+#[allow(clippy::type_complexity)]
+type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
+
+/// The entry that was seen, with its xattrs and a symlink's target.
+///
+/// A regular file gets the digest of no bytes as a placeholder, and the caller fills in `link`. Nothing is opened: the
+/// xattrs of every kind are read by name through `/proc/self/fd`.
+///
+/// # Errors
+/// [`ReadError::Changed`] if the entry is not what was seen any more. For a regular file only reading the content
+/// ([`super::hash_file`]), afterwards, confirms that.
+pub fn probe(root: &Root, seen: &Seen<'_>) -> Result<Entry, ReadError> {
+    probe_at(root, &seen.path, seen.dir, seen.name, &seen.stat)
+}
+
+/// The same for an entry that was seen earlier: `name` in `dir`, which was `stat`.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_at(
+    root: &Root,
+    path: &RelPath,
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    stat: &Stat,
+) -> Result<Entry, ReadError> {
+    let failed = |doing, errno| match errno {
+        Errno::NOENT => ReadError::Changed,
+        errno => ReadError::Fs(FsError::new(doing, path, errno)),
+    };
+    let (major, minor) = stat.rdev;
+    let kind = match stat.kind {
+        FileType::RegularFile => Kind::File { size: stat.tuple.size, digest: Digest::empty() },
+        FileType::Directory => Kind::Dir,
+        FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
+            Ok(target) => Kind::Symlink { target: target.into_bytes().into() },
+            Err(Errno::INVAL) => return Err(ReadError::Changed),
+            Err(errno) => return Err(failed("read the link", errno)),
+        },
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::CharDev { major, minor },
+        FileType::BlockDevice => Kind::BlockDev { major, minor },
+        FileType::Unknown => {
+            return Err(FsError::because("look at", path, "it is of a kind that we do not know").into());
+        }
+    };
+    let xattrs = match xattrs(dir, name) {
+        Ok(xattrs) => xattrs,
+        Err(Errno::NOENT) if root.stat_at(dir, name).is_ok() => {
+            let reason = "/proc is not mounted, and there is no other safe way to read xattrs: mount it";
+            return Err(FsError::because("read the xattrs of", path, reason).into());
+        }
+        Err(Errno::TOOBIG) => {
+            let reason = format!("they take more than {MAX_XATTRS_BYTES} bytes");
+            return Err(FsError::because("read the xattrs of", path, reason).into());
+        }
+        Err(errno) => return Err(failed("read the xattrs of", errno)),
+    };
+    if !stat.is_file() {
+        let now = root.stat_at(dir, name).map_err(|errno| failed("look at", errno))?;
+        if now.tuple != stat.tuple {
+            return Err(ReadError::Changed);
+        }
+    }
+    // Linux has no modes of symlinks; what a file system reports for them means nothing.
+    let mode = if stat.kind == FileType::Symlink { 0o777 } else { stat.mode };
+    Ok(Entry { kind, mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime, xattrs, link: None })
+}
+
+/// The xattrs of `name` in `dir`, sorted. `E2BIG` if there are more bytes than an entry may have.
+fn xattrs(dir: BorrowedFd<'_>, name: &CStr) -> Result<Xattrs, Errno> {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    for _ in 0..TRIES {
+        let list = match grown(|buffer| llistxattr(&path, buffer)) {
+            // The file system has none at all.
+            Err(Errno::OPNOTSUPP) => return Ok(Box::default()),
+            other => other?,
+        };
+        if let Some(xattrs) = values(&path, &list)? {
+            return Ok(xattrs);
+        }
+    }
+    Err(Errno::BUSY)
+}
+
+/// The value of each attribute in `list`; `None` if one of them is gone.
+fn values(path: &CStr, list: &[u8]) -> Result<Option<Xattrs>, Errno> {
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    for name in list.split_inclusive(|&b| b == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if !is_ours(name.to_bytes()) {
+            continue;
+        }
+        let value = match grown(|buffer| lgetxattr(path, name, buffer)) {
+            Err(Errno::NODATA) => return Ok(None),
+            // Listed, but not to be had by anybody: some network file systems do that.
+            Err(Errno::OPNOTSUPP) => continue,
+            other => other?,
+        };
+        bytes += name.to_bytes().len() + value.len();
+        if bytes > MAX_XATTRS_BYTES {
+            return Err(Errno::TOOBIG);
+        }
+        found.push((name.to_bytes().into(), value.into()));
+    }
+    found.sort_unstable();
+    Ok(Some(found.into()))
+}
+
+/// Whether an attribute belongs to the tree. What a file system shows about itself under `system.` does not; the
+/// POSIX ACLs do.
+fn is_ours(name: &[u8]) -> bool {
+    !name.is_empty() && (!name.starts_with(b"system.") || name.starts_with(b"system.posix_acl_"))
+}
+
+/// What `read` fills in: a small buffer first, because most lists and values are, then the largest there can be.
+fn grown(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut small = [0; 1024];
+    match read(&mut small) {
+        Ok(len) => Ok(small.get(..len).ok_or(Errno::RANGE)?.to_vec()),
+        Err(Errno::RANGE) => {
+            let mut large = vec![0; MOST];
+            let len = read(&mut large)?;
+            large.truncate(len);
+            Ok(large)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -172,6 +172,16 @@ impl Root {
         if path.is_root() {
             return Ok(Arc::clone(&self.fd));
         }
+        let fd = Arc::new(self.open_dir(path)?);
+        self.cache().keep(path, &fd);
+        Ok(fd)
+    }
+
+    /// A descriptor of the directory at `path` that nobody else has: its reading position is the caller's.
+    ///
+    /// # Errors
+    /// As [`Root::dir`].
+    pub fn open_dir(&self, path: &RelPath) -> Result<OwnedFd, FsError> {
         let read = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = match self.walk(path, read) {
             Err(Errno::ACCESS) => {
@@ -187,9 +197,7 @@ impl Root {
             }
             other => other,
         };
-        let fd = Arc::new(fd.map_err(|errno| FsError::new("open the directory", path, errno))?);
-        self.cache().keep(path, &fd);
-        Ok(fd)
+        fd.map_err(|errno| FsError::new("open the directory", path, errno))
     }
 
     /// Drops `path` and everything beneath it from the cache: to be called when a directory was renamed or removed.
@@ -205,7 +213,7 @@ impl Root {
     /// Walks from the top to `path` in pieces that the kernel accepts, following no link.
     fn walk(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut at: Option<OwnedFd> = None;
-        let mut rest = path.as_bytes();
+        let mut rest = if path.is_root() { b"." } else { path.as_bytes() };
         loop {
             let (piece, left) = cut(rest);
             let from = at.as_ref().map_or_else(|| self.fd(), AsFd::as_fd);
@@ -278,3 +286,6 @@ impl Cache {
         self.dirs.insert(path.clone(), (Arc::clone(fd), self.clock));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,450 @@
-//! In the making.
+//! A walk over a tree that proves what it says: every entry with its `stat`, in tree order, and nothing outside.
+//!
+//! One `statx` for each entry, and nothing but directories is ever opened, by single names that are never followed as
+//! links. A listing is believed only if the directory's ctime was the same before and after it and everything in it
+//! was looked at; otherwise the directory is listed again. What cannot be known is said to be [`Scanned::Held`]: its
+//! absence from the walk proves nothing. The walk takes no recursion and a bounded number of descriptors, however deep
+//! or wide the tree; its memory is what the directories on the way to the current entry hold.
+//!
+//! Each listing is true for the moment it was made. A file renamed during the walk from a directory that is still to
+//! come into one that was already listed is in neither: only a watch, or the next walk, finds it.
+
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
+use rustix::io::Errno;
+
+use super::error::{FsError, is_gone};
+use super::root::Root;
+use super::stat::{FileType, Stat};
+use super::{STAGING_NAME, clock};
+use crate::filter::Filter;
+use crate::path::{MAX_NAME, MAX_PATH, RelPath, escape};
+
+/// How often a directory that keeps changing is listed before it is held.
+const TRIES: u32 = 8;
+
+/// Most directories that a walk holds open, whatever the depth.
+const OPEN: usize = 64;
+
+/// What is listed in one system call: some two thousand names.
+const LISTING_BYTES: usize = 64 << 10;
+
+/// What a walk leaves out.
+#[derive(Clone, Debug)]
+pub struct ScanOptions<'a> {
+    /// Excluded entries are neither visited nor descended into.
+    pub filter: &'a Filter,
+    /// Leave out what is mounted below the top.
+    pub one_file_system: bool,
+    /// Directories to leave out by device and inode number, such as the state directory.
+    pub leave_out: Vec<(u64, u64)>,
+    /// What to do about entries called [`STAGING_NAME`].
+    pub reserved: Reserved,
+}
+
+/// What to do about entries called [`STAGING_NAME`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserved {
+    /// Pass over in silence: on a replica they are our own.
+    Skip,
+    /// Hold them: in a source nobody may have them.
+    Hold,
+}
+
+/// What a walk meets.
+#[derive(Debug)]
+pub enum Scanned<'a> {
+    /// An entry.
+    Entry(Seen<'a>),
+    /// The error's path, and whatever is or should be beneath it, could not be looked at or not wholly: nothing there
+    /// may be taken for absent. If it is a directory, its own entry may have come right before.
+    Held(FsError),
+    /// Something the options leave out; nothing beneath it is visited.
+    LeftOut {
+        /// Where it is.
+        path: RelPath,
+        /// Why it is left out.
+        why: LeftOut,
+    },
+}
+
+/// Why something is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It is one of [`ScanOptions::leave_out`].
+    Asked,
+    /// It is mounted, and [`ScanOptions::one_file_system`] is set.
+    Mount,
+}
+
+/// An entry at the moment it was looked at.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Where.
+    pub path: RelPath,
+    /// The directory that holds it; for the top, the top itself.
+    pub dir: BorrowedFd<'a>,
+    /// Its name in `dir`; `.` for the top.
+    pub name: &'a CStr,
+    /// What it is.
+    pub stat: Stat,
+    /// Whether something is mounted here.
+    pub mount: bool,
+}
+
+/// Walks the tree beneath `root` and calls `visit` for everything in it: the top first, then in tree order, until it
+/// breaks.
+///
+/// # Errors
+/// [`FsError`] if the top directory itself cannot be listed. Everything beneath is reported through `visit`.
+pub fn scan<B>(
+    root: &Root,
+    options: &ScanOptions<'_>,
+    visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<B>,
+) -> Result<ControlFlow<B>, FsError> {
+    let lister = Lister { root, options };
+    let mut buffer = vec![MaybeUninit::uninit(); LISTING_BYTES];
+    let top = RelPath::root();
+    let fd = root.open_dir(&top)?;
+    let listing = lister.list(&top, fd.as_fd(), None, &mut buffer)?;
+    let mut walk = Walk { lister, visit, buffer, stack: Vec::new(), at: top.clone() };
+    let seen = Seen { path: top, dir: root.fd(), name: c".", stat: listing.stat, mount: false };
+    match walk.announce(seen, listing, fd) {
+        ControlFlow::Break(reason) => return Ok(ControlFlow::Break(reason)),
+        ControlFlow::Continue(frame) => walk.stack.push(frame),
+    }
+    Ok(walk.run())
+}
+
+/// A name in a listing.
+struct Child {
+    name: CString,
+    found: Found,
+}
+
+/// What looking at a name gave.
+enum Found {
+    Stat(Stat),
+    Failed(Errno),
+    Reserved,
+}
+
+/// A directory that was listed while it did not change.
+struct Listing {
+    stat: Stat,
+    children: Vec<Child>,
+    held: Vec<FsError>,
+}
+
+/// A directory on the way to where the walk is.
+struct Frame {
+    stat: Stat,
+    /// Given up while the walk is deep beneath it, and when nothing is left to do in it.
+    fd: Option<OwnedFd>,
+    children: std::vec::IntoIter<Child>,
+}
+
+/// Lists single directories.
+struct Lister<'a> {
+    root: &'a Root,
+    options: &'a ScanOptions<'a>,
+}
+
+impl Lister<'_> {
+    /// Lists `fd` and looks at everything in it, as often as it takes to see it unchanged. `seen` is an earlier look
+    /// at the directory, which saves one.
+    fn list(
+        &self,
+        path: &RelPath,
+        fd: BorrowedFd<'_>,
+        seen: Option<Stat>,
+        buffer: &mut [MaybeUninit<u8>],
+    ) -> Result<Listing, FsError> {
+        let fail = |errno| FsError::new("list the directory", path, errno);
+        let mut before = match seen {
+            Some(stat) => stat,
+            None => self.root.stat_fd(fd).map_err(fail)?,
+        };
+        let mut young = None;
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                seek(fd, SeekFrom::Start(0)).map_err(fail)?;
+            }
+            let start = clock::now();
+            let mut listing = Listing { stat: before, children: Vec::new(), held: Vec::new() };
+            let whole = self.read(path, fd, buffer, &mut listing).map_err(fail)?;
+            listing.stat = self.root.stat_fd(fd).map_err(fail)?;
+            let (was, is) = (before, listing.stat);
+            let unchanged = whole && (was.identity(), was.tuple.ctime) == (is.identity(), is.tuple.ctime);
+            before = is;
+            let ctime = is.tuple.ctime;
+            // A stamp from the future would keep us waiting for nothing.
+            if unchanged && (clock::settled(ctime, start, false) || ctime.sec > start.sec + 3) {
+                listing.children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                return Ok(listing);
+            }
+            young = unchanged.then_some(listing);
+            // Within one tick of the clock a change need not show: look again when it has moved on.
+            std::thread::sleep(Duration::from_millis(if ctime.nsec == 0 { 300 } else { 5 }));
+        }
+        let mut listing = young.ok_or_else(|| {
+            FsError::because("list the directory", path, format!("it keeps changing: listed {TRIES} times"))
+        })?;
+        listing.children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
+    }
+
+    /// Reads all names and looks at each; `false` if one of them was gone by then.
+    fn read(
+        &self,
+        path: &RelPath,
+        fd: BorrowedFd<'_>,
+        buffer: &mut [MaybeUninit<u8>],
+        listing: &mut Listing,
+    ) -> Result<bool, Errno> {
+        let mut names = RawDir::new(fd, buffer);
+        while let Some(item) = names.next() {
+            let item = match item {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            let name = item.file_name();
+            let bytes = name.to_bytes();
+            if bytes == b"." || bytes == b".." {
+                continue;
+            }
+            if bytes.len() > MAX_NAME || path.as_bytes().len() + 1 + bytes.len() > MAX_PATH {
+                let reason = format!("the path of {:?} in it is longer than {MAX_PATH} bytes", escape(bytes));
+                listing.held.push(FsError::because("look into", path, reason));
+                continue;
+            }
+            let kind = item.file_type();
+            let hint = (kind != FileType::Unknown).then_some(kind == FileType::Directory);
+            if hint.is_some_and(|is_dir| self.excludes(path, bytes, is_dir)) {
+                continue;
+            }
+            let found = if bytes == STAGING_NAME.as_bytes() {
+                match self.options.reserved {
+                    Reserved::Skip => continue,
+                    Reserved::Hold => Found::Reserved,
+                }
+            } else {
+                match self.root.stat_at(fd, name) {
+                    Ok(stat) if hint != Some(stat.is_dir()) && self.excludes(path, bytes, stat.is_dir()) => continue,
+                    Ok(stat) => Found::Stat(stat),
+                    Err(Errno::NOENT) => return Ok(false),
+                    Err(errno) => Found::Failed(errno),
+                }
+            };
+            listing.children.push(Child { name: name.to_owned(), found });
+        }
+        Ok(true)
+    }
+
+    fn excludes(&self, dir: &RelPath, name: &[u8], is_dir: bool) -> bool {
+        !self.options.filter.is_empty() && dir.join(name).is_ok_and(|path| self.options.filter.excludes(&path, is_dir))
+    }
+
+    fn left_out(&self, stat: &Stat, mount: bool) -> Option<LeftOut> {
+        if stat.is_dir() && self.options.leave_out.contains(&stat.identity()) {
+            Some(LeftOut::Asked)
+        } else if mount && self.options.one_file_system {
+            Some(LeftOut::Mount)
+        } else {
+            None
+        }
+    }
+}
+
+/// The walk: where it is, and whom it tells.
+struct Walk<'a, 'v, B> {
+    lister: Lister<'a>,
+    visit: &'v mut dyn FnMut(Scanned<'_>) -> ControlFlow<B>,
+    buffer: Vec<MaybeUninit<u8>>,
+    /// The directories from the top to the one that is being visited, and the path of that one. The frames hold no
+    /// paths of their own: in a very deep tree those would add up to the square of its depth.
+    stack: Vec<Frame>,
+    at: RelPath,
+}
+
+/// What opening a directory for the walk gave.
+enum Entered {
+    Dir(OwnedFd, Listing),
+    /// Listed in vain: it is there, what it holds is unknown.
+    Closed(Stat, FsError),
+    /// Something else than a directory has taken the name.
+    Other(Stat),
+    Unknown(FsError),
+    /// Taken by something that the filter excludes.
+    Excluded,
+}
+
+impl<B> Walk<'_, '_, B> {
+    fn run(&mut self) -> ControlFlow<B> {
+        while let Some(mut frame) = self.stack.pop() {
+            let inner = if frame.children.len() == 0 { None } else { self.go_on(&mut frame)? };
+            match inner {
+                Some((path, inner)) => {
+                    self.at = path;
+                    self.stack.push(frame);
+                    self.stack.push(inner);
+                    self.close_distant();
+                }
+                None => self.at = self.at.parent().unwrap_or_default(),
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Visits the children that are left, up to the next directory, which comes back to be gone into.
+    fn go_on(&mut self, frame: &mut Frame) -> ControlFlow<B, Option<(RelPath, Frame)>> {
+        let fd = match self.reopen(frame) {
+            Ok(fd) => fd,
+            Err(error) => {
+                (self.visit)(Scanned::Held(error))?;
+                return ControlFlow::Continue(None);
+            }
+        };
+        while let Some(child) = frame.children.next() {
+            let inner = self.child(frame.stat.mount, fd.as_fd(), child)?;
+            if inner.is_some() {
+                frame.fd = (frame.children.len() > 0).then_some(fd);
+                return ControlFlow::Continue(inner);
+            }
+        }
+        ControlFlow::Continue(None)
+    }
+
+    /// Gives up the descriptor of the directory that is now [`OPEN`] levels above.
+    fn close_distant(&mut self) {
+        if let Some(distant) = self.stack.len().checked_sub(OPEN + 1) {
+            self.stack[distant].fd = None;
+        }
+    }
+
+    /// The frame's descriptor; opened again by its path if it was given up, and then only if it is still the same.
+    fn reopen(&self, frame: &mut Frame) -> Result<OwnedFd, FsError> {
+        if let Some(fd) = frame.fd.take() {
+            return Ok(fd);
+        }
+        let moved = || FsError::because("scan", &self.at, "it was moved or replaced while its tree was scanned");
+        let fd = self.lister.root.open_dir(&self.at).map_err(|e| if e.is_gone() { moved() } else { e })?;
+        match self.lister.root.stat_fd(&fd) {
+            Ok(stat) if stat.identity() == frame.stat.identity() => Ok(fd),
+            _ => Err(moved()),
+        }
+    }
+
+    /// Visits one child of a directory on the mount `around`; a directory comes back as the frame to go on with.
+    fn child(&mut self, around: u64, dir: BorrowedFd<'_>, child: Child) -> ControlFlow<B, Option<(RelPath, Frame)>> {
+        let held = |path: &RelPath, reason: &str| FsError::because("scan", path, reason);
+        let name = child.name.as_c_str();
+        let path = match self.at.join(name.to_bytes()) {
+            Ok(path) => path,
+            Err(error) => {
+                (self.visit)(Scanned::Held(held(&self.at, &error.to_string())))?;
+                return ControlFlow::Continue(None);
+            }
+        };
+        let told = match child.found {
+            Found::Failed(errno) => Scanned::Held(FsError::new("look at", &path, errno)),
+            Found::Reserved => Scanned::Held(held(&path, "the name is reserved for staging on replicas: rename it")),
+            Found::Stat(stat) => {
+                let mount = stat.mount != around;
+                match self.lister.left_out(&stat, mount) {
+                    Some(why) => Scanned::LeftOut { path, why },
+                    None if stat.is_dir() => return self.descend(around, dir, name, path, stat),
+                    None => Scanned::Entry(Seen { path, dir, name, stat, mount }),
+                }
+            }
+        };
+        (self.visit)(told)?;
+        ControlFlow::Continue(None)
+    }
+
+    /// Visits a directory and makes it the next frame.
+    fn descend(
+        &mut self,
+        around: u64,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        path: RelPath,
+        stat: Stat,
+    ) -> ControlFlow<B, Option<(RelPath, Frame)>> {
+        let entered = self.enter(&path, dir, name, stat);
+        let stat = match &entered {
+            Entered::Dir(_, Listing { stat, .. }) | Entered::Closed(stat, _) | Entered::Other(stat) => *stat,
+            Entered::Unknown(_) | Entered::Excluded => stat,
+        };
+        let mount = stat.mount != around;
+        if let Some(why) = self.lister.left_out(&stat, mount) {
+            (self.visit)(Scanned::LeftOut { path, why })?;
+            return ControlFlow::Continue(None);
+        }
+        let seen = Seen { path, dir, name, stat, mount };
+        match entered {
+            Entered::Dir(fd, listing) => {
+                let path = seen.path.clone();
+                let frame = self.announce(seen, listing, fd)?;
+                return ControlFlow::Continue(Some((path, frame)));
+            }
+            Entered::Closed(_, error) => {
+                (self.visit)(Scanned::Entry(seen))?;
+                (self.visit)(Scanned::Held(error))?;
+            }
+            Entered::Other(_) => (self.visit)(Scanned::Entry(seen))?,
+            Entered::Unknown(error) => (self.visit)(Scanned::Held(error))?,
+            Entered::Excluded => {}
+        }
+        ControlFlow::Continue(None)
+    }
+
+    /// Tells of a directory and of what is wrong in it.
+    fn announce(&mut self, seen: Seen<'_>, listing: Listing, fd: OwnedFd) -> ControlFlow<B, Frame> {
+        let stat = seen.stat;
+        (self.visit)(Scanned::Entry(seen))?;
+        for error in listing.held {
+            (self.visit)(Scanned::Held(error))?;
+        }
+        let fd = (!listing.children.is_empty()).then_some(fd);
+        ControlFlow::Continue(Frame { stat, fd, children: listing.children.into_iter() })
+    }
+
+    /// Opens and lists what was a directory when its parent was listed.
+    fn enter(&mut self, path: &RelPath, dir: BorrowedFd<'_>, name: &CStr, mut stat: Stat) -> Entered {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..TRIES {
+            match openat(dir, name, flags, Mode::empty()) {
+                Ok(fd) => {
+                    return match self.lister.list(path, fd.as_fd(), Some(stat), &mut self.buffer) {
+                        Ok(listing) => Entered::Dir(fd, listing),
+                        Err(error) => Entered::Closed(stat, error),
+                    };
+                }
+                Err(Errno::INTR) => continue,
+                Err(errno) if !is_gone(errno) => {
+                    return Entered::Closed(stat, FsError::new("open the directory", path, errno));
+                }
+                Err(_) => {}
+            }
+            stat = match self.lister.root.stat_at(dir, name) {
+                Ok(now) if now.is_dir() => now,
+                Ok(_) if self.lister.options.filter.excludes(path, false) => return Entered::Excluded,
+                Ok(now) => return Entered::Other(now),
+                Err(Errno::NOENT) => {
+                    return Entered::Unknown(FsError::because("scan", path, "it vanished while its tree was scanned"));
+                }
+                Err(errno) => return Entered::Unknown(FsError::new("look at", path, errno)),
+            };
+        }
+        Entered::Unknown(FsError::because("scan", path, "it keeps changing"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -110,6 +110,12 @@ impl Entry {
         }
     }
 
+    /// Whether content has to be somewhere before this entry can be made: a regular file with bytes in it, and not just
+    /// another name of one.
+    pub fn needs_content(&self) -> bool {
+        self.link.is_none() && matches!(self.kind, Kind::File { size: 1.., .. })
+    }
+
     /// Checks what the type cannot express; a decoded entry goes through here before anything believes it.
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! What a tree is: entries with everything that makes two of them identical, and the one hash that names the whole.
 
 mod entry;
+mod holds;
 mod merkle;
 mod row;
 mod version;
 
 pub use entry::{Entry, EntryError, Kind, MAX_XATTRS_BYTES, Time};
+pub use holds::Holds;
 pub use merkle::{DirHashes, Merkle, TreeHash};
 pub use row::{Refused, Row, Tuple};
 pub use version::{Lineage, Version, VersionId};

@@ -1,1 +1,80 @@
-//! (to be written)
+//! The bytes between a master and a replica: envelopes, messages, and the bounds every one of them is held to.
+//!
+//! An envelope is `{type: u16, version: u8, length: u32}`, little endian, then `length` bytes of
+//! [postcard](https://postcard.jamesmunns.com/wire-format). Types that a side does not know are skipped by length. What
+//! a message means is in `docs/protocol.md`; golden bytes in the tests pin the encoding.
+
+mod content;
+mod message;
+#[cfg(test)]
+mod tests;
+
+pub use content::{Batch, ContentFrame, Encoding, Piece};
+pub use message::{
+    Ack, Announce, Change, Hello, Listing, MAX_RULES, Offered, ReplicaStats, Refusal, Stand, ToMaster, ToReplica,
+    Unavailable, Wanted,
+};
+
+/// Most bytes of one control message. Senders stay below by sending several.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Most bytes of one content frame, header not counted.
+pub const MAX_CONTENT: usize = 4 << 20;
+
+/// Most content bytes that one frame may decompress to.
+pub const MAX_RAW: usize = 4 << 20;
+
+/// Most entries that one session will hold in memory before it refuses to go on: a bound on what a peer can cost.
+pub const MAX_ENTRIES: u64 = 1 << 26;
+
+/// A message ready for its envelope. The header itself is written and read by the `transport` adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Which message.
+    pub kind: u16,
+    /// The version of that message's layout.
+    pub version: u8,
+    /// The encoded message.
+    pub body: Vec<u8>,
+}
+
+/// Why received bytes are refused. Every one of these ends the session; nothing of the message is used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not the encoding of that message.
+    #[error("message {kind} does not decode: {reason}")]
+    Malformed {
+        /// Message type.
+        kind: u16,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A message version we do not speak.
+    #[error("message {kind} has version {version}, this build knows only version 1: update it")]
+    Version {
+        /// Message type.
+        kind: u16,
+        /// Its version.
+        version: u8,
+    },
+}
+
+/// The version of every message's layout today.
+const LAYOUT: u8 = 1;
+
+/// Puts `body` into an envelope. Serializing our own types into memory cannot fail; an empty body would be refused by
+/// the peer, so even a broken invariant cannot pass as a message.
+fn envelope<T: serde::Serialize>(kind: u16, body: &T) -> Envelope {
+    Envelope { kind, version: LAYOUT, body: postcard::to_allocvec(body).unwrap_or_default() }
+}
+
+fn open<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -> Result<(T, &'a [u8]), WireError> {
+    if version != LAYOUT {
+        return Err(WireError::Version { kind, version });
+    }
+    postcard::take_from_bytes(body).map_err(|e| malformed(kind, e))
+}
+
+fn malformed(kind: u16, reason: impl ToString) -> WireError {
+    WireError::Malformed { kind, reason: reason.to_string() }
+}

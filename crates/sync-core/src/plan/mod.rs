@@ -1,5 +1,11 @@
 //! What a replica will do to its tree, as data: decided here, executed by the `fs` adapter.
 
+mod decide;
+#[cfg(test)]
+mod tests;
+
+pub use decide::{Changes, Plan, Situation, decide};
+
 use crate::manifest::{Entry, Row};
 use crate::path::RelPath;
 
@@ -20,7 +26,7 @@ pub enum Action {
         /// A file of equal content.
         from: RelPath,
     },
-    /// A new symlink, fifo, socket or device.
+    /// A new symlink, fifo, socket, device, or empty file.
     Make,
     /// A new directory.
     MakeDir,

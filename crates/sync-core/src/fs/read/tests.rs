@@ -1,0 +1,156 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use super::*;
+use crate::chunk::covered;
+
+struct Place {
+    top: tempfile::TempDir,
+    root: Root,
+}
+
+fn place() -> Place {
+    let top = tempfile::tempdir().unwrap();
+    let root = Root::open(top.path()).unwrap();
+    Place { top, root }
+}
+
+fn x() -> RelPath {
+    RelPath::new("x").unwrap()
+}
+
+impl Place {
+    fn write(&self, bytes: &[u8]) -> Tuple {
+        fs::write(self.top.path().join("x"), bytes).unwrap();
+        self.tuple()
+    }
+
+    fn tuple(&self) -> Tuple {
+        self.root.stat(&x()).unwrap().unwrap().tuple
+    }
+
+    fn hash(&self, expected: &Tuple, keep: u64, progress: &dyn Fn(u64)) -> Result<Hashed, ReadError> {
+        hash_file(&self.root, &x(), expected, keep, &AtomicBool::new(false), progress)
+    }
+}
+
+#[test]
+fn sizes_around_every_bound() {
+    let place = place();
+    let piece = PIECE as usize;
+    // Nothing, one byte, what is chunked at all, one piece, several pieces.
+    for size in [0, 1, MIN_DELTA as usize - 1, MIN_DELTA as usize, piece - 1, piece, piece + 1, 3 * piece + 17] {
+        let bytes: Vec<u8> = (0..size).map(|i| (i * i / 255) as u8).collect();
+        let tuple = place.write(&bytes);
+        let told = std::cell::Cell::new(0);
+        let hashed = place.hash(&tuple, MIN_DELTA, &|n| told.set(told.get() + n)).unwrap();
+        assert_eq!(hashed.digest, Digest::of(&bytes), "{size}");
+        assert_eq!((hashed.size, told.get(), hashed.tuple), (size as u64, size as u64, tuple));
+        assert_eq!(hashed.content, (size as u64 <= MIN_DELTA).then_some(bytes), "{size}");
+        let chunked = hashed.chunks.as_deref().map(covered);
+        assert_eq!(chunked, (size as u64 >= MIN_DELTA).then_some(size as u64));
+    }
+}
+
+#[test]
+fn a_young_stamp_proves_nothing_an_old_one_does() {
+    let place = place();
+    let mut young = 0;
+    for i in 0..20 {
+        let tuple = place.write(&[i]);
+        let hashed = place.hash(&tuple, 0, &|_| {}).unwrap();
+        young += u32::from(!hashed.proven);
+    }
+    assert!(young > 0, "written and read within a tick, and yet believed, twenty times");
+    let tuple = place.tuple();
+    assert!(clock::wait_past(tuple.ctime, Duration::from_secs(5)));
+    assert!(place.hash(&tuple, 0, &|_| {}).unwrap().proven);
+}
+
+#[test]
+fn whatever_is_not_what_was_seen_is_a_change() {
+    let place = place();
+    let path = place.top.path().join("x");
+    let tuple = place.write(b"old");
+    let changed = |label: &str| {
+        assert!(matches!(place.hash(&tuple, 9, &|_| {}), Err(ReadError::Changed)), "{label}");
+    };
+    fs::write(&path, "new and longer").unwrap();
+    changed("grown");
+    fs::write(&path, "n").unwrap();
+    changed("shrunk");
+    fs::remove_file(&path).unwrap();
+    changed("gone");
+    symlink("/etc/passwd", &path).unwrap();
+    changed("a link");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    changed("a fifo");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Socket, Mode::from_raw_mode(0o600), 0).unwrap();
+    changed("a socket");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    changed("a directory");
+}
+
+#[test]
+fn a_change_while_it_is_read_is_noticed() {
+    let place = place();
+    let big = vec![1; 3 << 20];
+    type Edit = fn(&std::path::Path);
+    let edits: [(&str, Edit); 3] = [
+        ("truncated", |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(1 << 20).unwrap()),
+        ("appended", |path| {
+            use std::io::Write;
+            fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"x").unwrap();
+        }),
+        ("edited in place", |path| {
+            use std::os::unix::fs::FileExt;
+            fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", 5).unwrap();
+        }),
+    ];
+    for (label, edit) in edits {
+        let tuple = place.write(&big);
+        // Past its tick, so that the edit shows even where stamps are coarse.
+        assert!(clock::wait_past(tuple.ctime, Duration::from_secs(5)));
+        let first = std::cell::Cell::new(true);
+        let result = place.hash(&tuple, 0, &|_| {
+            if first.replace(false) {
+                edit(&place.top.path().join("x"));
+            }
+        });
+        assert!(matches!(result, Err(ReadError::Changed)), "{label}: {result:?}");
+    }
+}
+
+#[test]
+fn cancelled_before_it_is_done() {
+    let place = place();
+    let tuple = place.write(&vec![0; 4 << 20]);
+    let cancel = AtomicBool::new(false);
+    let told = std::cell::Cell::new(0);
+    let result = hash_file(&place.root, &x(), &tuple, 0, &cancel, &|n| {
+        told.set(told.get() + n);
+        cancel.store(true, Ordering::Relaxed);
+    });
+    assert!(matches!(result, Err(ReadError::Cancelled)));
+    assert_eq!(told.get(), PIECE);
+}
+
+#[test]
+fn ranges_are_of_the_same_file_or_refused() {
+    let place = place();
+    let tuple = place.write(b"0123456789");
+    let file = SourceFile::open(&place.root, &x(), &tuple).unwrap();
+    let mut four = [0; 4];
+    file.read_exact_at(3, &mut four).unwrap();
+    assert_eq!(&four, b"3456");
+    file.verify(&place.root).unwrap();
+    assert!(matches!(file.read_exact_at(8, &mut four), Err(ReadError::Changed)));
+    assert!(clock::wait_past(tuple.ctime, Duration::from_secs(5)));
+    place.write(b"0123456780");
+    assert!(matches!(file.verify(&place.root), Err(ReadError::Changed)));
+    assert!(matches!(SourceFile::open(&place.root, &x(), &tuple), Err(ReadError::Changed)));
+}

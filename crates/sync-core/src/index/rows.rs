@@ -1,0 +1,284 @@
+//! Reading rows: one path, a directory's children, or everything in tree order as of one moment.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::vec;
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::error::{Fault, IndexError, from_sql};
+use super::sums::{Mark, Summer, exactly};
+use super::{Index, Inner, fact};
+use crate::hash::Digest;
+use crate::manifest::Row;
+use crate::path::RelPath;
+
+/// Most rows that a cursor holds decoded.
+const PAGE_ROWS: usize = 1000;
+
+/// Stored bytes after which a page ends early: rows with a megabyte of attributes each must not add up.
+const PAGE_BYTES: usize = 1 << 20;
+
+const COLUMNS: &str = "SELECT path, fact, hash, changed_in, sum FROM entries";
+
+/// A row with what the index keeps beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The fact.
+    pub row: Row,
+    /// [`crate::manifest::Entry::hash`] of the row's entry, as computed when it was written.
+    pub hash: Digest,
+    /// The version that last changed the entry; 0 where changes are not tracked.
+    pub changed_in: u64,
+}
+
+/// Rows in tree order, pulled one at a time. It owns a connection with a read transaction: it sees the index as it was
+/// when the cursor was made, whatever is written meanwhile. Memory: one page of rows.
+pub struct RowCursor {
+    conn: Connection,
+    page: vec::IntoIter<Stored>,
+    /// The key before which nothing is left to read, and whether it is still to be read itself.
+    from: Vec<u8>,
+    inclusive: bool,
+    /// The first key that is not wanted any more.
+    end: Option<Vec<u8>>,
+    exhausted: bool,
+    summer: Summer,
+    // Last, so that the connection above is closed while the index still holds its lock.
+    inner: Arc<Inner>,
+}
+
+impl RowCursor {
+    fn new(inner: Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
+        let conn = inner.snapshot()?;
+        let (page, summer) = (Vec::new().into_iter(), Summer::default());
+        let mut cursor = Self { conn, page, from, inclusive: true, end, exhausted: false, summer, inner };
+        // The first read is what fixes the snapshot.
+        cursor.fill()?;
+        Ok(cursor)
+    }
+
+    /// The next row in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError::Damaged`] if a row is not what was written; the rows before it were.
+    #[allow(clippy::should_implement_trait, reason = "fallible iteration: `?` inside `while let` is the use")]
+    pub fn next(&mut self) -> Result<Option<Row>, IndexError> {
+        Ok(self.next_stored()?.map(|stored| stored.row))
+    }
+
+    /// [`RowCursor::next`] with the entry's hash and the version it changed in.
+    ///
+    /// # Errors
+    /// As [`RowCursor::next`].
+    pub fn next_stored(&mut self) -> Result<Option<Stored>, IndexError> {
+        loop {
+            if let Some(stored) = self.page.next() {
+                return Ok(Some(stored));
+            }
+            if self.exhausted {
+                return Ok(None);
+            }
+            self.fill()?;
+        }
+    }
+
+    fn fill(&mut self) -> Result<(), IndexError> {
+        let page = self.read_page().map_err(|fault| fault.at("read", self.inner.dir()))?;
+        self.page = page.into_iter();
+        Ok(())
+    }
+
+    fn read_page(&mut self) -> Result<Vec<Stored>, Fault> {
+        let sql = if self.inclusive {
+            "SELECT path, fact, hash, changed_in, sum FROM entries WHERE path >= ?1 ORDER BY path"
+        } else {
+            "SELECT path, fact, hash, changed_in, sum FROM entries WHERE path > ?1 ORDER BY path"
+        };
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query([&self.from])?;
+        let mut page = Vec::with_capacity(PAGE_ROWS);
+        let mut bytes = 0;
+        while page.len() < PAGE_ROWS && bytes < PAGE_BYTES {
+            let Some(row) = rows.next()? else {
+                self.exhausted = true;
+                break;
+            };
+            let key = blob(row, 0)?;
+            // A B-tree whose inner pages are wrong can show a key twice or out of order.
+            if key < &*self.from || (key == self.from && !self.inclusive) {
+                return Err(Fault::Damaged("rows are out of order".to_owned()));
+            }
+            if self.end.as_deref().is_some_and(|end| key >= end) {
+                self.exhausted = true;
+                break;
+            }
+            bytes += key.len() + blob(row, 1)?.len();
+            page.push(read_stored(row, &mut self.summer)?);
+            self.from.clear();
+            self.from.extend_from_slice(key);
+            self.inclusive = false;
+        }
+        Ok(page)
+    }
+}
+
+impl Index {
+    /// Every row in tree order, to be pulled; see [`RowCursor`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor(&self) -> Result<RowCursor, IndexError> {
+        RowCursor::new(self.inner.clone(), Vec::new(), None)
+    }
+
+    /// The row of `dir` and of everything beneath it, in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor_beneath(&self, dir: &RelPath) -> Result<RowCursor, IndexError> {
+        RowCursor::new(self.inner.clone(), dir.to_key(), end_of(dir))
+    }
+
+    /// Shows every row in tree order to `visit`, until it breaks.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn rows(&self, visit: &mut dyn FnMut(Stored) -> ControlFlow<()>) -> Result<(), IndexError> {
+        let mut cursor = self.cursor()?;
+        while let Some(stored) = cursor.next_stored()? {
+            if visit(stored).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of one path.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
+        self.read(|conn| Ok(find(conn, path, &mut Summer::default())?.map(|stored| stored.row)))
+    }
+
+    /// The rows of `paths`, each at the place of its path; `None` where there is none. Fastest in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn rows_for(&self, paths: &[RelPath]) -> Result<Vec<Option<Row>>, IndexError> {
+        let mut summer = Summer::default();
+        self.read(|conn| paths.iter().map(|path| Ok(find(conn, path, &mut summer)?.map(|stored| stored.row))).collect())
+    }
+
+    /// The rows of the entries directly in `dir`, in order of their names. Costs a look-up for each child directory,
+    /// not for what lies beneath it.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn children(&self, dir: &RelPath) -> Result<Vec<Row>, IndexError> {
+        self.read(|conn| children(conn, dir))
+    }
+
+    /// How many rows there are.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn row_count(&self) -> Result<u64, IndexError> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT count(*) FROM entries")?;
+            from_sql(statement.query_row([], |row| row.get(0))?)
+        })
+    }
+}
+
+/// The row of one path, checked.
+pub(super) fn find(conn: &Connection, path: &RelPath, summer: &mut Summer) -> Result<Option<Stored>, Fault> {
+    let mut statement = conn.prepare_cached("SELECT path, fact, hash, changed_in, sum FROM entries WHERE path = ?1")?;
+    let mut rows = statement.query([path.to_key()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let stored = read_stored(row, summer)?;
+    if stored.row.path != *path {
+        return Err(Fault::Damaged(format!("a look-up of {path} gave {}", stored.row.path)));
+    }
+    Ok(Some(stored))
+}
+
+/// The first key after everything beneath `dir`; `None` for the top, after which nothing comes.
+fn end_of(dir: &RelPath) -> Option<Vec<u8>> {
+    (!dir.is_root()).then(|| {
+        let mut key = dir.to_key();
+        key.push(1);
+        key
+    })
+}
+
+fn children(conn: &Connection, dir: &RelPath) -> Result<Vec<Row>, Fault> {
+    let mut prefix = dir.to_key();
+    if !dir.is_root() {
+        prefix.push(0);
+    }
+    let end = end_of(dir);
+    let mut statement = conn.prepare_cached(&format!("{COLUMNS} WHERE path >= ?1 ORDER BY path"))?;
+    let mut summer = Summer::default();
+    let mut children: Vec<Row> = Vec::new();
+    let mut from = prefix.clone();
+    'seek: loop {
+        let mut rows = statement.query([&from])?;
+        while let Some(row) = rows.next()? {
+            let key = blob(row, 0)?;
+            if key < &*from {
+                return Err(Fault::Damaged("rows are out of order".to_owned()));
+            }
+            if end.as_deref().is_some_and(|end| key >= end) {
+                break;
+            }
+            let Some(name) = key.strip_prefix(&*prefix) else {
+                return Err(Fault::Damaged("rows are out of order".to_owned()));
+            };
+            if name.is_empty() {
+                // Only the top has the key that its children's keys begin with.
+                continue;
+            }
+            if let Some(deeper) = name.iter().position(|&byte| byte == 0) {
+                // Beneath a child: go on after all of it. Its next sibling's key is at least its own and a 1.
+                from.truncate(prefix.len());
+                from.extend_from_slice(&name[..deeper]);
+                from.push(1);
+                continue 'seek;
+            }
+            children.push(read_stored(row, &mut summer)?.row);
+            from.clear();
+            from.extend_from_slice(key);
+        }
+        return Ok(children);
+    }
+}
+
+/// One column that must be a blob.
+pub(super) fn blob<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<&'a [u8], Fault> {
+    row.get_ref(column)?.as_blob().map_err(|_| Fault::Damaged("a column has the wrong type".to_owned()))
+}
+
+/// Decodes a row of `entries` with the columns of [`COLUMNS`] after checking its sum.
+pub(super) fn read_stored(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Result<Stored, Fault> {
+    let (key, fact, hash) = (blob(row, 0)?, blob(row, 1)?, blob(row, 2)?);
+    let changed_in: i64 = row.get(3)?;
+    let fields: [&[u8]; 4] = [key, fact, hash, &changed_in.to_le_bytes()];
+    if summer.sum(Mark::Entry, &fields) != blob(row, 4)? {
+        let path = crate::path::escape(&key.iter().map(|&b| if b == 0 { b'/' } else { b }).collect::<Vec<_>>());
+        return Err(Fault::Damaged(format!("the checksum of the row of {path} does not match")));
+    }
+    Ok(Stored { row: fact::decode(key, fact)?, hash: Digest(exactly(hash)?), changed_in: from_sql(changed_in)? })
+}
+
+/// Whether a table has any row.
+pub(super) fn any(conn: &Connection, sql: &str) -> Result<bool, Fault> {
+    Ok(conn.prepare_cached(sql)?.query_row([], |_| Ok(())).optional()?.is_some())
+}
+
+/// The directory an index lives in, for messages; `(memory)` for a scratch copy.
+pub(super) fn dir_of(files: Option<&super::damage::Files>) -> &Path {
+    files.map_or(Path::new("(memory)"), |files| &files.dir)
+}

@@ -1,0 +1,397 @@
+//! History: lineages, versions, what changed since one, and what replicas acknowledged.
+
+use std::sync::Arc;
+use std::vec;
+
+use rusqlite::{Connection, params};
+
+use super::error::{Fault, IndexError, from_sql, to_sql};
+use super::rows::{blob, find};
+use super::stand::{self, meta, put_meta};
+use super::sums::{Mark, Summer, exactly};
+use super::{Index, Inner, fact};
+use crate::hash::Digest;
+use crate::manifest::{Lineage, Row, Time, Version, VersionId};
+use crate::path::RelPath;
+
+const LINEAGE: &str = "index.lineage";
+
+/// The lowest version number whose changes are all still known.
+const OLDEST_DIFFABLE: &str = "index.oldest_diffable";
+
+/// How many tombstones are kept.
+pub(super) const TOMBSTONES: u64 = 200_000;
+
+/// What one version did to the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries in all.
+    pub entries: u64,
+    /// Entries that came.
+    pub created: u64,
+    /// Entries that changed in any way.
+    pub updated: u64,
+    /// Entries that went.
+    pub deleted: u64,
+}
+
+/// A version in the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The version.
+    pub version: Version,
+    /// What it did.
+    pub counts: Counts,
+}
+
+/// What a replica said it holds, durable and indexed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The replica, as text that a role chooses.
+    pub replica: String,
+    /// The version it acknowledged.
+    pub version: VersionId,
+    /// That version's number.
+    pub number: u64,
+    /// The root of its own rows.
+    pub root: Digest,
+    /// When the acknowledgement came, by the master's clock.
+    pub time: Time,
+    /// Whether that root is the version's.
+    pub exact: bool,
+}
+
+/// What the next version of this index is called, but for its root and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// The lineage.
+    pub lineage: Lineage,
+    /// One more than the highest number there is.
+    pub number: u64,
+    /// The version before, or what the lineage grew from.
+    pub parent: Option<VersionId>,
+}
+
+/// One difference between two versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The entry came or changed.
+    Upsert(Row),
+    /// The entry went.
+    Delete(RelPath),
+}
+
+/// Changes since a version in tree order, pulled one at a time, as of the moment it was made. Memory: the changed
+/// paths.
+pub struct ChangeCursor {
+    conn: Connection,
+    changes: vec::IntoIter<(RelPath, bool)>,
+    summer: Summer,
+    inner: Arc<Inner>,
+}
+
+impl ChangeCursor {
+    /// How many changes are left.
+    pub fn remaining(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// The next change in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    #[allow(clippy::should_implement_trait, reason = "fallible iteration: `?` inside `while let` is the use")]
+    pub fn next(&mut self) -> Result<Option<Change>, IndexError> {
+        let Some((path, gone)) = self.changes.next() else { return Ok(None) };
+        if gone {
+            return Ok(Some(Change::Delete(path)));
+        }
+        let found = find(&self.conn, &path, &mut self.summer).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        match found {
+            Some(stored) => Ok(Some(Change::Upsert(stored.row))),
+            None => Err(IndexError::Damaged(format!("the row of the change to {path} is missing"))),
+        }
+    }
+}
+
+impl Index {
+    /// The lineage that versions of this index belong to; `None` before the first was minted.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn lineage(&self) -> Result<Option<Lineage>, IndexError> {
+        self.read(|conn| Ok(minted(conn)?.map(|(lineage, _)| lineage)))
+    }
+
+    /// Begins a lineage, durably; see [`super::Commit::mint_lineage`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be written.
+    pub fn mint_lineage(&self, random: [u8; 16], parent: Option<VersionId>) -> Result<Lineage, IndexError> {
+        self.commit_with(0, |commit| commit.mint_lineage(random, parent))
+    }
+
+    /// What the next version is called; `None` before a lineage was minted.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn next_version(&self) -> Result<Option<Next>, IndexError> {
+        self.read(|conn| {
+            let Some((lineage, origin)) = minted(conn)? else { return Ok(None) };
+            let latest = latest(conn)?.map(|published| published.version);
+            let parent = latest.as_ref().filter(|version| version.lineage == lineage).map(Version::id).or(origin);
+            Ok(Some(Next { lineage, number: latest.map_or(0, |version| version.number) + 1, parent }))
+        })
+    }
+
+    /// The version published last.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn latest_version(&self) -> Result<Option<Published>, IndexError> {
+        self.read(latest)
+    }
+
+    /// The version with this id, if it is in the history.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn version(&self, id: VersionId) -> Result<Option<Published>, IndexError> {
+        self.read(|conn| {
+            let mut found = published(conn, "WHERE id = ?1", &[&id.0.0])?;
+            Ok(found.pop())
+        })
+    }
+
+    /// The whole history, oldest first.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn versions(&self) -> Result<Vec<Published>, IndexError> {
+        self.read(|conn| published(conn, "ORDER BY number", &[]))
+    }
+
+    /// What changed since version `number` of this history, in tree order; `None` if some of it has been forgotten.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn changes_since(&self, number: u64) -> Result<Option<ChangeCursor>, IndexError> {
+        let conn = self.inner.snapshot()?;
+        let changes = changed_paths(&conn, number).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        Ok(changes.map(|changes| ChangeCursor {
+            conn,
+            changes: changes.into_iter(),
+            summer: Summer::default(),
+            inner: self.inner.clone(),
+        }))
+    }
+
+    /// Every acknowledgement, by replica and then by version number.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn acks(&self) -> Result<Vec<Ack>, IndexError> {
+        self.read(acks)
+    }
+
+    /// Records what a replica acknowledged, durably.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be written.
+    pub fn record_ack(&self, ack: &Ack) -> Result<(), IndexError> {
+        self.commit_with(0, |commit| commit.record_ack(ack))
+    }
+}
+
+pub(super) fn mint(
+    conn: &Connection,
+    random: [u8; 16],
+    parent: Option<VersionId>,
+    summer: &mut Summer,
+) -> Result<Lineage, Fault> {
+    let parent = parent.map_or(Vec::new(), |VersionId(id)| id.0.to_vec());
+    put_meta(conn, LINEAGE, Some(&[&random[..], &parent].concat()), summer)?;
+    Ok(Lineage(random))
+}
+
+fn minted(conn: &Connection) -> Result<Option<(Lineage, Option<VersionId>)>, Fault> {
+    let Some(value) = meta(conn, LINEAGE)? else { return Ok(None) };
+    let (lineage, parent) = value.split_at(value.len().min(16));
+    let parent = if parent.is_empty() { None } else { Some(VersionId(Digest(exactly(parent)?))) };
+    Ok(Some((Lineage(exactly(lineage)?), parent)))
+}
+
+fn latest(conn: &Connection) -> Result<Option<Published>, Fault> {
+    Ok(published(conn, "ORDER BY number DESC LIMIT 1", &[])?.pop())
+}
+
+/// The sum of a version's row. The id stands for lineage, number, parent and root, which are checked against it.
+fn version_sum(version: &Version, counts: &Counts, summer: &mut Summer) -> [u8; 8] {
+    let counts = [counts.entries, counts.created, counts.updated, counts.deleted].map(u64::to_le_bytes);
+    let time = (version.time.sec.to_le_bytes(), version.time.nsec.to_le_bytes());
+    summer.sum(Mark::Version, &[&version.id().0.0, &time.0, &time.1, counts.as_flattened()])
+}
+
+pub(super) fn add(conn: &Connection, version: &Version, counts: &Counts, summer: &mut Summer) -> Result<(), Fault> {
+    let latest: Option<i64> = conn.query_row("SELECT max(number) FROM versions", [], |row| row.get(0))?;
+    let latest = from_sql(latest.unwrap_or(0))?;
+    if version.number <= latest {
+        return Err(IndexError::Order { number: version.number, latest }.into());
+    }
+    let sum = version_sum(version, counts, summer);
+    conn.prepare_cached(
+        "INSERT INTO versions
+             (number, id, lineage, parent, root, sec, nsec, entries, created, updated, deleted, sum)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?
+    .execute(params![
+        to_sql(version.number)?,
+        version.id().0.0,
+        version.lineage.0,
+        version.parent.map(|VersionId(parent)| parent.0),
+        version.root.0,
+        version.time.sec,
+        version.time.nsec,
+        to_sql(counts.entries)?,
+        to_sql(counts.created)?,
+        to_sql(counts.updated)?,
+        to_sql(counts.deleted)?,
+        sum,
+    ])?;
+    Ok(())
+}
+
+fn published(conn: &Connection, rest: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<Published>, Fault> {
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT number, id, lineage, parent, root, sec, nsec, entries, created, updated, deleted, sum
+         FROM versions {rest}"
+    ))?;
+    let mut rows = statement.query(values)?;
+    let mut summer = Summer::default();
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(read_published(row, &mut summer)?);
+    }
+    Ok(found)
+}
+
+fn read_published(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Result<Published, Fault> {
+    let parent = match row.get_ref(3)? {
+        rusqlite::types::ValueRef::Null => None,
+        _ => Some(VersionId(Digest(exactly(blob(row, 3)?)?))),
+    };
+    let version = Version {
+        lineage: Lineage(exactly(blob(row, 2)?)?),
+        number: from_sql(row.get(0)?)?,
+        parent,
+        root: Digest(exactly(blob(row, 4)?)?),
+        time: Time { sec: row.get(5)?, nsec: row.get(6)? },
+    };
+    let counts = Counts {
+        entries: from_sql(row.get(7)?)?,
+        created: from_sql(row.get(8)?)?,
+        updated: from_sql(row.get(9)?)?,
+        deleted: from_sql(row.get(10)?)?,
+    };
+    if version.id().0.0 != blob(row, 1)? || version_sum(&version, &counts, summer) != blob(row, 11)? {
+        return Err(Fault::Damaged("the checksum of a version does not match".to_owned()));
+    }
+    Ok(Published { version, counts })
+}
+
+/// The paths that changed since `number` with whether they are gone, in tree order.
+fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, bool)>>, Fault> {
+    // One transaction is open already, so that the three queries see the same moment.
+    if number < stand::number(conn, OLDEST_DIFFABLE)? {
+        return Ok(None);
+    }
+    let number = to_sql(number)?;
+    let mut changes = Vec::new();
+    // The second condition is what lets SQLite use the partial index.
+    let mut statement = conn.prepare("SELECT path FROM entries WHERE changed_in > ?1 AND changed_in > 0")?;
+    let mut rows = statement.query([number])?;
+    while let Some(row) = rows.next()? {
+        changes.push((fact::path_of(blob(row, 0)?)?, false));
+    }
+    let mut summer = Summer::default();
+    let mut statement = conn.prepare("SELECT path, deleted_in, sum FROM tombstones WHERE deleted_in > ?1")?;
+    let mut rows = statement.query([number])?;
+    while let Some(row) = rows.next()? {
+        let (key, deleted_in) = (blob(row, 0)?, row.get::<_, i64>(1)?);
+        summer.check(Mark::Tombstone, &[key, &deleted_in.to_le_bytes()], blob(row, 2)?, "a tombstone")?;
+        changes.push((fact::path_of(key)?, true));
+    }
+    changes.sort_unstable();
+    if changes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(Fault::Damaged("a path is both there and gone".to_owned()));
+    }
+    Ok(Some(changes))
+}
+
+/// Keeps the newest `keep` tombstones, whole versions at a time, and notes from where on changes are complete.
+pub(super) fn forget_tombstones(conn: &Connection, keep: u64, summer: &mut Summer) -> Result<(), Fault> {
+    let count: i64 = conn.prepare_cached("SELECT count(*) FROM tombstones")?.query_row([], |row| row.get(0))?;
+    let count = from_sql(count)?;
+    if count <= keep {
+        return Ok(());
+    }
+    let last: i64 = conn
+        .prepare_cached("SELECT deleted_in FROM tombstones ORDER BY deleted_in LIMIT 1 OFFSET ?1")?
+        .query_row([to_sql(count - keep - 1)?], |row| row.get(0))?;
+    conn.prepare_cached("DELETE FROM tombstones WHERE deleted_in <= ?1")?.execute([last])?;
+    let oldest = from_sql(last)?.max(stand::number(conn, OLDEST_DIFFABLE)?);
+    put_meta(conn, OLDEST_DIFFABLE, Some(&oldest.to_le_bytes()), summer)
+}
+
+fn ack_sum(ack: &Ack, summer: &mut Summer) -> [u8; 8] {
+    let (number, exact) = (ack.number.to_le_bytes(), [u8::from(ack.exact)]);
+    let time = (ack.time.sec.to_le_bytes(), ack.time.nsec.to_le_bytes());
+    let fields: [&[u8]; 7] = [ack.replica.as_bytes(), &ack.version.0.0, &number, &ack.root.0, &time.0, &time.1, &exact];
+    summer.sum(Mark::Ack, &fields)
+}
+
+pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> Result<(), Fault> {
+    let sum = ack_sum(ack, summer);
+    conn.prepare_cached(
+        "INSERT OR REPLACE INTO acks (replica, version, number, root, sec, nsec, exact, sum)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        ack.replica,
+        ack.version.0.0,
+        to_sql(ack.number)?,
+        ack.root.0,
+        ack.time.sec,
+        ack.time.nsec,
+        i64::from(ack.exact),
+        sum,
+    ])?;
+    Ok(())
+}
+
+fn acks(conn: &Connection) -> Result<Vec<Ack>, Fault> {
+    let mut statement = conn.prepare(
+        "SELECT replica, version, number, root, sec, nsec, exact, sum FROM acks ORDER BY replica, number, sec",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut summer = Summer::default();
+    let mut acks = Vec::new();
+    while let Some(row) = rows.next()? {
+        let ack = Ack {
+            replica: row.get(0)?,
+            version: VersionId(Digest(exactly(blob(row, 1)?)?)),
+            number: from_sql(row.get(2)?)?,
+            root: Digest(exactly(blob(row, 3)?)?),
+            time: Time { sec: row.get(4)?, nsec: row.get(5)? },
+            exact: row.get::<_, i64>(6)? != 0,
+        };
+        if ack_sum(&ack, &mut summer) != blob(row, 7)? {
+            return Err(Fault::Damaged(format!(
+                "the checksum of an acknowledgement of {} does not match",
+                ack.replica
+            )));
+        }
+        acks.push(ack);
+    }
+    Ok(acks)
+}

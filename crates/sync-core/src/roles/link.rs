@@ -1,0 +1,150 @@
+//! What both roles do with a connection: a control stream of messages, read in a task of its own and written in
+//! another, so that neither side ever waits to write while the other waits to write too.
+
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::index::IndexError;
+use crate::session::ProtocolError;
+use crate::transport::{Code, Connection, Frame, FrameReader, FrameWriter, StreamError};
+use crate::wire::{Envelope, MAX_MESSAGE, ToMaster, ToReplica, WireError};
+
+/// Messages read ahead of the session.
+const READ_AHEAD: usize = 64;
+
+/// Why a session broke.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The network, or the other side.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The other side sent nonsense.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The other side sent sense at the wrong time.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// Our index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The other side ended the stream in the middle of the session.
+    #[error("the other side ended the session early")]
+    Ended,
+    /// The process is asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The source failed, and said why.
+    #[error("the source could not be read")]
+    NoSource,
+    /// Our side failed.
+    #[error("{0}")]
+    Source(String),
+}
+
+impl LinkError {
+    /// What to tell the other side.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Wire(_) | Self::Protocol(_) => Code::Protocol,
+            Self::Interrupted | Self::NoSource => Code::Cancelled,
+            _ => Code::Internal,
+        }
+    }
+}
+
+/// A message that can come in.
+pub trait Incoming: Sized + Send + 'static {
+    /// Decodes one; `None` for a type that is to be skipped.
+    fn decode(frame: &Frame) -> Result<Option<Self>, WireError>;
+}
+
+impl Incoming for ToMaster {
+    fn decode(frame: &Frame) -> Result<Option<Self>, WireError> {
+        Self::decode(frame.kind, frame.version, &frame.body)
+    }
+}
+
+impl Incoming for ToReplica {
+    fn decode(frame: &Frame) -> Result<Option<Self>, WireError> {
+        Self::decode(frame.kind, frame.version, &frame.body)
+    }
+}
+
+/// The control stream.
+pub struct Control<M> {
+    incoming: mpsc::Receiver<Result<M, LinkError>>,
+    outgoing: mpsc::UnboundedSender<Envelope>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<Result<(), StreamError>>,
+    message: PhantomData<M>,
+}
+
+impl<M: Incoming> Control<M> {
+    /// Opens the stream: the master's part.
+    pub async fn open(connection: &Connection) -> Result<Self, LinkError> {
+        let (writer, reader) = connection.open_bi().await?;
+        Ok(Self::start(writer, reader))
+    }
+
+    /// Waits for the stream: the replica's part.
+    pub async fn accept(connection: &Connection) -> Result<Self, LinkError> {
+        let (writer, reader) = connection.accept_bi().await?;
+        Ok(Self::start(writer, reader))
+    }
+
+    fn start(writer: FrameWriter, mut reader: FrameReader) -> Self {
+        // Control goes before content.
+        writer.set_priority(1);
+        let (read, incoming) = mpsc::channel(READ_AHEAD);
+        let reader = tokio::spawn(async move {
+            loop {
+                let message = next::<M>(&mut reader).await;
+                let over = message.is_err();
+                if read.send(message).await.is_err() || over {
+                    return;
+                }
+            }
+        });
+        // What waits here is bounded by the manifest, which is in memory anyway.
+        let (outgoing, mut to_write) = mpsc::unbounded_channel::<Envelope>();
+        let writer = tokio::spawn(async move {
+            let mut writer = writer;
+            while let Some(Envelope { kind, version, body }) = to_write.recv().await {
+                writer.send(kind, version, Bytes::from(body)).await?;
+            }
+            writer.finish()
+        });
+        Self { incoming, outgoing, reader, writer, message: PhantomData }
+    }
+
+    /// The next message. Cancel safe.
+    pub async fn next(&mut self) -> Result<M, LinkError> {
+        self.incoming.recv().await.unwrap_or(Err(LinkError::Ended))
+    }
+
+    /// Queues a message.
+    pub fn send(&self, message: Envelope) -> Result<(), LinkError> {
+        self.outgoing.send(message).map_err(|_| LinkError::Ended)
+    }
+
+    /// Sends what is queued and ends our half of the stream.
+    pub async fn finish(self) -> Result<(), LinkError> {
+        let Self { outgoing, writer, reader, .. } = self;
+        drop(outgoing);
+        let written = writer.await.unwrap_or(Err(StreamError::Ended));
+        reader.abort();
+        Ok(written?)
+    }
+}
+
+async fn next<M: Incoming>(reader: &mut FrameReader) -> Result<M, LinkError> {
+    loop {
+        let frame = reader.next(MAX_MESSAGE).await?.ok_or(LinkError::Ended)?;
+        if let Some(message) = M::decode(&frame)? {
+            return Ok(message);
+        }
+    }
+}

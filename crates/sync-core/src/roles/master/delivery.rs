@@ -1,0 +1,410 @@
+//! One destination of a push, from the first packet to the acknowledgement: drives a [`Sender`] with what the network,
+//! the source and the index say.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::content::{ContentSender, SendFailure};
+use super::dial::{Dialed, dial};
+use super::meter::Meter;
+use super::source::{Committed, Source};
+use crate::fs;
+use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
+use crate::manifest::Row;
+use crate::monitor::{Monitor, Problem};
+use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
+use crate::path::RelPath;
+use crate::roles::Shutdown;
+use crate::roles::link::{Control, LinkError};
+use crate::roles::tree;
+use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
+use crate::transport::{Code, Connection};
+use crate::wire::{Ack, Change, Hello, Offered, ToMaster};
+
+/// Changes in one message.
+const CHANGES_PER_MESSAGE: usize = 512;
+
+/// What the source tells every delivery.
+#[derive(Clone)]
+pub enum SourceEvent {
+    /// Contents that were just hashed.
+    Hashed(Arc<Vec<Offered>>),
+    /// The version to bring everybody to.
+    Committed(Arc<Committed>),
+}
+
+/// How a delivery ended.
+pub struct Delivered {
+    /// For the caller of the push.
+    pub report: DestinationReport,
+    /// Files of the source that changed between hashing and sending: worth another round.
+    pub source_changed: Vec<Problem>,
+}
+
+/// One destination and all it needs.
+pub struct Delivery {
+    /// Which, in the order given.
+    pub dest: usize,
+    /// Where.
+    pub destination: Destination,
+    /// What was asked for.
+    pub policy: Policy,
+    /// Compression on the wire.
+    pub compress: Compress,
+    /// Bytes per second.
+    pub bandwidth: Option<u64>,
+    /// Where the identity and known replicas are.
+    pub state_dir: PathBuf,
+    /// The tree.
+    pub source: Arc<Source>,
+    /// Progress.
+    pub meter: Arc<Meter>,
+    /// Reports.
+    pub monitor: Arc<dyn Monitor>,
+}
+
+/// A delivery under way.
+struct Session<'a> {
+    delivery: &'a Delivery,
+    connection: Connection,
+    control: Control<ToMaster>,
+    sender: Sender,
+    contents: ContentSender,
+    failures: mpsc::UnboundedReceiver<SendFailure>,
+    committed: Option<Arc<Committed>>,
+    problems: u64,
+    source_changed: Vec<Problem>,
+    timing: Timing,
+}
+
+#[derive(Default)]
+struct Timing {
+    first_want: Option<Instant>,
+    publishing: Option<Instant>,
+    send: Duration,
+    publish: Duration,
+}
+
+impl Delivery {
+    /// Serves the destination to the end, whatever end that is.
+    pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
+        let for_replica = shutdown.clone();
+        let dialed = tokio::select! {
+            dialed = dial(&self.destination, &self.state_dir, &for_replica) => dialed,
+            _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
+        };
+        let Dialed { connection, share, replica, embedded } = match dialed {
+            Ok(dialed) => dialed,
+            Err(problem) => {
+                self.monitor.problem(Some(self.dest), &problem);
+                return failed(1, Stats::default());
+            }
+        };
+        let hello = Hello { features: 0, share, policy: self.policy.clone() };
+        let mut delivered = match Session::open(&self, connection.clone(), hello).await {
+            Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
+            Err(error) => {
+                self.monitor.problem(Some(self.dest), &broken(&error));
+                failed(1, Stats::default())
+            }
+        };
+        if let Some(embedded) = embedded {
+            // It ends by itself once the connection is closed; what it must leave in order, it does before.
+            let _ = embedded.await;
+        }
+        let traffic = connection.traffic();
+        delivered.report.stats.wire_sent = traffic.sent;
+        delivered.report.stats.wire_received = traffic.received;
+        delivered
+    }
+}
+
+fn failed(problems: u64, stats: Stats) -> Delivered {
+    Delivered {
+        report: DestinationReport { exact: false, problems, stats, refused: [0; 6] },
+        source_changed: Vec::new(),
+    }
+}
+
+fn interrupted() -> Problem {
+    Problem { path: None, reason: "interrupted; what was verified is kept for the next push".to_owned() }
+}
+
+fn broken(error: &LinkError) -> Problem {
+    Problem { path: None, reason: error.to_string() }
+}
+
+impl<'a> Session<'a> {
+    async fn open(delivery: &'a Delivery, connection: Connection, hello: Hello) -> Result<Self, LinkError> {
+        let control = Control::open(&connection).await?;
+        let (failure_sender, failures) = mpsc::unbounded_channel();
+        let contents = ContentSender::start(delivery, &connection, failure_sender);
+        Ok(Self {
+            delivery,
+            connection,
+            control,
+            sender: Sender::new(hello),
+            contents,
+            failures,
+            committed: None,
+            problems: 0,
+            source_changed: Vec::new(),
+            timing: Timing::default(),
+        })
+    }
+
+    /// Input by input until the sender says that it is over.
+    async fn run(
+        mut self,
+        source: &mut mpsc::UnboundedReceiver<SourceEvent>,
+        shutdown: &mut Shutdown,
+        replica: &str,
+    ) -> Delivered {
+        let end = loop {
+            match self.carry_out().await {
+                Ok(ControlFlow::Break(end)) => break Ok(end),
+                Ok(ControlFlow::Continue(())) => {}
+                Err(error) => break Err(error),
+            }
+            let input = tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => break Err(LinkError::Interrupted),
+                message = self.control.next() => message.map(SenderInput::Received),
+                Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
+                event = source.recv(), if self.committed.is_none() => match event {
+                    Some(event) => Ok(self.source_event(event)),
+                    // The source failed as a whole, and said why.
+                    None => break Err(LinkError::NoSource),
+                },
+            };
+            if let Err(error) = input.and_then(|input| self.sender.handle(input).map_err(LinkError::from)) {
+                break Err(error);
+            }
+        };
+        self.conclude(end, replica).await
+    }
+
+    fn source_event(&mut self, event: SourceEvent) -> SenderInput {
+        match event {
+            SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
+            SourceEvent::Committed(committed) => {
+                let input =
+                    SenderInput::Committed { version: committed.version.clone(), holds: committed.holds.clone() };
+                self.committed = Some(committed);
+                input
+            }
+        }
+    }
+
+    fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
+        let SendFailure { seq, path, reason, changed } = failure;
+        let problem = Problem { path: Some(path), reason: reason.clone() };
+        if changed {
+            self.source_changed.push(problem);
+        } else {
+            self.problem(&problem);
+        }
+        SenderInput::Unavailable { seq, reason }
+    }
+
+    fn problem(&mut self, problem: &Problem) {
+        self.problems += 1;
+        self.delivery.monitor.problem(Some(self.delivery.dest), problem);
+    }
+
+    /// Does what the sender wants done.
+    async fn carry_out(&mut self) -> Result<ControlFlow<End>, LinkError> {
+        while let Some(output) = self.sender.poll() {
+            match output {
+                SenderOutput::Send(message) => {
+                    if matches!(message, crate::wire::ToReplica::Publish(_)) {
+                        self.timing.publishing = Some(Instant::now());
+                        self.delivery.meter.publishing();
+                    }
+                    self.control.send(message.encode())?;
+                }
+                SenderOutput::Load(load) => tokio::task::block_in_place(|| self.load(&load))?,
+                SenderOutput::LoadChildren(dir) => tokio::task::block_in_place(|| self.load_children(dir))?,
+                SenderOutput::Content(request) => {
+                    self.timing.first_want.get_or_insert_with(Instant::now);
+                    self.delivery.meter.wanted(self.delivery.dest, request.file.size);
+                    self.contents.request(request);
+                }
+                SenderOutput::Report(report) => self.report(report),
+                SenderOutput::End(end) => return Ok(ControlFlow::Break(end)),
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn report(&mut self, report: Report) {
+        let (monitor, dest) = (&self.delivery.monitor, self.delivery.dest);
+        match report {
+            Report::Problem(problem) => self.problem(&problem),
+            Report::Item(item) => monitor.item(dest, &item),
+            Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
+        }
+    }
+
+    /// Reads changes from the index and hands them to the sender, some at a time.
+    fn load(&mut self, load: &Load) -> Result<(), LinkError> {
+        let index = &self.delivery.source.index;
+        let mut batch = Vec::new();
+        match load {
+            Load::Entry(path) => batch.extend(index.row(path)?.map(upsert)),
+            Load::Subtree(top) => {
+                let mut rows = index.cursor_beneath(top)?;
+                batch.extend(index.row(top)?.map(upsert));
+                while let Some(row) = rows.next()? {
+                    if row.path != *top {
+                        batch.push(upsert(row));
+                    }
+                    self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
+                }
+            }
+            Load::Since(version) => {
+                let Some(published) = index.version(*version)? else {
+                    return self.unknown_version(*version);
+                };
+                let Some(mut changes) = index.changes_since(published.version.number)? else {
+                    self.sender.handle(SenderInput::UnknownVersion)?;
+                    return Ok(());
+                };
+                while let Some(change) = changes.next()? {
+                    batch.push(match change {
+                        IndexedChange::Upsert(row) => upsert(row),
+                        IndexedChange::Delete(path) => Change { path, entry: None },
+                    });
+                    self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
+                }
+            }
+        }
+        Ok(self.sender.handle(SenderInput::Changes { changes: batch, done: true })?)
+    }
+
+    fn flush(&mut self, batch: &mut Vec<Change>, limit: usize) -> Result<(), LinkError> {
+        if batch.len() >= limit {
+            let changes = std::mem::take(batch);
+            self.sender.handle(SenderInput::Changes { changes, done: false })?;
+        }
+        Ok(())
+    }
+
+    fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
+        let text = "it stands at a version that the index of the source does not know (an index that was restored, \
+                    rebuilt or replaced): the trees are compared in full";
+        self.delivery.monitor.notice(Some(self.delivery.dest), text);
+        if !self.delivery.policy.dry_run {
+            self.delivery.source.branch(version).map_err(|e| LinkError::Source(e.to_string()))?;
+        }
+        Ok(self.sender.handle(SenderInput::UnknownVersion)?)
+    }
+
+    fn load_children(&mut self, dir: RelPath) -> Result<(), LinkError> {
+        let Some(committed) = self.committed.clone() else { return Ok(()) };
+        let held = |row: &Row| committed.holds.covers(&row.path);
+        let found = tree::children(&self.delivery.source.index, &committed.tree.dirs, &dir, &held)?;
+        let (own, children) = found.map_or((None, Vec::new()), |(own, children)| (Some(own), children));
+        Ok(self.sender.handle(SenderInput::Children { dir, own, children })?)
+    }
+
+    /// Closes the connection in the way that fits the end, and writes the report.
+    async fn conclude(mut self, end: Result<End, LinkError>, replica: &str) -> Delivered {
+        self.clock_stops();
+        let literal_bytes = self.contents.stop();
+        let mut stats = self.stats(literal_bytes);
+        let mut exact = false;
+        let mut refused = [0; 6];
+        match end {
+            Ok(End::Acknowledged { ack, exact: identical }) => {
+                self.connection.close(Code::Done, "").await;
+                exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
+                refused = ack.refused;
+                fill(&mut stats, &ack);
+                if !self.delivery.policy.dry_run {
+                    self.record(&ack, identical, replica);
+                }
+                if !exact && self.problems == 0 && self.source_changed.is_empty() {
+                    let reason = "it changed while it was pushed to; push again".to_owned();
+                    self.problem(&Problem { path: None, reason });
+                }
+            }
+            Ok(End::Refused(refusal)) => {
+                self.connection.close(Code::Done, "").await;
+                let reason = crate::path::escape(refusal.reason.as_bytes());
+                self.problem(&Problem { path: None, reason });
+            }
+            Err(LinkError::NoSource) => self.connection.close(Code::Cancelled, "the source failed").await,
+            Err(LinkError::Interrupted) => {
+                self.connection.close(Code::Cancelled, "interrupted").await;
+                self.problem(&interrupted());
+            }
+            Err(error) => {
+                self.connection.close(error.code(), &error.to_string()).await;
+                self.problem(&broken(&error));
+            }
+        }
+        let report = DestinationReport { exact, problems: self.problems, stats, refused };
+        Delivered { report, source_changed: self.source_changed }
+    }
+
+    fn clock_stops(&mut self) {
+        let now = Instant::now();
+        let publishing = self.timing.publishing.unwrap_or(now);
+        self.timing.send = self.timing.first_want.map_or(Duration::ZERO, |first| publishing - first);
+        self.timing.publish = now - publishing;
+    }
+
+    fn stats(&self, literal_bytes: u64) -> Stats {
+        let (scan, hash, entries) =
+            self.committed.as_ref().map_or_else(Default::default, |c| (c.scan, c.hash, c.entries));
+        Stats {
+            scanned: entries,
+            literal_bytes,
+            scan_seconds: scan.as_secs_f64(),
+            hash_seconds: hash.as_secs_f64(),
+            send_seconds: self.timing.send.as_secs_f64(),
+            publish_seconds: self.timing.publish.as_secs_f64(),
+            ..Stats::default()
+        }
+    }
+
+    /// Remembers the acknowledgement; the replica has it in any case, so a failure here is only told.
+    fn record(&mut self, ack: &Ack, exact: bool, replica: &str) {
+        let Some(committed) = &self.committed else { return };
+        let indexed = IndexedAck {
+            replica: replica.to_owned(),
+            version: ack.version,
+            number: committed.version.number,
+            root: ack.root,
+            time: fs::clock::now(),
+            exact,
+        };
+        let index = &self.delivery.source.index;
+        let known = |acks: Vec<IndexedAck>| acks.iter().any(|a| IndexedAck { time: indexed.time, ..a.clone() } == indexed);
+        let recorded = tokio::task::block_in_place(|| -> Result<(), IndexError> {
+            if known(index.acks()?) { Ok(()) } else { index.record_ack(&indexed) }
+        });
+        if let Err(error) = recorded {
+            let text = format!("the acknowledgement could not be recorded: {error}");
+            self.delivery.monitor.notice(Some(self.delivery.dest), &text);
+        }
+    }
+}
+
+fn upsert(row: Row) -> Change {
+    Change { path: row.path, entry: Some(row.entry) }
+}
+
+fn fill(stats: &mut Stats, ack: &Ack) {
+    stats.created = ack.stats.created;
+    stats.updated = ack.stats.updated;
+    stats.metadata_only = ack.stats.metadata_only;
+    stats.moved = ack.stats.moved;
+    stats.deleted = ack.stats.deleted;
+    stats.reused_bytes = ack.stats.reused_bytes;
+}

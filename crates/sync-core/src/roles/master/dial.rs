@@ -1,0 +1,61 @@
+//! From a destination in words to a connection with a replica behind it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::fs::StateDir;
+use crate::monitor::Problem;
+use crate::options::Destination;
+use crate::path::escape;
+use crate::roles::Shutdown;
+use crate::roles::pairing::{how_to_pair, identity};
+use crate::roles::replica;
+use crate::transport::{self, Address, Connection, Loopback, PeerId, Purpose, Settings};
+
+/// A connection with a replica at its other end.
+pub struct Dialed {
+    /// The connection.
+    pub connection: Connection,
+    /// The share to ask for.
+    pub share: String,
+    /// The replica's name in the log of acknowledgements.
+    pub replica: String,
+    /// The embedded replica's task, if it lives in this process.
+    pub embedded: Option<JoinHandle<()>>,
+}
+
+/// Connects to a destination. A path gets a replica of its own in this process, reached over the loopback interface
+/// with the same protocol as any other.
+pub async fn dial(
+    destination: &Destination,
+    state_dir: &PathBuf,
+    shutdown: &Shutdown,
+) -> Result<Dialed, Problem> {
+    let failed = |reason: String| Problem { path: None, reason };
+    match destination {
+        Destination::Path(path) => {
+            let ends = Loopback::open(Settings::default()).await.map_err(|e| failed(e.to_string()))?;
+            let share = replica::Share::embedded(path.clone(), state_dir.clone());
+            let shares = Arc::new(replica::Shares::only(share));
+            let embedded = tokio::spawn(replica::serve(ends.accepted, shares, shutdown.clone()));
+            let replica = escape(path.as_os_str().as_encoded_bytes());
+            Ok(Dialed { connection: ends.dialed, share: String::new(), replica, embedded: Some(embedded) })
+        }
+        Destination::Remote { host, port, share } => {
+            let state = StateDir::open(state_dir).map_err(|e| failed(e.to_string()))?;
+            let address = Address::new(host.clone(), *port);
+            let pinned = state.known(&address.to_string()).map_err(|e| failed(e.to_string()))?;
+            let Some(pinned) = pinned.and_then(|id| id.parse::<PeerId>().ok()) else {
+                return Err(failed(format!("not paired with {address}: {}", how_to_pair(&address))));
+            };
+            let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
+            let connection = transport::connect(&address, &identity, pinned, Purpose::Session, Settings::default())
+                .await
+                .map_err(|e| failed(e.to_string()))?;
+            let replica = format!("{address}/{share}");
+            Ok(Dialed { connection, share: share.clone(), replica, embedded: None })
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The master's role in one push: look at the source, read what changed, commit a version, and bring every destination
+//! to it, all at once.
+
+mod content;
+mod delivery;
+mod dial;
+mod error;
+mod meter;
+mod ring;
+mod source;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+pub use error::PushError;
+pub(crate) use source::SOURCE_PATH;
+
+use crate::index::IndexError;
+use crate::manifest::Version;
+use crate::monitor::{Monitor, Problem};
+use crate::options::{DestinationReport, PushReport, PushRequest};
+use crate::roles::Shutdown;
+use crate::wire::Offered;
+use delivery::{Delivered, Delivery, SourceEvent};
+use meter::Meter;
+use source::Source;
+
+/// How often a push starts over for files that changed while they were sent.
+const ROUNDS: u32 = 3;
+
+/// Contents offered at once.
+const OFFERS_PER_MESSAGE: usize = 128;
+
+/// How long to let a source rest that changed while it was sent.
+const REST: Duration = Duration::from_millis(200);
+
+/// Makes every destination identical to the source, and returns when each is durable or has failed.
+///
+/// # Errors
+/// [`PushError`] if nothing could be started: the source, the state directory or the request is at fault, and nothing
+/// was touched. Failures of entries and destinations are in the report, told to `monitor` as they happen.
+pub async fn push(
+    request: PushRequest,
+    monitor: Arc<dyn Monitor>,
+    shutdown: Shutdown,
+) -> Result<PushReport, PushError> {
+    let source = tokio::task::block_in_place(|| Source::open(&request, &*monitor))?;
+    let source = Arc::new(source);
+    let meter = Arc::new(Meter::new(Arc::clone(&monitor), request.destinations.len()));
+    let mut report: Option<PushReport> = None;
+    for round in 1..=ROUNDS {
+        let last = round == ROUNDS;
+        let Round { version, source_problems, delivered } =
+            push_once(&source, &request, &meter, &monitor, &shutdown).await?;
+        let unsettled: Vec<Problem> = delivered.iter().flat_map(|d| d.source_changed.clone()).collect();
+        let again = !unsettled.is_empty() && !last && !*shutdown.borrow();
+        if !again {
+            tell_once(&*monitor, &unsettled);
+        }
+        let now = PushReport {
+            version,
+            source_problems: source_problems + if again { 0 } else { unsettled.len() as u64 },
+            destinations: delivered.into_iter().map(|d| d.report).collect(),
+        };
+        report = Some(match report {
+            None => now,
+            Some(before) => add_up(before, now),
+        });
+        if !again {
+            break;
+        }
+        tokio::time::sleep(REST).await;
+    }
+    report.ok_or(PushError::Stopped)
+}
+
+struct Round {
+    version: Option<Version>,
+    source_problems: u64,
+    delivered: Vec<Delivered>,
+}
+
+/// One pass: the source is read once, while each destination is looked at and served in a task of its own.
+async fn push_once(
+    source: &Arc<Source>,
+    request: &PushRequest,
+    meter: &Arc<Meter>,
+    monitor: &Arc<dyn Monitor>,
+    shutdown: &Shutdown,
+) -> Result<Round, PushError> {
+    let mut tasks = Vec::new();
+    let mut events = Vec::new();
+    for (dest, destination) in request.destinations.iter().enumerate() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let delivery = Delivery {
+            dest,
+            destination: destination.clone(),
+            policy: request.policy.clone(),
+            compress: request.compress,
+            bandwidth: request.bandwidth,
+            state_dir: request.state_dir.clone(),
+            source: Arc::clone(source),
+            meter: Arc::clone(meter),
+            monitor: Arc::clone(monitor),
+        };
+        tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));
+        events.push(sender);
+    }
+    let read = read_source(source, meter, monitor, shutdown, events);
+    let (version, source_problems) = read.await?;
+    let mut delivered = Vec::new();
+    for task in tasks {
+        delivered.push(task.await.map_err(|e| PushError::Internal(e.to_string()))?);
+    }
+    Ok(Round { version, source_problems, delivered })
+}
+
+/// Surveys, hashes and commits in a blocking thread, and tells every destination as it goes.
+async fn read_source(
+    source: &Arc<Source>,
+    meter: &Arc<Meter>,
+    monitor: &Arc<dyn Monitor>,
+    shutdown: &Shutdown,
+    events: Vec<mpsc::UnboundedSender<SourceEvent>>,
+) -> Result<(Option<Version>, u64), PushError> {
+    let stop = Arc::new(AtomicBool::new(*shutdown.borrow()));
+    let watch = tokio::spawn({
+        let (stop, mut shutdown) = (Arc::clone(&stop), shutdown.clone());
+        async move {
+            if shutdown.wait_for(|stop| *stop).await.is_ok() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+    });
+    let (source, meter, monitor) = (Arc::clone(source), Arc::clone(meter), Arc::clone(monitor));
+    let read = tokio::task::spawn_blocking(move || {
+        let tell = |event: SourceEvent| {
+            for destination in &events {
+                // A destination that is over does not listen any more.
+                let _ = destination.send(event.clone());
+            }
+        };
+        let read = read_once(&source, &stop, &meter, &*monitor, &tell);
+        let Err(PushError::Index(IndexError::Damaged(reason))) = read else { return read };
+        source.rebuild_index(&reason, &*monitor)?;
+        read_once(&source, &stop, &meter, &*monitor, &tell)
+    })
+    .await;
+    watch.abort();
+    read.map_err(|e| PushError::Internal(e.to_string()))?
+}
+
+fn read_once(
+    source: &Source,
+    stop: &AtomicBool,
+    meter: &Meter,
+    monitor: &dyn Monitor,
+    tell: &dyn Fn(SourceEvent),
+) -> Result<(Option<Version>, u64), PushError> {
+    let started = Instant::now();
+    let mut survey = source.survey(stop, meter, monitor)?;
+    let scanned = started.elapsed();
+    let mut offers: Vec<Offered> = Vec::new();
+    source.identify(&mut survey, stop, meter, &mut |offer, more| {
+        offers.extend(offer);
+        if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
+            tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
+        }
+    });
+    if stop.load(Ordering::Relaxed) {
+        return Err(PushError::Stopped);
+    }
+    let hashed = started.elapsed() - scanned;
+    let failures = source.report_failures(&mut survey, monitor);
+    let committed = Arc::new(source.commit(survey, scanned, hashed)?);
+    tell(SourceEvent::Committed(Arc::clone(&committed)));
+    Ok((committed.minted.clone(), failures))
+}
+
+/// A file that changed under several destinations is one problem of the source.
+fn tell_once(monitor: &dyn Monitor, problems: &[Problem]) {
+    let mut told = std::collections::HashSet::new();
+    for problem in problems.iter().filter(|problem| told.insert(problem.path.clone())) {
+        monitor.problem(None, problem);
+    }
+}
+
+/// The report of several rounds: counts add up, verdicts are the last round's.
+fn add_up(before: PushReport, now: PushReport) -> PushReport {
+    let both = before.destinations.into_iter().zip(now.destinations);
+    let destinations = both
+        .map(|(old, new)| DestinationReport { stats: old.stats.plus(&new.stats), ..new })
+        .collect();
+    PushReport { destinations, ..now }
+}

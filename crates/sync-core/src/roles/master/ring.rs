@@ -1,0 +1,108 @@
+//! Contents that were just hashed and are still in memory: what is new everywhere is read from disk once.
+//!
+//! Bounded. The reader waits a little for the fastest session to take something; a session that is slow, hung or gone
+//! delays nobody, it reads from disk later.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::hash::Digest;
+
+/// Most bytes kept.
+const CAPACITY: usize = 24 << 20;
+
+/// How long the reader waits for somebody to take something before it goes on without.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The contents, by digest.
+#[derive(Default)]
+pub struct Ring {
+    inner: Mutex<Inner>,
+    taken: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    contents: HashMap<Digest, (Bytes, bool)>,
+    order: VecDeque<Digest>,
+    bytes: usize,
+    /// Nobody takes anything: do not wait again until somebody does.
+    ignored: bool,
+}
+
+impl Ring {
+    /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long.
+    pub fn put(&self, digest: Digest, content: Bytes) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        while inner.bytes + content.len() > CAPACITY && !inner.evict_taken() {
+            if inner.ignored || inner.order.is_empty() {
+                inner.evict();
+                break;
+            }
+            let (next, timeout) =
+                self.taken.wait_timeout(inner, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            inner = next;
+            inner.ignored = timeout.timed_out();
+        }
+        inner.insert(digest, content);
+    }
+
+    /// The content, if it is still here.
+    pub fn take(&self, digest: &Digest) -> Option<Bytes> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.ignored = false;
+        let (content, taken) = inner.contents.get_mut(digest)?;
+        *taken = true;
+        let content = content.clone();
+        self.taken.notify_one();
+        Some(content)
+    }
+}
+
+impl Inner {
+    fn insert(&mut self, digest: Digest, content: Bytes) {
+        self.bytes += content.len();
+        match self.contents.insert(digest, (content, false)) {
+            Some((old, _)) => self.bytes -= old.len(),
+            None => self.order.push_back(digest),
+        }
+    }
+
+    /// Drops the oldest content if somebody has taken it: the others will soon, or are slow.
+    fn evict_taken(&mut self) -> bool {
+        let taken = self.order.front().and_then(|d| self.contents.get(d)).is_some_and(|(_, taken)| *taken);
+        if taken {
+            self.evict();
+        }
+        taken
+    }
+
+    fn evict(&mut self) {
+        if let Some(digest) = self.order.pop_front()
+            && let Some((content, _)) = self.contents.remove(&digest)
+        {
+            self.bytes -= content.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_what_fits_and_never_waits_for_nobody() {
+        let ring = Ring::default();
+        let started = std::time::Instant::now();
+        for i in 0..100u32 {
+            ring.put(Digest::of(&i.to_le_bytes()), Bytes::from(vec![0; 1 << 20]));
+        }
+        assert!(started.elapsed() < PATIENCE * 10, "waits once, not every time");
+        assert!(ring.take(&Digest::of(&99u32.to_le_bytes())).is_some());
+        assert!(ring.take(&Digest::of(&0u32.to_le_bytes())).is_none());
+        assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
+    }
+}

@@ -1,0 +1,318 @@
+//! The source of a push: a tree, its index, and the steps from what is on disk to a committed version.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::error::PushError;
+use super::meter::Meter;
+use super::ring::Ring;
+use crate::chunk::ChunkRef;
+use crate::filter::Filter;
+use crate::fs::{self, ReadError, Reserved, Root, SourceFile, StateDir};
+use crate::hash::Digest;
+use crate::index::{Counts, Index, IndexError, Next};
+use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
+use crate::monitor::Monitor;
+use crate::options::{Destination, Policy, PushRequest};
+use crate::path::RelPath;
+use crate::roles::identify::{Identified, IdentifyOptions, identify};
+use crate::roles::survey::{Pending, Survey, SurveyOptions, survey};
+use crate::roles::tree;
+use crate::wire::Offered;
+
+/// How long to wait for another push of the same source.
+const BUSY: Duration = Duration::from_secs(600);
+
+/// Contents up to this size stay in memory from hashing to sending.
+const KEEP: u64 = 1 << 20;
+
+/// Under this key an index keeps the path of its source.
+pub const SOURCE_PATH: &str = "source.path";
+
+/// An open source.
+pub struct Source {
+    /// Its top directory.
+    pub root: Root,
+    /// What was known of it.
+    pub index: Index,
+    /// Contents on their way from the hasher to the destinations.
+    pub ring: Ring,
+    filter: Filter,
+    policy: Policy,
+    leave_out: Vec<(u64, u64)>,
+    chunks: Mutex<HashMap<Digest, Vec<ChunkRef>>>,
+}
+
+/// What every destination is brought to.
+pub struct Committed {
+    /// The version.
+    pub version: Version,
+    /// The same, unless this is a dry run, which mints none.
+    pub minted: Option<Version>,
+    /// What could not be read.
+    pub holds: Holds,
+    /// The hash of every directory.
+    pub tree: TreeHash,
+    /// Entries looked at.
+    pub entries: u64,
+    /// Time for looking.
+    pub scan: Duration,
+    /// Time for reading and hashing.
+    pub hash: Duration,
+}
+
+impl Source {
+    /// Checks the request and opens the source's index.
+    pub fn open(request: &PushRequest, monitor: &dyn Monitor) -> Result<Self, PushError> {
+        let fail = |reason: String| PushError::Source { path: request.source.clone(), reason };
+        let filter = Filter::new(&request.policy.rules).map_err(|e| PushError::Filter(e.to_string()))?;
+        let root = Root::open(&request.source).map_err(|e| fail(e.to_string()))?;
+        let canonical = fs::place::resolve(&request.source).map_err(|e| fail(e.to_string()))?;
+        check_overlaps(&canonical, &request.destinations)?;
+        let state = match request.policy.dry_run {
+            true => StateDir::at(&request.state_dir),
+            false => StateDir::open(&request.state_dir).map_err(|e| PushError::State(e.to_string()))?,
+        };
+        let dir = state.source_index_dir(&canonical);
+        let opened = match request.policy.dry_run {
+            true => Index::scratch_copy(&dir)?,
+            false => Index::open(&dir, BUSY)?,
+        };
+        if let Some(reason) = &opened.rebuilt {
+            notice_rebuilt(monitor, reason);
+        }
+        if !request.policy.dry_run {
+            remember_path(&opened.index, &canonical)?;
+        }
+        Ok(Self {
+            root,
+            index: opened.index,
+            ring: Ring::default(),
+            filter,
+            policy: request.policy.clone(),
+            leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
+            chunks: Mutex::default(),
+        })
+    }
+
+    /// Looks at the whole tree beside its index.
+    pub fn survey(&self, stop: &AtomicBool, meter: &Meter, monitor: &dyn Monitor) -> Result<Survey, PushError> {
+        let options = SurveyOptions {
+            filter: &self.filter,
+            one_file_system: self.policy.one_file_system,
+            leave_out: self.leave_out.clone(),
+            checksum: self.policy.checksum,
+            reserved: Reserved::Hold,
+            reconsider_refused: false,
+            ignore_extras: false,
+        };
+        let survey = survey(&self.root, &self.index, &options, &|entries| {
+            meter.scanned(entries);
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        meter.scanned(survey.entries);
+        for path in &survey.left_out {
+            monitor.notice(None, &format!("{path} is left out: it is the state directory"));
+        }
+        Ok(survey)
+    }
+
+    /// Gives up a damaged index: it starts afresh.
+    pub fn rebuild_index(&self, reason: &str, monitor: &dyn Monitor) -> Result<(), PushError> {
+        notice_rebuilt(monitor, reason);
+        Ok(self.index.rebuild()?)
+    }
+
+    /// Reads what is not proven. `offer` gets every content that the last version does not have at that path, and
+    /// whether more may follow soon.
+    pub fn identify(
+        &self,
+        survey: &mut Survey,
+        stop: &AtomicBool,
+        meter: &Meter,
+        offer: &mut dyn FnMut(Option<Offered>, bool),
+    ) {
+        meter.to_hash(survey.bytes_to_hash());
+        let options = IdentifyOptions { keep: KEEP, stop, read: &|bytes| meter.hashed(bytes) };
+        let mut batch_bytes = 0;
+        identify(&self.root, survey, &options, &mut |pending, identified| {
+            let new = self.keep(pending, identified);
+            batch_bytes += new.as_ref().map_or(0, |offered| offered.size);
+            let full = batch_bytes >= KEEP;
+            if full {
+                batch_bytes = 0;
+            }
+            offer(new, !full);
+        });
+        offer(None, false);
+    }
+
+    fn keep(&self, pending: &Pending, identified: Identified) -> Option<Offered> {
+        let Identified { digest, size, chunks, content } = identified;
+        if let Some(chunks) = chunks {
+            self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, chunks);
+        }
+        if pending.old_content == Some(digest) || size == 0 {
+            return None;
+        }
+        if let Some(content) = content {
+            self.ring.put(digest, Bytes::from(content));
+        }
+        Some(Offered { path: pending.row.path.clone(), digest, size })
+    }
+
+    /// Tells the monitor what could not be read, and how many problems that makes.
+    pub fn report_failures(&self, survey: &mut Survey, monitor: &dyn Monitor) -> u64 {
+        for failure in &mut survey.failures {
+            let told = fs::FsError { doing: failure.doing, path: failure.path.clone(), source: copy(&failure.source) };
+            monitor.problem(None, &told.into_problem());
+        }
+        survey.failures.len() as u64
+    }
+
+    /// Makes what was found the next version, durable in the index, unless it is the last version already.
+    pub fn commit(&self, survey: Survey, scan: Duration, hash: Duration) -> Result<Committed, PushError> {
+        let holds = survey.holds();
+        let Survey { mut pending, mut gone, tree, entries, .. } = survey;
+        pending.retain(|p| !holds.covers(&p.row.path));
+        gone.retain(|row| !holds.covers(&row.path));
+        let tree = match tree {
+            Some(tree) => tree,
+            None => self.hash(&pending, &gone, &holds)?,
+        };
+        let latest = self.index.latest_version()?.map(|published| published.version);
+        let version = match latest.filter(|latest| latest.root == tree.root) {
+            Some(latest) => {
+                if !pending.is_empty() || !gone.is_empty() {
+                    self.index.write(latest.number, |writer| {
+                        gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
+                        pending.iter().try_for_each(|p| writer.upsert(&p.row))
+                    })?;
+                }
+                latest
+            }
+            None => self.publish(&pending, &gone, tree.root, entries)?,
+        };
+        self.index.tidy()?;
+        let minted = (!self.policy.dry_run).then(|| version.clone());
+        Ok(Committed { version, minted, holds, tree, entries, scan, hash })
+    }
+
+    fn hash(&self, pending: &[Pending], gone: &[Row], holds: &Holds) -> Result<TreeHash, IndexError> {
+        let mut overlay: tree::Overlay<'_> = gone.iter().map(|row| (&row.path, None)).collect();
+        let hashes = |p: &Pending| Some((p.row.entry.hash(), p.row.entry.is_dir()));
+        overlay.extend(pending.iter().map(|p| (&p.row.path, hashes(p))));
+        tree::hash_with(&self.index, &overlay, holds, &|_| false)
+    }
+
+    fn publish(&self, pending: &[Pending], gone: &[Row], root: Digest, entries: u64) -> Result<Version, PushError> {
+        let next = self.index.next_version()?;
+        let first = next.is_none();
+        let Next { lineage, number, parent } = match next {
+            Some(next) => next,
+            None => Next { lineage: Lineage(random()?), number: 1, parent: None },
+        };
+        let version = Version { lineage, number, parent, root, time: fs::clock::now() };
+        let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
+        let updated = pending.iter().filter(|p| p.before.is_some() && p.changes_entry()).count() as u64;
+        let counts = Counts { entries, created, updated, deleted: gone.len() as u64 };
+        let chunks = std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner));
+        self.index.commit_with(number, |commit| {
+            if first {
+                commit.mint_lineage(lineage.0, parent)?;
+            }
+            gone.iter().try_for_each(|row| commit.delete(&row.path).map(drop))?;
+            pending.iter().try_for_each(|p| commit.upsert(&p.row))?;
+            chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
+            commit.add_version(&version, &counts)
+        })?;
+        Ok(version)
+    }
+
+    /// A replica stands at a version that this index does not know: it was restored from an old copy, cloned, or made
+    /// anew. From the next version on this is another lineage, which grew from there.
+    pub fn branch(&self, from: VersionId) -> Result<(), PushError> {
+        Ok(self.index.mint_lineage(random()?, Some(from)).map(drop)?)
+    }
+
+    /// The chunks of a content, from memory or the index.
+    pub fn chunks(&self, digest: &Digest) -> Result<Option<Vec<ChunkRef>>, IndexError> {
+        let known = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        match known {
+            Some(chunks) => Ok(Some(chunks)),
+            None => self.index.chunks(digest),
+        }
+    }
+
+    /// Opens the file that had this content when it was hashed.
+    pub fn open_content(&self, path: &RelPath, digest: &Digest) -> Result<SourceFile, ReadError> {
+        // Before the version is committed the index has no such row; then the digest of what is sent decides.
+        let row = self.index.row(path).ok().flatten();
+        let indexed = row.filter(|row| row.entry.content().is_some_and(|(_, d)| d == *digest)).and_then(|row| row.tuple);
+        let tuple = match indexed {
+            Some(tuple) => tuple,
+            None => self.root.stat(path)?.ok_or(ReadError::Changed)?.tuple,
+        };
+        SourceFile::open(&self.root, path, &tuple)
+    }
+}
+
+/// Which source an index belongs to, for `synccli log`.
+fn remember_path(index: &Index, canonical: &Path) -> Result<(), IndexError> {
+    let path = canonical.as_os_str().as_encoded_bytes();
+    match index.meta(SOURCE_PATH) {
+        Ok(Some(known)) if known == path => Ok(()),
+        // Damage is dealt with where the tree is looked at.
+        Err(IndexError::Damaged(_)) => Ok(()),
+        _ => index.set_meta(SOURCE_PATH, Some(path)),
+    }
+}
+
+fn notice_rebuilt(monitor: &dyn Monitor, reason: &str) {
+    monitor.notice(None, &format!("the index of the source was rebuilt: {reason}; its history is lost, no data is"));
+}
+
+/// An equal error: `io::Error` cannot be cloned.
+fn copy(error: &std::io::Error) -> std::io::Error {
+    match error.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => std::io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+/// Source and destinations, and any two destinations, must be apart.
+fn check_overlaps(source: &Path, destinations: &[Destination]) -> Result<(), PushError> {
+    let mut places: BTreeMap<usize, std::path::PathBuf> = BTreeMap::new();
+    for (i, destination) in destinations.iter().enumerate() {
+        if let Destination::Path(path) = destination {
+            let place = fs::place::resolve(path)
+                .map_err(|e| PushError::Overlap(format!("cannot use the destination {}: {e}", show(path))))?;
+            fs::place::check_apart(source, &place).map_err(|how| {
+                PushError::Overlap(format!("the destination {} {how} the source; choose one apart from it", show(path)))
+            })?;
+            for other in places.values() {
+                fs::place::check_apart(other, &place).map_err(|how| {
+                    PushError::Overlap(format!("the destination {} {how} another destination", show(path)))
+                })?;
+            }
+            places.insert(i, place);
+        } else if destinations[..i].contains(destination) {
+            return Err(PushError::Overlap("a destination is given twice".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn random() -> Result<[u8; 16], PushError> {
+    fs::random().map_err(|e| PushError::State(format!("cannot get random bytes from the kernel: {e}")))
+}
+
+fn show(path: &Path) -> String {
+    crate::path::escape(path.as_os_str().as_encoded_bytes())
+}

@@ -1,0 +1,107 @@
+//! A long-running replica: listens, lets in who is paired, serves one push after the other on each share.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::shares::{Share, Shares};
+use crate::fs::StateDir;
+use crate::roles::Shutdown;
+use crate::roles::pairing::{self, StateTrust};
+use crate::transport::{Arrival, BindError, Code, Listener, Purpose, Settings};
+
+/// What a daemon needs; checked by `syncd`.
+#[derive(Clone, Debug)]
+pub struct DaemonConfig {
+    /// Where identity, trust and indexes live.
+    pub state_dir: PathBuf,
+    /// UDP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Names and directories.
+    pub shares: Vec<(String, PathBuf)>,
+}
+
+/// Why a daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state directory or the identity in it.
+    #[error("{0}")]
+    State(String),
+    /// An address.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+}
+
+/// A long-running replica.
+pub struct Daemon;
+
+impl Daemon {
+    /// Serves until `shutdown`; pushes under way end with nothing half done.
+    ///
+    /// # Errors
+    /// [`DaemonError`] if it cannot start.
+    pub async fn run(config: DaemonConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
+        let state = StateDir::open(&config.state_dir).map_err(|e| DaemonError::State(e.to_string()))?;
+        let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
+        let share = |(name, path)| Share { name, path, state_dir: config.state_dir.clone() };
+        let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
+        let trust = Arc::new(StateTrust::new(state));
+        let mut listeners = JoinSet::new();
+        for address in config.listen {
+            let listener = Listener::bind(address, &identity, trust.clone(), Settings::default())?;
+            tracing::info!("listening on {}", listener.address());
+            listeners.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
+        }
+        while listeners.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+async fn listen(listener: Listener, trust: Arc<StateTrust>, shares: Arc<Shares>, mut shutdown: Shutdown) {
+    let mut clients = JoinSet::new();
+    let for_clients = shutdown.clone();
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            arrival = listener.accept() => match arrival {
+                Some(arrival) => {
+                    clients.spawn(welcome(arrival, Arc::clone(&trust), Arc::clone(&shares), for_clients.clone()));
+                }
+                None => break,
+            },
+            Some(_) = clients.join_next() => {}
+        }
+    }
+    // Each session sees the shutdown itself and leaves its staging directory in order.
+    while clients.join_next().await.is_some() {}
+    listener.close().await;
+}
+
+async fn welcome(arrival: Arrival, trust: Arc<StateTrust>, shares: Arc<Shares>, shutdown: Shutdown) {
+    let from = arrival.from();
+    let connection = match arrival.establish().await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::warn!(%from, %error, "refused");
+            return;
+        }
+    };
+    let peer = connection.peer();
+    match connection.purpose() {
+        Purpose::Session => {
+            tracing::info!(%from, %peer, "push");
+            super::serve(connection.clone(), shares, shutdown).await;
+            tracing::info!(%from, %peer, "push ended");
+        }
+        Purpose::Pairing => match trust.serve_pairing(&connection).await {
+            Ok(Some(peer)) => tracing::info!(%from, %peer, "paired"),
+            Ok(None) => tracing::warn!(%from, %peer, "pairing refused: no such invitation, or it is used up"),
+            Err(error) => {
+                tracing::warn!(%from, %error, "pairing broke off");
+                connection.close(Code::Internal, "").await;
+            }
+        },
+    }
+}

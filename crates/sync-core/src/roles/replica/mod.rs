@@ -1,0 +1,254 @@
+//! The replica's role in one push: open the share and look at it, take in contents and changes, plan, prepare, publish,
+//! acknowledge.
+
+mod apply;
+mod daemon;
+mod listing;
+mod open;
+mod shares;
+mod staging;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+pub use daemon::{Daemon, DaemonConfig, DaemonError};
+pub use shares::{Share, Shares};
+
+use crate::monitor::Problem;
+use crate::roles::Shutdown;
+use crate::roles::link::{Control, LinkError};
+use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
+use crate::transport::Connection;
+use crate::wire::{Hello, Refusal, ToReplica, Wanted};
+use apply::Application;
+use open::Opened;
+use staging::{Expected, Stager};
+
+/// How long to wait for the master's goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Serves one push over `connection`, to its end, whatever end that is.
+pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
+    let control = match Control::accept(&connection).await {
+        Ok(control) => control,
+        Err(error) => {
+            tracing::debug!(%error, "no session");
+            return;
+        }
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let session = Session::new(connection.clone(), shares, Arc::clone(&stop));
+    let interrupt = {
+        let (stop, connection) = (Arc::clone(&stop), connection.clone());
+        async move {
+            // Long work looks at the flag; it is raised as well when nobody listens any more.
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                _ = connection.closed() => {}
+            }
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    let interrupt = tokio::spawn(interrupt);
+    session.run(control).await;
+    interrupt.abort();
+}
+
+/// A session under way.
+struct Session {
+    connection: Connection,
+    shares: Arc<Shares>,
+    receiver: Receiver,
+    stop: Arc<AtomicBool>,
+    opened: Option<Opened>,
+    stager: Stager,
+    settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
+    application: Option<Application>,
+}
+
+impl Session {
+    fn new(connection: Connection, shares: Arc<Shares>, stop: Arc<AtomicBool>) -> Self {
+        let (sender, settled) = mpsc::unbounded_channel();
+        Self {
+            stager: Stager::new(connection.clone(), sender),
+            connection,
+            shares,
+            receiver: Receiver::new(),
+            stop,
+            opened: None,
+            settled,
+            application: None,
+        }
+    }
+
+    /// Input by input until the receiver says that it is over; then leaves the staging directory in order.
+    async fn run(mut self, mut control: Control<ToReplica>) {
+        let ended = self.talk(&mut control).await;
+        self.stager.stop().await;
+        if let Some(opened) = self.opened.take() {
+            tokio::task::block_in_place(|| opened.close());
+        }
+        match ended {
+            Ok(()) => {
+                // The last word is on its way; the master closes when it has heard it.
+                if control.finish().await.is_ok() {
+                    let _ = self.connection.finish(GOODBYE).await;
+                }
+            }
+            Err(error) => {
+                tracing::info!(%error, "push ended early");
+                self.connection.close(error.code(), &error.to_string()).await;
+            }
+        }
+    }
+
+    async fn talk(&mut self, control: &mut Control<ToReplica>) -> Result<(), LinkError> {
+        loop {
+            while let Some(output) = self.receiver.poll() {
+                match output {
+                    ReceiverOutput::End => return Ok(()),
+                    ReceiverOutput::Send(message) => control.send(message.encode())?,
+                    output => self.carry_out(output)?,
+                }
+            }
+            if self.stop.load(Ordering::Relaxed) && self.connection.close_reason().is_none() {
+                return Err(LinkError::Interrupted);
+            }
+            tokio::select! {
+                message = control.next() => self.receiver.handle(ReceiverInput::Received(message?))?,
+                Some(settled) = self.settled.recv() => {
+                    for (seq, settled) in settled {
+                        self.receiver.handle(ReceiverInput::Settled(seq, settled))?;
+                    }
+                }
+                // Shutdown without a word from the master: see the flag above.
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    /// Does what the receiver wants done, and answers it.
+    fn carry_out(&mut self, output: ReceiverOutput) -> Result<(), LinkError> {
+        tokio::task::block_in_place(|| match output {
+            ReceiverOutput::Open(hello) => self.open(hello),
+            ReceiverOutput::List(dirs) => self.list(&dirs),
+            ReceiverOutput::Consider(first, files) => {
+                let wants = self.consider(first, files);
+                Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
+            }
+            ReceiverOutput::Plan(announce, changes) => self.plan(&announce, changes),
+            ReceiverOutput::Discard => {
+                self.application = None;
+                Ok(())
+            }
+            ReceiverOutput::Prepare => self.prepare(),
+            ReceiverOutput::Publish => self.publish(),
+            ReceiverOutput::Send(_) | ReceiverOutput::End => Ok(()),
+        })
+    }
+
+    fn open(&mut self, hello: Hello) -> Result<(), LinkError> {
+        let share = match self.shares.find(&hello.share) {
+            Ok(share) => share,
+            Err(reason) => return self.refuse(reason),
+        };
+        let mut notices = Vec::new();
+        let opened = Opened::open(share, hello.policy, &self.stop, &mut notices);
+        for text in notices {
+            self.receiver.handle(ReceiverInput::Notice(text))?;
+        }
+        match opened {
+            Ok(mut opened) => {
+                self.tell_problems(opened.take_problems())?;
+                let stand = opened.stand();
+                self.stager.use_replica(&opened);
+                self.opened = Some(opened);
+                Ok(self.receiver.handle(ReceiverInput::Opened(stand))?)
+            }
+            Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
+            Err(reason) => self.refuse(reason.to_string()),
+        }
+    }
+
+    fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
+        let refusal = Refusal { max_delete: false, reason };
+        Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
+    }
+
+    fn tell_problems(&mut self, problems: Vec<Problem>) -> Result<(), LinkError> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Ok(self.receiver.handle(ReceiverInput::Problems(problems))?)
+    }
+
+    fn opened(&mut self) -> Result<&mut Opened, LinkError> {
+        self.opened.as_mut().ok_or(LinkError::Ended)
+    }
+
+    fn list(&mut self, dirs: &[crate::path::RelPath]) -> Result<(), LinkError> {
+        for dir in dirs {
+            for listing in listing::list(self.opened()?, dir)? {
+                self.receiver.handle(ReceiverInput::Listed(listing))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is missing of these contents, with what may save sending some of it.
+    fn consider(&mut self, first: u64, files: Vec<crate::wire::Offered>) -> Vec<Wanted> {
+        let Some(opened) = self.opened.as_mut() else { return Vec::new() };
+        let mut wants = Vec::new();
+        for (seq, file) in (first..).zip(files) {
+            if opened.has(&file.digest) || !opened.wants_once(file.digest) {
+                continue;
+            }
+            let (basis_file, basis) = opened.basis_for(&file);
+            let part = opened.part_of(&file);
+            self.stager.expect(seq, Expected { file, basis: basis_file });
+            wants.push(Wanted { seq, basis, part });
+        }
+        wants
+    }
+
+    fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
+        let copied = self.stager.copied_bytes();
+        let planned = Application::plan(self.opened()?, announce, changes, copied)?;
+        if let Some(refusal) = planned.refusal() {
+            return Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?);
+        }
+        let (root, items) = (planned.root(), planned.items());
+        self.application = Some(planned);
+        Ok(self.receiver.handle(ReceiverInput::Planned { root, items })?)
+    }
+
+    fn prepare(&mut self) -> Result<(), LinkError> {
+        let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
+            return Err(LinkError::Ended);
+        };
+        let prepared = application.prepare(opened);
+        let problems = opened.take_problems();
+        self.tell_problems(problems)?;
+        match prepared {
+            Ok(ack) => Ok(self.receiver.handle(ReceiverInput::Prepared(ack))?),
+            Err(reason) => self.refuse(reason),
+        }
+    }
+
+    fn publish(&mut self) -> Result<(), LinkError> {
+        let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
+            return Err(LinkError::Ended);
+        };
+        let published = application.publish(opened);
+        let problems = opened.take_problems();
+        self.tell_problems(problems)?;
+        match published {
+            Ok(ack) => Ok(self.receiver.handle(ReceiverInput::Published(ack))?),
+            Err(reason) => self.refuse(reason),
+        }
+    }
+}
+

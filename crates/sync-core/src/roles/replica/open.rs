@@ -1,0 +1,337 @@
+//! An open replica: locked, looked at, its index true to its disk.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::shares::Share;
+use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
+use crate::filter::Filter;
+use crate::fs::{BasisFile, FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
+use crate::hash::Digest;
+use crate::index::{Index, IndexError};
+use crate::manifest::{Holds, Kind, Row, TreeHash, Tuple};
+use crate::monitor::Problem;
+use crate::options::Policy;
+use crate::path::{RelPath, escape};
+use crate::roles::identify::{IdentifyOptions, identify};
+use crate::roles::survey::{Survey, SurveyError, SurveyOptions, survey};
+use crate::roles::tree;
+use crate::wire::{Offered, Stand};
+
+/// How long to wait for another process that has the index open: longer than it takes to close one.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Under this key an index keeps with which rights its entries were applied.
+pub const PRIVILEGE: &str = "replica.privilege";
+
+/// Old content up to this size is worth reading for the sake of a delta.
+const MAX_BASIS: u64 = 1 << 40;
+
+/// Why a replica could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// In words for the pushing side.
+    #[error("{0}")]
+    Refused(String),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The tree.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+}
+
+/// An open replica.
+pub struct Opened {
+    /// The top directory; `None` if a dry run found none.
+    pub root: Option<Arc<Root>>,
+    /// Its rows are what is on disk.
+    pub index: Index,
+    /// Where contents wait; `None` in a dry run.
+    pub staging: Option<Arc<Staging>>,
+    /// What was asked for.
+    pub policy: Policy,
+    /// The hash of the tree and its directories.
+    pub tree: TreeHash,
+    /// What could not be looked at here.
+    pub holds: Holds,
+    /// Names of inodes that have several, by file system and inode.
+    pub names: HashMap<(u64, u64), Vec<RelPath>>,
+    entries: u64,
+    contents: HashSet<u64>,
+    asked: HashSet<Digest>,
+    problems: Vec<Problem>,
+    complete: bool,
+    _lock: Option<RootLock>,
+}
+
+impl Opened {
+    /// Locks the share, looks at its tree and brings its index up to date with it.
+    pub fn open(
+        share: &Share,
+        policy: Policy,
+        stop: &AtomicBool,
+        notices: &mut Vec<String>,
+    ) -> Result<Self, OpenError> {
+        let root = open_root(share, policy.dry_run)?.map(Arc::new);
+        let lock = match &root {
+            Some(root) => Some(lock(share, root, stop)?),
+            None => None,
+        };
+        let index = open_index(share, &policy, notices)?;
+        let staging = root.as_ref().filter(|_| !policy.dry_run).map(|root| Arc::new(Staging::new(Arc::clone(root))));
+        let mut opened = Self {
+            root,
+            index,
+            staging,
+            policy,
+            tree: TreeHash { root: Digest::empty(), dirs: HashMap::new() },
+            holds: Holds::default(),
+            names: HashMap::new(),
+            entries: 0,
+            contents: HashSet::new(),
+            asked: HashSet::new(),
+            problems: Vec::new(),
+            complete: false,
+            _lock: lock,
+        };
+        opened.adopt(&RelPath::root())?;
+        match opened.look(share, stop) {
+            Err(OpenError::Index(IndexError::Damaged(reason)) | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason)))) => {
+                notices.push(rebuilt(&reason));
+                opened.index.rebuild()?;
+                opened.look(share, stop)?;
+            }
+            other => other?,
+        }
+        Ok(opened)
+    }
+
+    /// What the replica says it is at.
+    pub fn stand(&self) -> Stand {
+        let version = self.index.stand().ok().flatten().map(|stand| stand.version);
+        Stand { features: 0, version, root: self.tree.root, entries: self.entries }
+    }
+
+    /// Whether a row stays out of the tree that the master is told of.
+    pub fn ignores(&self, row: &Row) -> bool {
+        row.extra && self.policy.no_delete
+    }
+
+    /// Problems since this was last called.
+    pub fn take_problems(&mut self) -> Vec<Problem> {
+        let staging = self.staging.as_ref().map(|staging| staging.take_problems()).unwrap_or_default();
+        self.problems.extend(staging.into_iter().map(FsError::into_problem));
+        std::mem::take(&mut self.problems)
+    }
+
+    /// Adds failures of single entries.
+    pub fn report(&mut self, failures: impl IntoIterator<Item = FsError>) {
+        self.problems.extend(failures.into_iter().map(FsError::into_problem));
+    }
+
+    /// Whether the content is here, staged or in the tree.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.contents.contains(&digest.prefix()) || self.staging.as_ref().is_some_and(|staging| staging.has(digest))
+    }
+
+    /// Whether this is the first time that a missing content comes up.
+    pub fn wants_once(&mut self, digest: Digest) -> bool {
+        self.staging.is_some() && self.asked.insert(digest)
+    }
+
+    /// The old file at the path of a new content, and its chunks, if they may save sending some of it.
+    pub fn basis_for(&self, file: &Offered) -> (Option<(RelPath, Tuple)>, Vec<ChunkRef>) {
+        let none = (None, Vec::new());
+        let (Some(root), Ok(Some(row))) = (&self.root, self.index.row(&file.path)) else { return none };
+        let (Kind::File { size, .. }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return none };
+        if file.size < MIN_DELTA || !(MIN_DELTA..=MAX_BASIS).contains(size) {
+            return none;
+        }
+        // A basis that cannot be read saves nothing, and costs nothing but sending.
+        match chunks_of(root, &row.path, &tuple, file.size) {
+            Ok(chunks) => (Some((row.path, tuple)), chunks),
+            Err(_) => none,
+        }
+    }
+
+    /// The chunks of what an interrupted push left of a content.
+    pub fn part_of(&mut self, file: &Offered) -> Vec<ChunkRef> {
+        let Some(staging) = &self.staging else { return Vec::new() };
+        match staging.part(&file.digest, file.size) {
+            Ok(part) => part.map(|part| part.chunks).unwrap_or_default(),
+            Err(error) => {
+                self.report([error]);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Everything is published: nothing staged is of use any more.
+    pub fn completed(&mut self) {
+        self.complete = true;
+    }
+
+    /// Ends the session: what a later one can resume stays, if this one did not complete.
+    pub fn close(self) {
+        if let Some(staging) = &self.staging {
+            if self.complete {
+                staging.remove();
+            } else {
+                staging.keep_parts();
+            }
+        }
+    }
+
+    fn adopt(&self, top: &RelPath) -> Result<(), OpenError> {
+        match &self.staging {
+            Some(staging) => staging.adopt(top).map_err(|error| OpenError::Refused(error.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at the tree, hashes what is not proven, and writes down what was found.
+    fn look(&mut self, share: &Share, stop: &AtomicBool) -> Result<(), OpenError> {
+        let Some(root) = self.root.clone() else { return Ok(()) };
+        let privilege = [u8::from(rustix::process::geteuid().is_root())];
+        let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
+        let rules: &[_] = if self.policy.delete_excluded { &[] } else { &self.policy.rules };
+        let filter = Filter::new(rules).map_err(|e| OpenError::Refused(e.to_string()))?;
+        let options = SurveyOptions {
+            filter: &filter,
+            one_file_system: self.policy.one_file_system,
+            leave_out: crate::fs::place::identity(&share.state_dir).into_iter().collect(),
+            checksum: self.policy.checksum,
+            reserved: Reserved::Skip,
+            reconsider_refused,
+            ignore_extras: self.policy.no_delete,
+        };
+        let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let survey_now = || survey(&root, &self.index, &options, &go_on);
+        let mut found = survey_now()?;
+        if self.adopt_on_mounts(&root, &found)? {
+            found = survey_now()?;
+        }
+        let options = IdentifyOptions { keep: 0, stop, read: &|_| {} };
+        identify(&root, &mut found, &options, &mut |_, _| {});
+        if stop.load(Ordering::Relaxed) {
+            return Err(SurveyError::Stopped.into());
+        }
+        self.write_down(found, reconsider_refused.then_some(&privilege[..]))
+    }
+
+    /// Takes over what an earlier push left on mounts below the top; says whether there was anything.
+    fn adopt_on_mounts(&self, root: &Root, found: &Survey) -> Result<bool, OpenError> {
+        let mut any = false;
+        for mount in found.mounts.iter().filter(|_| self.staging.is_some()) {
+            let left = mount.join(STAGING_NAME.as_bytes()).ok().and_then(|path| root.stat(&path).ok().flatten());
+            if left.is_some() {
+                self.adopt(mount)?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    fn write_down(&mut self, found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
+        self.holds = found.holds();
+        let Survey { mut pending, mut gone, tree, entries, contents, names, failures, .. } = found;
+        pending.retain(|p| !self.holds.covers(&p.row.path));
+        gone.retain(|row| !self.holds.covers(&row.path));
+        self.report(failures);
+        if !pending.is_empty() || !gone.is_empty() || privilege.is_some() {
+            self.index.write(0, |writer| -> Result<(), IndexError> {
+                gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
+                pending.iter().try_for_each(|p| writer.upsert(&p.row))?;
+                privilege.map_or(Ok(()), |euid| writer.set_meta(PRIVILEGE, Some(euid)))
+            })?;
+        }
+        self.contents = contents;
+        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
+        self.names = names;
+        // The top alone is no content worth a comparison.
+        self.entries = entries.saturating_sub(1);
+        self.tree = match tree {
+            Some(tree) => tree,
+            None => {
+                let ignores = |row: &Row| row.extra && self.policy.no_delete;
+                tree::hash_with(&self.index, &tree::Overlay::new(), &Holds::default(), &ignores)?
+            }
+        };
+        Ok(())
+    }
+}
+
+fn open_root(share: &Share, dry_run: bool) -> Result<Option<Root>, OpenError> {
+    let refused = |error: std::io::Error| OpenError::Refused(format!("cannot open {}: {error}", share.describe()));
+    match Root::open(&share.path) {
+        Ok(root) => Ok(Some(root)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && dry_run => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && share.name.is_empty() => {
+            crate::fs::place::create(&share.path).map_err(refused)?;
+            Root::open(&share.path).map(Some).map_err(refused)
+        }
+        Err(error) => Err(refused(error)),
+    }
+}
+
+/// Waits for another push to end, but not for long: long enough for a killed one to be noticed.
+fn lock(share: &Share, root: &Root, stop: &AtomicBool) -> Result<RootLock, OpenError> {
+    const PATIENCE: Duration = Duration::from_secs(15);
+    const NAP: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    loop {
+        let locked = root.lock().map_err(|e| OpenError::Refused(format!("cannot lock {}: {e}", share.describe())))?;
+        match locked {
+            Some(lock) => return Ok(lock),
+            None if stop.load(Ordering::Relaxed) => return Err(SurveyError::Stopped.into()),
+            None if started.elapsed() > PATIENCE => {
+                let busy = format!("another push to {} is under way; push again when it is done", share.describe());
+                return Err(OpenError::Refused(busy));
+            }
+            None => std::thread::sleep(NAP),
+        }
+    }
+}
+
+fn open_index(share: &Share, policy: &Policy, notices: &mut Vec<String>) -> Result<Index, OpenError> {
+    let dir = index_dir(share).map_err(OpenError::Refused)?;
+    let opened = if policy.dry_run { Index::scratch_copy(&dir)? } else { Index::open(&dir, BUSY)? };
+    notices.extend(opened.rebuilt.as_deref().map(rebuilt));
+    Ok(opened.index)
+}
+
+fn index_dir(share: &Share) -> Result<std::path::PathBuf, String> {
+    let state = StateDir::at(&share.state_dir);
+    if !share.name.is_empty() {
+        return Ok(state.share_index_dir(&share.name));
+    }
+    let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
+    let place = crate::fs::place::resolve(&share.path).map_err(|e| format!("cannot find {}: {e}", show(&share.path)))?;
+    Ok(state.replica_index_dir(&place))
+}
+
+fn rebuilt(reason: &str) -> String {
+    format!("the index of the replica was rebuilt: {reason}; every file there is read once")
+}
+
+fn chunks_of(root: &Root, path: &RelPath, tuple: &Tuple, target: u64) -> Result<Vec<ChunkRef>, FsError> {
+    const PIECE: u64 = 1 << 20;
+    let file = BasisFile::open(root, path, tuple)?;
+    let mut chunker = Chunker::new(Chunking::for_size(target));
+    let mut chunks = Vec::new();
+    let mut at = 0;
+    let mut buffer = vec![0; usize::try_from(PIECE.min(file.size())).unwrap_or(0)];
+    while at < file.size() {
+        let len = usize::try_from(PIECE.min(file.size() - at)).unwrap_or(0);
+        file.read_exact_at(at, &mut buffer[..len])?;
+        chunker.push(&buffer[..len], &mut |chunk| chunks.push(chunk));
+        at += len as u64;
+    }
+    chunker.finish(&mut |chunk| chunks.push(chunk));
+    Ok(chunks)
+}

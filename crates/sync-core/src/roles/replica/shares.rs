@@ -1,0 +1,57 @@
+//! The shares that a process serves: names, where they are, where their indexes are.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::path::escape;
+
+/// One share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Where the replica is.
+    pub path: PathBuf,
+    /// The state directory; the index's place in it follows from the name or path.
+    pub state_dir: PathBuf,
+    /// Its name; empty for an embedded replica.
+    pub name: String,
+}
+
+impl Share {
+    /// A replica in the process of its master, at a path.
+    pub fn embedded(path: PathBuf, state_dir: PathBuf) -> Self {
+        Self { path, state_dir, name: String::new() }
+    }
+
+    /// What to call it in messages.
+    pub fn describe(&self) -> String {
+        let path = escape(self.path.as_os_str().as_encoded_bytes());
+        if self.name.is_empty() { path } else { format!("the share {} ({path})", self.name) }
+    }
+}
+
+/// All shares by name.
+#[derive(Clone, Debug, Default)]
+pub struct Shares(BTreeMap<String, Share>);
+
+impl Shares {
+    /// These shares.
+    pub fn new(shares: impl IntoIterator<Item = Share>) -> Self {
+        Self(shares.into_iter().map(|share| (share.name.clone(), share)).collect())
+    }
+
+    /// Just this one.
+    pub fn only(share: Share) -> Self {
+        Self::new([share])
+    }
+
+    /// The share of this name.
+    ///
+    /// # Errors
+    /// In words for the pushing side.
+    pub fn find(&self, name: &str) -> Result<&Share, String> {
+        self.0.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
+            format!("there is no share named {:?} here; there are: {}", escape(name.as_bytes()), known.join(", "))
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! Takes contents from the network into staging: verified, by digest, in whatever order they come.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::open::Opened;
+use crate::compress::decompress;
+use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
+use crate::manifest::Tuple;
+use crate::path::RelPath;
+use crate::roles::link::LinkError;
+use crate::session::{ProtocolError, Settled};
+use crate::transport::{Connection, Frame, FrameReader};
+use crate::wire::{Batch, ContentFrame, Encoding, MAX_CONTENT, MAX_RAW, Offered, Piece};
+
+/// Content streams that a master may open in one session.
+const MAX_STREAMS: usize = 16;
+
+/// A content that was asked for.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// What it is and where it belongs.
+    pub file: Offered,
+    /// The old file that its copies refer to.
+    pub basis: Option<(RelPath, Tuple)>,
+}
+
+type Settlements = mpsc::UnboundedSender<Vec<(u64, Settled)>>;
+
+struct Shared {
+    expected: Mutex<HashMap<u64, Expected>>,
+    replica: Mutex<Option<(Arc<Root>, Arc<Staging>)>>,
+    settled: Settlements,
+    copied: AtomicU64,
+}
+
+/// Accepts content streams and stages what they carry.
+pub struct Stager {
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+impl Stager {
+    /// Starts to accept streams; what became of each content goes to `settled`.
+    pub fn new(connection: Connection, settled: Settlements) -> Self {
+        let shared = Arc::new(Shared {
+            expected: Mutex::default(),
+            replica: Mutex::default(),
+            settled,
+            copied: AtomicU64::new(0),
+        });
+        let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
+        Self { shared, accepting }
+    }
+
+    /// Where to stage.
+    pub fn use_replica(&self, opened: &Opened) {
+        let place = opened.root.clone().zip(opened.staging.clone());
+        *self.shared.replica.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    /// A content is about to be asked for.
+    pub fn expect(&self, seq: u64, expected: Expected) {
+        self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(seq, expected);
+    }
+
+    /// Content bytes that came from old files so far.
+    pub fn copied_bytes(&self) -> u64 {
+        self.shared.copied.load(Ordering::Relaxed)
+    }
+
+    /// Stops accepting; returns when nothing is written any more.
+    pub async fn stop(&mut self) {
+        self.accepting.abort();
+        // Aborted or not: its streams are aborted with it.
+        let _ = (&mut self.accepting).await;
+    }
+}
+
+async fn accept(connection: Connection, shared: Arc<Shared>) {
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..MAX_STREAMS {
+        let Ok(reader) = connection.accept_uni().await else { break };
+        let (shared, connection) = (Arc::clone(&shared), connection.clone());
+        streams.spawn(async move {
+            if let Err(error) = receive(reader, shared).await
+                && connection.close_reason().is_none()
+            {
+                tracing::info!(%error, "content stream broke");
+                connection.close(error.code(), &error.to_string()).await;
+            }
+        });
+    }
+    while streams.join_next().await.is_some() {}
+}
+
+/// A stream's contents, frame by frame.
+async fn receive(mut reader: FrameReader, shared: Arc<Shared>) -> Result<(), LinkError> {
+    let mut files = Files { shared, open: HashMap::new() };
+    while let Some(frame) = reader.next(MAX_CONTENT + (1 << 20)).await? {
+        tokio::task::block_in_place(|| files.take(&frame))?;
+    }
+    Ok(())
+}
+
+/// The big files of one stream that are under way.
+struct Files {
+    shared: Arc<Shared>,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    incoming: Option<Incoming>,
+    basis: Option<BasisFile>,
+    /// The first failure; the rest of the file is skipped.
+    failed: Option<Settled>,
+}
+
+fn protocol(text: impl Into<String>) -> LinkError {
+    ProtocolError(text.into()).into()
+}
+
+impl Files {
+    fn take(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        match ContentFrame::decode(frame.kind, frame.version, &frame.body)? {
+            Some(ContentFrame::Batch(batch, bytes)) => self.batch(&batch, bytes),
+            Some(ContentFrame::Piece(piece, bytes)) => self.piece(&piece, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn expected(&self, seq: u64) -> Result<Expected, LinkError> {
+        let expected = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.get(&seq).cloned().ok_or_else(|| protocol(format!("content {seq} came without being asked for")))
+    }
+
+    fn place(&self) -> Result<(Arc<Root>, Arc<Staging>), LinkError> {
+        let place = self.shared.replica.lock().unwrap_or_else(PoisonError::into_inner);
+        place.clone().ok_or_else(|| protocol("content came in a session that takes none"))
+    }
+
+    fn settle(&self, settled: Vec<(u64, Settled)>) {
+        // If the session is over, nobody needs to know.
+        let _ = self.shared.settled.send(settled);
+    }
+
+    fn batch(&mut self, batch: &Batch, bytes: &[u8]) -> Result<(), LinkError> {
+        let total: usize = batch.files.iter().map(|(_, len)| *len as usize).sum();
+        let raw = decode(batch.encoding, bytes, total)?;
+        let (_, staging) = self.place()?;
+        let mut settled = Vec::with_capacity(batch.files.len());
+        let mut rest: &[u8] = &raw;
+        for (seq, len) in &batch.files {
+            let Some((content, after)) = rest.split_at_checked(*len as usize) else {
+                return Err(protocol("a batch holds less than it says"));
+            };
+            rest = after;
+            let Expected { file, .. } = self.expected(*seq)?;
+            let stored = match content.len() as u64 == file.size {
+                true => staging.store(&file.digest, content, &file.path),
+                false => Err(IncomingError::Mismatch),
+            };
+            settled.push((*seq, stored.map_or_else(failed, |()| Settled::Staged)));
+        }
+        self.settle(settled);
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {
+        match *piece {
+            Piece::Literal { seq, offset, len, encoding } => {
+                let raw = decode(encoding, bytes, len as usize)?;
+                self.open(seq, offset)?.then(|incoming, _| incoming.write(&raw));
+            }
+            Piece::Zeros { seq, offset, len } => {
+                self.open(seq, offset)?.then(|incoming, _| incoming.zeros(len));
+            }
+            Piece::Copy { seq, offset, from, len } => {
+                let copied = self.open(seq, offset)?.then(|incoming, basis| match basis {
+                    Some(basis) => incoming.copy_from(basis, from, len),
+                    None => Err(IncomingError::Mismatch),
+                });
+                if copied {
+                    self.shared.copied.fetch_add(len, Ordering::Relaxed);
+                }
+            }
+            Piece::End { seq } => {
+                let Some(open) = self.open.remove(&seq) else {
+                    return Err(protocol(format!("content {seq} ends before it begins")));
+                };
+                self.settle(vec![(seq, open.finish())]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of this piece, opened by its first: which says by its offset where an interrupted one goes on.
+    fn open(&mut self, seq: u64, offset: u64) -> Result<&mut Open, LinkError> {
+        if !self.open.contains_key(&seq) {
+            let expected = self.expected(seq)?;
+            let (root, staging) = self.place()?;
+            self.open.insert(seq, Open::begin(&root, &staging, &expected, offset));
+        }
+        let open = self.open.get_mut(&seq).ok_or_else(|| protocol("no such file"))?;
+        if open.incoming.as_ref().is_some_and(|incoming| incoming.position() != offset) {
+            return Err(protocol(format!("the pieces of content {seq} are out of order")));
+        }
+        Ok(open)
+    }
+}
+
+impl Open {
+    fn begin(root: &Root, staging: &Arc<Staging>, expected: &Expected, offset: u64) -> Self {
+        let Expected { file, basis } = expected;
+        let begun = match offset {
+            0 => staging.begin(&file.digest, file.size, &file.path),
+            _ => staging.begin_at(&file.digest, file.size, &file.path, offset),
+        };
+        let opened = begun.and_then(|incoming| {
+            let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
+            Ok((incoming, basis))
+        });
+        match opened {
+            Ok((incoming, basis)) => Self { incoming, basis, failed: None },
+            Err(error) => Self { incoming: None, basis: None, failed: Some(problem(error)) },
+        }
+    }
+
+    /// Does something with the file unless it has failed; says whether it went well.
+    fn then(
+        &mut self,
+        work: impl FnOnce(&mut Incoming, Option<&BasisFile>) -> Result<(), IncomingError>,
+    ) -> bool {
+        // Nothing incoming and nothing failed: the content is staged already.
+        let Some(incoming) = &mut self.incoming else { return false };
+        match work(incoming, self.basis.as_ref()) {
+            Ok(()) => true,
+            Err(error) => {
+                self.failed = Some(failed(error));
+                self.incoming = None;
+                false
+            }
+        }
+    }
+
+    fn finish(self) -> Settled {
+        match (self.failed, self.incoming) {
+            (Some(failed), _) => failed,
+            (None, None) => Settled::Staged,
+            (None, Some(incoming)) => incoming.finish().map_or_else(failed, |()| Settled::Staged),
+        }
+    }
+}
+
+fn failed(error: IncomingError) -> Settled {
+    match error {
+        IncomingError::Mismatch => Settled::Mismatch,
+        IncomingError::Fs(error) => problem(error),
+    }
+}
+
+fn problem(error: FsError) -> Settled {
+    Settled::Failed(error.into_problem())
+}
+
+fn decode(encoding: Encoding, bytes: &[u8], len: usize) -> Result<std::borrow::Cow<'_, [u8]>, LinkError> {
+    match encoding {
+        Encoding::Plain => Ok(bytes.into()),
+        Encoding::Zstd => decompress(bytes, len, MAX_RAW).map(Into::into).map_err(|e| protocol(e.to_string())),
+    }
+}

@@ -1,0 +1,385 @@
+//! A tree against its index: one walk, one pass over the rows, both in tree order. What is proven costs one `stat`.
+//!
+//! Both roles begin with it. The master learns what changed since it published; the replica learns its own drift.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+
+use crate::filter::Filter;
+use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
+use crate::hash::Digest;
+use crate::index::{Index, IndexError, RowCursor};
+use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash};
+use crate::path::RelPath;
+
+/// How to look at a tree.
+pub struct SurveyOptions<'a> {
+    /// What belongs to the push.
+    pub filter: &'a Filter,
+    /// Leave out what is mounted below the top.
+    pub one_file_system: bool,
+    /// Directories to leave out, by device and inode: the state directory.
+    pub leave_out: Vec<(u64, u64)>,
+    /// Believe no row.
+    pub checksum: bool,
+    /// What the reserved staging name means in this tree.
+    pub reserved: Reserved,
+    /// Look again at what the kernel refused: our privileges changed.
+    pub reconsider_refused: bool,
+    /// Leave extras out of the root: they were kept on purpose, and shall be again.
+    pub ignore_extras: bool,
+}
+
+/// A path whose row is missing, or no longer true.
+#[derive(Debug)]
+pub struct Pending {
+    /// The row as it shall be; without a digest yet if `needs_hash`.
+    pub row: Row,
+    /// Whether the content must be read.
+    pub needs_hash: bool,
+    /// The hash of the entry that the index has for this path.
+    pub before: Option<Digest>,
+    /// The content that the index has for this path.
+    pub old_content: Option<Digest>,
+}
+
+impl Pending {
+    /// Whether the entry itself differs from the index, not only the proof of it.
+    pub fn changes_entry(&self) -> bool {
+        self.before != Some(self.row.entry.hash())
+    }
+}
+
+/// What a look at a tree found.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// In tree order.
+    pub pending: Vec<Pending>,
+    /// Rows whose path is not there any more, in tree order.
+    pub gone: Vec<Row>,
+    /// What could not be looked at: it is neither changed nor gone.
+    pub failures: Vec<FsError>,
+    /// Entries seen.
+    pub entries: u64,
+    /// The hash of the tree if nothing is pending, gone or held.
+    pub tree: Option<TreeHash>,
+    /// State directories and the like that were left out.
+    pub left_out: Vec<RelPath>,
+    /// Directories below the top where another file system is mounted.
+    pub mounts: Vec<RelPath>,
+    /// Prefixes of the contents that rows are believed about.
+    pub contents: HashSet<u64>,
+    /// Names of inodes that have several, by file system and inode.
+    pub names: HashMap<(u64, u64), Vec<RelPath>>,
+}
+
+impl Survey {
+    /// The paths that must be left alone.
+    pub fn holds(&self) -> Holds {
+        Holds::new(self.failures.iter().map(|failure| failure.path.clone()))
+    }
+
+    /// Bytes that have to be read.
+    pub fn bytes_to_hash(&self) -> u64 {
+        let size = |p: &Pending| p.row.entry.content().map_or(0, |(size, _)| size);
+        self.pending.iter().filter(|p| p.needs_hash).map(size).sum()
+    }
+}
+
+/// Why a survey ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// The index is damaged, or its disk is full.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The top directory cannot be read.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The process is asked to stop.
+    #[error("interrupted")]
+    Stopped,
+}
+
+/// Walks the tree beside its rows. `stop` and `seen` are asked and told every so often.
+///
+/// # Errors
+/// [`SurveyError`]; failures of single entries are in the survey.
+pub fn survey(
+    root: &Root,
+    index: &Index,
+    options: &SurveyOptions<'_>,
+    seen_so_far: &dyn Fn(u64) -> ControlFlow<()>,
+) -> Result<Survey, SurveyError> {
+    let scan_options = ScanOptions {
+        filter: options.filter,
+        one_file_system: options.one_file_system,
+        leave_out: options.leave_out.clone(),
+        reserved: options.reserved,
+    };
+    let mut walk = Walk {
+        root,
+        options,
+        started: a_fresh_tick(),
+        rows: index.cursor()?,
+        next: None,
+        groups: HashMap::new(),
+        merkle: Some(Merkle::new()),
+        survey: Survey::default(),
+    };
+    walk.next = walk.rows.next()?;
+    let ended = fs::scan(root, &scan_options, &mut |item| {
+        if walk.survey.entries % 1024 == 0 && seen_so_far(walk.survey.entries).is_break() {
+            return ControlFlow::Break(SurveyError::Stopped);
+        }
+        match walk.visit(item) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    })?;
+    if let ControlFlow::Break(error) = ended {
+        return Err(error);
+    }
+    walk.finish()
+}
+
+/// Waits for the file systems' clock to tick once (a few milliseconds), so that what was written just before this push
+/// can be proven by it.
+fn a_fresh_tick() -> Time {
+    fs::clock::wait_past(fs::clock::now(), std::time::Duration::from_millis(20));
+    fs::clock::now()
+}
+
+struct Walk<'a> {
+    root: &'a Root,
+    options: &'a SurveyOptions<'a>,
+    /// The clock when the walk began: an inode that changed later than the tick before may change again unseen.
+    started: Time,
+    rows: RowCursor,
+    next: Option<Row>,
+    /// First name and content of each inode with several names.
+    groups: HashMap<(u64, u64), (RelPath, Option<Kind>)>,
+    /// As long as everything is as its row says.
+    merkle: Option<Merkle>,
+    survey: Survey,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, item: Scanned<'_>) -> Result<(), SurveyError> {
+        match item {
+            Scanned::Entry(seen) => {
+                self.skip_to(&seen.path)?;
+                self.survey.entries += 1;
+                let row = match &self.next {
+                    Some(row) if row.path == seen.path => self.advance()?,
+                    _ => None,
+                };
+                self.entry(&seen, row)
+            }
+            Scanned::Held(error) => self.hold(error),
+            Scanned::LeftOut { path, why } => {
+                if why == LeftOut::Asked {
+                    self.survey.left_out.push(path);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Result<Option<Row>, SurveyError> {
+        let next = self.rows.next()?;
+        Ok(std::mem::replace(&mut self.next, next))
+    }
+
+    /// Rows before `path` were not seen.
+    fn skip_to(&mut self, path: &RelPath) -> Result<(), SurveyError> {
+        while self.next.as_ref().is_some_and(|row| row.path < *path) {
+            if let Some(row) = self.advance()? {
+                self.unseen(row);
+            }
+        }
+        Ok(())
+    }
+
+    fn unseen(&mut self, row: Row) {
+        if row.tuple.is_none() && !self.options.reconsider_refused && !self.options.checksum {
+            // The kernel refused to make it, and nobody else did.
+            self.fold(&row);
+        } else {
+            self.merkle = None;
+            self.survey.gone.push(row);
+        }
+    }
+
+    fn fold(&mut self, row: &Row) {
+        if row.extra && self.options.ignore_extras {
+            return;
+        }
+        if let Some(merkle) = &mut self.merkle {
+            merkle.push(&row.path, row.entry.hash(), row.entry.is_dir());
+        }
+    }
+
+    /// What cannot be looked at keeps its rows, with all beneath it.
+    fn hold(&mut self, error: FsError) -> Result<(), SurveyError> {
+        self.skip_to(&error.path)?;
+        while self.next.as_ref().is_some_and(|row| row.path == error.path || row.path.is_beneath(&error.path)) {
+            self.advance()?;
+        }
+        self.merkle = None;
+        self.survey.failures.push(error);
+        Ok(())
+    }
+
+    fn entry(&mut self, seen: &Seen<'_>, row: Option<Row>) -> Result<(), SurveyError> {
+        if let Some(row) = &row
+            && row.mount
+            && !seen.mount
+            && !self.options.checksum
+        {
+            let why = "a file system was mounted here at the last push and is not now; mount it, or push once with \
+                       --checksum to take the directory as it is";
+            return self.hold(FsError::because("read", &seen.path, why));
+        }
+        if seen.mount {
+            self.survey.mounts.push(seen.path.clone());
+        }
+        let group = self.group(seen);
+        let looked = match row {
+            Some(row) if self.believes(&row, seen) => {
+                self.known(seen, row, group);
+                Ok(())
+            }
+            row => self.unknown(seen, row.as_ref(), group),
+        };
+        looked.map_or_else(|error| self.hold(error), Ok)
+    }
+
+    /// The first name of the inode, and its content if that name's row has it.
+    fn group(&mut self, seen: &Seen<'_>) -> Option<(RelPath, Option<Kind>)> {
+        if seen.stat.nlink < 2 || seen.stat.is_dir() {
+            return None;
+        }
+        let inode = (seen.stat.tuple.fs, seen.stat.tuple.ino);
+        self.survey.names.entry(inode).or_default().push(seen.path.clone());
+        let known = self.groups.get(&seen.stat.identity()).cloned();
+        if known.is_none() {
+            self.groups.insert(seen.stat.identity(), (seen.path.clone(), None));
+        }
+        known
+    }
+
+    fn believes(&self, row: &Row, seen: &Seen<'_>) -> bool {
+        row.proven
+            && row.tuple == Some(seen.stat.tuple)
+            && !self.options.checksum
+            && (row.refused.is_empty() || !self.options.reconsider_refused)
+    }
+
+    /// The inode is the row's: only what other names or mounts decide can differ.
+    fn known(&mut self, seen: &Seen<'_>, row: Row, group: Option<(RelPath, Option<Kind>)>) {
+        let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|(first, _)| first) };
+        self.remember(seen, &row.entry);
+        self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
+        if row.entry.link == link && row.mount == seen.mount {
+            self.fold(&row);
+            return;
+        }
+        let before = Some(row.entry.hash());
+        let old_content = row.entry.content().map(|(_, digest)| digest);
+        let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, ..row };
+        self.merkle = None;
+        self.survey.pending.push(Pending { row, needs_hash: false, before, old_content });
+    }
+
+    fn remember(&mut self, seen: &Seen<'_>, entry: &Entry) {
+        if let Some((first, kind)) = self.groups.get_mut(&seen.stat.identity())
+            && *first == seen.path
+        {
+            *kind = Some(entry.kind.clone());
+        }
+    }
+
+    fn unknown(
+        &mut self,
+        seen: &Seen<'_>,
+        old: Option<&Row>,
+        group: Option<(RelPath, Option<Kind>)>,
+    ) -> Result<(), FsError> {
+        let Some((mut entry, stat)) = look(self.root, seen)? else {
+            self.merkle = None;
+            self.survey.gone.extend(old.cloned());
+            return Ok(());
+        };
+        let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
+        if let Some((first, kind)) = group {
+            if let (true, Some(kind)) = (needs_hash, kind) {
+                entry.kind = kind;
+                needs_hash = false;
+            }
+            entry.link = Some(first);
+        }
+        self.merkle = None;
+        let row = Row {
+            path: seen.path.clone(),
+            entry,
+            tuple: Some(stat.tuple),
+            proven: fs::clock::settled(stat.tuple.ctime, self.started, false),
+            refused: Refused::default(),
+            extra: old.is_some_and(|row| row.extra),
+            mount: seen.mount,
+        };
+        let before = old.map(|row| row.entry.hash());
+        let old_content = old.and_then(|row| row.entry.content()).map(|(_, digest)| digest);
+        self.survey.pending.push(Pending { row, needs_hash, before, old_content });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Survey, SurveyError> {
+        while let Some(row) = self.advance()? {
+            self.unseen(row);
+        }
+        self.survey.tree = self.merkle.map(Merkle::finish);
+        recognise_moved_inodes(&mut self.survey);
+        Ok(self.survey)
+    }
+}
+
+/// The entry, and what it was when it was looked at: again if it changed meanwhile; `None` if it is gone.
+fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> {
+    const TRIES: u32 = 4;
+    let mut stat = seen.stat;
+    for _ in 0..TRIES {
+        match fs::probe_at(root, &seen.path, seen.dir, seen.name, &stat) {
+            Ok(entry) => return Ok(Some((entry, stat))),
+            Err(ReadError::Fs(error)) => return Err(error),
+            Err(ReadError::Changed | ReadError::Cancelled) => {}
+        }
+        match root.stat_at(seen.dir, seen.name) {
+            // A directory that came or went changes what is walked: that is for the next push.
+            Ok(now) if now.is_dir() == seen.stat.is_dir() => stat = now,
+            Ok(_) => break,
+            Err(errno) if errno == rustix::io::Errno::NOENT => return Ok(None),
+            Err(errno) => return Err(FsError::new("look at", &seen.path, errno)),
+        }
+    }
+    Err(FsError::because("look at", &seen.path, "it keeps changing; push again when it rests"))
+}
+
+/// A file under a renamed directory keeps its tuple, and with it the proof of its content: no need to read it.
+fn recognise_moved_inodes(survey: &mut Survey) {
+    let moved: HashMap<_, _> = survey
+        .gone
+        .iter()
+        .filter(|row| row.proven && row.entry.content().is_some())
+        .filter_map(|row| Some((row.tuple?, row.entry.kind.clone())))
+        .collect();
+    if moved.is_empty() {
+        return;
+    }
+    for pending in survey.pending.iter_mut().filter(|pending| pending.needs_hash) {
+        if let Some(kind) = pending.row.tuple.and_then(|tuple| moved.get(&tuple)) {
+            pending.row.entry.kind = kind.clone();
+            pending.needs_hash = false;
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The replica's end of a push.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::ProtocolError;
+use crate::hash::Digest;
+use crate::manifest::VersionId;
+use crate::monitor::{Item, Problem};
+use crate::path::RelPath;
+use crate::plan::Changes;
+use crate::wire::{
+    Ack, Announce, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+};
+
+/// How many wants go into one message at most, by number and by chunks.
+const WANTS_PER_MESSAGE: usize = 1024;
+const CHUNKS_PER_MESSAGE: usize = 1 << 17;
+
+/// What became of a wanted content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Verified and staged.
+    Staged,
+    /// What came was not that content: a false match of chunks, or a file that changed underway.
+    Mismatch,
+    /// It could not be stored.
+    Failed(Problem),
+}
+
+/// What the driver tells the receiver.
+#[derive(Clone, Debug)]
+pub enum ReceiverInput {
+    /// A message from the master.
+    Received(ToReplica),
+    /// The share is open and its tree was looked at.
+    Opened(Stand),
+    /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
+    Listed(Listing),
+    /// Answers [`ReceiverOutput::Consider`]: what is missing of it.
+    Considered(Vec<Wanted>),
+    /// A wanted content is dealt with.
+    Settled(u64, Settled),
+    /// Answers [`ReceiverOutput::Plan`]: the root that the plan leads to, and the changed entries if asked for.
+    Planned {
+        /// The root.
+        root: Digest,
+        /// For a person.
+        items: Vec<Item>,
+    },
+    /// Answers [`ReceiverOutput::Prepare`]: everything is staged and flushed. With an acknowledgement if there is
+    /// nothing to publish, or this is a dry run.
+    Prepared(Option<Ack>),
+    /// Answers [`ReceiverOutput::Publish`].
+    Published(Ack),
+    /// Entries that failed; may come at any time.
+    Problems(Vec<Problem>),
+    /// Worth a line to a person.
+    Notice(String),
+    /// The replica cannot go on.
+    Refuse(Refusal),
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReceiverOutput {
+    /// Send a control message.
+    Send(ToMaster),
+    /// Lock the share and look at its tree.
+    Open(Hello),
+    /// Read these directories' children from the index.
+    List(Vec<RelPath>),
+    /// Find out which of these contents are missing; the first has this number.
+    Consider(u64, Vec<Offered>),
+    /// Decide the steps.
+    Plan(Announce, Changes),
+    /// Stage everything and flush it.
+    Prepare,
+    /// Make it visible and durable.
+    Publish,
+    /// Forget a plan that does not lead to the announced root.
+    Discard,
+    /// It is over: the last message was sent.
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Greeting,
+    Opening,
+    /// Contents and changes come in.
+    Gathering,
+    /// All changes are there; contents are still underway.
+    Completing,
+    Planning,
+    /// The plan does not lead to the root: the master will restart.
+    Mismatched,
+    Preparing,
+    Prepared,
+    Publishing,
+    Ended,
+}
+
+/// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
+#[derive(Debug)]
+pub struct Receiver {
+    state: State,
+    outputs: VecDeque<ReceiverOutput>,
+    /// The number of the next offered file.
+    next_seq: u64,
+    /// Answers to Consider that are still missing.
+    considering: u64,
+    /// Wanted contents that are not dealt with: their paths, and whether they were already sent a second time.
+    outstanding: HashMap<u64, (RelPath, bool)>,
+    /// Paths of files under consideration.
+    considered: BTreeMap<u64, RelPath>,
+    changes: Changes,
+    changes_received: u64,
+    announce: Option<Announce>,
+    dry_run: bool,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Receiver {
+    /// Waits for a hello.
+    pub fn new() -> Self {
+        Self {
+            state: State::Greeting,
+            outputs: VecDeque::new(),
+            next_seq: 0,
+            considering: 0,
+            outstanding: HashMap::new(),
+            considered: BTreeMap::new(),
+            changes: Changes::new(),
+            changes_received: 0,
+            announce: None,
+            dry_run: false,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<ReceiverOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// Whether a content with this number is expected.
+    pub fn expects(&self, seq: u64) -> bool {
+        self.outstanding.contains_key(&seq)
+    }
+
+    /// Takes one input.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the master said something that makes no sense now: the session is over, and nothing that
+    /// was not published becomes visible.
+    pub fn handle(&mut self, input: ReceiverInput) -> Result<(), ProtocolError> {
+        if self.state == State::Ended {
+            return Ok(());
+        }
+        match input {
+            ReceiverInput::Received(message) => self.received(message)?,
+            ReceiverInput::Opened(stand) => {
+                self.state = State::Gathering;
+                self.send(ToMaster::Stand(stand));
+            }
+            ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
+            ReceiverInput::Considered(wants) => self.want(wants),
+            ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
+            ReceiverInput::Planned { root, items } => self.planned(root, items),
+            ReceiverInput::Prepared(None) => {
+                self.state = State::Prepared;
+                if let Some(root) = self.announce.as_ref().map(|a| a.version.root) {
+                    self.send(ToMaster::Prepared(root));
+                }
+            }
+            ReceiverInput::Prepared(Some(ack)) | ReceiverInput::Published(ack) => {
+                self.send(ToMaster::Ack(ack));
+                self.end();
+            }
+            ReceiverInput::Problems(problems) => self.send(ToMaster::Problems(problems)),
+            ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
+            ReceiverInput::Refuse(refusal) => {
+                self.send(ToMaster::Refuse(refusal));
+                self.end();
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: ToMaster) {
+        self.outputs.push_back(ReceiverOutput::Send(message));
+    }
+
+    fn end(&mut self) {
+        self.state = State::Ended;
+        self.outputs.push_back(ReceiverOutput::End);
+    }
+
+    fn received(&mut self, message: ToReplica) -> Result<(), ProtocolError> {
+        match (message, self.state) {
+            (ToReplica::Hello(hello), State::Greeting) => {
+                self.state = State::Opening;
+                self.dry_run = hello.policy.dry_run;
+                self.outputs.push_back(ReceiverOutput::Open(hello));
+            }
+            // Offers may overtake the answer to the hello; they are considered once the share is open.
+            (ToReplica::Offer(files), State::Opening | State::Gathering) => self.consider(files),
+            (ToReplica::List(dirs), State::Gathering) => self.outputs.push_back(ReceiverOutput::List(dirs)),
+            (ToReplica::Changes(changes), State::Gathering) => {
+                self.changes_received += changes.len() as u64;
+                let mut files = Vec::new();
+                for change in changes {
+                    if let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content())
+                        && let Some((size, digest)) = entry.content()
+                    {
+                        files.push(Offered { path: change.path.clone(), digest, size });
+                    }
+                    self.changes.insert(change.path, change.entry);
+                }
+                if self.changes.len() as u64 > MAX_ENTRIES {
+                    return Err(ProtocolError(format!("more than {MAX_ENTRIES} changes")));
+                }
+                self.consider(files);
+            }
+            (ToReplica::Announce(announce), State::Gathering) => {
+                if announce.changes != self.changes_received {
+                    return Err(ProtocolError("changes are missing before the announcement".to_owned()));
+                }
+                self.announce = Some(announce);
+                self.state = State::Completing;
+                self.plan_when_complete();
+            }
+            (ToReplica::Restart(()), State::Mismatched) => {
+                self.changes.clear();
+                self.changes_received = 0;
+                self.announce = None;
+                self.state = State::Gathering;
+            }
+            (ToReplica::Publish(id), State::Prepared) if Some(id) == self.announced() => {
+                self.state = State::Publishing;
+                self.outputs.push_back(ReceiverOutput::Publish);
+            }
+            (ToReplica::Unavailable(Unavailable { seq, reason }), _) => self.unavailable(seq, reason),
+            (message, state) => {
+                return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message))));
+            }
+        }
+        Ok(())
+    }
+
+    fn announced(&self) -> Option<VersionId> {
+        self.announce.as_ref().map(|announce| announce.version.id())
+    }
+
+    fn consider(&mut self, files: Vec<Offered>) {
+        let first = self.next_seq;
+        self.next_seq += files.len() as u64;
+        // A dry run moves no content.
+        if files.is_empty() || self.dry_run {
+            return;
+        }
+        self.considering += 1;
+        self.considered.extend((first..).zip(files.iter().map(|file| file.path.clone())));
+        self.outputs.push_back(ReceiverOutput::Consider(first, files));
+    }
+
+    fn want(&mut self, wants: Vec<Wanted>) {
+        self.considering = self.considering.saturating_sub(1);
+        let mut message: Vec<Wanted> = Vec::new();
+        let mut chunks = 0;
+        for wanted in wants {
+            let Some(path) = self.considered.remove(&wanted.seq) else { continue };
+            self.outstanding.insert(wanted.seq, (path, false));
+            chunks += wanted.basis.len() + wanted.part.len();
+            message.push(wanted);
+            if message.len() >= WANTS_PER_MESSAGE || chunks >= CHUNKS_PER_MESSAGE {
+                self.send(ToMaster::Want(std::mem::take(&mut message)));
+                chunks = 0;
+            }
+        }
+        if !message.is_empty() {
+            self.send(ToMaster::Want(message));
+        }
+        if self.considering == 0 {
+            self.considered.clear();
+        }
+        self.plan_when_complete();
+    }
+
+    fn settled(&mut self, seq: u64, settled: Settled) {
+        let Some((path, again)) = self.outstanding.remove(&seq) else { return };
+        match settled {
+            Settled::Staged => {}
+            Settled::Mismatch if !again => {
+                self.outstanding.insert(seq, (path, true));
+                self.send(ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]));
+            }
+            Settled::Mismatch => {
+                let reason = "the content does not match its digest: the file changed while it was sent".to_owned();
+                self.send(ToMaster::Problems(vec![Problem { path: Some(path), reason }]));
+            }
+            Settled::Failed(problem) => self.send(ToMaster::Problems(vec![problem])),
+        }
+        self.plan_when_complete();
+    }
+
+    /// The master reports such a file itself, with the reason it knows best; here it only stops being awaited.
+    fn unavailable(&mut self, seq: u64, _reason: String) {
+        self.outstanding.remove(&seq);
+        self.plan_when_complete();
+    }
+
+    fn plan_when_complete(&mut self) {
+        if self.state == State::Completing && self.considering == 0 && self.outstanding.is_empty() {
+            self.state = State::Planning;
+            if let Some(announce) = self.announce.clone() {
+                self.outputs.push_back(ReceiverOutput::Plan(announce, std::mem::take(&mut self.changes)));
+            }
+        }
+    }
+
+    fn planned(&mut self, root: Digest, items: Vec<Item>) {
+        if self.announce.as_ref().is_some_and(|announce| announce.version.root != root) {
+            self.state = State::Mismatched;
+            self.outputs.push_back(ReceiverOutput::Discard);
+            self.send(ToMaster::Prepared(root));
+            return;
+        }
+        for part in items.chunks(1024) {
+            self.send(ToMaster::Items(part.to_vec()));
+        }
+        self.state = State::Preparing;
+        self.outputs.push_back(ReceiverOutput::Prepare);
+    }
+}
+
+fn name(message: &ToReplica) -> &'static str {
+    match message {
+        ToReplica::Hello(_) => "hello",
+        ToReplica::List(_) => "list",
+        ToReplica::Offer(_) => "offer",
+        ToReplica::Changes(_) => "changes",
+        ToReplica::Restart(()) => "restart",
+        ToReplica::Announce(_) => "announcement",
+        ToReplica::Publish(_) => "publish",
+        ToReplica::Unavailable(_) => "unavailable content",
+    }
+}

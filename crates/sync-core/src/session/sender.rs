@@ -1,0 +1,445 @@
+//! The master's end of a push to one replica.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::ProtocolError;
+use crate::chunk::ChunkRef;
+use crate::diff::{Child, Difference, compare_children};
+use crate::hash::Digest;
+use crate::manifest::{Holds, Version, VersionId};
+use crate::monitor::{Item, Problem};
+use crate::path::RelPath;
+use crate::wire::{
+    Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+};
+
+/// How many directories one list asks for.
+const DIRS_PER_LIST: usize = 256;
+
+/// What the driver tells the sender.
+#[derive(Clone, Debug)]
+pub enum SenderInput {
+    /// A message from the replica.
+    Received(ToMaster),
+    /// Contents that were hashed and that the published version does not have at their paths.
+    Hashed(Vec<Offered>),
+    /// The version is in the master's index; it is announced from here on.
+    Committed {
+        /// Which version.
+        version: Version,
+        /// Paths that could not be read.
+        holds: Holds,
+    },
+    /// A part of the answer to a load; `done` on the last.
+    Changes {
+        /// In tree order.
+        changes: Vec<Change>,
+        /// Whether that load is answered.
+        done: bool,
+    },
+    /// Answers [`Load::Since`]: the index knows no such version.
+    UnknownVersion,
+    /// Answers [`SenderOutput::LoadChildren`].
+    Children {
+        /// Which directory.
+        dir: RelPath,
+        /// The hash of its own entry; `None` if there is no such directory any more.
+        own: Option<Digest>,
+        /// Sorted by name.
+        children: Vec<Child>,
+    },
+    /// A requested content cannot be sent.
+    Unavailable {
+        /// Which.
+        seq: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Entries to read from the master's index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// All that changed since a version.
+    Since(VersionId),
+    /// One entry.
+    Entry(RelPath),
+    /// An entry with all beneath it.
+    Subtree(RelPath),
+}
+
+/// A content the replica waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContentRequest {
+    /// Its number in this session.
+    pub seq: u64,
+    /// The file.
+    pub file: Offered,
+    /// The chunks of the replica's old file.
+    pub basis: Vec<ChunkRef>,
+    /// The chunks of what an interrupted session left.
+    pub part: Vec<ChunkRef>,
+}
+
+/// Something for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// An entry failed at the replica.
+    Problem(Problem),
+    /// An entry changed there.
+    Item(Item),
+    /// Worth a line.
+    Notice(String),
+}
+
+/// How the session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Acknowledged. Whether the replica is identical is in `exact`.
+    Acknowledged {
+        /// The replica's last word.
+        ack: Ack,
+        /// Whether its root is the announced one.
+        exact: bool,
+    },
+    /// The replica will not do it.
+    Refused(Refusal),
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SenderOutput {
+    /// Send a control message.
+    Send(ToReplica),
+    /// Read these from the index, and answer with [`SenderInput::Changes`].
+    Load(Load),
+    /// Read a directory's children from the index.
+    LoadChildren(RelPath),
+    /// Send this content on a content stream.
+    Content(ContentRequest),
+    /// Tell a person.
+    Report(Report),
+    /// It is over.
+    End(End),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The hello is sent, the version not announced yet.
+    Opening,
+    /// Changes are read from the index.
+    Loading,
+    /// Directory hashes lead to the differences.
+    Descending,
+    /// Waiting for the replica's plan.
+    Announced,
+    /// Waiting for the acknowledgement.
+    Publishing,
+    /// Nothing more is expected.
+    Ended,
+}
+
+/// The state machine. Make it, then drain [`Sender::poll`] after every [`Sender::handle`].
+#[derive(Debug)]
+pub struct Sender {
+    state: State,
+    outputs: VecDeque<SenderOutput>,
+    /// Files by their number in this session.
+    offered: Vec<Offered>,
+    stand: Option<Stand>,
+    version: Option<Version>,
+    holds: Holds,
+    /// Changes sent since the hello or the last restart.
+    changes: u64,
+    /// Loads that are not answered yet.
+    loads: u64,
+    /// Whether the changes came from a comparison of trees, not from the index alone.
+    compared: bool,
+    dry_run: bool,
+    /// Directories to list, those asked for, and those waiting for our own children.
+    frontier: Vec<RelPath>,
+    listing: HashMap<RelPath, (Option<Digest>, Vec<Child>)>,
+    asked: usize,
+}
+
+impl Sender {
+    /// Opens a session with `hello`.
+    pub fn new(hello: Hello) -> Self {
+        let dry_run = hello.policy.dry_run;
+        Self {
+            state: State::Opening,
+            outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
+            offered: Vec::new(),
+            stand: None,
+            version: None,
+            holds: Holds::default(),
+            changes: 0,
+            loads: 0,
+            compared: false,
+            dry_run,
+            frontier: Vec::new(),
+            listing: HashMap::new(),
+            asked: 0,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<SenderOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// What the replica said it is at.
+    pub fn stand(&self) -> Option<&Stand> {
+        self.stand.as_ref()
+    }
+
+    /// Takes one input.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the replica said something that makes no sense now: the session is over.
+    pub fn handle(&mut self, input: SenderInput) -> Result<(), ProtocolError> {
+        match input {
+            SenderInput::Received(message) => self.received(message)?,
+            SenderInput::Hashed(files) => self.offer(files),
+            SenderInput::Committed { version, holds } => {
+                self.version = Some(version);
+                self.holds = holds;
+                self.compare();
+            }
+            SenderInput::Changes { changes, done } => self.loaded(changes, done),
+            SenderInput::UnknownVersion => {
+                self.loads = self.loads.saturating_sub(1);
+                self.descend();
+            }
+            SenderInput::Children { dir, own, children } => self.descended(&dir, own, &children),
+            SenderInput::Unavailable { seq, reason } => {
+                self.send(ToReplica::Unavailable(Unavailable { seq, reason }));
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: ToReplica) {
+        self.outputs.push_back(SenderOutput::Send(message));
+    }
+
+    fn received(&mut self, message: ToMaster) -> Result<(), ProtocolError> {
+        match (message, self.state) {
+            (_, State::Ended) => {}
+            (ToMaster::Problems(problems), _) => {
+                self.outputs.extend(problems.into_iter().map(|p| SenderOutput::Report(Report::Problem(p))));
+            }
+            (ToMaster::Items(items), _) => {
+                self.outputs.extend(items.into_iter().map(|i| SenderOutput::Report(Report::Item(i))));
+            }
+            (ToMaster::Notice(text), _) => self.outputs.push_back(SenderOutput::Report(Report::Notice(text))),
+            (ToMaster::Refuse(refusal), _) => self.end(End::Refused(refusal)),
+            (ToMaster::Stand(stand), State::Opening) if self.stand.is_none() => {
+                self.stand = Some(stand);
+                self.compare();
+            }
+            (ToMaster::Want(wants), _) => return self.wanted(wants),
+            (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
+            (ToMaster::Prepared(root), State::Announced) => return self.prepared(root),
+            // A plan without steps is acknowledged at once.
+            (ToMaster::Ack(ack), State::Announced | State::Publishing) => return self.acknowledged(ack),
+            (message, state) => return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message)))),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: End) {
+        self.state = State::Ended;
+        self.outputs.push_back(SenderOutput::End(end));
+    }
+
+    /// Offers contents ahead of the version.
+    fn offer(&mut self, files: Vec<Offered>) {
+        if self.state == State::Opening && !self.dry_run && !files.is_empty() {
+            self.offered.extend(files.iter().cloned());
+            self.send(ToReplica::Offer(files));
+        }
+    }
+
+    /// Once both the replica's stand and the version are known: nothing, a diff by version, or a comparison of trees.
+    fn compare(&mut self) {
+        let (Some(stand), Some(version)) = (&self.stand, &self.version) else { return };
+        if stand.root == version.root {
+            self.compared = true;
+            self.announce();
+        } else if stand.entries == 0 {
+            self.compared = true;
+            self.state = State::Loading;
+            self.load(Load::Subtree(RelPath::root()));
+        } else if let Some(known) = stand.version {
+            self.state = State::Loading;
+            self.load(Load::Since(known));
+        } else {
+            self.descend();
+        }
+    }
+
+    fn load(&mut self, load: Load) {
+        self.loads += 1;
+        self.outputs.push_back(SenderOutput::Load(load));
+    }
+
+    fn loaded(&mut self, mut changes: Vec<Change>, done: bool) {
+        let holds = &self.holds;
+        changes.retain(|change| !holds.covers(&change.path));
+        self.emit(changes);
+        if done {
+            self.loads = self.loads.saturating_sub(1);
+        }
+        self.announce_when_complete();
+    }
+
+    fn emit(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.changes += changes.len() as u64;
+        for change in &changes {
+            let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
+            if let Some((size, digest)) = entry.content() {
+                self.offered.push(Offered { path: change.path.clone(), digest, size });
+            }
+        }
+        self.send(ToReplica::Changes(changes));
+    }
+
+    fn announce_when_complete(&mut self) {
+        let waiting = self.loads > 0 || self.asked > 0 || !self.frontier.is_empty();
+        if !waiting && matches!(self.state, State::Loading | State::Descending) {
+            self.announce();
+        }
+    }
+
+    fn announce(&mut self) {
+        if let Some(version) = self.version.clone() {
+            self.state = State::Announced;
+            let announce = Announce { version, holds: self.holds.iter().cloned().collect(), changes: self.changes };
+            self.send(ToReplica::Announce(announce));
+        }
+    }
+
+    /// Starts the comparison of the trees from the top.
+    fn descend(&mut self) {
+        self.compared = true;
+        self.state = State::Descending;
+        self.frontier = vec![RelPath::root()];
+        self.ask();
+    }
+
+    fn ask(&mut self) {
+        if self.asked == 0 && !self.frontier.is_empty() {
+            let rest = self.frontier.split_off(self.frontier.len().min(DIRS_PER_LIST));
+            let dirs = std::mem::replace(&mut self.frontier, rest);
+            self.asked = dirs.len();
+            self.listing = dirs.iter().map(|dir| (dir.clone(), (None, Vec::new()))).collect();
+            self.send(ToReplica::List(dirs));
+        }
+    }
+
+    fn listed(&mut self, listing: Listing) -> Result<(), ProtocolError> {
+        let Listing { dir, own, children, last } = listing;
+        let Some((seen, so_far)) = self.listing.get_mut(&dir) else {
+            return Err(ProtocolError(format!("a listing of {dir}, which was not asked for")));
+        };
+        let sorted = match (so_far.last(), children.first()) {
+            (Some(before), Some(next)) => before.name < next.name,
+            _ => true,
+        };
+        if !sorted || (so_far.len() + children.len()) as u64 > MAX_ENTRIES {
+            return Err(ProtocolError(format!("the listing of {dir} is not sorted, or too long")));
+        }
+        *seen = own;
+        so_far.extend(children);
+        if last {
+            self.outputs.push_back(SenderOutput::LoadChildren(dir));
+        }
+        Ok(())
+    }
+
+    /// Our own children of a listed directory are there: compare.
+    fn descended(&mut self, dir: &RelPath, own: Option<Digest>, ours: &[Child]) {
+        let Some((theirs_own, theirs)) = self.listing.remove(dir) else { return };
+        self.asked = self.asked.saturating_sub(1);
+        if dir.is_root() && own != theirs_own {
+            self.load(Load::Entry(RelPath::root()));
+        }
+        let mut deletes = Vec::new();
+        for difference in compare_children(ours, &theirs) {
+            // Our children come from our index and theirs were validated: joining cannot fail but for the length.
+            match difference {
+                Difference::OnlyLeft(child) => self.load_at(dir, child, Load::Subtree),
+                Difference::OnlyRight(child) => deletes.extend(dir.join(&child.name)),
+                Difference::Changed { left, right } if left.is_dir && !right.is_dir => {
+                    self.load_at(dir, left, Load::Subtree);
+                }
+                Difference::Changed { left, .. } => self.load_at(dir, left, Load::Entry),
+                Difference::Descend { left, .. } => self.frontier.extend(dir.join(&left.name)),
+            }
+        }
+        let deletes = deletes.into_iter().map(|path| Change { path, entry: None }).collect();
+        self.loaded(deletes, false);
+        self.ask();
+        self.announce_when_complete();
+    }
+
+    fn load_at(&mut self, dir: &RelPath, child: &Child, load: fn(RelPath) -> Load) {
+        if let Ok(path) = dir.join(&child.name) {
+            self.load(load(path));
+        }
+    }
+
+    fn wanted(&mut self, wants: Vec<Wanted>) -> Result<(), ProtocolError> {
+        for Wanted { seq, basis, part } in wants {
+            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get(i)).cloned();
+            let file = file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
+            self.outputs.push_back(SenderOutput::Content(ContentRequest { seq, file, basis, part }));
+        }
+        Ok(())
+    }
+
+    fn prepared(&mut self, root: Digest) -> Result<(), ProtocolError> {
+        let Some(version) = &self.version else { return Ok(()) };
+        if root == version.root {
+            self.state = State::Publishing;
+            let id = version.id();
+            self.send(ToReplica::Publish(id));
+        } else if self.compared {
+            // Both sides compared every differing directory and still disagree: no diff of ours will mend that.
+            return Err(ProtocolError("the replica's tree does not add up to the announced root".to_owned()));
+        } else {
+            self.changes = 0;
+            self.send(ToReplica::Restart(()));
+            self.descend();
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, ack: Ack) -> Result<(), ProtocolError> {
+        let Some(version) = &self.version else { return Ok(()) };
+        if ack.version != version.id() {
+            return Err(ProtocolError("an acknowledgement of another version".to_owned()));
+        }
+        let exact = ack.root == version.root;
+        self.end(End::Acknowledged { ack, exact });
+        Ok(())
+    }
+}
+
+fn name(message: &ToMaster) -> &'static str {
+    match message {
+        ToMaster::Stand(_) => "stand",
+        ToMaster::Listing(_) => "listing",
+        ToMaster::Want(_) => "want",
+        ToMaster::Prepared(_) => "prepared",
+        ToMaster::Ack(_) => "acknowledgement",
+        ToMaster::Problems(_) => "problems",
+        ToMaster::Items(_) => "items",
+        ToMaster::Notice(_) => "notice",
+        ToMaster::Refuse(_) => "refusal",
+    }
+}

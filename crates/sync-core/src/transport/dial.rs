@@ -1,0 +1,283 @@
+//! The side that dials: every address of a name is tried, and every way to fail has its own words.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use quinn::{ClientConfig, Endpoint, TokioRuntime};
+use tokio::task::JoinSet;
+
+use super::connection::{Closed, Code, Connection};
+use super::error::ConnectError;
+use super::identity::{Identity, PeerId};
+use super::listen::{WELCOME, key_of};
+use super::tls::{self, Purpose};
+use super::tuning::{self, Settings};
+use super::vigil;
+
+/// A host and a port as the user wrote them, for dialing and for messages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// `host` is a name, an IPv4 address, or an IPv6 address without brackets.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+        }
+    }
+
+    /// The host.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The UDP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(address.ip().to_string(), address.port())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = crate::path::escape(self.host.as_bytes());
+        if host.contains(':') {
+            write!(f, "[{host}]:{}", self.port)
+        } else {
+            write!(f, "{host}:{}", self.port)
+        }
+    }
+}
+
+/// Who dials whom for what: the same for every address of a name.
+#[derive(Clone)]
+struct Call {
+    to: Address,
+    identity: Identity,
+    expected: PeerId,
+    purpose: Purpose,
+    settings: Settings,
+}
+
+/// The next address is tried when the one before has failed, or after this long (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// Connects to `to`, which must prove the key `expected`, and waits until it lets us in.
+pub async fn connect(
+    to: &Address,
+    identity: &Identity,
+    expected: PeerId,
+    purpose: Purpose,
+    settings: Settings,
+) -> Result<Connection, ConnectError> {
+    let call = Call {
+        to: to.clone(),
+        identity: identity.clone(),
+        expected,
+        purpose,
+        settings,
+    };
+    let addresses = resolve(to, settings.handshake).await?;
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failure: Option<ConnectError> = None;
+    loop {
+        if let Some(address) = addresses.next() {
+            let call = call.clone();
+            attempts.spawn(async move { call.attempt(address).await });
+        }
+        let ended = if addresses.len() > 0 {
+            let Ok(ended) = tokio::time::timeout(STAGGER, attempts.join_next()).await else {
+                continue;
+            };
+            ended
+        } else {
+            attempts.join_next().await
+        };
+        match ended {
+            Some(Ok(Ok(connection))) => return Ok(connection),
+            Some(Ok(Err(error))) => failure = Some(more_telling(failure, error)),
+            // A panic in an attempt: the others go on.
+            Some(Err(_)) => {}
+            None => break,
+        }
+    }
+    let seconds = settings.handshake.as_secs();
+    Err(failure.unwrap_or(ConnectError::Unreachable { to: call.to, seconds }))
+}
+
+async fn resolve(to: &Address, patience: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |source| ConnectError::Resolve { to: to.clone(), source };
+    let lookup = tokio::net::lookup_host((to.host(), to.port()));
+    let found = match tokio::time::timeout(patience, lookup).await {
+        Ok(found) => found.map_err(failed)?,
+        Err(_) => {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the resolver does not answer",
+            )));
+        }
+    };
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        return Err(failed(io::Error::new(io::ErrorKind::NotFound, "it has none")));
+    }
+    Ok(addresses)
+}
+
+/// Of two failures, the one from the machine that came nearer to answering.
+fn more_telling(before: Option<ConnectError>, now: ConnectError) -> ConnectError {
+    fn rank(error: &ConnectError) -> u8 {
+        match error {
+            ConnectError::Socket { .. } | ConnectError::NoRoute { .. } => 0,
+            ConnectError::NotListening { .. } => 1,
+            ConnectError::Unreachable { .. } => 2,
+            _ => 3,
+        }
+    }
+    match before {
+        Some(before) if rank(&before) >= rank(&now) => before,
+        _ => now,
+    }
+}
+
+impl Call {
+    /// One address, within the handshake's deadline.
+    async fn attempt(self, address: SocketAddr) -> Result<Connection, ConnectError> {
+        let to = self.to.clone();
+        let deadline = self.settings.handshake;
+        let refused = async {
+            match vigil::closed_port(address).await.kind() {
+                io::ErrorKind::ConnectionRefused => Err(ConnectError::NotListening { to: to.clone() }),
+                kind => Err(ConnectError::NoRoute {
+                    to: to.clone(),
+                    source: kind.into(),
+                }),
+            }
+        };
+        let dialed = tokio::time::timeout(deadline, first_of(self.dial(address), refused)).await;
+        dialed.unwrap_or(Err(ConnectError::Unreachable {
+            to,
+            seconds: deadline.as_secs(),
+        }))
+    }
+
+    async fn dial(&self, address: SocketAddr) -> Result<Connection, ConnectError> {
+        let shown = Arc::new(OnceLock::new());
+        let crypto = tls::client(&self.identity, self.purpose, self.expected, Arc::clone(&shown))?;
+        let mut config = ClientConfig::new(crypto);
+        config.transport_config(tuning::transport(address.ip(), &self.settings));
+
+        let local: IpAddr = if address.is_ipv6() {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let socket_failed = |source| ConnectError::Socket {
+            to: self.to.clone(),
+            source,
+        };
+        let socket = tuning::socket(SocketAddr::new(local, 0)).map_err(socket_failed)?;
+        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(socket_failed)?;
+        // The name is never sent nor checked (keys are), but rustls wants one.
+        let connecting = endpoint.connect_with(config, address, "replica");
+        let connecting = connecting.map_err(|e| self.explain(Closed::Broken(e.to_string()), &shown))?;
+        let connection = connecting.await.map_err(|e| self.explain(e.into(), &shown))?;
+        self.welcomed(&connection).await.map_err(|e| self.explain(e, &shown))?;
+        let Some(key) = key_of(&connection) else {
+            return Err(self.explain(Closed::Broken("the handshake left no key".to_owned()), &shown));
+        };
+        Ok(Connection::new(connection, key, self.purpose, self.settings))
+    }
+
+    /// Waits for the word that the other side knows our key.
+    async fn welcomed(&self, connection: &quinn::Connection) -> Result<(), Closed> {
+        let mut stream = connection.accept_uni().await?;
+        match stream.read_to_end(1).await {
+            Ok(bytes) if bytes == [WELCOME] => Ok(()),
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(e))) => Err(e.into()),
+            _ => {
+                connection.close(Code::Protocol.to_wire(), b"no welcome");
+                Err(Closed::Broken("it did not say the word of welcome".to_owned()))
+            }
+        }
+    }
+
+    /// What the end of a handshake means to a person.
+    fn explain(&self, why: Closed, shown: &OnceLock<PeerId>) -> ConnectError {
+        /// `access_denied`: what our verifier of client keys sends.
+        const ACCESS_DENIED: u8 = 49;
+        /// `no_application_protocol` (RFC 7301).
+        const NO_APPLICATION_PROTOCOL: u8 = 120;
+        let to = self.to.clone();
+        if let Some(found) = shown.get().copied().filter(|found| *found != self.expected) {
+            return ConnectError::WrongKey {
+                to,
+                expected: self.expected,
+                found,
+            };
+        }
+        match why {
+            Closed::Tls {
+                alert: ACCESS_DENIED, ..
+            }
+            | Closed::ByPeer {
+                code: Code::UnknownKey, ..
+            } => match self.purpose {
+                Purpose::Session => ConnectError::UnknownKey { to },
+                Purpose::Pairing => ConnectError::NoInvitation { to },
+            },
+            Closed::ByPeer {
+                code: Code::NoInvitation,
+                ..
+            } => ConnectError::NoInvitation { to },
+            Closed::ByPeer {
+                code: Code::ShuttingDown,
+                ..
+            }
+            | Closed::Refused => ConnectError::Overloaded { to },
+            Closed::Tls {
+                alert: NO_APPLICATION_PROTOCOL,
+                ..
+            } => ConnectError::Version { to },
+            Closed::Vanished => ConnectError::Unreachable {
+                to,
+                seconds: self.settings.handshake.as_secs(),
+            },
+            why => ConnectError::Closed { to, why },
+        }
+    }
+}
+
+/// The result of whichever future ends first; the other one is dropped.
+async fn first_of<T>(a: impl Future<Output = T>, b: impl Future<Output = T>) -> T {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    std::future::poll_fn(|cx| match a.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(value),
+        Poll::Pending => b.as_mut().poll(cx),
+    })
+    .await
+}

@@ -1,0 +1,163 @@
+//! Numbers: windows, timeouts, packet sizes and socket buffers, each with its reason.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use rustix::net::sockopt;
+
+use super::identity::Identity;
+
+/// How long a side waits for the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// For a handshake, from the first packet to the peer's word that it lets us in.
+    pub handshake: Duration,
+    /// Silence after which a peer has vanished. The smaller of both sides' counts.
+    pub idle: Duration,
+    /// How often an idle connection says that it is alive; well under `idle`. Two and a half of them missed, and a
+    /// closed port, are taken for a peer that is gone before `idle` is over.
+    pub keep_alive: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Packets within one machine. Ten of them make one segmentation-offload batch, and a batch above 65,535 bytes is
+/// dropped without a word: 6,500 is the largest round size.
+const LOOPBACK_MTU: u16 = 6500;
+/// What one stream may have in flight: a gigabit at 60 ms.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// What a connection may have in flight and unread; finite, or a slow reader with many streams fills the memory.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// What a sender may hold unacknowledged: twice a stream's window.
+const SEND_WINDOW: u64 = 16 << 20;
+/// A control stream and a few data streams are all we use.
+const MAX_STREAMS: u32 = 16;
+/// Asked for each socket; a burst of a gigabit per second outruns the usual 208 KiB in 2 ms.
+const SOCKET_BUFFER: usize = 8 << 20;
+/// Below this a warning is due.
+const SOCKET_BUFFER_ENOUGH: usize = 2 << 20;
+
+/// Whether packets to `ip` stay in this machine.
+pub(super) fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// The transport parameters for a connection with `peer`.
+pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(SEND_WINDOW)
+        .send_fairness(false)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(idle_timeout(settings.idle)))
+        .keep_alive_interval(Some(settings.keep_alive));
+    if is_loopback(peer) {
+        // A lost packet here means a full socket buffer, never a narrow link: the size must not shrink after it. The
+        // first round trip is not worth a guess of a third of a second either.
+        config
+            .initial_mtu(LOOPBACK_MTU)
+            .min_mtu(LOOPBACK_MTU)
+            .initial_rtt(Duration::from_millis(20));
+    }
+    Arc::new(config)
+}
+
+fn idle_timeout(idle: Duration) -> IdleTimeout {
+    let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+    IdleTimeout::from(VarInt::from_u32(millis))
+}
+
+/// The endpoint's parameters. With an identity, the keys that mark and reset connections follow from it, so that they
+/// outlive the process: a daemon that was killed and started again answers packets of its old connections with a
+/// reset, and their peers need not wait for the idle timeout.
+pub(super) fn endpoint(identity: Option<&Identity>) -> EndpointConfig {
+    let mut config = match identity {
+        None => EndpointConfig::default(),
+        Some(identity) => {
+            let key = identity.reset_key();
+            let mut config = EndpointConfig::new(Arc::new(ResetKey(key)));
+            let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key("synccli 1 connection ids", &key);
+            let cid_key = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+            config
+        }
+    };
+    // The bound is 1200..=65527, so this cannot fail; a failure would leave the default, which works too.
+    let _ = config.max_udp_payload_size(LOOPBACK_MTU);
+    config
+}
+
+/// Makes the tokens of stateless resets (RFC 9000, section 10.3).
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        let tag = blake3::keyed_hash(&self.0, data);
+        for (out, byte) in signature_out.iter_mut().zip(tag.as_bytes()) {
+            *out = *byte;
+        }
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let tag: [u8; 32] = signature.try_into().map_err(|_| CryptoError)?;
+        // `blake3::Hash` compares in constant time.
+        if blake3::keyed_hash(&self.0, data) == blake3::Hash::from_bytes(tag) {
+            Ok(())
+        } else {
+            Err(CryptoError)
+        }
+    }
+}
+
+/// A bound UDP socket with large buffers, as far as the system lets us.
+pub(super) fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    // The forced form passes the sysctl's limit but needs CAP_NET_ADMIN; neither failing is worth a failure.
+    if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
+    }
+    if sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
+    }
+    warn_if_small("net.core.rmem_max", sockopt::socket_recv_buffer_size(&socket));
+    warn_if_small("net.core.wmem_max", sockopt::socket_send_buffer_size(&socket));
+    Ok(socket)
+}
+
+/// Says once per process that packets will be lost in bursts, and what to do. Linux reports twice the usable size
+/// (socket(7)).
+fn warn_if_small(sysctl: &str, reported: rustix::io::Result<usize>) {
+    static ONCE: Once = Once::new();
+    let Ok(reported) = reported else { return };
+    let usable = reported / 2;
+    if usable < SOCKET_BUFFER_ENOUGH {
+        ONCE.call_once(|| {
+            tracing::warn!(
+                usable,
+                wanted = SOCKET_BUFFER,
+                "small UDP socket buffers slow fast links down; raise them with `sysctl -w {sysctl}={SOCKET_BUFFER}`"
+            );
+        });
+    }
+}

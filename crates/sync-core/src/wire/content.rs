@@ -1,0 +1,124 @@
+//! Content frames: many small files in one batch, or one piece of a big file.
+//!
+//! The body is a postcard head followed by the content bytes themselves, so that megabytes are neither copied into nor
+//! out of a serializer.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Envelope, MAX_RAW, WireError, envelope, malformed, open};
+
+/// How content bytes are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encoding {
+    /// As they are.
+    Plain,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// Whole contents of several small files, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Of each file: its sequence number and its bytes.
+    pub files: Vec<(u64, u32)>,
+    /// How all of the bytes together are encoded.
+    pub encoding: Encoding,
+}
+
+/// One piece of a file; pieces of a file come in order on one stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Piece {
+    /// Bytes.
+    Literal {
+        /// Which file.
+        seq: u64,
+        /// Where they go.
+        offset: u64,
+        /// How many there are, decoded.
+        len: u32,
+        /// How they are encoded.
+        encoding: Encoding,
+    },
+    /// Zeros.
+    Zeros {
+        /// Which file.
+        seq: u64,
+        /// Where they go.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
+    /// A range of the old file at that path.
+    Copy {
+        /// Which file.
+        seq: u64,
+        /// Where it goes.
+        offset: u64,
+        /// Where it is in the old file.
+        from: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The file is complete.
+    End {
+        /// Which file.
+        seq: u64,
+    },
+}
+
+/// What a content stream carries, borrowing the bytes that follow the head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContentFrame<'a> {
+    /// Small files.
+    Batch(Batch, &'a [u8]),
+    /// A piece of a big one.
+    Piece(Piece, &'a [u8]),
+}
+
+const BATCH: u16 = 201;
+const PIECE: u16 = 202;
+
+impl ContentFrame<'_> {
+    /// The envelope with the frame's head; the content bytes follow it in the same body.
+    pub fn head(&self) -> Envelope {
+        match self {
+            Self::Batch(batch, _) => envelope(BATCH, batch),
+            Self::Piece(piece, _) => envelope(PIECE, piece),
+        }
+    }
+
+    /// The frame in `body`; `None` for a type this build does not know.
+    ///
+    /// # Errors
+    /// [`WireError`] if it is malformed or claims more than [`MAX_RAW`] decoded bytes.
+    pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<ContentFrame<'_>>, WireError> {
+        let frame = match kind {
+            BATCH => {
+                let (batch, bytes) = open::<Batch>(kind, version, body)?;
+                let total: u64 = batch.files.iter().map(|(_, len)| u64::from(*len)).sum();
+                check(kind, total, batch.encoding, bytes.len())?;
+                ContentFrame::Batch(batch, bytes)
+            }
+            PIECE => {
+                let (piece, bytes) = open::<Piece>(kind, version, body)?;
+                match piece {
+                    Piece::Literal { len, encoding, .. } => check(kind, u64::from(len), encoding, bytes.len())?,
+                    _ => check(kind, 0, Encoding::Plain, bytes.len())?,
+                }
+                ContentFrame::Piece(piece, bytes)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(frame))
+    }
+}
+
+fn check(kind: u16, raw: u64, encoding: Encoding, encoded: usize) -> Result<(), WireError> {
+    if raw > MAX_RAW as u64 {
+        return Err(malformed(kind, format!("{raw} content bytes, more than the {MAX_RAW} allowed")));
+    }
+    if encoding == Encoding::Plain && encoded as u64 != raw {
+        return Err(malformed(kind, format!("{encoded} content bytes where {raw} were announced")));
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! The control messages. Each validates itself when it is decoded; after that the type is the proof.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Envelope, WireError, envelope, malformed, open};
+use crate::chunk::ChunkRef;
+use crate::diff::Child;
+use crate::hash::Digest;
+use crate::manifest::{Entry, Version, VersionId};
+use crate::monitor::{Item, Problem};
+use crate::options::Policy;
+use crate::path::RelPath;
+
+/// Most filter rules in a hello.
+pub const MAX_RULES: usize = 10_000;
+
+/// Longest share name in bytes.
+const MAX_SHARE: usize = 64;
+
+/// Most chunks in one want: enough for 4 TiB at the largest chunks; beyond it a file is sent whole.
+pub(crate) const MAX_CHUNKS: usize = 1 << 20;
+
+/// The first message: which share, and under what policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Bits for what the master can do beyond this document; none yet.
+    pub features: u64,
+    /// The share's name; empty for an embedded replica.
+    pub share: String,
+    /// What was asked for.
+    pub policy: Policy,
+}
+
+/// What a replica says it is at, after it looked at every name on its disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stand {
+    /// Bits for what the replica can do beyond this document; none yet.
+    pub features: u64,
+    /// The version it acknowledged last, if its index knows one.
+    pub version: Option<VersionId>,
+    /// The hash of its tree, computed from its own rows.
+    pub root: Digest,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+/// A file whose content the master has and the replica may lack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    /// Where it belongs: tells the replica which mount to stage it on and which old content may help.
+    pub path: RelPath,
+    /// The content.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A content that the replica asks for, with what it has that may save sending some of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Counts offered files of this session from 0, in the order they were offered or came in changes.
+    pub seq: u64,
+    /// The chunks of the old file at that path, under the chunking of the wanted size.
+    pub basis: Vec<ChunkRef>,
+    /// The chunks of what an interrupted session left of this very content.
+    pub part: Vec<ChunkRef>,
+}
+
+/// What a version wants of one path: an entry, or nothing there and beneath.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Where.
+    pub path: RelPath,
+    /// What.
+    pub entry: Option<Entry>,
+}
+
+/// The version to prepare; the changes that lead to it came before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// Its identity and root.
+    pub version: Version,
+    /// Paths that the master could not read: outside this version, left alone with all beneath.
+    pub holds: Vec<RelPath>,
+    /// How many changes were sent since the hello or the last restart.
+    pub changes: u64,
+}
+
+/// The children of one directory as the replica has them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Which directory.
+    pub dir: RelPath,
+    /// The hash of the directory's own entry; `None` if the replica has no such directory.
+    pub own: Option<Digest>,
+    /// Sorted by name; a big directory comes in several messages.
+    pub children: Vec<Child>,
+    /// Whether this is the last message about this directory.
+    pub last: bool,
+}
+
+/// Counts that only the replica knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStats {
+    /// See [`crate::options::Stats`] for this and the next five.
+    pub created: u64,
+    /// Content or kind changed.
+    pub updated: u64,
+    /// Only metadata changed.
+    pub metadata_only: u64,
+    /// Content taken over from another name.
+    pub moved: u64,
+    /// Removed.
+    pub deleted: u64,
+    /// Content bytes taken from what was there.
+    pub reused_bytes: u64,
+}
+
+/// The end of a push at the replica: durable, and in its index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The version that was announced.
+    pub version: VersionId,
+    /// The hash of the tree computed from the replica's rows after the work.
+    pub root: Digest,
+    /// What was done, or in a dry run would be.
+    pub stats: ReplicaStats,
+    /// How many entries of each kind of [`crate::manifest::Refused::KINDS`] the kernel refused.
+    pub refused: [u64; 6],
+}
+
+/// Why a replica will not go on, in words for a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Whether the plan was refused by the delete limit.
+    pub max_delete: bool,
+    /// The reason, and what to do next.
+    pub reason: String,
+}
+
+/// An offered content that cannot be sent after all: its file changed or vanished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// Which.
+    pub seq: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Messages from a master to a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToReplica {
+    /// Opens the session.
+    Hello(Hello),
+    /// Asks for the children of these directories.
+    List(Vec<RelPath>),
+    /// Contents found while the tree is still being read.
+    Offer(Vec<Offered>),
+    /// A part of the difference to the version that will be announced.
+    Changes(Vec<Change>),
+    /// Forget the changes so far: they did not lead to the root.
+    Restart(()),
+    /// All changes are there: plan and prepare.
+    Announce(Announce),
+    /// Make it visible.
+    Publish(VersionId),
+    /// An offered content cannot be sent after all.
+    Unavailable(Unavailable),
+}
+
+/// Messages from a replica to a master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToMaster {
+    /// Answers the hello.
+    Stand(Stand),
+    /// Answers a list, once for each directory.
+    Listing(Listing),
+    /// Contents to send.
+    Want(Vec<Wanted>),
+    /// The plan is made and all of it staged and flushed; the root it leads to.
+    Prepared(Digest),
+    /// Durable.
+    Ack(Ack),
+    /// Entries that failed.
+    Problems(Vec<Problem>),
+    /// Changed entries, if they were asked for.
+    Items(Vec<Item>),
+    /// Something a person should know.
+    Notice(String),
+    /// The replica ends the session.
+    Refuse(Refusal),
+}
+
+macro_rules! messages {
+    ($type:ident { $($kind:literal => $name:ident),* $(,)? }) => {
+        impl $type {
+            /// The message in its envelope.
+            pub fn encode(&self) -> Envelope {
+                match self { $(Self::$name(body) => envelope($kind, body),)* }
+            }
+            /// The message in `body`; `None` for a type this build does not know, which is to be skipped.
+            ///
+            /// # Errors
+            /// [`WireError`] if it is malformed or breaks a bound.
+            pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<Self>, WireError> {
+                let (message, rest) = match kind {
+                    $($kind => { let (body, rest) = open(kind, version, body)?; (Self::$name(body), rest) })*
+                    _ => return Ok(None),
+                };
+                if !rest.is_empty() {
+                    return Err(malformed(kind, "bytes after its end"));
+                }
+                message.validate().map_err(|reason| malformed(kind, reason))?;
+                Ok(Some(message))
+            }
+        }
+    };
+}
+
+messages!(ToReplica {
+    1 => Hello,
+    2 => List,
+    3 => Offer,
+    4 => Changes,
+    5 => Restart,
+    6 => Announce,
+    7 => Publish,
+    8 => Unavailable,
+});
+
+messages!(ToMaster {
+    101 => Stand,
+    102 => Listing,
+    103 => Want,
+    104 => Prepared,
+    105 => Ack,
+    106 => Problems,
+    107 => Items,
+    108 => Notice,
+    109 => Refuse,
+});
+
+impl ToReplica {
+    /// What the types do not say already. Paths prove themselves when they are decoded.
+    fn validate(&self) -> Result<(), String> {
+        match self {
+            Self::Hello(hello) => hello.validate(),
+            Self::Changes(changes) => {
+                for Change { path, entry } in changes {
+                    let Some(entry) = entry else { continue };
+                    entry.validate().map_err(|e| format!("entry {path}: {e}"))?;
+                    if entry.link.as_ref().is_some_and(|first| first >= path) {
+                        return Err(format!("entry {path}: its hard-link group starts after it"));
+                    }
+                    if path.is_root() && !entry.is_dir() {
+                        return Err("the top of a tree must be a directory".to_owned());
+                    }
+                }
+                Ok(())
+            }
+            Self::List(_)
+            | Self::Offer(_)
+            | Self::Restart(())
+            | Self::Announce(_)
+            | Self::Publish(_)
+            | Self::Unavailable(_) => Ok(()),
+        }
+    }
+}
+
+impl Hello {
+    fn validate(&self) -> Result<(), String> {
+        if self.share.len() > MAX_SHARE || self.policy.rules.len() > MAX_RULES {
+            return Err(format!("a share name over {MAX_SHARE} bytes or over {MAX_RULES} filter rules"));
+        }
+        Ok(())
+    }
+}
+
+impl ToMaster {
+    fn validate(&self) -> Result<(), String> {
+        match self {
+            Self::Want(wants) => match wants.iter().find(|w| w.basis.len() > MAX_CHUNKS || w.part.len() > MAX_CHUNKS) {
+                Some(w) => Err(format!("want {} has over {MAX_CHUNKS} chunks", w.seq)),
+                None => Ok(()),
+            },
+            Self::Listing(listing) => {
+                let names = || listing.children.iter().map(|c| &c.name);
+                if !names().zip(names().skip(1)).all(|(a, b)| a < b) {
+                    return Err(format!("the listing of {} is not sorted", listing.dir));
+                }
+                match names().find(|name| listing.dir.join(name).is_err()) {
+                    Some(name) => Err(format!("the listing of {} holds {:?}", listing.dir, crate::path::escape(name))),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}

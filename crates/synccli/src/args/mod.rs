@@ -1,0 +1,315 @@
+//! The command line as data. Everything is checked here, once; what the commands get is proof.
+
+mod compress;
+mod destination;
+mod filters;
+mod rate;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use sync_core::options::{Compress, Destination, default_state_dir};
+use sync_core::path::escape;
+
+pub use destination::{HostPort, label};
+pub use filters::{Filter, rules};
+
+use crate::exit::Failure;
+
+/// Makes directory trees identical on other machines, over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "synccli", version, args_override_self = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Where the index and the identity live [default: /var/lib/syncd as root, else $XDG_STATE_HOME/syncd].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One verb, one file under `command/`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make every DEST identical to SRC.
+    Push(PushArgs),
+    /// Become the master of a replica, with the token that `syncd invite` printed there.
+    Pair(PairArgs),
+    /// List the versions of a tree and what each replica acknowledged.
+    Log(LogArgs),
+    /// Print the identity of this master.
+    Id,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff.
+    Man {
+        /// The page of this verb instead of the overview.
+        verb: Option<String>,
+    },
+}
+
+/// `synccli push`.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "Exit codes: 0 every DEST is identical and durable; 1 some entry or some DEST failed, each named on \
+                  standard error; 2 usage, nothing was touched; 130 and 143 on SIGINT and SIGTERM."
+)]
+pub struct PushArgs {
+    /// The directory whose contents are made the contents of each DEST.
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// Where it goes: directories here, or shares of daemons.
+    #[arg(help = "A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE")]
+    #[arg(value_name = "DEST", required = true, value_parser = OsStringValueParser::new().try_map(destination::parse))]
+    pub destinations: Vec<Destination>,
+    /// Say what would change, change nothing at all.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// One line for each changed entry: rsync's eleven letters and the escaped name.
+    #[arg(short = 'i', long)]
+    pub itemize_changes: bool,
+    /// Leave out what this gitignore pattern matches; the last match of all patterns wins.
+    #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
+    exclude: Vec<String>,
+    /// Take in again what this pattern matches: the same as --exclude '!PATTERN'.
+    #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
+    include: Vec<String>,
+    /// Read patterns from FILE, one a line; blank lines and lines that start with `#` are skipped.
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    exclude_from: Vec<PathBuf>,
+    /// The three options above, in the order of the command line.
+    #[arg(skip)]
+    pub filters: Vec<Filter>,
+    /// Remove at DEST what the patterns exclude.
+    #[arg(long)]
+    pub delete_excluded: bool,
+    /// Keep what DEST has and SRC has not.
+    #[arg(long, conflicts_with = "delete_excluded")]
+    pub no_delete: bool,
+    /// Refuse the whole plan of a DEST if it would remove more than N entries.
+    #[arg(long, value_name = "N")]
+    pub max_delete: Option<u64>,
+    /// Believe no metadata on either side: read and compare everything.
+    #[arg(short = 'c', long)]
+    pub checksum: bool,
+    /// Leave out, and leave alone, what is mounted below SRC and DEST.
+    #[arg(short = 'x', long)]
+    pub one_file_system: bool,
+    /// Bytes per second on the wire for each DEST: 500k, 4m, 1.5g (powers of 1024); 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
+    bwlimit: Option<u64>,
+    /// auto, never, zstd or zstd:LEVEL (1 to 19).
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = compress::parse)]
+    pub compress: Compress,
+    /// What is said about it.
+    #[command(flatten)]
+    pub say: SayArgs,
+}
+
+/// How much a push says, and how.
+#[derive(Debug, Default, Args)]
+pub struct SayArgs {
+    /// Print counts, bytes and seconds for each DEST.
+    #[arg(long)]
+    pub stats: bool,
+    /// Make all of standard output JSON, one object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Log what is being done on standard error; twice for more.
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Say only what failed and what other options ask for.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Show progress where standard error is no terminal, too (with --json: as objects).
+    #[arg(long)]
+    pub progress: bool,
+}
+
+impl PushArgs {
+    /// The rate, if there is a limit.
+    pub fn bandwidth(&self) -> Option<u64> {
+        self.bwlimit.filter(|&rate| rate > 0)
+    }
+}
+
+/// `synccli pair`.
+#[derive(Debug, Args)]
+pub struct PairArgs {
+    /// Where the replica's `syncd` listens.
+    #[arg(value_name = "HOST[:PORT]")]
+    pub peer: HostPort,
+    /// What `syncd invite` printed there; it works once.
+    #[arg(value_name = "TOKEN")]
+    pub token: String,
+}
+
+/// `synccli log`.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// A pushed directory or a share; all of them if left out.
+    #[arg(value_name = "SHARE|SRC")]
+    pub tree: Option<OsString>,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Parses a command line whose first element is the program's name.
+///
+/// # Errors
+/// What clap says, safe on a terminal: a refusal, or a request for help or the version.
+pub fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    parse_raw(argv).map_err(|refusal| {
+        // A shell pattern makes arguments of file names, and clap repeats them as they are. The same words escaped are
+        // refused in the same way; should they not be, it was not about them.
+        let escaped: Vec<_> = argv.iter().map(|arg| harmless(arg)).collect();
+        if escaped == argv { refusal } else { parse_raw(&escaped).err().unwrap_or(refusal) }
+    })
+}
+
+fn harmless(arg: &OsStr) -> OsString {
+    let escaped = escape(arg.as_encoded_bytes());
+    let same = arg.as_encoded_bytes() == escaped.replace("\\\\", "\\").as_bytes();
+    if same { arg.to_owned() } else { escaped.into() }
+}
+
+fn parse_raw(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(argv)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Push(push), Some(matches)) = (&mut cli.command, matches.subcommand_matches("push")) {
+        push.filters = filters::in_order(matches);
+    }
+    Ok(cli)
+}
+
+/// Whether `--json` stands among arguments that could not be parsed: even that refusal is then JSON.
+pub fn asks_for_json(argv: &[OsString]) -> bool {
+    argv.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json")
+}
+
+impl Cli {
+    /// The state directory that was asked for, or the default.
+    ///
+    /// # Errors
+    /// A usage failure if nothing tells where it is.
+    pub fn state_dir(&self) -> Result<PathBuf, Failure> {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from);
+        self.state_dir
+            .clone()
+            .or_else(|| {
+                let root = rustix::process::geteuid().is_root();
+                default_state_dir(root, variable("XDG_STATE_HOME"), variable("HOME"))
+            })
+            .ok_or_else(|| Failure::usage("neither XDG_STATE_HOME nor HOME is set: name a directory with --state-dir"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &[&str]) -> Result<Cli, clap::Error> {
+        let argv: Vec<_> = std::iter::once("synccli").chain(words.iter().copied()).map(OsString::from).collect();
+        parse(&argv)
+    }
+
+    fn push(words: &[&str]) -> PushArgs {
+        match parse_words(&[&["push"], words].concat()).unwrap().command {
+            Command::Push(push) => push,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_fault_in_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn filters_keep_the_order_of_the_command_line() {
+        let words = "--include a --exclude b src --exclude-from f --exclude=c ./dest --include d --exclude-from=g";
+        let push = push(&words.split(' ').collect::<Vec<_>>());
+        let text = |word: &str| word.to_owned();
+        assert_eq!(
+            push.filters,
+            [
+                Filter::Include(text("a")),
+                Filter::Exclude(text("b")),
+                Filter::From("f".into()),
+                Filter::Exclude(text("c")),
+                Filter::Include(text("d")),
+                Filter::From("g".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_state_directory_stands_before_or_after_the_verb() {
+        for words in [["--state-dir", "s", "push", "a", "./b"], ["push", "--state-dir", "s", "a", "./b"]] {
+            assert_eq!(parse_words(&words).unwrap().state_dir, Some("s".into()));
+        }
+    }
+
+    #[test]
+    fn flags_and_values_arrive() {
+        let all =
+            push(&["-nicx", "-vv", "--stats", "--json", "--progress", "--max-delete=0", "--bwlimit=4m", "a", "./b"]);
+        assert!(all.dry_run && all.itemize_changes && all.checksum && all.one_file_system);
+        assert!(all.say.stats && all.say.json && all.say.progress);
+        assert_eq!((all.say.verbose, all.max_delete, all.bandwidth()), (2, Some(0), Some(4 << 20)));
+        let none = push(&["--bwlimit=0", "a", "./b", "h/s"]);
+        assert_eq!((none.bandwidth(), none.compress, none.destinations.len()), (None, Compress::Auto, 2));
+        assert!(push(&["-n", "-n", "a", "./b"]).dry_run, "a flag may be repeated");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let refused: &[&[&str]] = &[
+            &[],
+            &["push"],
+            &["push", "a"],
+            &["push", "a", "b"],
+            &["push", "a", "./b", "c"],
+            &["push", "-qv", "a", "./b"],
+            &["push", "--no-delete", "--delete-excluded", "a", "./b"],
+            &["push", "--max-delete=-1", "a", "./b"],
+            &["push", "--bwlimit=fast", "a", "./b"],
+            &["push", "--compress=gzip", "a", "./b"],
+            &["pair", "host"],
+            &["pair", "host:x", "token"],
+            &["frobnicate"],
+        ];
+        for words in refused {
+            let refusal = parse_words(words).unwrap_err();
+            assert_eq!(refusal.exit_code(), 2, "{words:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn file_names_among_the_arguments_are_shown_harmless() {
+        let table: &[(&[&str], &str)] = &[
+            (&["push", "--evil\u{1b}[31m\n", "a", "./b"], "--evil\\x1b[31m\\n"),
+            (&["push", "a", "evil\u{1b}[31m\n"], "evil\\x1b[31m\\n"),
+            (&["evil\u{1b}[31m\n"], "evil\\x1b[31m\\n"),
+            (&["push", "--bwlimit=a\\b", "a", "./b"], "'a\\b'"),
+        ];
+        for (words, shown) in table {
+            let text = parse_words(words).unwrap_err().render().to_string();
+            assert!(text.contains(shown) && !text.contains('\u{1b}'), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_seen_in_arguments_that_cannot_be_parsed() {
+        let argv = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(asks_for_json(&argv(&["synccli", "push", "--json", "--nonsense"])));
+        assert!(!asks_for_json(&argv(&["synccli", "push", "--", "--json"])));
+    }
+}

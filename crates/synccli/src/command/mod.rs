@@ -1,0 +1,46 @@
+//! One file per verb; this one picks it.
+
+mod completions;
+mod id;
+mod log;
+mod man;
+mod pair;
+mod push;
+
+use crate::args::{Cli, Command};
+use crate::exit::{Exit, Failure};
+use crate::output::Sink;
+
+/// Runs the command and says on standard error why, if it fails.
+pub fn run(cli: Cli) -> Exit {
+    let (out, err) = (Sink::stdout(), Sink::stderr());
+    let state_dir = cli.state_dir();
+    let mut json = false;
+    let result = match cli.command {
+        Command::Push(args) => {
+            json = args.say.json;
+            state_dir.and_then(|dir| push::run(args, dir, &out, &err))
+        }
+        Command::Pair(args) => state_dir.and_then(|dir| pair::run(args, dir, &out)),
+        Command::Log(args) => {
+            json = args.json;
+            state_dir.and_then(|dir| log::run(&args, &dir, &out))
+        }
+        Command::Id => state_dir.and_then(|dir| id::run(&dir, &out)),
+        Command::Completions { shell } => Ok(completions::run(shell, &out)),
+        Command::Man { verb } => man::run(verb.as_deref(), &out),
+    };
+    let exit = result.unwrap_or_else(|failure: Failure| failure.report(&out, &err, json));
+    match out.finish() {
+        Ok(()) => exit,
+        Err(error) => {
+            err.line(&format!("error: cannot write to standard output: {error}"));
+            if exit == Exit::Done { Exit::Failed } else { exit }
+        }
+    }
+}
+
+/// What a run that a signal ended says about itself.
+fn interrupted(cleaned: bool) -> &'static str {
+    if cleaned { "interrupted" } else { "interrupted before it could clean up; the next push does" }
+}

@@ -1,0 +1,85 @@
+//! How a run ends: the documented exit codes, and the one place where a failure becomes text.
+
+use std::process::ExitCode;
+
+use crate::output::{Sink, json};
+
+/// The documented exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Every destination is identical and durable; or the command did what it was asked.
+    Done,
+    /// Some entry or some destination failed, and each was named on standard error.
+    Failed,
+    /// The arguments make no sense; nothing was touched.
+    Usage,
+    /// SIGINT.
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+}
+
+impl Exit {
+    /// The number the shell sees.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Interrupted => 130,
+            Self::Terminated => 143,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// Why a command ended early.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code it asks for.
+    pub exit: Exit,
+    /// What failed and why; safe on a terminal.
+    pub message: String,
+}
+
+impl Failure {
+    /// A mistake in what was asked for; nothing was touched.
+    pub fn usage(message: impl ToString) -> Self {
+        Self { exit: Exit::Usage, message: message.to_string() }
+    }
+
+    /// Something that went wrong on the way.
+    pub fn failed(message: impl ToString) -> Self {
+        Self { exit: Exit::Failed, message: message.to_string() }
+    }
+
+    /// Says it on standard error and, if the caller reads JSON, on standard output too.
+    pub fn report(self, out: &Sink, err: &Sink, json: bool) -> Exit {
+        err.line(&format!("error: {}", self.message));
+        if json {
+            out.line(&json::failure(&self.message, self.exit).to_string());
+        }
+        self.exit
+    }
+}
+
+/// Prints what clap has to say about the arguments: help and version are no errors.
+pub fn refuse_arguments(refusal: &clap::Error, json: bool) -> Exit {
+    let _ = refusal.print();
+    if !refusal.use_stderr() {
+        return Exit::Done;
+    }
+    if json {
+        let text = refusal.render().to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        let out = Sink::stdout();
+        out.line(&json::failure(message, Exit::Usage).to_string());
+        out.flush();
+    }
+    Exit::Usage
+}

@@ -1,0 +1,371 @@
+//! The configuration: [`Raw`] is what the file and the command line say, [`Checked`] is the proof that it makes sense.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use sync_core::options::{DEFAULT_PORT, MAX_SHARE_NAME, default_state_dir, is_share_name};
+use sync_core::path::escape;
+use toml::Spanned;
+
+/// What is wrong with a configuration, and where.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct ConfigError {
+    /// `FILE: line N`, or the option.
+    place: String,
+    reason: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// And what may become one.
+    Warn,
+    /// And each session.
+    #[default]
+    Info,
+    /// And its steps.
+    Debug,
+}
+
+/// The file, as TOML has it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    listen: Vec<SocketAddr>,
+    #[serde(default)]
+    log_format: LogFormat,
+    #[serde(default)]
+    log_level: LogLevel,
+    #[serde(default)]
+    shares: BTreeMap<String, Share>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Share {
+    path: Spanned<PathBuf>,
+}
+
+/// What was asked for, unchecked.
+#[derive(Debug, Default)]
+pub struct Raw {
+    /// Where indexes and the identity live.
+    pub state_dir: Option<PathBuf>,
+    /// Where to listen.
+    pub listen: Vec<SocketAddr>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// The shares.
+    pub shares: Vec<RawShare>,
+}
+
+/// One share, and where it was asked for.
+#[derive(Debug)]
+pub struct RawShare {
+    /// Its name.
+    pub name: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// `FILE: line N`, or the option.
+    pub place: String,
+}
+
+/// A configuration that makes sense: names are valid; paths are absolute, no link is left in them, none is `/`, none
+/// holds another, and none holds the state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Where indexes and the identity live.
+    pub state_dir: PathBuf,
+    /// Where to listen; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// Names and directories; at least one. A directory may still have to be made.
+    pub shares: Vec<(String, PathBuf)>,
+}
+
+/// Parses the text of the file called `name` (escaped already).
+///
+/// # Errors
+/// [`ConfigError`] with the line.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
+    let at = |offset: usize| format!("{name}: line {}", line_of(bytes, offset));
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| ConfigError { place: at(error.valid_up_to()), reason: "not UTF-8".to_owned() })?;
+    let file: File = toml::from_str(text).map_err(|error| ConfigError {
+        place: error.span().map_or_else(|| name.to_owned(), |span| at(span.start)),
+        reason: error.message().lines().map(|line| escape(line.as_bytes())).collect::<Vec<_>>().join("; "),
+    })?;
+    let share = |(name, share): (String, Share)| RawShare {
+        name,
+        place: at(share.path.span().start),
+        path: share.path.into_inner(),
+    };
+    // What a relative path means would depend on where the daemon was started.
+    if let Some(dir) = file.state_dir.as_ref().filter(|dir| dir.as_ref().is_relative()) {
+        let reason = format!("state_dir: {} is not absolute", shown(dir.as_ref()));
+        return Err(ConfigError { place: at(dir.span().start), reason });
+    }
+    Ok(Raw {
+        state_dir: file.state_dir.map(Spanned::into_inner),
+        listen: file.listen,
+        log_format: file.log_format,
+        log_level: file.log_level,
+        shares: file.shares.into_iter().map(share).collect(),
+    })
+}
+
+fn line_of(bytes: &[u8], offset: usize) -> usize {
+    1 + bytes.iter().take(offset).filter(|&&b| b == b'\n').count()
+}
+
+impl Raw {
+    /// The state directory that was asked for, or the default.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if nothing tells where it is.
+    pub fn state_dir(&self) -> Result<PathBuf, ConfigError> {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from);
+        self.state_dir
+            .clone()
+            .or_else(|| {
+                let root = rustix::process::geteuid().is_root();
+                default_state_dir(root, variable("XDG_STATE_HOME"), variable("HOME"))
+            })
+            .ok_or_else(|| refusal("state_dir", "neither XDG_STATE_HOME nor HOME is set: use --state-dir"))
+    }
+
+    /// Checks everything that can be checked without changing anything.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first thing that makes no sense.
+    pub fn check(&self) -> Result<Checked, ConfigError> {
+        if self.shares.is_empty() {
+            return Err(refusal(
+                "shares",
+                "there is none: use --share NAME=PATH, or [shares.NAME] in the configuration",
+            ));
+        }
+        let state_dir = self.state_dir()?;
+        let real_state_dir = resolve(&std::path::absolute(&state_dir).unwrap_or_else(|_| state_dir.clone()))
+            .map_err(|error| refusal("state_dir", format!("{}: {error}", shown(&state_dir))))?;
+        let mut shares: Vec<(String, PathBuf)> = Vec::new();
+        for share in &self.shares {
+            let path = share.check(&real_state_dir)?;
+            for (name, other) in &shares {
+                share.keeps_apart_from(name, other, &path)?;
+            }
+            shares.push((share.name.clone(), path));
+        }
+        let listen = match &self.listen[..] {
+            [] => vec![SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))],
+            some => some.to_vec(),
+        };
+        Ok(Checked { state_dir, listen, log_format: self.log_format, log_level: self.log_level, shares })
+    }
+}
+
+impl RawShare {
+    /// The share's directory with every link resolved.
+    fn check(&self, state_dir: &Path) -> Result<PathBuf, ConfigError> {
+        if !is_share_name(&self.name) {
+            let name = escape(self.name.as_bytes());
+            return Err(self.refusal(format!("`{name}` is no share name (1 to {MAX_SHARE_NAME} of A-Z a-z 0-9 . _ -)")));
+        }
+        if !self.path.is_absolute() {
+            return Err(self.refusal(format!("{} is not absolute", shown(&self.path))));
+        }
+        let path = resolve(&self.path).map_err(|error| self.refusal(format!("{}: {error}", shown(&self.path))))?;
+        match std::fs::metadata(&path) {
+            Ok(found) if !found.is_dir() => return Err(self.refusal(format!("{} is no directory", shown(&path)))),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(self.refusal(format!("{}: {error}", shown(&path))));
+            }
+            Err(_) if !path.parent().is_some_and(Path::is_dir) => {
+                return Err(self.refusal(format!("{} does not exist, and neither does its parent", shown(&path))));
+            }
+            _ => {}
+        }
+        if path.parent().is_none() {
+            return Err(self.refusal("/ cannot be a share: it holds the system and the state directory".to_owned()));
+        }
+        if state_dir.starts_with(&path) {
+            return Err(self.refusal(format!("{} holds the state directory {}", shown(&path), shown(state_dir))));
+        }
+        if path.starts_with(state_dir) {
+            return Err(self.refusal(format!("{} lies in the state directory {}", shown(&path), shown(state_dir))));
+        }
+        Ok(path)
+    }
+
+    fn keeps_apart_from(&self, name: &str, other: &Path, path: &Path) -> Result<(), ConfigError> {
+        if name == self.name {
+            return Err(self.refusal(format!("share {name} is there twice")));
+        }
+        if path.starts_with(other) || other.starts_with(path) {
+            return Err(self.refusal(format!("{} and {} (share {name}) overlap", shown(path), shown(other))));
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, reason: String) -> ConfigError {
+        refusal(&format!("{}: share {}", self.place, escape(self.name.as_bytes())), reason)
+    }
+}
+
+fn refusal(place: &str, reason: impl fmt::Display) -> ConfigError {
+    ConfigError { place: place.to_owned(), reason: reason.to_string() }
+}
+
+/// A path, safe on a terminal.
+pub(crate) fn shown(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}
+
+/// Resolves every link in an absolute path; what does not exist yet is kept as it is written.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    loop {
+        match std::fs::canonicalize(at) {
+            Ok(real) => return Ok(missing.iter().rev().fold(real, |path, name| path.join(name))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if std::fs::symlink_metadata(at).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "a link that leads nowhere"));
+        }
+        match (at.components().next_back(), at.parent()) {
+            (Some(Component::Normal(name)), Some(parent)) => {
+                missing.push(name.to_owned());
+                at = parent;
+            }
+            // `missing/..` means nothing that could be checked.
+            _ => return Err(io::Error::new(io::ErrorKind::NotFound, "`..` in a part that does not exist")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(text: &str) -> String {
+        parse("c.toml", text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_their_line() {
+        let table = [
+            ("state_dir = '/s'\nlisen = ['0.0.0.0:1']\n", "c.toml: line 2: unknown field `lisen`"),
+            ("[shares.www]\npath = '/w'\nowner = 1\n", "c.toml: line 3: unknown field `owner`"),
+            ("[shares.www]\n", "c.toml: line 1: missing field `path`"),
+            ("\nlisten = ['localhost']\n", "c.toml: line 2: "),
+            ("\nstate_dir = 's'\n", "c.toml: line 2: state_dir: s is not absolute"),
+            ("log_level = 'loud'\n", "c.toml: line 1: unknown variant `loud`"),
+            ("# x\n\nstate_dir = \n", "c.toml: line 3: "),
+            ("[shares.a]\npath='/a'\n[shares.a]\npath='/b'\n", "c.toml: line 3: duplicate key"),
+            ("\"evil\\u001b[31m\" = 1\n", "c.toml: line 1: unknown field `evil\\x1b[31m`"),
+        ];
+        for (text, expected) in table {
+            assert!(reason(text).starts_with(expected), "{text:?}: {}", reason(text));
+        }
+        let error = parse("c.toml", b"# ok\nstate_dir = '\xff'\n").unwrap_err();
+        assert_eq!(error.to_string(), "c.toml: line 2: not UTF-8");
+    }
+
+    #[test]
+    fn no_input_panics() {
+        for text in
+            ["", "[", "=", "[[shares]]", "shares = 1", "listen = 'x'", "\0", "a.b.c.d = {", "[shares.\"\"]\npath=''"]
+        {
+            let _ = parse("c.toml", text.as_bytes()).map(|raw| raw.check());
+        }
+    }
+
+    /// A directory with `a/in`, `b`, `file`, and `link` to `a`.
+    fn tree() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        for name in ["a/in", "b", "state"] {
+            std::fs::create_dir_all(top.join(name)).unwrap();
+        }
+        std::fs::write(top.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(top.join("a"), top.join("link")).unwrap();
+        (dir, top)
+    }
+
+    fn check(top: &Path, state_dir: &str, shares: &[(&str, &str)]) -> Result<Checked, String> {
+        let share = |(name, path): &(&str, &str)| RawShare {
+            name: (*name).to_owned(),
+            path: if path.starts_with('/') || path.starts_with("rel") { path.into() } else { top.join(path) },
+            place: "--share".to_owned(),
+        };
+        let raw =
+            Raw { state_dir: Some(top.join(state_dir)), shares: shares.iter().map(share).collect(), ..Raw::default() };
+        raw.check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn shares_that_make_sense_are_resolved() {
+        let (_dir, top) = tree();
+        let checked = check(&top, "state", &[("x", "link"), ("y", "b"), ("z", "new")]).unwrap();
+        let paths: Vec<_> =
+            checked.shares.iter().map(|(_, path)| path.strip_prefix(&top).unwrap().to_str().unwrap()).collect();
+        assert_eq!(paths, ["a", "b", "new"]);
+        assert_eq!(checked.listen, ["0.0.0.0:7373".parse().unwrap()]);
+        assert!(!top.join("new").exists(), "checking changes nothing");
+    }
+
+    #[test]
+    fn shares_that_make_no_sense_are_refused() {
+        let (_dir, top) = tree();
+        let table: &[(&str, &[(&str, &str)], &str)] = &[
+            ("state", &[], "there is none"),
+            ("state", &[("x", "/")], "/ cannot be a share"),
+            ("state", &[("x", "rel")], "not absolute"),
+            ("state", &[("x", "file")], "no directory"),
+            ("state", &[("x", "no/such")], "neither does its parent"),
+            ("state", &[("a/b", "a")], "no share name"),
+            ("state", &[("..", "a")], "no share name"),
+            ("state", &[("\u{1b}", "a")], "`\\x1b` is no share name"),
+            ("state", &[("x", "a"), ("x", "b")], "twice"),
+            ("state", &[("x", "a"), ("y", "a/in")], "overlap"),
+            ("state", &[("x", "a/in"), ("y", "link")], "overlap"),
+            ("state", &[("x", "a"), ("y", "link/new")], "overlap"),
+            ("a", &[("x", "a")], "holds the state directory"),
+            ("link/deep/state", &[("x", "a")], "holds the state directory"),
+            ("state", &[("x", "state/sub")], "lies in the state directory"),
+        ];
+        for (state_dir, shares, expected) in table {
+            let error = check(&top, state_dir, shares).unwrap_err();
+            assert!(error.contains(expected), "{shares:?}: {error}");
+        }
+        assert!(check(&top, "state", &[("x", "a"), ("y", "a-b")]).is_ok(), "a common prefix of names is no overlap");
+    }
+}

@@ -1,0 +1,49 @@
+//! Ends the daemon on SIGINT and SIGTERM: it may finish what it is publishing, for less than five seconds.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sync_core::roles::Shutdown;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long the daemon may take to end. Cutting it off loses nothing: every visible file is whole at any moment.
+const GRACE: Duration = Duration::from_millis(4500);
+
+/// Runs `work` on threads of its own until it ends or a signal ends it.
+///
+/// # Errors
+/// What `work` says; or it did not end in time.
+pub fn serve<F>(work: impl FnOnce(Shutdown) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let workers = Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    // Signals are waited for on this thread alone: work that keeps every worker busy cannot delay them.
+    let waiting = Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
+    let (ask, shutdown) = watch::channel(false);
+    let task = workers.spawn(work(shutdown));
+    let result = waiting.block_on(wait(task, &ask));
+    workers.shutdown_background();
+    result
+}
+
+async fn wait(mut task: JoinHandle<anyhow::Result<()>>, ask: &watch::Sender<bool>) -> anyhow::Result<()> {
+    let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    tokio::select! {
+        result = &mut task => return result.context("the daemon ended unexpectedly")?,
+        _ = int.recv() => tracing::info!("SIGINT: ending"),
+        _ = term.recv() => tracing::info!("SIGTERM: ending"),
+    }
+    ask.send_replace(true);
+    tokio::select! {
+        result = &mut task => result.context("the daemon ended unexpectedly")?,
+        () = tokio::time::sleep(GRACE) => bail!("work did not end in time and was cut off; the next session repairs it"),
+        _ = int.recv() => bail!("cut off by a second signal"),
+        _ = term.recv() => bail!("cut off by a second signal"),
+    }
+}
