@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-
-use super::{Fate, Publisher, drift, failed, inode, old_of};
+use super::{Fate, Publisher, drift, failed, inode, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
@@ -120,7 +119,7 @@ impl Publisher {
             return restored.map(|()| Refused::default()).map_err(|e| FsError::new("set the mode of", path, e));
         };
         let row = self.row_of(path);
-        let fresh = step.is_some_and(|step| step.action == Action::MakeDir);
+        let fresh = step.is_some_and(|step| step.action == Action::MakeDir && !path.is_root() && !was_dir(step));
         if let Some(tuple) = row.as_ref().and_then(|row| row.tuple).filter(|_| !fresh)
             && inode(&tuple) != inode(&stat.tuple)
         {

@@ -1,15 +1,16 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
-use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of};
+use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
-use crate::manifest::{Refused, Tuple};
+use crate::manifest::{Entry, Refused};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -36,8 +37,13 @@ impl Publisher {
         }
         self.place_all(&steps);
         let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && !in_the_way[*i]);
+        let stranded = self.stranded(&steps);
         for (i, step) in rest {
-            self.delete_step(i, step);
+            match stranded.get(&step.path) {
+                // What could not be moved is not lost for that: the next push moves it without sending it again.
+                Some(to) => self.fail(i, FsError::because("delete", &step.path, format!("moving it to {to} failed"))),
+                None => self.delete_step(i, step),
+            }
         }
         self.drop_staged();
         self.set_metadata(&steps);
@@ -46,6 +52,16 @@ impl Publisher {
         self.staging.remove();
         self.failures.extend(self.staging.take_problems());
         self.finish_dirs();
+    }
+
+    /// Where content still is whose move failed, with where it should have gone.
+    fn stranded<'s>(&self, steps: &'s [Step]) -> HashMap<&'s RelPath, &'s RelPath> {
+        let failed = steps.iter().zip(&self.work).filter(|(_, work)| work.fate == Fate::Failed);
+        let from = failed.filter_map(|(step, _)| match &step.action {
+            Action::Move { from } => Some((from, &step.path)),
+            _ => None,
+        });
+        from.collect()
     }
 
     fn place_all(&mut self, steps: &[Step]) {
@@ -105,7 +121,7 @@ impl Publisher {
                 renameat_with(staged.stage.fd(), &staged.name, dir, step.path.name(), flags)
             })
         };
-        let is_dir = step.new.as_ref().is_some_and(|entry| entry.is_dir());
+        let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
         let fail = |errno| match errno {
             Errno::EXIST => drift("create", &step.path),
             errno => FsError::new("put in place", &step.path, errno),
@@ -124,7 +140,7 @@ impl Publisher {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
                 exchanged => {
                     exchanged.map_err(fail)?;
-                    self.remove_exchanged(step, staged, &rename)?;
+                    Self::remove_exchanged(step, staged, &rename)?;
                 }
             },
         }
@@ -165,13 +181,11 @@ impl Publisher {
 
     /// After an exchange: the old entry is in staging and goes. A directory that is not empty after all comes back.
     fn remove_exchanged(
-        &self,
         step: &Step,
         staged: &Staged,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
-        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
-        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(staged.stage.fd(), &staged.name, flags) {
             Ok(()) => Ok(()),
             Err(errno) => {
@@ -187,8 +201,7 @@ impl Publisher {
         step: &Step,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
-        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
-        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let parent = step.path.parent().unwrap_or_default();
         let removed = self.staging.thaw.within(&self.root, &parent, |dir| unlinkat(dir, step.path.name(), flags));
         removed.map_err(|errno| not_removable("replace", &step.path, errno))?;
@@ -280,7 +293,11 @@ impl Publisher {
             Err(errno) => return Err(FsError::new("look at", &step.path, errno)),
         };
         let is_dir = row.entry.is_dir();
-        let same = if is_dir { stat.is_dir() && inode(&stat.tuple) == inode(&tuple) } else { self.is_unchanged(&stat, &tuple) };
+        let same = if is_dir {
+            stat.is_dir() && inode(&stat.tuple) == inode(&tuple)
+        } else {
+            self.is_unchanged(&stat, &tuple)
+        };
         if !same {
             return Err(drift("delete", &step.path));
         }
@@ -317,9 +334,8 @@ fn in_the_way(steps: &[Step]) -> Vec<bool> {
             marks[i] = is_delete(step);
             continue;
         }
-        let was_dir = old_of(step).is_some_and(|(row, _): (_, Tuple)| row.entry.is_dir());
-        let stays_dir = step.new.as_ref().is_none_or(|entry| entry.is_dir());
-        top = (was_dir && !stays_dir).then_some(&step.path);
+        let stays_dir = step.new.as_ref().is_none_or(Entry::is_dir);
+        top = (was_dir(step) && !stays_dir).then_some(&step.path);
     }
     marks
 }

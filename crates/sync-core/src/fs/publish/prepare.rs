@@ -43,8 +43,8 @@ impl Publisher {
 
     fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users) -> Result<Option<Staged>, FsError> {
         let Some(entry) = &step.new else { return Ok(None) };
-        // A path of this plan that only makes the file system known, so that it is flushed with the others.
-        let is_dir_already = step.old.as_ref().is_some_and(|row| row.tuple.is_some() && row.entry.is_dir());
+        // The top is there in any case, and so may be another directory: then only its metadata is left to set.
+        let is_dir_already = step.path.is_root() || super::was_dir(step);
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
             Action::MakeDir if is_dir_already => Ok(None),
@@ -59,13 +59,7 @@ impl Publisher {
         }
     }
 
-    fn prepare_content(
-        &mut self,
-        i: usize,
-        step: &Step,
-        entry: &Entry,
-        users: &mut Users,
-    ) -> Result<Staged, FsError> {
+    fn prepare_content(&mut self, i: usize, step: &Step, entry: &Entry, users: &mut Users) -> Result<Staged, FsError> {
         let Some((size, digest)) = entry.content() else {
             return Err(FsError::because("prepare", &step.path, "the plan gives content to what is no file"));
         };
@@ -151,9 +145,7 @@ impl Publisher {
             return Ok(staged);
         }
         if entry.content().is_none() {
-            return self
-                .make(i, step, entry, &stage)?
-                .ok_or_else(|| FsError::new("make", &step.path, Errno::PERM));
+            return self.make(i, step, entry, &stage)?.ok_or_else(|| FsError::new("make", &step.path, Errno::PERM));
         }
         let source = self.open_visible(from)?;
         let staged = self.copy_checked(step, entry, &source, Some(&row), stage)?;
@@ -162,12 +154,7 @@ impl Publisher {
     }
 
     /// Gives a visible inode a further name in staging; `None` if the kernel refuses that.
-    fn pin(
-        &mut self,
-        path: &RelPath,
-        stat: &Stat,
-        stage: &Arc<Stage>,
-    ) -> Result<Option<Staged>, FsError> {
+    fn pin(&mut self, path: &RelPath, stat: &Stat, stage: &Arc<Stage>) -> Result<Option<Staged>, FsError> {
         let name = self.staging.fresh_name();
         let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
         match linkat(&dir, path.name(), stage.fd(), &name, AtFlags::empty()) {

@@ -99,9 +99,7 @@ impl Staging {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match path.parent() {
             None => rustix::io::dup(self.root.fd()),
-            Some(parent) => {
-                self.thaw.within(&self.root, &parent, |dir| openat(dir, path.name(), flags, Mode::empty()))
-            }
+            Some(parent) => self.thaw.within(&self.root, &parent, |dir| openat(dir, path.name(), flags, Mode::empty())),
         }
     }
 

@@ -130,7 +130,8 @@ fn a_killed_session_is_adopted() {
     for text in ["good", "bad", "linked", "dressed"] {
         staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near()).unwrap();
     }
-    std::mem::forget(staging);
+    // Dropped without a word, as by a kill: dropping clears nothing.
+    drop(staging);
     let name = |text: &str| bed.dir().join(Digest::of(text.as_bytes()).to_hex());
     fs::write(name("bad"), "worse").unwrap();
     // Published already under another name: it must not be touched again.
@@ -227,7 +228,8 @@ fn a_file_of_the_reserved_name_is_refused() {
 fn setgid_and_default_acls_do_not_reach_staging() {
     let bed = Bed::new();
     fs::set_permissions(bed.top.path(), fs::Permissions::from_mode(0o2777)).unwrap();
-    let acl = [2u8, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 7, 0, 255, 255, 255, 255, 32, 0, 7, 0, 255, 255, 255, 255];
+    let acl =
+        [2u8, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 7, 0, 255, 255, 255, 255, 32, 0, 7, 0, 255, 255, 255, 255];
     let flags = rustix::fs::XattrFlags::empty();
     if rustix::fs::setxattr(bed.top.path(), "system.posix_acl_default", &acl, flags).is_err() {
         return eprintln!("SKIPPED: setgid_and_default_acls_do_not_reach_staging: no ACLs here");

@@ -149,6 +149,19 @@ fn a_pinned_source_edited_later_is_kept_by_the_name_it_has() {
 }
 
 #[test]
+fn what_could_not_be_moved_stays() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old")]);
+    Bed::write(|n| bed.src(n), &[("b", "old")]);
+    let mut publisher = bed.publisher(&[("b", "d/a")]);
+    fs::write(bed.dst("b"), "own").unwrap();
+    run(&mut publisher);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert!(failures.iter().any(|text| text == "cannot delete d/a: moving it to b failed"), "{failures:?}");
+    assert_eq!((read(&bed, "b"), read(&bed, "d/a")), ("own".into(), "old".into()));
+}
+
+#[test]
 fn a_name_outside_does_not_change() {
     let bed = Bed::new();
     for (outside, name) in [("secret", "a"), ("secret2", "g1")] {
