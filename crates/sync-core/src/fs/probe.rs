@@ -22,7 +22,6 @@ const MOST: usize = 64 << 10;
 const TRIES: u32 = 8;
 
 /// Names and values, as in [`Entry`].
-#[allow(clippy::type_complexity)]
 type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
 
 /// The entry that was seen, with its xattrs and a symlink's target.

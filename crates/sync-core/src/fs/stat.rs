@@ -118,7 +118,8 @@ impl FileSystems {
         {
             fs.id = same.f_fsid;
         }
-        fs.remote = is_remote(info.f_type.cast_unsigned());
+        // The type of the field differs between architectures; a magic number has 32 bits.
+        fs.remote = is_remote(info.f_type as u32);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if !known.iter().any(|other| other.dev == fs.dev && other.mount == fs.mount) {
             known.push(fs);
@@ -170,8 +171,8 @@ fn convert(raw: &Statx, fs: &FileSystem) -> Stat {
 
 /// File systems whose time stamps another machine (or a process) makes: 9P, AFS, Ceph, CIFS, FUSE, NFS, SMB, SMB2,
 /// VirtualBox (`statfs(2)`).
-fn is_remote(magic: u64) -> bool {
-    const REMOTE: [u64; 9] =
+fn is_remote(magic: u32) -> bool {
+    const REMOTE: [u32; 9] =
         [0x0102_1997, 0x5346_414f, 0x00c3_6400, 0xff53_4d42, 0x6573_5546, 0x6969, 0x517b, 0xfe53_4d42, 0x786f_4256];
-    REMOTE.contains(&(magic & 0xffff_ffff))
+    REMOTE.contains(&magic)
 }

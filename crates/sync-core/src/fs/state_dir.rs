@@ -116,7 +116,7 @@ impl StateDir {
         let Some((key, mode)) = read(&path)? else { return Ok(None) };
         if mode & 0o077 != 0 {
             let reason = format!(
-                "others may read this secret (mode {:04o}): if nobody did, chmod 600 it; if in doubt, remove it and pair again",
+                "others may read this secret (mode {:04o}): chmod 600 it if nobody did; if in doubt, remove it and pair again",
                 mode & 0o7777
             );
             return Err(StateError::Bad { path, reason });

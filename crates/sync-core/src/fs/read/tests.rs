@@ -154,3 +154,43 @@ fn ranges_are_of_the_same_file_or_refused() {
     assert!(matches!(file.verify(&place.root), Err(ReadError::Changed)));
     assert!(matches!(SourceFile::open(&place.root, &x(), &tuple), Err(ReadError::Changed)));
 }
+
+#[test]
+fn a_directory_flipped_to_a_link_never_leads_a_reading_outside() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let place = place();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("f"), "secret").unwrap();
+    let (dir, link) = (place.top.path().join("d"), place.top.path().join("l"));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("f"), "public").unwrap();
+    symlink(outside.path(), &link).unwrap();
+    let path = RelPath::new("d/f").unwrap();
+    let ours = place.root.stat(&path).unwrap().unwrap().tuple;
+    let stop = AtomicBool::new(false);
+    let (mut read, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        // The scheduler may let one of the two threads run alone for long.
+        let start = std::time::Instant::now();
+        while (read < 200 || refused < 200) && start.elapsed() < Duration::from_secs(20) {
+            place.root.forget(&RelPath::root());
+            // What a look finds there at this moment: ours or nothing, and never what is outside.
+            let seen = place.root.stat(&path).ok().flatten().map_or(ours, |stat| stat.tuple);
+            match hash_file(&place.root, &path, &seen, 100, &AtomicBool::new(false), &|_| {}) {
+                Ok(hashed) if hashed.content.as_deref() == Some(b"public") => read += 1,
+                Err(ReadError::Changed) => refused += 1,
+                other => {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("led outside: {other:?}");
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(read > 0 && refused > 0, "{read} read, {refused} refused: nothing was flipped");
+}

@@ -390,20 +390,3 @@ fn a_walked_directory_that_moves_away_holds_what_is_left_of_it() {
     assert_eq!(met.held, ["cannot scan a: it was moved or replaced while its tree was scanned"]);
     assert_eq!(met.entries.last().unwrap(), "b");
 }
-
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    let top = std::env::var_os("SCAN").expect("SCAN=directory");
-    for _ in 0..5 {
-        let start = std::time::Instant::now();
-        let nothing = filter(&[]);
-        let root = Root::open(Path::new(&top)).unwrap();
-        let mut count = 0;
-        let _ = scan::<()>(&root, &options(&nothing), &mut |_| {
-            count += 1;
-            ControlFlow::Continue(())
-        });
-        eprintln!("{count} entries in {:?}", start.elapsed());
-    }
-}

@@ -1,0 +1,272 @@
+//! "A DEST that was changed behind our back is made exact again, including an edit that kept size and mtime", and the
+//! same for a source: nothing but the content decides.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::Path;
+
+use support::*;
+
+/// Writes other bytes of the same length and puts the old mtime back.
+fn edit_unseen(path: &Path, seed: u64) {
+    let time = mtime_of(path);
+    let length = usize::try_from(std::fs::metadata(path).unwrap().len()).unwrap();
+    std::fs::write(path, noise(seed + 5_000_000, length)).unwrap();
+    set_mtime(path, time.0, time.1);
+}
+
+type Drift = (&'static str, fn(&Path));
+
+/// What somebody may do to a replica.
+fn drifts() -> Vec<Drift> {
+    let mut all: Vec<Drift> = vec![
+        ("same size and mtime", |d| edit_unseen(&d.join("d000/f00001"), 1)),
+        ("same size and mtime, replaced by rename", |d| {
+            let old = d.join("d000/f00002");
+            let time = mtime_of(&old);
+            let length = usize::try_from(std::fs::metadata(&old).unwrap().len()).unwrap();
+            write(d.join("t"), noise(77, length));
+            set_mtime(d.join("t"), time.0, time.1);
+            std::fs::rename(d.join("t"), old).unwrap();
+        }),
+        ("appended", |d| append(d.join("d000/f00003"), b"more")),
+        ("truncated", |d| write(d.join("d000/f00004"), b"")),
+        ("removed", |d| remove(&d.join("d000/f00005"))),
+        ("directory removed", |d| remove(&d.join("d001"))),
+        ("extra file", |d| write(d.join("d000/extra"), b"x")),
+        ("extra directories", |d| write(d.join("x/y/z"), b"x")),
+        ("mode", |d| set_mode(d.join("d000/f00006"), 0o777)),
+        ("mode of a directory", |d| set_mode(d.join("d000"), 0o700)),
+        ("mtime", |d| set_mtime(d.join("d000/f00007"), 1, 1)),
+        ("mtime of a directory", |d| set_mtime(d.join("d000"), 1, 1)),
+        ("mtime of the top", |d| set_mtime(d, 1, 1)),
+        ("mtime of a link", |d| set_mtime(d.join("link"), 1, 1)),
+        ("xattr added", |d| assert!(set_xattr(d.join("d000/f00008"), "user.x", b"x"))),
+        ("xattr changed", |d| assert!(set_xattr(d.join("attr"), "user.a", b"other"))),
+        ("xattr removed", |d| drop_xattr(d.join("attr"), "user.a")),
+        ("link retargeted", |d| {
+            remove(&d.join("link"));
+            link_to("elsewhere", d.join("link"));
+        }),
+        ("file became a directory", |d| {
+            remove(&d.join("d000/f00009"));
+            write(d.join("d000/f00009/below"), b"x");
+        }),
+        ("directory became a link", |d| {
+            std::fs::rename(d.join("d001"), d.join("elsewhere")).unwrap();
+            link_to("elsewhere", d.join("d001"));
+        }),
+        ("hard link broken", |d| {
+            let bytes = std::fs::read(d.join("hard1")).unwrap();
+            let time = mtime_of(d.join("hard1"));
+            remove(&d.join("hard1"));
+            write(d.join("hard1"), bytes);
+            set_mtime(d.join("hard1"), time.0, time.1);
+        }),
+        ("hard links joined", |d| {
+            remove(&d.join("d000/f00010"));
+            hard_link(d.join("d000/f00011"), d.join("d000/f00010"));
+        }),
+        ("renamed", |d| std::fs::rename(d.join("d000/f00012"), d.join("renamed")).unwrap()),
+        ("swapped", |d| {
+            std::fs::rename(d.join("d000/f00013"), d.join("t")).unwrap();
+            std::fs::rename(d.join("d000/f00014"), d.join("d000/f00013")).unwrap();
+            std::fs::rename(d.join("t"), d.join("d000/f00014")).unwrap();
+        }),
+        ("emptied", |d| {
+            for entry in std::fs::read_dir(d).unwrap() {
+                remove(&entry.unwrap().path());
+            }
+        }),
+        ("removed altogether", |d| remove(d)),
+    ];
+    if is_root() {
+        all.push(("owner", |d| set_owner(d.join("d000/f00015"), 9, 9)));
+        all.push(("acl", |d| assert!(set_xattr(d.join("d000/f00016"), ACL_ACCESS, &acl(5, 7, 7, 7)))));
+    }
+    all
+}
+
+fn tree(src: &Path) {
+    many(src, 100, 3);
+    link_to("d000", src.join("link"));
+    write(src.join("attr"), b"attr");
+    set_xattr(src.join("attr"), "user.a", b"a");
+    write(src.join("hard1"), b"hard");
+    hard_link(src.join("hard1"), src.join("hard2"));
+}
+
+#[test]
+fn a_dest_changed_behind_our_back_is_made_exact_again() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    tree(&src);
+    scratch.push().ok();
+    for (name, drift) in drifts() {
+        drift(&dst);
+        let ran = scratch.push().run();
+        assert!(ran.status.success(), "after drift {name:?}:\n{ran}");
+        let (want, have) = (snapshot(&src), snapshot(&dst));
+        assert_no_differences(&format!("after drift {name:?}"), &differences(&want, &have));
+    }
+    scratch.push().ok().says("nothing");
+}
+
+#[test]
+fn a_share_changed_behind_its_daemon_is_made_exact_again() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    tree(&src);
+    mkdir(&dst);
+    let mut daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    daemon.pair(&scratch.state());
+    let push = |daemon: &Daemon| scratch.push_to(&[daemon.dest("www")]).run();
+    push(&daemon).code(0);
+    for (i, (name, drift)) in drifts().into_iter().enumerate() {
+        // A daemon holds a root that vanished or is suddenly empty: that is a test of its own.
+        if name == "removed altogether" || name == "emptied" {
+            continue;
+        }
+        if i % 7 == 3 {
+            // Drift while the daemon was down is drift as well.
+            daemon.term();
+            drift(&dst);
+            daemon.up();
+        } else {
+            drift(&dst);
+        }
+        let ran = push(&daemon);
+        assert!(ran.status.success(), "after drift {name:?}:\n{ran}");
+        let (want, have) = (snapshot(&src), snapshot(&dst));
+        assert_no_differences(&format!("after drift {name:?}"), &differences(&want, &have));
+    }
+    push(&daemon).code(0).says("nothing");
+}
+
+#[test]
+fn a_share_whose_directory_is_gone_is_held_not_invented() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 20, 1);
+    mkdir(&dst);
+    let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    daemon.pair(&scratch.state());
+    scratch.push_to(&[daemon.dest("www")]).ok();
+    std::fs::rename(&dst, scratch.path("away")).unwrap();
+    let away = snapshot(&scratch.path("away"));
+    append(src.join("d000/f00001"), b"more");
+    scratch.push_to(&[daemon.dest("www")]).code(1);
+    assert_untouched(&away, &snapshot(&scratch.path("away")));
+    std::fs::rename(scratch.path("away"), &dst).unwrap();
+    scratch.push_to(&[daemon.dest("www")]).ok();
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn edits_right_after_a_push_are_never_missed() {
+    // No rest between push and edit: the edit may fall into the clock tick of the push's own work.
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    for i in 0..5 {
+        write(src.join(format!("f{i}")), noise(i, 3000));
+    }
+    scratch.push().ok();
+    for round in 0..15 {
+        edit_unseen(&src.join("f1"), 10 * round);
+        edit_unseen(&dst.join("f2"), 10 * round + 1);
+        scratch.push().ok();
+        assert_exact(&src, &dst);
+        edit_unseen(&dst.join("f1"), 10 * round + 2);
+        edit_unseen(&src.join("f3"), 10 * round + 3);
+        scratch.push().ok();
+        assert_exact(&src, &dst);
+    }
+}
+
+#[test]
+fn the_same_edit_on_both_sides_is_no_difference() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    tree(&src);
+    scratch.push().ok();
+    for dir in [&src, &dst] {
+        edit_unseen(&dir.join("d000/f00001"), 3);
+        set_mode(dir.join("d000/f00002"), 0o600);
+    }
+    let before = snapshot(&dst);
+    let summary = scratch.push().arg("--json").ok().summary();
+    assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
+    assert_untouched(&before, &snapshot(&dst));
+}
+
+#[test]
+fn checksum_finds_rot_that_no_metadata_tells() {
+    let name = "checksum_finds_rot_that_no_metadata_tells";
+    let scratch = Scratch::new();
+    let Some(mut disk) = Disk::ext4(name, &scratch, "disk", 64) else { return };
+    let (src, dst) = (scratch.src(), disk.at.join("dst"));
+    let (good, bad) = (noise(1, 4096), noise(2, 4096));
+    write(src.join("rots"), &good);
+    many(&src, 50, 3);
+    let push = || push_with(&scratch.state(), &src, &[&dst]);
+    push().ok();
+    disk.unmount();
+    disk.rot(&good, &bad);
+    disk.mount();
+    assert_eq!(std::fs::read(dst.join("rots")).unwrap(), bad);
+    push().arg("-c").ok();
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn checksum_reads_every_file_on_both_sides() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 60, 3);
+    settle();
+    scratch.push().ok();
+    scratch.push().ok();
+    let opens = watch::Opens::below(&[&src, &dst]);
+    scratch.push().arg("-c").ok();
+    let opened: std::collections::BTreeSet<_> = opens.take().into_iter().collect();
+    for side in [&src, &dst] {
+        let count = opened.iter().filter(|p| p.starts_with(side)).count();
+        assert_eq!(count, 60, "of 60 files below {} so many were read", side.display());
+    }
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn an_unchanged_file_once_proven_is_never_read_again() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 60, 3);
+    settle();
+    scratch.push().ok();
+    settle();
+    // One more push may prove what the first could not yet.
+    scratch.push().ok();
+    let opens = watch::Opens::below(&[&src, &dst]);
+    for _ in 0..3 {
+        scratch.push().ok().says("nothing");
+    }
+    let opened = opens.take();
+    assert!(opened.is_empty(), "{} files were opened, first {:?}", opened.len(), opened.first());
+    // And when one changes, only that one is read.
+    append(src.join("d000/f00007"), b"more");
+    opens.take();
+    scratch.push().ok();
+    let sources: std::collections::BTreeSet<_> = opens.take().into_iter().filter(|p| p.starts_with(&src)).collect();
+    assert_eq!(sources.len(), 1, "{sources:?}");
+    assert_exact(&src, &dst);
+}

@@ -1,0 +1,291 @@
+//! Section 4: the index is a cache. Deleted, restored from an old copy, truncated, one bit flipped or filled with noise,
+//! on either side or both, a push still ends exact and says that it rebuilt it.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::Path;
+
+use support::damage::{Damage, apply, copy};
+use support::*;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Side {
+    Master,
+    Replica,
+    Both,
+}
+
+const SIDES: [Side; 3] = [Side::Master, Side::Replica, Side::Both];
+
+/// A master and a daemon that have three versions behind them, with index copies of the first.
+struct Pair {
+    scratch: Scratch,
+    daemon: Daemon,
+    master: std::path::PathBuf,
+    old_master: damage::Copy,
+    old_replica: damage::Copy,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let scratch = Scratch::new();
+        let (src, dst) = (scratch.src(), scratch.dst());
+        many(&src, 120, 5);
+        link_to("d000", src.join("link"));
+        write(src.join("hard1"), b"hard");
+        hard_link(src.join("hard1"), src.join("hard2"));
+        mkdir(&dst);
+        let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+        let master = scratch.path("m");
+        daemon.pair(&master);
+        push_with(&master, &src, &[daemon.dest("www")]).ok();
+        // The daemon runs: its copy is a database with its log, as a careless backup would take it.
+        let (old_master, old_replica) = (copy(&master), copy(&daemon.state));
+        let pair = Pair { scratch, daemon, master, old_master, old_replica };
+        pair.edit(1);
+        pair.push().code(0);
+        pair.edit(2);
+        pair.push().code(0);
+        assert_exact(&pair.scratch.src(), &pair.scratch.dst());
+        pair
+    }
+
+    fn push(&self) -> Ran {
+        push_with(&self.master, &self.scratch.src(), &[self.daemon.dest("www")]).run()
+    }
+
+    /// Changes the source: a content of the same size and mtime, a new one, a removed one, a move, a mode.
+    fn edit(&self, round: u64) {
+        let src = self.scratch.src();
+        let file = |i: u64| src.join(format!("d000/f{i:05}"));
+        let (s, n) = mtime_of(file(1));
+        let length = usize::try_from(std::fs::metadata(file(1)).unwrap().len()).unwrap();
+        write(file(1), noise(1000 + round, length));
+        set_mtime(file(1), s, n);
+        write(src.join(format!("new{round}")), noise(round, 3000));
+        remove(&file(10 + round));
+        std::fs::rename(file(20 + round), src.join(format!("moved{round}"))).unwrap();
+        set_mode(file(30), if round.is_multiple_of(2) { 0o600 } else { 0o640 });
+    }
+
+    /// Changes the replica behind its back, where an old index would believe it knows better.
+    fn drift(&self, round: u64) {
+        let dst = self.scratch.dst();
+        let file = dst.join("d001/f00060");
+        let (s, n) = mtime_of(&file);
+        let length = usize::try_from(std::fs::metadata(&file).unwrap().len()).unwrap();
+        write(&file, noise(9000 + round, length));
+        set_mtime(&file, s, n);
+        write(dst.join(format!("extra{round}")), b"extra");
+    }
+
+    fn damage(&mut self, damage: Damage, side: Side, seed: u64) {
+        self.daemon.kill();
+        if side != Side::Replica {
+            apply(damage, &self.master, &self.old_master, seed);
+        }
+        if side != Side::Master {
+            apply(damage, &self.daemon.state, &self.old_replica, seed);
+        }
+        self.daemon.up();
+    }
+
+    #[track_caller]
+    fn push_is_exact(&self, what: &str) -> Ran {
+        let ran = self.push();
+        assert!(ran.status.success(), "{what}: the push failed\n{ran}");
+        let (want, have) = (snapshot(&self.scratch.src()), snapshot(&self.scratch.dst()));
+        assert_no_differences(what, &differences(&want, &have));
+        assert_no_differences(what, &leftovers(&have));
+        ran
+    }
+}
+
+/// For every side: damage it, change both trees, push, compare; then the next push has nothing to do.
+fn survives(damage: Damage) {
+    let mut pair = Pair::new();
+    for (round, side) in SIDES.into_iter().enumerate() {
+        let round = round as u64;
+        let what = format!("{damage:?} on {side:?}");
+        let log_start = pair.daemon.logged().len();
+        pair.damage(damage, side, 31 * round + 7);
+        pair.edit(10 + round);
+        pair.drift(round);
+        let ran = pair.push_is_exact(&what);
+        let said = ran.said() + &pair.daemon.logged()[log_start..];
+        let must_say = [Damage::Deleted, Damage::Empty, Damage::Noise, Damage::Truncated].contains(&damage);
+        assert!(!must_say || said.to_lowercase().contains("rebuil"), "{what}: nobody says it was rebuilt\n{said}");
+        let before = snapshot(&pair.scratch.dst());
+        let again = pair.push_is_exact(&format!("{what}, second push"));
+        let again = again.says("nothing");
+        assert_untouched(&before, &snapshot(&pair.scratch.dst()));
+        drop(again);
+    }
+}
+
+#[test]
+fn a_deleted_index_is_rebuilt() {
+    survives(Damage::Deleted);
+}
+
+#[test]
+fn an_emptied_index_is_rebuilt() {
+    survives(Damage::Empty);
+}
+
+#[test]
+fn a_truncated_index_is_rebuilt() {
+    survives(Damage::Truncated);
+}
+
+#[test]
+fn an_index_of_noise_is_rebuilt() {
+    survives(Damage::Noise);
+}
+
+#[test]
+fn an_old_copy_with_its_log_is_no_danger() {
+    survives(Damage::OldWithLog);
+}
+
+#[test]
+fn an_old_copy_without_its_log_is_no_danger() {
+    survives(Damage::OldWithoutLog);
+}
+
+#[test]
+fn an_old_copy_beside_a_newer_log_is_no_danger() {
+    survives(Damage::OldBesideNewLog);
+}
+
+#[test]
+fn an_index_whose_log_is_lost_is_no_danger() {
+    survives(Damage::LogLost);
+}
+
+#[test]
+fn one_flipped_bit_anywhere_is_no_danger() {
+    let mut pair = Pair::new();
+    for seed in 0..24_u64 {
+        let side = SIDES[usize::try_from(seed % 3).unwrap()];
+        pair.damage(Damage::OneBit, side, seed * 7_368_787 + 13);
+        pair.drift(seed);
+        if seed % 4 == 0 {
+            append(pair.scratch.src().join("d001/f00070"), b"x");
+        }
+        pair.push_is_exact(&format!("bit flip {seed} on {side:?}"));
+    }
+}
+
+#[test]
+fn an_old_source_with_an_old_index_takes_the_replica_back() {
+    // Source and index restored together from one backup: consistent with each other, older than the replica.
+    let mut pair = Pair::new();
+    copy_tree(&pair.scratch.src(), &pair.scratch.path("backup"));
+    let kept = copy(&pair.master);
+    pair.edit(3);
+    pair.push_is_exact("before the restore");
+    remove(&pair.scratch.src());
+    copy_tree(&pair.scratch.path("backup"), &pair.scratch.path("src"));
+    pair.old_master = kept;
+    pair.damage(Damage::OldWithLog, Side::Master, 0);
+    pair.push_is_exact("after the restore");
+    pair.edit(4);
+    pair.push_is_exact("after the restore and an edit");
+}
+
+#[test]
+fn a_restored_replica_with_its_restored_index_catches_up() {
+    // Tree and index of the replica from one backup: what the index says of the disk is true and old.
+    let mut pair = Pair::new();
+    pair.daemon.term();
+    copy_tree(&pair.scratch.dst(), &pair.scratch.path("backup"));
+    pair.old_replica = copy(&pair.daemon.state);
+    pair.daemon.up();
+    pair.edit(3);
+    pair.push_is_exact("before the restore");
+    pair.daemon.term();
+    remove(&pair.scratch.dst());
+    copy_tree(&pair.scratch.path("backup"), &pair.scratch.dst());
+    pair.daemon.up();
+    pair.damage(Damage::OldWithLog, Side::Replica, 0);
+    pair.push_is_exact("after the restore");
+}
+
+#[test]
+fn the_embedded_index_survives_the_same_damage() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 100, 5);
+    scratch.push().ok();
+    let old = copy(&scratch.state());
+    edit_many(&src, 100, 5);
+    scratch.push().ok();
+    for (round, damage) in damage::ALL.into_iter().enumerate() {
+        apply(damage, &scratch.state(), &old, round as u64 * 977 + 5);
+        write(dst.join("d000/f00001"), format!("drift {round}"));
+        append(src.join("d000/f00002"), b"more");
+        let ran = scratch.push().run();
+        assert!(ran.status.success(), "{damage:?}\n{ran}");
+        let (want, have) = (snapshot(&src), snapshot(&dst));
+        assert_no_differences(&format!("{damage:?}"), &differences(&want, &have));
+    }
+    scratch.push().ok().says("nothing");
+}
+
+#[test]
+fn a_lost_state_directory_costs_pairing_and_nothing_else() {
+    let pair = Pair::new();
+    remove(&pair.master);
+    let before = snapshot(&pair.scratch.dst());
+    pair.push().code(1).says("pair");
+    assert_untouched(&before, &snapshot(&pair.scratch.dst()));
+    pair.daemon.pair(&pair.master);
+    pair.edit(5);
+    pair.push_is_exact("after pairing again");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_is_a_clear_error() {
+    let scratch = Scratch::new();
+    write(scratch.src().join("f"), b"f");
+    write(scratch.path("file"), b"no directory");
+    for state in ["file", "file/below", "file/below/more"] {
+        let ran = push_with(&scratch.path(state), &scratch.src(), &[scratch.dst()]).run();
+        ran.one_of(&[1, 2]).names("file");
+    }
+    assert!(!Path::new(&scratch.dst()).exists() || snapshot(&scratch.dst()).len() == 1);
+}
+
+#[test]
+fn every_damaged_file_of_the_state_directory_is_an_error_or_repaired_never_a_panic() {
+    let pair = Pair::new();
+    let files: Vec<_> = snapshot(&pair.master)
+        .into_iter()
+        .filter(|(path, node)| node.kind == Kind::File && !shown(path).contains(".db"))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(!files.is_empty(), "an identity and a pinned key must be somewhere");
+    for path in files {
+        let file = pair.master.join(os(&path));
+        let good = std::fs::read(&file).unwrap();
+        let half = good[..good.len() / 2].to_vec();
+        for bad in [Vec::new(), half, noise(3, good.len().max(16)), noise(4, 100_000)] {
+            write(&file, &bad);
+            // Run insists that nothing panics.
+            pair.push().one_of(&[0, 1, 2]);
+        }
+        write(&file, &good);
+    }
+    pair.push_is_exact("after all is good again");
+}

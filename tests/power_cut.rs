@@ -1,0 +1,203 @@
+//! "Exit 0 means durable: after it, a power cut loses nothing; before it, every visible file is a whole old or new one."
+//! An ext4 loop mount is shut down with `EXT4_IOC_SHUTDOWN`, with and without flushing the log.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+use support::*;
+
+/// A disk that holds DEST, and the state directory too, so that the index goes through the same cut.
+struct Victim {
+    scratch: Scratch,
+    disk: Disk,
+}
+
+impl Victim {
+    fn new(test: &str) -> Option<Victim> {
+        let scratch = Scratch::new();
+        let disk = Disk::ext4(test, &scratch, "disk", 192)?;
+        many(&scratch.path("a"), 500, 1);
+        write(scratch.path("a/large"), noise(7, 5 << 20));
+        write(scratch.path("a/hard1"), b"hard");
+        hard_link(scratch.path("a/hard1"), scratch.path("a/hard2"));
+        copy_tree(&scratch.path("a"), &scratch.path("b"));
+        edit_many(&scratch.path("b"), 500, 2);
+        write(scratch.path("b/large"), noise(8, 5 << 20));
+        Some(Victim { scratch, disk })
+    }
+
+    fn dst(&self) -> PathBuf {
+        self.disk.at.join("dst")
+    }
+
+    fn push(&self, version: &str) -> Run {
+        push_with(&self.disk.at.join("state"), &self.scratch.path(version), &[self.dst()])
+    }
+
+    #[track_caller]
+    fn assert_is(&self, version: &str, when: &str) {
+        let (want, have) = (snapshot(&self.scratch.path(version)), snapshot(&self.dst()));
+        assert_no_differences(when, &differences(&want, &have));
+    }
+}
+
+fn durable_after_exit_0(test: &str, cut: Cut) {
+    let Some(mut victim) = Victim::new(test) else { return };
+    for (round, version) in ["a", "b", "a"].into_iter().enumerate() {
+        victim.push(version).ok();
+        victim.disk.power_cut(cut);
+        victim.assert_is(version, &format!("{cut:?} after push {round} had ended with 0"));
+        // The index went through the cut as well and still tells the truth.
+        let before = snapshot(&victim.dst());
+        victim.push(version).ok().says("nothing");
+        assert_untouched(&before, &snapshot(&victim.dst()));
+    }
+}
+
+#[test]
+fn exit_0_is_durable_when_nothing_more_is_flushed() {
+    durable_after_exit_0("exit_0_is_durable_when_nothing_more_is_flushed", Cut::Sudden);
+}
+
+#[test]
+fn exit_0_is_durable_when_the_log_is_flushed() {
+    durable_after_exit_0("exit_0_is_durable_when_the_log_is_flushed", Cut::LogFlushed);
+}
+
+#[test]
+fn exit_0_is_durable_after_an_orderly_shutdown() {
+    durable_after_exit_0("exit_0_is_durable_after_an_orderly_shutdown", Cut::Flushed);
+}
+
+#[test]
+fn exit_0_is_durable_for_one_small_change_and_for_one_deletion() {
+    let test = "exit_0_is_durable_for_one_small_change_and_for_one_deletion";
+    let Some(mut victim) = Victim::new(test) else { return };
+    victim.push("a").ok();
+    let a = victim.scratch.path("a");
+    let edits: [fn(&std::path::Path); 6] = [
+        |a| append(a.join("d000/f00001"), b"more"),
+        |a| remove(&a.join("d000/f00002")),
+        |a| set_mode(a.join("d000/f00003"), 0o600),
+        |a| std::fs::rename(a.join("d000/f00004"), a.join("moved")).unwrap(),
+        |a| link_to("x", a.join("link")),
+        |a| mkdir(a.join("new dir/below")),
+    ];
+    for (i, edit) in edits.into_iter().enumerate() {
+        edit(&a);
+        victim.push("a").ok();
+        victim.disk.power_cut(Cut::Sudden);
+        victim.assert_is("a", &format!("a cut after edit {i}"));
+    }
+}
+
+#[test]
+fn a_push_that_had_nothing_to_do_is_durable_too() {
+    // Killed after it had published, before it could flush: the next push finds all in place and says done. It must
+    // then be done.
+    let test = "a_push_that_had_nothing_to_do_is_durable_too";
+    let Some(mut victim) = Victim::new(test) else { return };
+    victim.push("a").ok();
+    let whole = victim.push("b").ok().took;
+    for eighths in [4, 5, 6, 7] {
+        let version = if eighths % 2 == 0 { "a" } else { "b" };
+        let mut push = victim.push(version).start();
+        std::thread::sleep(whole * eighths / 8);
+        push.signal(Signal::KILL);
+        push.wait();
+        victim.push(version).ok();
+        victim.disk.power_cut(Cut::Sudden);
+        victim.assert_is(version, &format!("killed at {eighths}/8, pushed again, cut"));
+    }
+}
+
+#[test]
+fn a_tree_somebody_else_just_wrote_is_durable_once_we_say_so() {
+    // Content that is only in the page cache, put there by cp: exit 0 claims it as well.
+    let test = "a_tree_somebody_else_just_wrote_is_durable_once_we_say_so";
+    let Some(mut victim) = Victim::new(test) else { return };
+    copy_tree(&victim.scratch.path("a"), &victim.dst());
+    victim.push("a").ok();
+    victim.disk.power_cut(Cut::Sudden);
+    victim.assert_is("a", "adopted, then cut");
+}
+
+fn whole_files_at_any_moment(test: &str, cut: Cut, points: u32) {
+    let Some(mut victim) = Victim::new(test) else { return };
+    let (a, b) = (snapshot(&victim.scratch.path("a")), snapshot(&victim.scratch.path("b")));
+    victim.push("a").ok();
+    let whole = victim.push("b").ok().took;
+    for point in 0..points {
+        let (version, old, new) = if point % 2 == 0 { ("a", &b, &a) } else { ("b", &a, &b) };
+        let push = victim.push(version).timeout(60).start();
+        std::thread::sleep(whole * (point + 1) / points);
+        victim.disk.go_dark(cut);
+        let ran = push.wait();
+        victim.disk.unmount();
+        victim.disk.mount();
+        let seen = snapshot(&victim.dst());
+        assert_old_or_new(old, new, &seen);
+        if ran.status.success() {
+            victim.assert_is(version, "exit 0 was said before the cut");
+        }
+        victim.push(version).ok();
+        victim.assert_is(version, &format!("the push after cut {point}"));
+        assert_no_differences("left over", &leftovers(&snapshot(&victim.dst())));
+    }
+}
+
+#[test]
+fn a_sudden_cut_during_a_push_leaves_whole_files() {
+    whole_files_at_any_moment("a_sudden_cut_during_a_push_leaves_whole_files", Cut::Sudden, 12);
+}
+
+#[test]
+fn a_cut_with_a_flushed_log_during_a_push_leaves_whole_files() {
+    whole_files_at_any_moment("a_cut_with_a_flushed_log_during_a_push_leaves_whole_files", Cut::LogFlushed, 12);
+}
+
+#[test]
+fn a_daemon_through_a_power_cut() {
+    let test = "a_daemon_through_a_power_cut";
+    let Some(mut victim) = Victim::new(test) else { return };
+    mkdir(victim.dst());
+    let mut daemon = Daemon::new(&victim.scratch, "disk/r", &[("www", &victim.dst())]);
+    daemon.log = victim.scratch.path("r.log");
+    daemon.up();
+    let master = victim.scratch.path("m");
+    daemon.pair(&master);
+    let push = |victim: &Victim, daemon: &Daemon, version: &str| {
+        push_with(&master, &victim.scratch.path(version), &[daemon.dest("www")]).timeout(60).start()
+    };
+    let whole = push(&victim, &daemon, "a").wait().code(0).took;
+    let (a, b) = (snapshot(&victim.scratch.path("a")), snapshot(&victim.scratch.path("b")));
+    for point in 0..6 {
+        let (version, old, new) = if point % 2 == 0 { ("b", &a, &b) } else { ("a", &b, &a) };
+        let running = push(&victim, &daemon, version);
+        std::thread::sleep(whole * (point + 1) / 6);
+        victim.disk.go_dark(Cut::Sudden);
+        daemon.kill();
+        let ran = running.wait();
+        victim.disk.unmount();
+        victim.disk.mount();
+        assert_old_or_new(old, new, &snapshot(&victim.dst()));
+        if ran.status.success() {
+            victim.assert_is(version, "acknowledged before the cut");
+        }
+        daemon.up();
+        push(&victim, &daemon, version).wait().code(0);
+        victim.assert_is(version, &format!("the push after cut {point}"));
+    }
+}

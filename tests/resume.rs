@@ -1,0 +1,157 @@
+//! "A push of gigabytes that was cut resumes: what was verified before is not sent again." The sizes here are smaller so
+//! that the test fits everywhere; `SYNC_TEST_RESUME_MIB=1024` makes it the real thing.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::*;
+
+fn mebibytes() -> u64 {
+    std::env::var("SYNC_TEST_RESUME_MIB").ok().and_then(|v| v.parse().ok()).unwrap_or(160)
+}
+
+/// The largest file in the staging directory, and its size on disk: what has arrived of a large file so far.
+fn part(dst: &Path) -> Option<(PathBuf, u64)> {
+    let entries = std::fs::read_dir(dst.join(STAGING)).ok()?;
+    let sizes = entries.filter_map(|e| {
+        let e = e.ok()?;
+        Some((e.path(), e.metadata().ok()?.len()))
+    });
+    sizes.max_by_key(|(_, size)| *size)
+}
+
+struct Big {
+    scratch: Scratch,
+    size: u64,
+}
+
+impl Big {
+    fn new() -> Big {
+        let scratch = Scratch::new();
+        let size = mebibytes() << 20;
+        write(scratch.src().join("big"), noise(1, usize::try_from(size).unwrap()));
+        many(&scratch.src(), 100, 1);
+        mkdir(scratch.dst());
+        Big { scratch, size }
+    }
+
+    /// Starts a push at a rate that takes some seconds, waits until this share of the big file is staged, and gives it
+    /// to `cut`. Returns what was staged by then.
+    fn cut_at(&self, mut push: Run, share: f64, cut: impl FnOnce(&mut Running)) -> u64 {
+        let rate = format!("--bwlimit={}m", (mebibytes() / 4).max(20));
+        let mut running = push.args(&[rate.as_str(), "--compress=never"]).timeout(200).start();
+        let goal = (self.size as f64 * share) as u64;
+        let dst = self.scratch.dst();
+        wait_for("a large part of the big file to be staged", 120, || {
+            assert!(running.is_running(), "ended before it could be cut");
+            part(&dst).is_some_and(|(_, size)| size >= goal)
+        });
+        cut(&mut running);
+        let ran = running.wait();
+        assert!(!ran.status.success(), "{ran}");
+        // What a reader of DEST sees is nothing at all of the big file.
+        assert!(!dst.join("big").exists());
+        goal
+    }
+
+    /// The push after the cut: exact, and with so much less on the wire.
+    #[track_caller]
+    fn resumes(&self, mut push: Run, staged: u64) {
+        let ran = push.args(&["--json", "--compress=never"]).timeout(200).ok();
+        assert_exact(&self.scratch.src(), &self.scratch.dst());
+        assert_no_differences("left over", &leftovers(&snapshot(&self.scratch.dst())));
+        let sent = ran.summary().count("wire_sent");
+        // Slack: chunks in flight at the cut, headers, the small files.
+        let allowed = self.size - staged + self.size / 8 + (12 << 20);
+        assert!(sent < allowed, "sent {sent} of {} although {staged} had been verified\n{ran}", self.size);
+    }
+}
+
+#[test]
+fn a_killed_embedded_push_resumes() {
+    let big = Big::new();
+    let staged = big.cut_at(big.scratch.push(), 0.7, |push| push.signal(Signal::KILL));
+    big.resumes(big.scratch.push(), staged);
+}
+
+#[test]
+fn an_interrupted_push_keeps_only_the_parts_of_large_files_and_resumes() {
+    let big = Big::new();
+    let asked = std::cell::Cell::new(std::time::Instant::now());
+    let staged = big.cut_at(big.scratch.push(), 0.7, |push| {
+        asked.set(std::time::Instant::now());
+        push.signal(Signal::INT);
+    });
+    assert!(asked.get().elapsed() < Duration::from_secs(5), "{:?} from signal to end", asked.get().elapsed());
+    let left = snapshot(&big.scratch.dst());
+    let ours: Vec<_> = left.iter().filter(|(path, _)| path.starts_with(STAGING.as_bytes())).collect();
+    assert!(ours.iter().all(|(_, n)| n.kind == Kind::Dir || n.size >= staged / 2), "{:?}", leftovers(&left));
+    assert_eq!(ours.iter().filter(|(_, n)| n.kind == Kind::File).count(), 1, "{:?}", leftovers(&left));
+    for (path, node) in ours {
+        let private = if node.kind == Kind::Dir { 0o700 } else { 0o600 };
+        assert_eq!(node.mode, private, "{} is not private", shown(path));
+    }
+    big.resumes(big.scratch.push(), staged);
+}
+
+#[test]
+fn a_push_to_a_daemon_resumes_after_either_side_was_killed() {
+    let big = Big::new();
+    let mut daemon = Daemon::start(&big.scratch, "r", &[("www", &big.scratch.dst())]);
+    daemon.pair(&big.scratch.state());
+    let push = |daemon: &Daemon| big.scratch.push_to(&[daemon.dest("www")]);
+    big.cut_at(push(&daemon), 0.35, |push| push.signal(Signal::KILL));
+    let staged = big.cut_at(push(&daemon), 0.7, |push| {
+        daemon.kill();
+        push.signal(Signal::INT);
+    });
+    daemon.up();
+    big.resumes(push(&daemon), staged);
+}
+
+#[test]
+fn a_part_that_was_tampered_with_is_not_believed() {
+    let big = Big::new();
+    big.cut_at(big.scratch.push(), 0.7, |push| push.signal(Signal::KILL));
+    let (path, size) = part(&big.scratch.dst()).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"not what was sent", size / 3).unwrap();
+    drop(file);
+    big.scratch.push().timeout(200).ok();
+    assert_exact(&big.scratch.src(), &big.scratch.dst());
+}
+
+#[test]
+fn a_part_of_a_file_that_has_changed_since_is_used_or_dropped_but_never_wrong() {
+    let big = Big::new();
+    big.cut_at(big.scratch.push(), 0.7, |push| push.signal(Signal::KILL));
+    let file = std::fs::File::options().write(true).open(big.scratch.src().join("big")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"an edit near the start", 3 << 20).unwrap();
+    drop(file);
+    big.scratch.push().timeout(200).ok();
+    assert_exact(&big.scratch.src(), &big.scratch.dst());
+    assert_no_differences("left over", &leftovers(&snapshot(&big.scratch.dst())));
+}
+
+#[test]
+fn a_part_whose_file_is_gone_from_the_source_goes_with_the_next_push() {
+    let big = Big::new();
+    big.cut_at(big.scratch.push(), 0.7, |push| push.signal(Signal::KILL));
+    remove(&big.scratch.src().join("big"));
+    big.scratch.push().ok();
+    assert_exact(&big.scratch.src(), &big.scratch.dst());
+    assert_no_differences("left over", &leftovers(&snapshot(&big.scratch.dst())));
+}

@@ -1,0 +1,154 @@
+//! A `syncd` of the test's own.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{Ran, Run, Scratch, bin, signal_child, synccli, wait_for};
+
+pub struct Daemon {
+    child: Option<Child>,
+    args: Vec<OsString>,
+    pub port: u16,
+    pub state: PathBuf,
+    pub log: PathBuf,
+}
+
+/// A UDP port that was free a moment ago.
+pub fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Daemon {
+    /// Starts it with these shares and waits until it listens. Its state is `SCRATCH/NAME`.
+    pub fn start(scratch: &Scratch, name: &str, shares: &[(&str, &Path)]) -> Daemon {
+        let mut daemon = Daemon::new(scratch, name, shares);
+        daemon.up();
+        daemon
+    }
+
+    /// Only sets it up.
+    pub fn new(scratch: &Scratch, name: &str, shares: &[(&str, &Path)]) -> Daemon {
+        let state = scratch.path(name);
+        let port = free_port();
+        let mut args: Vec<OsString> = vec!["--state-dir".into(), state.clone().into()];
+        args.extend(["--listen".into(), format!("127.0.0.1:{port}").into()]);
+        for (share, path) in shares {
+            let mut value = OsString::from(format!("{share}="));
+            value.push(path);
+            args.extend(["--share".into(), value]);
+        }
+        Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) }
+    }
+
+    /// Starts it (again) and waits until it listens.
+    pub fn up(&mut self) {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = Command::new(bin("syncd"));
+        command.args(&self.args).env_remove("RUST_LOG").stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while !self.listens() {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < end, "syncd does not listen ({ended:?}):\n{}", self.logged());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.child = Some(child);
+    }
+
+    /// Whether somebody holds the port.
+    fn listens(&self) -> bool {
+        UdpSocket::bind(("127.0.0.1", self.port)).is_err()
+    }
+
+    pub fn logged(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// `127.0.0.1:PORT/SHARE`.
+    pub fn dest(&self, share: &str) -> String {
+        format!("127.0.0.1:{}/{share}", self.port)
+    }
+
+    /// `syncd --state-dir R invite`: the token.
+    pub fn invite(&self) -> String {
+        let ran = syncd(&self.state).arg("invite").ok();
+        assert_eq!(ran.out().lines().count(), 1, "one line on standard output: the token\n{ran}");
+        ran.out().trim().to_string()
+    }
+
+    /// Pairs the master whose state directory this is.
+    pub fn pair(&self, master: &Path) -> Ran {
+        let token = self.invite();
+        pair(master, self.port, &token).ok()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        signal_child(self.child.as_mut().unwrap(), signal);
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM; the time it took to go.
+    pub fn term(&mut self) -> (Duration, ExitStatus) {
+        let mut child = self.child.take().unwrap();
+        let start = Instant::now();
+        signal_child(&mut child, Signal::TERM);
+        let mut status = None;
+        wait_for("syncd to end after SIGTERM", 20, || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        (start.elapsed(), status.unwrap())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // One that a test stopped would not hear anything else.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let logged = self.logged();
+        if std::thread::panicking() {
+            eprintln!("log of syncd:\n{}", logged.chars().take(6000).collect::<String>());
+        } else {
+            assert!(!logged.contains("panicked at"), "syncd panicked:\n{logged}");
+        }
+    }
+}
+
+/// `syncd --state-dir R`.
+pub fn syncd(state: &Path) -> Run {
+    let mut run = Run::new(&bin("syncd"));
+    run.arg("--state-dir").arg(state);
+    run
+}
+
+/// `synccli --state-dir M pair 127.0.0.1:PORT TOKEN`.
+pub fn pair(master: &Path, port: u16, token: &str) -> Run {
+    let mut run = synccli(master);
+    run.args(&["pair", &format!("127.0.0.1:{port}"), token]);
+    run
+}

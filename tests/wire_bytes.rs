@@ -1,0 +1,179 @@
+//! What crosses the wire: nothing that the replica has, nothing twice, no more than the rate allows.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::*;
+
+fn sent(scratch: &Scratch, args: &[&str]) -> (u64, Summary) {
+    let summary = scratch.push().arg("--json").args(args).ok().summary();
+    assert_exact(&scratch.src(), &scratch.dst());
+    (summary.count("wire_sent") + summary.count("wire_received"), summary)
+}
+
+#[test]
+fn a_push_that_has_nothing_to_do_costs_next_to_nothing() {
+    let scratch = Scratch::new();
+    many(&scratch.src(), 2000, 1);
+    scratch.push().ok();
+    let (bytes, _) = sent(&scratch, &[]);
+    // rsync needs some 20 bytes a file for the list alone.
+    assert!(bytes < 16_000, "{bytes} bytes for nothing");
+}
+
+#[test]
+fn one_small_change_costs_its_size_and_little_else() {
+    let scratch = Scratch::new();
+    many(&scratch.src(), 2000, 1);
+    scratch.push().ok();
+    append(scratch.src().join("d003/f00170"), b"more");
+    let (bytes, _) = sent(&scratch, &[]);
+    assert!(bytes < 24_000, "{bytes} bytes for one small file");
+}
+
+#[test]
+fn a_touched_tree_costs_no_content() {
+    let scratch = Scratch::new();
+    many(&scratch.src(), 500, 1);
+    write(scratch.src().join("large"), noise(1, 4 << 20));
+    scratch.push().ok();
+    tool("find", &[scratch.src().as_os_str(), "-exec".as_ref(), "touch".as_ref(), "{}".as_ref(), "+".as_ref()]);
+    let (bytes, summary) = sent(&scratch, &[]);
+    assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
+    assert!(bytes < 200 * 512, "{bytes} bytes for {} entries", summary.count("metadata_only"));
+}
+
+#[test]
+fn what_the_replica_has_under_another_name_is_not_sent() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    for i in 0..40 {
+        write(src.join(format!("old/f{i}")), noise(i, 50_000));
+    }
+    scratch.push().ok();
+    std::fs::rename(src.join("old"), src.join("new")).unwrap();
+    let (bytes, summary) = sent(&scratch, &[]);
+    assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
+    assert!(bytes < 50_000, "{bytes} bytes for a renamed directory");
+    // A copy, and a copy whose original is gone by now.
+    std::fs::copy(src.join("new/f1"), src.join("copy")).unwrap();
+    std::fs::copy(src.join("new/f2"), src.join("survivor")).unwrap();
+    remove(&src.join("new/f2"));
+    let (_, summary) = sent(&scratch, &[]);
+    assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
+    assert!(summary.count("reused_bytes") >= 50_000, "{summary:?}");
+}
+
+#[test]
+fn equal_content_is_sent_once() {
+    let scratch = Scratch::new();
+    for i in 0..10 {
+        write(scratch.src().join(format!("same{i}")), noise(1, 400_000));
+    }
+    let (bytes, summary) = sent(&scratch, &["--compress=never"]);
+    assert_eq!(summary.count("literal_bytes"), 400_000, "{summary:?}");
+    assert!(bytes < 500_000, "{bytes} bytes for ten equal files of 400,000");
+}
+
+#[test]
+fn a_changed_large_file_reuses_what_did_not_change() {
+    let scratch = Scratch::new();
+    let content = noise(1, 16 << 20);
+    write(scratch.src().join("large"), &content);
+    scratch.push().ok();
+    // An insertion at the front moves every byte; an edit in the middle; an addition at the end.
+    let mut edited = b"inserted".to_vec();
+    edited.extend_from_slice(&content);
+    edited[9_000_000..9_000_010].copy_from_slice(b"0123456789");
+    edited.extend_from_slice(b"appended");
+    write(scratch.src().join("large"), &edited);
+    let (bytes, summary) = sent(&scratch, &["--compress=never"]);
+    assert!(bytes < 2 << 20, "{bytes} bytes for three small edits of 16 MiB: {summary:?}");
+    assert!(summary.count("reused_bytes") > 14 << 20, "{summary:?}");
+}
+
+#[test]
+fn zeros_of_a_sparse_file_are_not_sent() {
+    let scratch = Scratch::new();
+    std::fs::File::create({
+        mkdir(scratch.src());
+        scratch.src().join("sparse")
+    })
+    .unwrap()
+    .set_len(300 << 20)
+    .unwrap();
+    let (bytes, _) = sent(&scratch, &["--compress=never"]);
+    assert!(bytes < 2 << 20, "{bytes} bytes for 300 MiB of hole");
+}
+
+#[test]
+fn compression_is_used_when_asked_for_and_not_when_forbidden() {
+    let scratch = Scratch::new();
+    let text: String = (0..300_000).map(|i| format!("line {} of a text\n", i * 7)).collect();
+    let small: Vec<String> = (0..200).map(|i| text[i * 100..i * 100 + 4000].to_string()).collect();
+    let build = |scratch: &Scratch| {
+        write(scratch.src().join("text"), &text);
+        for (i, part) in small.iter().enumerate() {
+            write(scratch.src().join(format!("small/{i}")), format!("{i} {part}"));
+        }
+    };
+    build(&scratch);
+    let total = snapshot(&scratch.src()).values().filter(|n| n.kind == Kind::File).map(|n| n.size).sum::<u64>();
+    let (plain, _) = sent(&scratch, &["--compress=never"]);
+    assert!(plain > total, "{plain} of {total}: sent less than there is without compression");
+    for option in ["--compress=zstd", "--compress=zstd:1", "--compress=zstd:12"] {
+        let scratch = Scratch::new();
+        build(&scratch);
+        let (bytes, summary) = sent(&scratch, &[option]);
+        assert!(bytes * 5 < total, "{option}: {bytes} of {total}");
+        assert!(
+            summary.count("literal_bytes") > total / 2,
+            "literal bytes are content, before compression: {summary:?}"
+        );
+    }
+}
+
+#[test]
+fn the_bandwidth_limit_holds() {
+    let scratch = Scratch::new();
+    write(scratch.src().join("large"), noise(1, 3 << 20));
+    many(&scratch.src(), 500, 1);
+    let total = snapshot(&scratch.src()).values().filter(|n| n.kind == Kind::File).map(|n| n.size).sum::<u64>();
+    let rate = 1_572_864.0_f64;
+    let ran = scratch.push().args(&["--bwlimit=1536k", "--compress=never"]).ok();
+    let (took, least) = (ran.took, Duration::from_secs_f64(0.7 * total as f64 / rate));
+    assert!(took > least, "{total} bytes in {took:?} at {rate} a second");
+    assert!(took < least * 4, "{total} bytes in {took:?} at {rate} a second: the limit starves");
+    assert_exact(&scratch.src(), &scratch.dst());
+}
+
+#[test]
+fn many_tiny_files_need_no_round_trip_each() {
+    // Never a stream, round trip or transaction per file: 12,000 tiny files must not cost a visible time each.
+    let scratch = Scratch::new();
+    for i in 0..12_000 {
+        let dir = scratch.src().join(format!("d{:02}", i / 200));
+        if i % 200 == 0 {
+            mkdir(&dir);
+        }
+        std::fs::write(dir.join(format!("{i}")), format!("{i}")).unwrap();
+    }
+    mkdir(scratch.dst());
+    let daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
+    daemon.pair(&scratch.state());
+    let ran = scratch.push_to(&[daemon.dest("www")]).ok();
+    assert_exact(&scratch.src(), &scratch.dst());
+    // Ten times slower than an optimised build on a bad day; a flush per file would be minutes.
+    assert!(ran.took < Duration::from_secs(20), "{:?}", ran.took);
+}
