@@ -111,7 +111,7 @@ impl Staging {
     /// [`FsError`] if the staging directory or the file cannot be made.
     pub fn begin(self: &Arc<Self>, digest: &Digest, size: u64, near: &RelPath) -> Result<Option<Incoming>, FsError> {
         let stage = self.stage_near(near)?;
-        if !self.claim(digest, &stage)? {
+        if !self.claim(digest, &stage) {
             return Ok(None);
         }
         let name = part_name(digest);

@@ -108,7 +108,7 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
             break;
         }
         // Data starts at a block's beginning, so blocks of zeros inside become holes as well.
-        if at % BLOCK as u64 == 0 {
+        if at.is_multiple_of(BLOCK as u64) {
             write_sparse(&to, at, &buffer[..n])?;
         } else {
             write_at(&to, at, &buffer[..n])?;

@@ -113,7 +113,7 @@ impl Staging {
             return Err(IncomingError::Mismatch);
         }
         let stage = self.stage_near(near)?;
-        if !self.claim(digest, &stage)? {
+        if !self.claim(digest, &stage) {
             return Ok(());
         }
         let name = digest.to_hex();
@@ -171,17 +171,17 @@ impl Staging {
 
     /// Takes the right to write the content; `false` if it is there already, or on its way by another thread. A part
     /// or an unverified content of that digest gives way.
-    pub(crate) fn claim(&self, digest: &Digest, stage: &Arc<Stage>) -> Result<bool, FsError> {
+    pub(crate) fn claim(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
         let mut contents = self.contents();
         if let Some(old) = contents.get(digest) {
             match old.state {
-                State::Whole | State::Receiving => return Ok(false),
+                State::Whole | State::Receiving => return false,
                 State::Part => remove_name(old.stage.fd(), &incoming::part_name(digest)),
                 State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
             }
         }
         contents.insert(*digest, Content { stage: Arc::clone(stage), state: State::Receiving });
-        Ok(true)
+        true
     }
 
     /// Records how the content stands now.
@@ -213,9 +213,8 @@ impl Staging {
         for mount in self.mounts() {
             let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
             if self.empty(&stage, keep_parts) {
-                let gone = self.thaw.within(&self.root, &mount.top, |top| {
-                    unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR)
-                });
+                let gone =
+                    self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
                 match gone {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(errno) => self.note(FsError::new("remove", &mount.staging_path(), errno)),
@@ -260,3 +259,6 @@ fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
 fn remove_name(dir: BorrowedFd<'_>, name: &str) {
     let _ = unlinkat(dir, name, AtFlags::empty());
 }
+
+#[cfg(test)]
+mod tests;

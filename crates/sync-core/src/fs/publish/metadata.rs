@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, openat};
-
-use super::{Fate, Publisher, drift, failed, inode, old_of};
+use super::{Fate, Publisher, drift, failed, inode, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
@@ -121,7 +119,7 @@ impl Publisher {
             return restored.map(|()| Refused::default()).map_err(|e| FsError::new("set the mode of", path, e));
         };
         let row = self.row_of(path);
-        let fresh = step.is_some_and(|step| step.action == Action::MakeDir);
+        let fresh = step.is_some_and(|step| step.action == Action::MakeDir && !path.is_root() && !was_dir(step));
         if let Some(tuple) = row.as_ref().and_then(|row| row.tuple).filter(|_| !fresh)
             && inode(&tuple) != inode(&stat.tuple)
         {
@@ -141,14 +139,7 @@ impl Publisher {
     /// Holds the inode at `path`, with what it is now.
     fn hold(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FsError> {
         let fail = |errno| FsError::new("look at", path, errno);
-        let fd = match path.parent() {
-            None => rustix::io::dup(self.root.fd()).map_err(fail)?,
-            Some(parent) => {
-                let dir = self.staging.thaw.open(&self.root, &parent)?;
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                openat(&dir, path.name(), flags, Mode::empty()).map_err(fail)?
-            }
-        };
+        let fd = self.staging.hold(path).map_err(fail)?;
         let stat = self.root.stat_fd(&fd).map_err(fail)?;
         Ok((fd, stat))
     }

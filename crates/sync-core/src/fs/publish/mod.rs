@@ -221,6 +221,11 @@ fn old_of(step: &Step) -> Option<(&Row, Tuple)> {
     step.old.as_ref().and_then(|row| Some((row, row.tuple?)))
 }
 
+/// Whether the step finds a directory on disk.
+fn was_dir(step: &Step) -> bool {
+    old_of(step).is_some_and(|(row, _)| row.entry.is_dir())
+}
+
 fn is_delete(step: &Step) -> bool {
     step.action == Action::Delete
 }

@@ -1,16 +1,16 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
-use std::os::fd::AsFd;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
-use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of};
+use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
-use crate::manifest::{Refused, Tuple};
+use crate::manifest::{Entry, Refused};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -37,8 +37,13 @@ impl Publisher {
         }
         self.place_all(&steps);
         let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && !in_the_way[*i]);
+        let stranded = self.stranded(&steps);
         for (i, step) in rest {
-            self.delete_step(i, step);
+            match stranded.get(&step.path) {
+                // What could not be moved is not lost for that: the next push moves it without sending it again.
+                Some(to) => self.fail(i, FsError::because("delete", &step.path, format!("moving it to {to} failed"))),
+                None => self.delete_step(i, step),
+            }
         }
         self.drop_staged();
         self.set_metadata(&steps);
@@ -47,6 +52,16 @@ impl Publisher {
         self.staging.remove();
         self.failures.extend(self.staging.take_problems());
         self.finish_dirs();
+    }
+
+    /// Where content still is whose move failed, with where it should have gone.
+    fn stranded<'s>(&self, steps: &'s [Step]) -> HashMap<&'s RelPath, &'s RelPath> {
+        let failed = steps.iter().zip(&self.work).filter(|(_, work)| work.fate == Fate::Failed);
+        let from = failed.filter_map(|(step, _)| match &step.action {
+            Action::Move { from } => Some((from, &step.path)),
+            _ => None,
+        });
+        from.collect()
     }
 
     fn place_all(&mut self, steps: &[Step]) {
@@ -106,7 +121,7 @@ impl Publisher {
                 renameat_with(staged.stage.fd(), &staged.name, dir, step.path.name(), flags)
             })
         };
-        let is_dir = step.new.as_ref().is_some_and(|entry| entry.is_dir());
+        let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
         let fail = |errno| match errno {
             Errno::EXIST => drift("create", &step.path),
             errno => FsError::new("put in place", &step.path, errno),
@@ -125,7 +140,7 @@ impl Publisher {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
                 exchanged => {
                     exchanged.map_err(fail)?;
-                    self.remove_exchanged(step, staged, &rename)?;
+                    Self::remove_exchanged(step, staged, &rename)?;
                 }
             },
         }
@@ -144,8 +159,7 @@ impl Publisher {
     /// Compares what stands at the name with what the index says.
     fn check_old(&mut self, step: &Step) -> Result<There, FsError> {
         let Some((row, tuple)) = old_of(step) else { return Ok(There::Nothing) };
-        let dir = self.staging.thaw.open(&self.root, &step.path.parent().unwrap_or_default())?;
-        let stat = match self.root.stat_at(dir.as_fd(), step.path.name()) {
+        let stat = match self.staging.look_at(&step.path) {
             Ok(stat) => stat,
             // Nothing is lost by putting something where there is nothing.
             Err(Errno::NOENT) => return Ok(There::Nothing),
@@ -167,13 +181,11 @@ impl Publisher {
 
     /// After an exchange: the old entry is in staging and goes. A directory that is not empty after all comes back.
     fn remove_exchanged(
-        &self,
         step: &Step,
         staged: &Staged,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
-        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
-        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(staged.stage.fd(), &staged.name, flags) {
             Ok(()) => Ok(()),
             Err(errno) => {
@@ -189,8 +201,7 @@ impl Publisher {
         step: &Step,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
-        let was_dir = step.old.as_ref().is_some_and(|row| row.entry.is_dir());
-        let flags = if was_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let parent = step.path.parent().unwrap_or_default();
         let removed = self.staging.thaw.within(&self.root, &parent, |dir| unlinkat(dir, step.path.name(), flags));
         removed.map_err(|errno| not_removable("replace", &step.path, errno))?;
@@ -200,12 +211,16 @@ impl Publisher {
     /// A moved inode gets the attributes of its new name at the last moment: its old name shows them too.
     fn dress_moved(&mut self, i: usize, step: &Step, from: &RelPath, staged: &Staged) -> Result<(), FsError> {
         let (Some(entry), Some(row)) = (&step.new, self.row_of(from)) else { return Ok(()) };
+        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        // Its old name is still visible, and somebody may have written to it since it was pinned.
+        if !row.tuple.is_some_and(|tuple| self.is_unchanged(&stat, &tuple)) {
+            return Err(drift("move", from));
+        }
         self.work[i].refused = row.refused;
         if same_attributes(&row.entry, entry) {
             return Ok(());
         }
-        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
-        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
         let known = !row.refused.has(Refused::XATTR);
         let xattrs = known.then_some(&*row.entry.xattrs);
         let before = Before { uid: stat.uid, gid: stat.gid, mode: stat.mode, xattrs };
@@ -272,18 +287,17 @@ impl Publisher {
     fn delete(&mut self, step: &Step) -> Result<(), FsError> {
         let Some((row, tuple)) = old_of(step) else { return Ok(()) };
         let parent = step.path.parent().unwrap_or_default();
-        let found = match self.staging.thaw.open(&self.root, &parent) {
-            Ok(dir) => self.root.stat_at(dir.as_fd(), step.path.name()),
-            Err(error) if error.is_gone() => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let stat = match found {
+        let stat = match self.staging.look_at(&step.path) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(errno) => return Err(FsError::new("look at", &step.path, errno)),
         };
         let is_dir = row.entry.is_dir();
-        let same = if is_dir { stat.is_dir() && inode(&stat.tuple) == inode(&tuple) } else { self.is_unchanged(&stat, &tuple) };
+        let same = if is_dir {
+            stat.is_dir() && inode(&stat.tuple) == inode(&tuple)
+        } else {
+            self.is_unchanged(&stat, &tuple)
+        };
         if !same {
             return Err(drift("delete", &step.path));
         }
@@ -320,9 +334,8 @@ fn in_the_way(steps: &[Step]) -> Vec<bool> {
             marks[i] = is_delete(step);
             continue;
         }
-        let was_dir = old_of(step).is_some_and(|(row, _): (_, Tuple)| row.entry.is_dir());
-        let stays_dir = step.new.as_ref().is_none_or(|entry| entry.is_dir());
-        top = (was_dir && !stays_dir).then_some(&step.path);
+        let stays_dir = step.new.as_ref().is_none_or(Entry::is_dir);
+        top = (was_dir(step) && !stays_dir).then_some(&step.path);
     }
     marks
 }

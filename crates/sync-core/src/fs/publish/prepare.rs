@@ -13,6 +13,7 @@ use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::sparse;
 use crate::fs::staging::{Stage, create};
+use crate::fs::stat::Stat;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Refused, Row};
 use crate::path::RelPath;
@@ -42,8 +43,8 @@ impl Publisher {
 
     fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users) -> Result<Option<Staged>, FsError> {
         let Some(entry) = &step.new else { return Ok(None) };
-        // A path of this plan that only makes the file system known, so that it is flushed with the others.
-        let is_dir_already = step.old.as_ref().is_some_and(|row| row.tuple.is_some() && row.entry.is_dir());
+        // The top is there in any case, and so may be another directory: then only its metadata is left to set.
+        let is_dir_already = step.path.is_root() || super::was_dir(step);
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
             Action::MakeDir if is_dir_already => Ok(None),
@@ -58,13 +59,7 @@ impl Publisher {
         }
     }
 
-    fn prepare_content(
-        &mut self,
-        i: usize,
-        step: &Step,
-        entry: &Entry,
-        users: &mut Users,
-    ) -> Result<Staged, FsError> {
+    fn prepare_content(&mut self, i: usize, step: &Step, entry: &Entry, users: &mut Users) -> Result<Staged, FsError> {
         let Some((size, digest)) = entry.content() else {
             return Err(FsError::because("prepare", &step.path, "the plan gives content to what is no file"));
         };
@@ -141,19 +136,16 @@ impl Publisher {
             return Err(FsError::because("move", &step.path, "nothing is known of where it comes from"));
         };
         let stage = self.staging.stage_near(&step.path)?;
-        let dir = self.staging.thaw.open(&self.root, &from.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), from.name()).map_err(|e| FsError::new("look at", from, e))?;
+        let stat = self.staging.look_at(from).map_err(|errno| FsError::new("look at", from, errno))?;
         if stat.is_dir() || !self.is_unchanged(&stat, &tuple) {
             return Err(drift("move", from));
         }
         let outside = self.has_names_outside(&stat) && !same_attributes(&row.entry, entry);
-        if !outside && let Some(staged) = self.pin(dir.as_fd(), from, &stat, &stage)? {
+        if !outside && let Some(staged) = self.pin(from, &stat, &stage)? {
             return Ok(staged);
         }
         if entry.content().is_none() {
-            return self
-                .make(i, step, entry, &stage)?
-                .ok_or_else(|| FsError::new("make", &step.path, Errno::PERM));
+            return self.make(i, step, entry, &stage)?.ok_or_else(|| FsError::new("make", &step.path, Errno::PERM));
         }
         let source = self.open_visible(from)?;
         let staged = self.copy_checked(step, entry, &source, Some(&row), stage)?;
@@ -162,15 +154,10 @@ impl Publisher {
     }
 
     /// Gives a visible inode a further name in staging; `None` if the kernel refuses that.
-    fn pin(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        path: &RelPath,
-        stat: &crate::fs::Stat,
-        stage: &Arc<Stage>,
-    ) -> Result<Option<Staged>, FsError> {
+    fn pin(&mut self, path: &RelPath, stat: &Stat, stage: &Arc<Stage>) -> Result<Option<Staged>, FsError> {
         let name = self.staging.fresh_name();
-        match linkat(dir, path.name(), stage.fd(), &name, AtFlags::empty()) {
+        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
+        match linkat(&dir, path.name(), stage.fd(), &name, AtFlags::empty()) {
             Ok(()) => {}
             Err(errno) if is_link_refusal(errno) => return Ok(None),
             Err(errno) => return Err(FsError::new("link", path, errno)),
@@ -254,12 +241,11 @@ impl Publisher {
             }
             return Err(FsError::because("link", &step.path, format!("{first}, which it is a link to, is not there")));
         };
-        let dir = self.staging.thaw.open(&self.root, &first.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), first.name()).map_err(|e| FsError::new("look at", first, e))?;
+        let stat = self.staging.look_at(first).map_err(|errno| FsError::new("look at", first, errno))?;
         if stat.is_dir() || !self.is_unchanged(&stat, &tuple) {
             return Err(drift("link to", first));
         }
-        if let Some(staged) = self.pin(dir.as_fd(), first, &stat, &stage)? {
+        if let Some(staged) = self.pin(first, &stat, &stage)? {
             return Ok(Some(staged));
         }
         let source = entry.content().map(|_| self.open_visible(first)).transpose()?;
@@ -293,9 +279,7 @@ impl Publisher {
         if step.action != Action::Metadata {
             return Ok(());
         }
-        let dir = self.staging.thaw.open(&self.root, &step.path.parent().unwrap_or_default())?;
-        let look = self.root.stat_at(dir.as_fd(), step.path.name());
-        let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        let stat = self.staging.look_at(&step.path).map_err(|errno| FsError::new("look at", &step.path, errno))?;
         if self.is_unchanged(&stat, &tuple) && self.has_names_outside(&stat) {
             self.work[j].staged = self.detach(j, step)?;
             self.inodes.detached.insert(inode(&tuple), step.path.clone());
@@ -382,11 +366,11 @@ impl Publisher {
     /// Opens a visible file for reading. A fifo or device that took its place is not waited for, nor read: only a
     /// regular file opens.
     fn open_visible(&self, path: &RelPath) -> Result<OwnedFd, FsError> {
-        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
-        let stat = self.root.stat_at(dir.as_fd(), path.name()).map_err(|errno| FsError::new("look at", path, errno))?;
+        let stat = self.staging.look_at(path).map_err(|errno| FsError::new("look at", path, errno))?;
         if !stat.is_file() {
             return Err(drift("read", path));
         }
+        let dir = self.staging.thaw.open(&self.root, &path.parent().unwrap_or_default())?;
         open_readable(dir.as_fd(), path.name()).map_err(|errno| FsError::new("read", path, errno))
     }
 }

@@ -14,6 +14,7 @@ mod changes;
 mod drift;
 mod hostile;
 mod mounts;
+mod speed;
 mod unprivileged;
 
 type Tree = BTreeMap<RelPath, Row>;
@@ -152,7 +153,7 @@ fn run(publisher: &mut Publisher) -> Vec<Observed> {
 }
 
 fn compare(want: &Tree, now: &Tree) {
-    let names = |tree: &Tree| tree.keys().map(|path| path.display()).collect::<Vec<_>>();
+    let names = |tree: &Tree| tree.keys().map(RelPath::display).collect::<Vec<_>>();
     assert_eq!(names(now), names(want));
     for (path, row) in want {
         assert_eq!(now[path].entry, row.entry, "at {path}");

@@ -39,7 +39,8 @@ impl Name {
         if let Some(digest) = name.strip_suffix(incoming::PART.as_bytes()).and_then(Digest::from_hex) {
             return Self::Part(digest);
         }
-        let numbered = matches!(name, [b't', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit));
+        let numbered =
+            matches!(name, [b't', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit));
         if numbered || name == BORN.as_bytes() { Self::Temporary } else { Self::Foreign }
     }
 }
@@ -174,7 +175,9 @@ fn is_usable(stat: &Stat, state: State) -> bool {
 fn make_plain(stage: &Stage, name: &[u8]) -> bool {
     let Ok(name) = std::str::from_utf8(name) else { return false };
     let target = Target::Staged(stage.fd(), name);
-    target.chown(Some(stage.uid), Some(stage.gid)).is_ok() && target.chmod(0o600).is_ok() && target.strip_xattrs().is_ok()
+    target.chown(Some(stage.uid), Some(stage.gid)).is_ok()
+        && target.chmod(0o600).is_ok()
+        && target.strip_xattrs().is_ok()
 }
 
 fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {

@@ -77,13 +77,29 @@ impl Staging {
         if !above.exists {
             return Ok(absent);
         }
-        let parent = self.thaw.open(&self.root, &dir.parent().unwrap_or_default())?;
-        match self.root.stat_at(parent.as_fd(), dir.name()) {
+        match self.look_at(dir) {
             Ok(stat) if !stat.is_dir() => Ok(absent),
             Ok(stat) if stat.mount == above.mount.id => Ok(Place { exists: true, ..absent }),
             Ok(stat) => Ok(Place { mount: self.mount(dir, &stat)?, exists: true }),
-            Err(Errno::NOENT) => Ok(absent),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(absent),
             Err(errno) => Err(FsError::new("look at", dir, errno)),
+        }
+    }
+
+    /// Looks at a visible entry; a directory of ours that may not be passed is made passable.
+    pub(crate) fn look_at(&self, path: &RelPath) -> Result<Stat, Errno> {
+        match path.parent() {
+            None => self.root.stat_fd(self.root.fd()),
+            Some(parent) => self.thaw.within(&self.root, &parent, |dir| self.root.stat_at(dir, path.name())),
+        }
+    }
+
+    /// Holds a visible entry without any right to it.
+    pub(crate) fn hold(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match path.parent() {
+            None => rustix::io::dup(self.root.fd()),
+            Some(parent) => self.thaw.within(&self.root, &parent, |dir| openat(dir, path.name(), flags, Mode::empty())),
         }
     }
 

@@ -62,10 +62,27 @@ fn new_files_are_proven_and_keep_their_times() {
 }
 
 #[test]
+fn the_top_may_be_unknown_and_made() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("a", "1")]);
+    mode(&bed.src(""), 0o711);
+    set_mtime(&bed.src(""), 11, 11);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(bed.dst(""), "user.stale", b"x", flags).unwrap();
+    let want = bed.source();
+    let mut publisher = bed.publisher_of(&want, Tree::new(), &[]);
+    assert_eq!(publisher.steps[0].action, Action::MakeDir);
+    run(&mut publisher);
+    assert!(publisher.take_failures().is_empty());
+    compare(&want, &bed.replica());
+}
+
+#[test]
 fn swaps_and_rotations_move_inodes() {
     let bed = Bed::new();
     Bed::write(|n| bed.dst(n), &[("a", "A"), ("b", "B"), ("d/c", "C"), ("gone/x", "X")]);
-    let inodes: Vec<u64> = ["a", "b", "d/c", "gone/x"].iter().map(|n| fs::metadata(bed.dst(n)).unwrap().ino()).collect();
+    let inodes: Vec<u64> =
+        ["a", "b", "d/c", "gone/x"].iter().map(|n| fs::metadata(bed.dst(n)).unwrap().ino()).collect();
     Bed::write(|n| bed.src(n), &[("a", "B"), ("b", "C"), ("d/c", "A"), ("new/y", "X")]);
     for (from, to) in [("b", "a"), ("d/c", "b"), ("a", "d/c"), ("gone/x", "new/y")] {
         let mtime = fs::metadata(bed.dst(from)).unwrap();
@@ -162,7 +179,9 @@ fn metadata_alone_keeps_the_inode() {
 /// `user::rw-,user:1234:rwx,group::r--,mask::rwx,other::---`, as the kernel stores it.
 fn acl() -> Vec<u8> {
     let mut acl = 2u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in [(1u16, 6u16, u32::MAX), (2, 7, 1234), (4, 4, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)] {
+    for (tag, perm, id) in
+        [(1u16, 6u16, u32::MAX), (2, 7, 1234), (4, 4, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
+    {
         acl.extend(tag.to_le_bytes());
         acl.extend(perm.to_le_bytes());
         acl.extend(id.to_le_bytes());

@@ -1,1 +1,183 @@
-//! later
+//! Without root: what the kernel refuses is told and is no failure, and read-only directories are no obstacle.
+
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+
+use super::*;
+
+const NOBODY: u32 = 65534;
+
+/// Runs `test` in a thread of its own that has given up root for good.
+fn unprivileged(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if is_root() {
+                let (uid, gid) = (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
+                rustix::thread::set_thread_groups(&[]).unwrap();
+                set_thread_res_gid(gid, gid, gid).unwrap();
+                set_thread_res_uid(uid, uid, uid).unwrap();
+            }
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// A bed that the unprivileged user owns.
+fn bed() -> Bed {
+    let top = tempfile::tempdir().unwrap();
+    mode(top.path(), 0o777);
+    let bed = Bed::at(top);
+    if is_root() {
+        for name in ["src", "dst"] {
+            std::os::unix::fs::chown(bed.top.path().join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    bed
+}
+
+#[test]
+fn read_only_directories_of_ones_own_are_no_obstacle() {
+    let bed = bed();
+    unprivileged(|| {
+        Bed::write(|n| bed.dst(n), &[("d/e/old", "1"), ("d/e/keep", "2"), ("d/gone/x", "3"), ("shut/in/a", "4")]);
+        Bed::write(|n| bed.src(n), &[("d/e/new", "1"), ("d/e/keep", "2"), ("fresh/x", "3"), ("shut/in/a", "5")]);
+        mode(&bed.src("fresh"), 0o500);
+        for name in ["d/e", "d/gone", "d"] {
+            mode(&bed.dst(name), 0o555);
+        }
+        for name in ["d/e", "d"] {
+            mode(&bed.src(name), 0o555);
+        }
+        let want = bed.source();
+        let have = bed.replica();
+        // The scan of this test must be able to look; the publisher need not.
+        for name in ["shut/in", "shut", ""] {
+            mode(&bed.dst(name), 0o000);
+        }
+        mode(&bed.dst(""), 0o555);
+        let mut publisher = bed.publisher_of(&want, have, &[]);
+        run(&mut publisher);
+        let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+        assert_eq!(failures, Vec::<String>::new());
+        compare(&want, &bed.replica());
+        for name in ["d/e", "d", "fresh"] {
+            mode(&bed.dst(name), 0o755);
+            mode(&bed.src(name), 0o755);
+        }
+    });
+}
+
+#[test]
+fn an_interrupted_push_gives_modes_back() {
+    let bed = bed();
+    unprivileged(|| {
+        mode(&bed.dst(""), 0o555);
+        let staging = bed.staging();
+        staging.store(&Digest::of(b"x"), b"x", &path("a")).unwrap();
+        assert!(staging.is_present());
+        staging.keep_parts();
+        assert_eq!(fs::metadata(bed.dst("")).unwrap().mode() & 0o777, 0o555);
+        assert_eq!(fs::read_dir(bed.dst("")).unwrap().count(), 0);
+        mode(&bed.dst(""), 0o755);
+    });
+}
+
+#[test]
+fn owners_devices_and_xattrs_are_refused_and_counted() {
+    if !is_root() {
+        return skip("owners_devices_and_xattrs_are_refused_and_counted", "needs root to make the source");
+    }
+    let bed = bed();
+    Bed::write(|n| bed.src(n), &[("own", "1"), ("setid", "2"), ("trusted", "3")]);
+    mknodat(CWD, bed.src("dev"), FileType::CharacterDevice, Mode::RUSR, rustix::fs::makedev(1, 3)).unwrap();
+    fs::hard_link(bed.src("dev"), bed.src("dev2")).unwrap();
+    fs::write(bed.dst("dev"), "a file before").unwrap();
+    std::os::unix::fs::chown(bed.dst("dev"), Some(NOBODY), Some(NOBODY)).unwrap();
+    std::os::unix::fs::chown(bed.src("setid"), Some(1), Some(1)).unwrap();
+    mode(&bed.src("setid"), 0o6755);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(bed.src("trusted"), "trusted.x", b"1", flags).unwrap();
+    rustix::fs::setxattr(bed.src("trusted"), "user.x", b"1", flags).unwrap();
+    for name in ["own", "trusted", ""] {
+        std::os::unix::fs::chown(bed.src(name), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    mode(&bed.src("trusted"), 0o444);
+    let (want, have) = (bed.source(), bed.replica());
+    let publisher = bed.publisher_of(&want, have, &[]);
+    // What was staged as root would not be the user's: let the user do all of it.
+    publisher.staging.remove();
+    let steps = publisher.steps.to_vec();
+    let (index, top) = (Index(bed.replica()), bed.top.path().join("dst"));
+    unprivileged(|| {
+        let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
+        for text in ["1", "2", "3"] {
+            staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &path("own")).unwrap();
+        }
+        let mut publisher = Publisher::new(staging, steps, Box::new(index));
+        let seen = run(&mut publisher);
+        let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+        assert_eq!(failures, Vec::<String>::new());
+        let refused: BTreeMap<String, Refused> = seen.iter().map(|s| (s.path.display(), s.refused)).collect();
+        let both = Refused(Refused::OWNER.0 | Refused::MODE.0);
+        for (name, wanted) in [
+            ("own", Refused::default()),
+            ("setid", both),
+            ("trusted", Refused::XATTR),
+            ("dev", Refused::DEVICE),
+            ("dev2", Refused::DEVICE),
+        ] {
+            assert_eq!(refused[name], wanted, "{name}");
+        }
+    });
+    assert!(!bed.dst("dev").exists());
+    let meta = fs::metadata(bed.dst("setid")).unwrap();
+    assert_eq!((meta.uid(), meta.mode() & 0o7777), (NOBODY, 0o755));
+    assert_eq!(xattrs(&bed.dst("trusted")).len(), 1);
+}
+
+#[test]
+fn user_attributes_of_a_read_only_file_change() {
+    let bed = bed();
+    unprivileged(|| {
+        Bed::write(|n| bed.dst(n), &[("a", "1")]);
+        Bed::write(|n| bed.src(n), &[("a", "1")]);
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(bed.src("a"), "user.x", b"new", flags).unwrap();
+        rustix::fs::setxattr(bed.dst("a"), "user.stale", b"old", flags).unwrap();
+        for file in [bed.src("a"), bed.dst("a")] {
+            mode(&file, 0o444);
+            set_mtime(&file, 4, 4);
+        }
+        bed.push(&[]);
+    });
+}
+
+#[test]
+fn a_staging_directory_of_somebody_else_is_not_trusted() {
+    if !is_root() {
+        return skip("a_staging_directory_of_somebody_else_is_not_trusted", "needs root");
+    }
+    let bed = bed();
+    let planted = bed.dst(STAGING_NAME);
+    unprivileged(|| {
+        fs::create_dir(&planted).unwrap();
+        mode(&planted, 0o777);
+        fs::write(planted.join(Digest::of(b"x").to_hex()), "evil").unwrap();
+    });
+    let staging = bed.staging();
+    staging.adopt(&RelPath::root()).unwrap();
+    assert!(!staging.has(&Digest::of(b"x")));
+    let meta = fs::metadata(&planted).unwrap();
+    assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o700));
+    staging.remove();
+    assert!(!planted.exists());
+    // What we cannot have made is not ours to remove.
+    fs::create_dir(&planted).unwrap();
+    fs::write(planted.join("thesis"), "x").unwrap();
+    mode(&planted, 0o755);
+    let refused = bed.staging().adopt(&RelPath::root()).unwrap_err().to_string();
+    assert!(refused.contains("reserved"), "{refused}");
+    assert!(planted.join("thesis").exists());
+}

@@ -1,0 +1,242 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+
+use super::*;
+use crate::chunk::{Chunker, Chunking};
+use crate::fs::{BasisFile, Incoming};
+
+struct Bed {
+    top: tempfile::TempDir,
+    root: Arc<Root>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(top.path()).unwrap());
+        Self { top, root }
+    }
+
+    fn session(&self) -> Arc<Staging> {
+        let staging = Arc::new(Staging::new(Arc::clone(&self.root)));
+        staging.adopt(&RelPath::root()).unwrap();
+        staging
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.top.path().join(STAGING_NAME)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.dir()) else { return Vec::new() };
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn near() -> RelPath {
+    RelPath::new("not/there/yet").unwrap()
+}
+
+/// Bytes without structure, the same every time.
+fn noise(len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new_derive_key("noise").finalize_xof().fill(&mut out);
+    out
+}
+
+fn begin(staging: &Arc<Staging>, bytes: &[u8]) -> Incoming {
+    staging.begin(&Digest::of(bytes), bytes.len() as u64, &near()).unwrap().unwrap()
+}
+
+#[test]
+fn nothing_is_touched_until_something_is_staged() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    assert!(!staging.is_present() && !bed.dir().exists());
+    staging.store(&Digest::of(b"x"), b"x", &near()).unwrap();
+    assert!(staging.is_present() && staging.has(&Digest::of(b"x")));
+    let meta = fs::metadata(bed.dir()).unwrap();
+    assert_eq!(meta.mode() & 0o7777, 0o700);
+    assert_eq!(fs::metadata(bed.dir().join(Digest::of(b"x").to_hex())).unwrap().mode() & 0o7777, 0o600);
+    staging.remove();
+    assert!(!bed.dir().exists() && staging.take_problems().is_empty());
+}
+
+#[test]
+fn what_does_not_match_is_never_there() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    assert!(matches!(staging.store(&Digest::of(b"x"), b"y", &near()), Err(IncomingError::Mismatch)));
+    let bytes = noise(300_000);
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..299_999]).unwrap();
+    assert!(matches!(incoming.write(b"zz"), Err(IncomingError::Mismatch)), "longer than announced");
+    incoming.write(&[bytes[299_999] ^ 1]).unwrap();
+    assert!(matches!(incoming.finish(), Err(IncomingError::Mismatch)));
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..5]).unwrap();
+    assert!(matches!(incoming.finish(), Err(IncomingError::Mismatch)), "shorter than announced");
+    assert!(!staging.has(&Digest::of(&bytes)));
+    assert_eq!(bed.names(), Vec::<String>::new());
+    // Given up, nothing is left, and it can be received again.
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..5]).unwrap();
+    drop(incoming);
+    assert_eq!(bed.names(), Vec::<String>::new());
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes).unwrap();
+    incoming.finish().unwrap();
+    assert!(staging.has(&Digest::of(&bytes)));
+}
+
+#[test]
+fn pieces_zeros_and_ranges_of_a_basis_add_up() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let basis = noise(900_001);
+    fs::write(bed.top.path().join("basis"), &basis).unwrap();
+    let path = RelPath::new("basis").unwrap();
+    let tuple = bed.root.stat(&path).unwrap().unwrap().tuple;
+    let file = BasisFile::open(&bed.root, &path, &tuple).unwrap();
+    let mut want = basis[123..700_000].to_vec();
+    want.extend_from_slice(&[0; 1_000_003]);
+    want.extend_from_slice(b"abc");
+    want.extend_from_slice(&[0; 20_000]);
+    let mut incoming = begin(&staging, &want);
+    incoming.copy_from(&file, 123, 700_000 - 123).unwrap();
+    incoming.zeros(1_000_003).unwrap();
+    for byte in b"abc" {
+        incoming.write(&[*byte]).unwrap();
+    }
+    incoming.zeros(20_000).unwrap();
+    incoming.finish().unwrap();
+    let staged = bed.dir().join(Digest::of(&want).to_hex());
+    assert_eq!(fs::read(&staged).unwrap(), want);
+    assert!(fs::metadata(&staged).unwrap().blocks() * 512 < 800_000);
+    // A range beyond the end, and a basis that is not the file it was.
+    let mut incoming = begin(&staging, &[1; 10]);
+    assert!(matches!(incoming.copy_from(&file, 900_000, 2), Err(IncomingError::Fs(_))));
+    fs::write(bed.top.path().join("basis"), "other").unwrap();
+    assert!(BasisFile::open(&bed.root, &path, &tuple).is_err());
+}
+
+#[test]
+fn a_killed_session_is_adopted() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    for text in ["good", "bad", "linked", "dressed"] {
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near()).unwrap();
+    }
+    // Dropped without a word, as by a kill: dropping clears nothing.
+    drop(staging);
+    let name = |text: &str| bed.dir().join(Digest::of(text.as_bytes()).to_hex());
+    fs::write(name("bad"), "worse").unwrap();
+    // Published already under another name: it must not be touched again.
+    fs::hard_link(name("linked"), bed.top.path().join("visible")).unwrap();
+    // Linked to a temporary only.
+    fs::hard_link(name("good"), bed.dir().join("t7")).unwrap();
+    fs::set_permissions(name("dressed"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::create_dir(bed.dir().join("t8")).unwrap();
+    fs::write(bed.dir().join(incoming::part_name(&Digest::of(b"small"))), "sm").unwrap();
+    fs::write(bed.dir().join("thesis"), "somebody's").unwrap();
+
+    let staging = bed.session();
+    assert!(staging.has(&Digest::of(b"good")) && staging.has(&Digest::of(b"dressed")));
+    assert!(!staging.has(&Digest::of(b"bad")) && !staging.has(&Digest::of(b"linked")));
+    assert_eq!(fs::metadata(name("dressed")).unwrap().mode() & 0o7777, 0o600);
+    let problems: Vec<_> = staging.take_problems().iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("thesis"), "{problems:?}");
+    assert_eq!(bed.names().len(), 3);
+    staging.remove();
+    assert_eq!(bed.names(), ["thesis"]);
+}
+
+#[test]
+fn an_interrupted_big_file_resumes() {
+    let bed = Bed::new();
+    let bytes = noise(usize::try_from(PART_MIN).unwrap() + 3_000_000);
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    let received = usize::try_from(PART_MIN).unwrap() + 1_000_000;
+    let staging = bed.session();
+    staging.store(&Digest::of(b"small"), b"small", &near()).unwrap();
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..received]).unwrap();
+    drop(incoming);
+    staging.keep_parts();
+    assert!(staging.take_problems().is_empty());
+    assert_eq!(bed.names(), [incoming::part_name(&digest)]);
+
+    let staging = bed.session();
+    let part = staging.part(&digest, size).unwrap().unwrap();
+    assert!(part.size > PART_MIN && part.size <= received as u64);
+    let mut chunks = Vec::new();
+    let mut chunker = Chunker::new(Chunking::for_size(size));
+    chunker.push(&bytes, &mut |chunk| chunks.push(chunk));
+    chunker.finish(&mut |chunk| chunks.push(chunk));
+    assert!(chunks.starts_with(&part.chunks), "a part's chunks begin the whole's");
+    // The peer confirms all but the last chunk, so that the offset is odd.
+    let offset = part.size - u64::from(part.chunks.last().unwrap().len);
+    let at = usize::try_from(offset).unwrap();
+    let mut incoming = staging.begin_at(&digest, size, &near(), offset).unwrap().unwrap();
+    assert_eq!(incoming.position(), offset);
+    incoming.write(&bytes[at..]).unwrap();
+    incoming.finish().unwrap();
+    assert!(fs::read(bed.dir().join(digest.to_hex())).unwrap() == bytes);
+    // Whole but unpublished, it is kept as well, and believed after hashing.
+    staging.keep_parts();
+    let staging = bed.session();
+    assert!(staging.has(&digest));
+    assert!(staging.part(&digest, size).unwrap().is_none());
+    staging.remove();
+    assert!(!bed.dir().exists());
+}
+
+#[test]
+fn many_threads_store_at_once() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let staging = &staging;
+            scope.spawn(move || {
+                for i in 0..200 {
+                    // Half of the contents come from every thread.
+                    let text = if i % 2 == 0 { format!("{i}") } else { format!("{thread} {i}") };
+                    staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(bed.names().len(), 100 + 4 * 100);
+}
+
+#[test]
+fn a_file_of_the_reserved_name_is_refused() {
+    let bed = Bed::new();
+    fs::write(bed.dir(), "mine").unwrap();
+    let staging = Arc::new(Staging::new(Arc::clone(&bed.root)));
+    let refused = staging.adopt(&RelPath::root()).unwrap_err().to_string();
+    assert!(refused.contains("reserved"), "{refused}");
+    assert_eq!(fs::read(bed.dir()).unwrap(), b"mine");
+}
+
+#[test]
+fn setgid_and_default_acls_do_not_reach_staging() {
+    let bed = Bed::new();
+    fs::set_permissions(bed.top.path(), fs::Permissions::from_mode(0o2777)).unwrap();
+    let acl =
+        [2u8, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 7, 0, 255, 255, 255, 255, 32, 0, 7, 0, 255, 255, 255, 255];
+    let flags = rustix::fs::XattrFlags::empty();
+    if rustix::fs::setxattr(bed.top.path(), "system.posix_acl_default", &acl, flags).is_err() {
+        return eprintln!("SKIPPED: setgid_and_default_acls_do_not_reach_staging: no ACLs here");
+    }
+    let staging = bed.session();
+    staging.store(&Digest::of(b"x"), b"x", &near()).unwrap();
+    assert_eq!(fs::metadata(bed.dir()).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(fs::metadata(bed.dir().join(Digest::of(b"x").to_hex())).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(rustix::fs::llistxattr(bed.dir(), &mut vec![0u8; 4096][..]).unwrap_or(0), 0);
+}
