@@ -352,6 +352,22 @@ fn a_state_dir_inside_src_is_left_out_with_a_notice() {
 }
 
 #[test]
+fn a_state_dir_inside_dest_is_refused_or_left_alone() {
+    let scratch = small();
+    mkdir(scratch.dst());
+    let state = scratch.dst().join("state");
+    for _ in 0..2 {
+        let ran = push_with(&state, &scratch.src(), &[scratch.dst()]).run().one_of(&[0, 1, 2]);
+        if ran.status.success() {
+            assert!(state.is_dir(), "the push removed its own state\n{ran}");
+            assert!(scratch.dst().join("a/file").exists());
+        } else {
+            ran.says("state");
+        }
+    }
+}
+
+#[test]
 fn the_reserved_staging_name_in_src_is_reported_and_the_rest_is_done() {
     let scratch = small();
     write(scratch.src().join("sub").join(STAGING).join("file"), b"x");
