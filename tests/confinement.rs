@@ -220,7 +220,9 @@ fn a_dest_that_is_moved_away_during_the_push_is_not_followed() {
         edit_many(&src, if round == 0 { 800 } else { 0 }, round);
         write(src.join("large"), noise(round, 2 << 20));
         let mut running = scratch.push().start();
-        std::thread::sleep(std::time::Duration::from_millis(10 + 15 * round));
+        // From here on it has opened what the path led to.
+        wait_for("the push to stage something", 20, || dst.join(STAGING).exists() || !running.is_running());
+        std::thread::sleep(std::time::Duration::from_millis(8 * round));
         let cwd = rustix::fs::CWD;
         rustix::fs::renameat_with(cwd, &dst, cwd, &other, rustix::fs::RenameFlags::EXCHANGE).unwrap();
         while running.is_running() {

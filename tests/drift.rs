@@ -270,3 +270,32 @@ fn an_unchanged_file_once_proven_is_never_read_again() {
     assert_eq!(sources.len(), 1, "{sources:?}");
     assert_exact(&src, &dst);
 }
+
+#[test]
+fn drift_during_a_push_is_reported_or_healed_and_never_mixed_in() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 300, 3);
+    scratch.push().ok();
+    let there = dst.clone();
+    let vandal = watch::Hammer::start(move |turn| {
+        let file = there.join(format!("d{:03}/f{:05}", turn % 6, (turn % 6) * 50 + turn % 50));
+        match turn % 4 {
+            0 => drop(std::fs::write(&file, b"vandal")),
+            1 => drop(std::fs::remove_file(&file)),
+            2 => drop(std::fs::rename(&file, file.with_extension("vandal"))),
+            _ => drop(std::fs::write(there.join(format!("extra{}", turn % 20)), b"vandal")),
+        }
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    });
+    for round in 0..8 {
+        for i in (0..300_usize).step_by(7) {
+            append(src.join(format!("d{:03}/f{i:05}", i / 50)), format!("{round}").as_bytes());
+        }
+        scratch.push().run().one_of(&[0, 1]);
+    }
+    vandal.stop();
+    scratch.push().ok();
+    assert_exact(&src, &dst);
+    assert_no_differences("left over", &leftovers(&snapshot(&dst)));
+}

@@ -236,7 +236,9 @@ fn a_busy_mount_point_that_must_go_is_named_and_the_rest_is_done() {
     scratch.push().code(1).names("mounted");
     assert_eq!(std::fs::read(dst.join("file")).unwrap(), b"one");
     unmount(&dst.join("mounted"));
-    scratch.push().ok();
+    // A directory that was a mount and is none any more is unreadable, not empty: it is held until somebody says so.
+    scratch.push().run().one_of(&[0, 1]);
+    scratch.push().arg("--checksum").ok();
     exact_and_clean(&src, &dst);
 }
 

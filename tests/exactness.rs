@@ -104,7 +104,8 @@ fn a_foreign_tree_at_dest_becomes_exact() {
     set_xattr(&dst, ACL_DEFAULT, &acl(6666, 7, 7, 7));
     write(dst.join("size/4096"), b"short");
     scratch.push().ok();
-    assert_exact(&scratch.src(), &scratch.dst());
+    // Files that were equal are not rewritten for the sake of their holes.
+    assert_exact_but(&scratch.src(), &scratch.dst(), |_| ());
     second_push_is_silent(&scratch);
 }
 

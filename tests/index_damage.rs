@@ -74,8 +74,8 @@ impl Pair {
         set_mtime(file(1), s, n);
         write(src.join(format!("new{round}")), noise(round, 3000));
         remove(&file(10 + round));
-        std::fs::rename(file(20 + round), src.join(format!("moved{round}"))).unwrap();
-        set_mode(file(30), if round.is_multiple_of(2) { 0o600 } else { 0o640 });
+        std::fs::rename(file(30 + round), src.join(format!("moved{round}"))).unwrap();
+        set_mode(file(5), if round.is_multiple_of(2) { 0o600 } else { 0o640 });
     }
 
     /// Changes the replica behind its back, where an old index would believe it knows better.

@@ -201,3 +201,52 @@ fn a_daemon_through_a_power_cut() {
         victim.assert_is(version, &format!("the push after cut {point}"));
     }
 }
+
+#[test]
+fn exit_0_is_durable_on_every_mount_below_dest() {
+    let test = "exit_0_is_durable_on_every_mount_below_dest";
+    let Some(mut victim) = Victim::new(test) else { return };
+    mkdir(victim.dst().join("d001"));
+    let Some(mut below) = Disk::ext4(test, &victim.scratch, "disk/dst/d001", 64) else { return };
+    for version in ["a", "b"] {
+        victim.push(version).ok();
+        below.go_dark(Cut::Sudden);
+        victim.disk.go_dark(Cut::Sudden);
+        below.unmount();
+        victim.disk.unmount();
+        victim.disk.mount();
+        below.mount();
+        victim.assert_is(version, "cut on both disks after exit 0");
+    }
+}
+
+/// Counts the flushing system calls of a push of this many new files.
+fn flushes(scratch: &Scratch, files: usize) -> Option<usize> {
+    let name = format!("{files}");
+    many(&scratch.path(format!("src{name}")), files, 1);
+    let calls = scratch.path(format!("calls{name}"));
+    let mut push = push_with(
+        &scratch.path(format!("state{name}")),
+        &scratch.path(format!("src{name}")),
+        &[scratch.path(format!("dst{name}"))],
+    );
+    let trace = ["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync,syncfs,sync,sync_file_range", "-o"];
+    let mut words: Vec<std::ffi::OsString> = trace.iter().map(Into::into).collect();
+    words.push(calls.clone().into());
+    let ran = push.behind(&words).run();
+    ran.status
+        .success()
+        .then(|| std::fs::read_to_string(&calls).unwrap().lines().filter(|l| l.contains("sync")).count())
+}
+
+#[test]
+fn flushes_are_per_batch_and_not_per_file() {
+    let name = "flushes_are_per_batch_and_not_per_file";
+    need!(name, has("strace"), "needs strace to count");
+    let scratch = Scratch::new();
+    let (few, more) = (flushes(&scratch, 5), flushes(&scratch, 1500));
+    need!(name, few.is_some() && more.is_some(), "strace may not trace here");
+    let (few, more) = (few.unwrap(), more.unwrap());
+    assert!(few >= 2, "nothing is flushed at all: {few}");
+    assert!(more <= few + 8, "5 files need {few} flushes, 1500 need {more}");
+}

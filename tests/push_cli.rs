@@ -44,11 +44,16 @@ fn the_contents_of_src_become_the_contents_of_dest() {
 #[test]
 fn relative_paths_are_destinations_when_they_start_with_a_dot() {
     let scratch = small();
-    mkdir(scratch.path("cwd/sub"));
     for (i, dest) in ["./here", "../there", ".", "..", "./deep.dir/"].iter().enumerate() {
         let cwd = scratch.dir(&format!("cwd{i}/sub/sub"));
         push_with(&scratch.path(format!("state{i}")), &scratch.src(), &[dest]).current_dir(&cwd).ok();
-        assert_exact(&scratch.src(), &cwd.join(dest));
+        // A push to the parent has removed the working directory, so the path is put together without it.
+        let parent = scratch.path(format!("cwd{i}/sub"));
+        let at = match dest.strip_prefix("..") {
+            Some(rest) => parent.join(rest.trim_start_matches('/')),
+            None => cwd.join(dest),
+        };
+        assert_exact(&scratch.src(), &at);
     }
 }
 
@@ -344,6 +349,22 @@ fn a_state_dir_inside_src_is_left_out_with_a_notice() {
     assert_exact_but(&scratch.src(), &scratch.dst(), |tree| {
         tree.retain(|path, _| !path.starts_with(b"var"));
     });
+}
+
+#[test]
+fn a_state_dir_inside_dest_is_refused_or_left_alone() {
+    let scratch = small();
+    mkdir(scratch.dst());
+    let state = scratch.dst().join("state");
+    for _ in 0..2 {
+        let ran = push_with(&state, &scratch.src(), &[scratch.dst()]).run().one_of(&[0, 1, 2]);
+        if ran.status.success() {
+            assert!(state.is_dir(), "the push removed its own state\n{ran}");
+            assert!(scratch.dst().join("a/file").exists());
+        } else {
+            ran.says("state");
+        }
+    }
 }
 
 #[test]

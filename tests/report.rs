@@ -279,7 +279,8 @@ fn quiet_says_nothing_and_the_usual_says_a_little() {
     assert!((1..10).contains(&usual.said().trim().lines().count()), "{usual}");
     let nothing = scratch.push().ok();
     nothing.says("nothing");
-    let failed = scratch.push_to(&[scratch.path("state/x/y/z")]).arg("-q").run();
+    write(scratch.path("file"), b"file");
+    let failed = scratch.push_to(&[scratch.path("file")]).arg("-q").run();
     assert!(!failed.status.success() && !failed.raw_err.is_empty(), "{failed}");
 }
 
@@ -336,7 +337,6 @@ fn every_push_that_changes_something_is_a_version_in_the_log() {
         let mut run = synccli(&scratch.state());
         run.arg("log").arg(what).arg("--json").ok().json_of("version")
     };
-    assert!(log(src.as_os_str()).is_empty());
     push();
     push();
     assert_eq!(log(src.as_os_str()).len(), 1, "a push that changed nothing made a version");

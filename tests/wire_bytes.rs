@@ -25,21 +25,21 @@ fn sent(scratch: &Scratch, args: &[&str]) -> (u64, Summary) {
 #[test]
 fn a_push_that_has_nothing_to_do_costs_next_to_nothing() {
     let scratch = Scratch::new();
-    many(&scratch.src(), 2000, 1);
+    many(&scratch.src(), 5000, 1);
     scratch.push().ok();
     let (bytes, _) = sent(&scratch, &[]);
-    // rsync needs some 20 bytes a file for the list alone.
-    assert!(bytes < 16_000, "{bytes} bytes for nothing");
+    // A handshake at loopback's packet size and a few answers; rsync needs some 20 bytes a file for the list alone.
+    assert!(bytes < 32_000, "{bytes} bytes for nothing");
 }
 
 #[test]
 fn one_small_change_costs_its_size_and_little_else() {
     let scratch = Scratch::new();
-    many(&scratch.src(), 2000, 1);
+    many(&scratch.src(), 5000, 1);
     scratch.push().ok();
     append(scratch.src().join("d003/f00170"), b"more");
     let (bytes, _) = sent(&scratch, &[]);
-    assert!(bytes < 24_000, "{bytes} bytes for one small file");
+    assert!(bytes < 36_000, "{bytes} bytes for one small file");
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl Disk {
             skip(test, "needs root, a mount namespace and mkfs.ext4");
             return None;
         }
-        let image = scratch.path(format!("{name}.img"));
+        // Beside what is tested, wherever the mount point is.
+        let image = scratch.path(format!("{}.img", name.replace('/', "-")));
         std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
         let mut args: Vec<&OsStr> = vec![OsStr::new("-q"), OsStr::new("-F")];
         args.extend(mkfs.iter().map(OsStr::new));
