@@ -42,8 +42,13 @@ impl FsError {
 
     /// The problem as the monitor and the peer see it: the path beside the reason, not in it.
     pub fn into_problem(self) -> Problem {
+        self.to_problem()
+    }
+
+    /// The same, for an error that is still needed.
+    pub fn to_problem(&self) -> Problem {
         let reason = format!("cannot {}: {}", self.doing, explain(&self.source));
-        Problem { path: Some(self.path), reason }
+        Problem { path: Some(self.path.clone()), reason }
     }
 }
 

@@ -22,12 +22,15 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Makes a directory with those above it that are missing.
+/// Makes a directory; the one above it must be there, so that a mistyped path is noticed.
 ///
 /// # Errors
 /// As mkdir(2).
 pub fn create(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)
+    std::fs::create_dir(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(error.kind(), "the directory above it does not exist: make it first"),
+        _ => error,
+    })
 }
 
 /// Device and inode of a directory; `None` if there is none.

@@ -147,6 +147,18 @@ impl Staging {
         std::mem::take(&mut *self.problems.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Includes the file system of a directory in every flush, although nothing is staged on it: somebody else wrote
+    /// there, and it shall be durable all the same.
+    ///
+    /// # Errors
+    /// [`FsError`] if the directory cannot be opened.
+    pub fn include(&self, top: &RelPath) -> Result<(), FsError> {
+        let fd = self.root.open_dir(top)?;
+        let stat = self.root.stat_fd(&fd).map_err(|errno| FsError::new("look at", top, errno))?;
+        self.durable.watch(stat.dev, top, fd);
+        Ok(())
+    }
+
     /// Flushes every file system that was written to: see `durable.rs` for what that promises.
     ///
     /// # Errors

@@ -214,7 +214,6 @@ mod tests {
         assert_eq!(file().hash().to_hex(), "1f980f923377a0c1b304fbc5990495f1a8fe4c9b45ce9024b783d95f96011260");
     }
 
-
     #[test]
     fn every_field_is_in_the_hash() {
         let base = file();

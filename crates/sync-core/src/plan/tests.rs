@@ -62,13 +62,7 @@ fn plan_with(
     let staged: Vec<Digest> = staged.iter().map(|s| Digest::of(s.as_bytes())).collect();
     let holds = Holds::new(holds.iter().map(|h| path(h)));
     let changes: Changes = want.iter().map(|(p, e)| (path(p), e.clone())).collect();
-    let now = Situation {
-        rows: &rows,
-        sources: &sources,
-        staged: &|d| staged.contains(d),
-        holds: &holds,
-        no_delete,
-    };
+    let now = Situation { rows: &rows, sources: &sources, staged: &|d| staged.contains(d), holds: &holds, no_delete };
     decide(&changes, &now)
 }
 
@@ -160,12 +154,7 @@ fn what_is_held_is_left_alone() {
 #[test]
 fn a_renamed_directory_deletes_nothing() {
     let have = [("old", dir()), ("old/x", file("1")), ("old/l", entry(Kind::Fifo))];
-    let want = [
-        ("old", None),
-        ("new", Some(dir())),
-        ("new/x", Some(file("1"))),
-        ("new/l", Some(entry(Kind::Fifo))),
-    ];
+    let want = [("old", None), ("new", Some(dir())), ("new/x", Some(file("1"))), ("new/l", Some(entry(Kind::Fifo)))];
     assert_eq!(plan(&have, &want, &[]).deletes, 0);
 }
 

@@ -80,12 +80,7 @@ fn is_member(pending: &Pending) -> bool {
     pending.row.entry.link.is_some()
 }
 
-fn read_all(
-    root: &Root,
-    jobs: &[(usize, Row)],
-    options: &IdentifyOptions<'_>,
-    done: &mut dyn FnMut(usize, Outcome),
-) {
+fn read_all(root: &Root, jobs: &[(usize, Row)], options: &IdentifyOptions<'_>, done: &mut dyn FnMut(usize, Outcome)) {
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(8)).min(jobs.len());
     // A short queue: what is read ahead of its consumer is memory.
@@ -182,8 +177,12 @@ fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
     for (i, pending) in std::mem::take(&mut survey.pending).into_iter().enumerate() {
         match failed.remove(&i) {
             Some(Some(error)) => survey.failures.push(error),
-            Some(None) if pending.before.is_some() => survey.gone.push(pending.row),
-            Some(None) => {}
+            Some(None) => {
+                survey.vanished.push(pending.row.path.clone());
+                if pending.before.is_some() {
+                    survey.gone.push(pending.row);
+                }
+            }
             // A name whose group's first name could not be read.
             None if pending.needs_hash => {
                 let why = "it changed while it was read; push again when it rests";

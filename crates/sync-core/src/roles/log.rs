@@ -71,9 +71,7 @@ pub fn versions(state_dir: &Path, which: Option<&OsStr>) -> Result<Vec<LoggedVer
         }
     }
     match which {
-        Some(which) if all.is_empty() => {
-            Err(LogError::Unknown(crate::path::escape(which.as_encoded_bytes())))
-        }
+        Some(which) if all.is_empty() => Err(LogError::Unknown(crate::path::escape(which.as_encoded_bytes()))),
         _ => Ok(all),
     }
 }

@@ -96,7 +96,9 @@ impl StateTrust {
     pub(crate) async fn serve_pairing(&self, connection: &Connection) -> Result<Option<PeerId>, StreamError> {
         pairing::serve(connection, |secret, peer| {
             let redeemed = self.0.consume_invitation(&secret.digest(), now());
-            match redeemed.and_then(|open| if open { self.0.trust(&peer.to_string()).map(|()| true) } else { Ok(false) }) {
+            match redeemed
+                .and_then(|open| if open { self.0.trust(&peer.to_string()).map(|()| true) } else { Ok(false) })
+            {
                 Ok(paired) => paired,
                 Err(error) => {
                     tracing::error!(%error, "cannot pair");

@@ -2,14 +2,14 @@
 //!
 //! Both roles begin with it. The master learns what changed since it published; the replica learns its own drift.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, RowCursor};
-use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash};
+use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple};
 use crate::path::RelPath;
 
 /// How to look at a tree.
@@ -50,6 +50,9 @@ impl Pending {
     }
 }
 
+/// Contents of inodes, by what proves them.
+pub type KnownContents = HashMap<Tuple, Kind>;
+
 /// What a look at a tree found.
 #[derive(Debug, Default)]
 pub struct Survey {
@@ -63,8 +66,14 @@ pub struct Survey {
     pub entries: u64,
     /// The hash of the tree if nothing is pending, gone or held.
     pub tree: Option<TreeHash>,
-    /// State directories and the like that were left out.
+    /// State directories that were left out.
     pub left_out: Vec<RelPath>,
+    /// Everything that was left out, mounts among it: what corresponds to it elsewhere is left alone.
+    pub apart: Vec<RelPath>,
+    /// Files that were listed and then were not there: their directories' listings are no longer true.
+    pub vanished: Vec<RelPath>,
+    /// Directories, and what they were when they were looked at.
+    dirs: Vec<(RelPath, Tuple)>,
     /// Directories below the top where another file system is mounted.
     pub mounts: Vec<RelPath>,
     /// Prefixes of the contents that rows are believed about.
@@ -76,7 +85,40 @@ pub struct Survey {
 impl Survey {
     /// The paths that must be left alone.
     pub fn holds(&self) -> Holds {
-        Holds::new(self.failures.iter().map(|failure| failure.path.clone()))
+        Holds::new(self.failures.iter().map(|failure| &failure.path).chain(&self.apart).cloned())
+    }
+
+    /// Takes over contents that an earlier look hashed, for inodes that are the same.
+    pub fn recall(&mut self, known: &KnownContents) {
+        for pending in self.pending.iter_mut().filter(|pending| pending.needs_hash) {
+            if let Some(kind) = pending.row.tuple.and_then(|tuple| known.get(&tuple)) {
+                pending.row.entry.kind = kind.clone();
+                pending.needs_hash = false;
+            }
+        }
+    }
+
+    /// What this look hashed.
+    pub fn hashed(&self) -> KnownContents {
+        let proven = self.pending.iter().filter(|p| p.row.proven && !p.needs_hash && p.row.entry.content().is_some());
+        proven.filter_map(|p| Some((p.row.tuple?, p.row.entry.kind.clone()))).collect()
+    }
+
+    /// Whether something seems gone that may only have moved: a directory changed since it was listed.
+    pub fn is_restless(&self, root: &Root) -> bool {
+        let changed = |(path, tuple): &(RelPath, Tuple)| {
+            let now = root.stat(path).ok().flatten();
+            now.is_none_or(|stat| stat.tuple != *tuple)
+        };
+        !self.gone.is_empty() && self.dirs.iter().any(changed)
+    }
+
+    /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone.
+    pub fn hold_what_moves(&mut self) {
+        let why = "it comes and goes while the tree is read; push again when it rests";
+        let listings = self.vanished.iter().filter_map(RelPath::parent);
+        let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).chain(listings).collect();
+        self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
     }
 
     /// Bytes that have to be read.
@@ -177,9 +219,12 @@ impl Walk<'_> {
             }
             Scanned::Held(error) => self.hold(error),
             Scanned::LeftOut { path, why } => {
+                self.skip_to(&path)?;
+                self.pass_over(&path)?;
                 if why == LeftOut::Asked {
-                    self.survey.left_out.push(path);
+                    self.survey.left_out.push(path.clone());
                 }
+                self.survey.apart.push(path);
                 Ok(())
             }
         }
@@ -222,11 +267,17 @@ impl Walk<'_> {
     /// What cannot be looked at keeps its rows, with all beneath it.
     fn hold(&mut self, error: FsError) -> Result<(), SurveyError> {
         self.skip_to(&error.path)?;
-        while self.next.as_ref().is_some_and(|row| row.path == error.path || row.path.is_beneath(&error.path)) {
+        self.pass_over(&error.path)?;
+        self.survey.failures.push(error);
+        Ok(())
+    }
+
+    /// Rows of a path and all beneath it that are neither believed nor doubted.
+    fn pass_over(&mut self, path: &RelPath) -> Result<(), SurveyError> {
+        while self.next.as_ref().is_some_and(|row| row.path == *path || row.path.is_beneath(path)) {
             self.advance()?;
         }
         self.merkle = None;
-        self.survey.failures.push(error);
         Ok(())
     }
 
@@ -239,6 +290,9 @@ impl Walk<'_> {
             let why = "a file system was mounted here at the last push and is not now; mount it, or push once with \
                        --checksum to take the directory as it is";
             return self.hold(FsError::because("read", &seen.path, why));
+        }
+        if seen.stat.is_dir() {
+            self.survey.dirs.push((seen.path.clone(), seen.stat.tuple));
         }
         if seen.mount {
             self.survey.mounts.push(seen.path.clone());
@@ -308,6 +362,7 @@ impl Walk<'_> {
         let Some((mut entry, stat)) = look(self.root, seen)? else {
             self.merkle = None;
             self.survey.gone.extend(old.cloned());
+            self.survey.vanished.push(seen.path.clone());
             return Ok(());
         };
         let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
@@ -319,12 +374,18 @@ impl Walk<'_> {
             entry.link = Some(first);
         }
         self.merkle = None;
+        let mut refused = Refused::default();
+        if let Some(row) = old.filter(|row| row.tuple == Some(stat.tuple) && !self.options.reconsider_refused) {
+            // Nothing shows that it changed, only that nothing proves that it did not: what was wanted still is.
+            refused = row.refused;
+            want_again(&mut entry, row);
+        }
         let row = Row {
             path: seen.path.clone(),
             entry,
             tuple: Some(stat.tuple),
             proven: fs::clock::settled(stat.tuple.ctime, self.started, false),
-            refused: Refused::default(),
+            refused,
             extra: old.is_some_and(|row| row.extra),
             mount: seen.mount,
         };
@@ -341,6 +402,26 @@ impl Walk<'_> {
         self.survey.tree = self.merkle.map(Merkle::finish);
         recognise_moved_inodes(&mut self.survey);
         Ok(self.survey)
+    }
+}
+
+/// Puts back what was wanted of an entry and refused by the kernel.
+fn want_again(entry: &mut Entry, row: &Row) {
+    let wanted = &row.entry;
+    if row.refused.has(Refused::OWNER) {
+        (entry.uid, entry.gid) = (wanted.uid, wanted.gid);
+    }
+    if row.refused.has(Refused::MODE) {
+        entry.mode = wanted.mode;
+    }
+    if row.refused.has(Refused::TIME) {
+        entry.mtime = wanted.mtime;
+    }
+    if row.refused.has(Refused::XATTR) {
+        entry.xattrs.clone_from(&wanted.xattrs);
+    }
+    if row.refused.has(Refused::LINK) {
+        entry.link.clone_from(&wanted.link);
     }
 }
 
@@ -367,19 +448,7 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
 
 /// A file under a renamed directory keeps its tuple, and with it the proof of its content: no need to read it.
 fn recognise_moved_inodes(survey: &mut Survey) {
-    let moved: HashMap<_, _> = survey
-        .gone
-        .iter()
-        .filter(|row| row.proven && row.entry.content().is_some())
-        .filter_map(|row| Some((row.tuple?, row.entry.kind.clone())))
-        .collect();
-    if moved.is_empty() {
-        return;
-    }
-    for pending in survey.pending.iter_mut().filter(|pending| pending.needs_hash) {
-        if let Some(kind) = pending.row.tuple.and_then(|tuple| moved.get(&tuple)) {
-            pending.row.entry.kind = kind.clone();
-            pending.needs_hash = false;
-        }
-    }
+    let proven = survey.gone.iter().filter(|row| row.proven && row.entry.content().is_some());
+    let moved: KnownContents = proven.filter_map(|row| Some((row.tuple?, row.entry.kind.clone()))).collect();
+    survey.recall(&moved);
 }

@@ -10,7 +10,8 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+    Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
+    Wanted,
 };
 
 /// How many directories one list asks for.

@@ -136,11 +136,7 @@ impl Closed {
 }
 
 fn describe(code: &Code, reason: &str) -> String {
-    if reason.is_empty() {
-        code.to_string()
-    } else {
-        format!("{code}: {reason}")
-    }
+    if reason.is_empty() { code.to_string() } else { format!("{code}: {reason}") }
 }
 
 /// A peer's words, harmless and short.
@@ -156,26 +152,19 @@ impl From<ConnectionError> for Closed {
             code.checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok())
         }
         match error {
-            ConnectionError::ApplicationClosed(close) => Self::ByPeer {
-                code: Code::from_wire(close.error_code.into_inner()),
-                reason: words(&close.reason),
-            },
+            ConnectionError::ApplicationClosed(close) => {
+                Self::ByPeer { code: Code::from_wire(close.error_code.into_inner()), reason: words(&close.reason) }
+            }
             ConnectionError::ConnectionClosed(close) => {
                 let code = u64::from(close.error_code);
                 match alert(code) {
-                    Some(alert) => Self::Tls {
-                        alert,
-                        reason: words(&close.reason),
-                    },
+                    Some(alert) => Self::Tls { alert, reason: words(&close.reason) },
                     None if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED => Self::Refused,
                     None => Self::Broken(format!("{}, {}", close.error_code, words(&close.reason))),
                 }
             }
             ConnectionError::TransportError(error) => match alert(u64::from(error.code)) {
-                Some(alert) => Self::Tls {
-                    alert,
-                    reason: words(error.reason.as_bytes()),
-                },
+                Some(alert) => Self::Tls { alert, reason: words(error.reason.as_bytes()) },
                 None => Self::Broken(words(error.to_string().as_bytes())),
             },
             ConnectionError::TimedOut => Self::Vanished,
@@ -212,13 +201,7 @@ impl Connection {
     pub(super) fn new(inner: quinn::Connection, peer: PublicKey, purpose: Purpose, settings: Settings) -> Self {
         let fate = Fate::default();
         let vigil = Vigil::keep(inner.clone(), settings, fate.clone());
-        Self {
-            inner,
-            peer,
-            purpose,
-            fate,
-            _vigil: Arc::new(vigil),
-        }
+        Self { inner, peer, purpose, fate, _vigil: Arc::new(vigil) }
     }
 
     /// The peer's id.
@@ -249,28 +232,19 @@ impl Connection {
     /// What went over the wire so far.
     pub fn traffic(&self) -> Traffic {
         let stats = self.inner.stats();
-        Traffic {
-            sent: stats.udp_tx.bytes,
-            received: stats.udp_rx.bytes,
-        }
+        Traffic { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes }
     }
 
     /// Opens a stream both ways. The peer sees it when the first frame is sent. Waits while 16 are open.
     pub async fn open_bi(&self) -> Result<(FrameWriter, FrameReader), StreamError> {
         let (send, receive) = self.inner.open_bi().await.map_err(|e| self.fate.explain(e))?;
-        Ok((
-            FrameWriter::new(send, self.fate.clone()),
-            FrameReader::new(receive, self.fate.clone()),
-        ))
+        Ok((FrameWriter::new(send, self.fate.clone()), FrameReader::new(receive, self.fate.clone())))
     }
 
     /// The next stream both ways that the peer opened, in its order.
     pub async fn accept_bi(&self) -> Result<(FrameWriter, FrameReader), StreamError> {
         let (send, receive) = self.inner.accept_bi().await.map_err(|e| self.fate.explain(e))?;
-        Ok((
-            FrameWriter::new(send, self.fate.clone()),
-            FrameReader::new(receive, self.fate.clone()),
-        ))
+        Ok((FrameWriter::new(send, self.fate.clone()), FrameReader::new(receive, self.fate.clone())))
     }
 
     /// Opens a stream to the peer. The peer sees it when the first frame is sent. Waits while 16 are open.
@@ -335,12 +309,6 @@ impl Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Connection({:?} with {} at {})",
-            self.purpose,
-            self.peer(),
-            self.remote()
-        )
+        write!(f, "Connection({:?} with {} at {})", self.purpose, self.peer(), self.remote())
     }
 }

@@ -30,10 +30,7 @@ pub struct Address {
 impl Address {
     /// `host` is a name, an IPv4 address, or an IPv6 address without brackets.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self {
-            host: host.into(),
-            port,
-        }
+        Self { host: host.into(), port }
     }
 
     /// The host.
@@ -56,11 +53,7 @@ impl From<SocketAddr> for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = crate::path::escape(self.host.as_bytes());
-        if host.contains(':') {
-            write!(f, "[{host}]:{}", self.port)
-        } else {
-            write!(f, "{host}:{}", self.port)
-        }
+        if host.contains(':') { write!(f, "[{host}]:{}", self.port) } else { write!(f, "{host}:{}", self.port) }
     }
 }
 
@@ -87,13 +80,7 @@ pub async fn connect(
     purpose: Purpose,
     settings: Settings,
 ) -> Result<Connection, ConnectError> {
-    let call = Call {
-        to: to.clone(),
-        identity: identity.clone(),
-        expected,
-        purpose,
-        settings,
-    };
+    let call = Call { to: to.clone(), identity: identity.clone(), expected, purpose, settings };
     let addresses = resolve(to, settings.handshake).await?;
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
@@ -129,10 +116,7 @@ async fn resolve(to: &Address, patience: Duration) -> Result<Vec<SocketAddr>, Co
     let found = match tokio::time::timeout(patience, lookup).await {
         Ok(found) => found.map_err(failed)?,
         Err(_) => {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the resolver does not answer",
-            )));
+            return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer")));
         }
     };
     let mut addresses: Vec<SocketAddr> = Vec::new();
@@ -171,17 +155,11 @@ impl Call {
         let refused = async {
             match vigil::closed_port(address).await.kind() {
                 io::ErrorKind::ConnectionRefused => Err(ConnectError::NotListening { to: to.clone() }),
-                kind => Err(ConnectError::NoRoute {
-                    to: to.clone(),
-                    source: kind.into(),
-                }),
+                kind => Err(ConnectError::NoRoute { to: to.clone(), source: kind.into() }),
             }
         };
         let dialed = tokio::time::timeout(deadline, first_of(self.dial(address), refused)).await;
-        dialed.unwrap_or(Err(ConnectError::Unreachable {
-            to,
-            seconds: deadline.as_secs(),
-        }))
+        dialed.unwrap_or(Err(ConnectError::Unreachable { to, seconds: deadline.as_secs() }))
     }
 
     async fn dial(&self, address: SocketAddr) -> Result<Connection, ConnectError> {
@@ -190,15 +168,8 @@ impl Call {
         let mut config = ClientConfig::new(crypto);
         config.transport_config(tuning::transport(address.ip(), &self.settings));
 
-        let local: IpAddr = if address.is_ipv6() {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
-        let socket_failed = |source| ConnectError::Socket {
-            to: self.to.clone(),
-            source,
-        };
+        let local: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket_failed = |source| ConnectError::Socket { to: self.to.clone(), source };
         let socket = tuning::socket(SocketAddr::new(local, 0)).map_err(socket_failed)?;
         let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.map_err(socket_failed)?;
@@ -234,39 +205,19 @@ impl Call {
         const NO_APPLICATION_PROTOCOL: u8 = 120;
         let to = self.to.clone();
         if let Some(found) = shown.get().copied().filter(|found| *found != self.expected) {
-            return ConnectError::WrongKey {
-                to,
-                expected: self.expected,
-                found,
-            };
+            return ConnectError::WrongKey { to, expected: self.expected, found };
         }
         match why {
-            Closed::Tls {
-                alert: ACCESS_DENIED, ..
+            Closed::Tls { alert: ACCESS_DENIED, .. } | Closed::ByPeer { code: Code::UnknownKey, .. } => {
+                match self.purpose {
+                    Purpose::Session => ConnectError::UnknownKey { to },
+                    Purpose::Pairing => ConnectError::NoInvitation { to },
+                }
             }
-            | Closed::ByPeer {
-                code: Code::UnknownKey, ..
-            } => match self.purpose {
-                Purpose::Session => ConnectError::UnknownKey { to },
-                Purpose::Pairing => ConnectError::NoInvitation { to },
-            },
-            Closed::ByPeer {
-                code: Code::NoInvitation,
-                ..
-            } => ConnectError::NoInvitation { to },
-            Closed::ByPeer {
-                code: Code::ShuttingDown,
-                ..
-            }
-            | Closed::Refused => ConnectError::Overloaded { to },
-            Closed::Tls {
-                alert: NO_APPLICATION_PROTOCOL,
-                ..
-            } => ConnectError::Version { to },
-            Closed::Vanished => ConnectError::Unreachable {
-                to,
-                seconds: self.settings.handshake.as_secs(),
-            },
+            Closed::ByPeer { code: Code::NoInvitation, .. } => ConnectError::NoInvitation { to },
+            Closed::ByPeer { code: Code::ShuttingDown, .. } | Closed::Refused => ConnectError::Overloaded { to },
+            Closed::Tls { alert: NO_APPLICATION_PROTOCOL, .. } => ConnectError::Version { to },
+            Closed::Vanished => ConnectError::Unreachable { to, seconds: self.settings.handshake.as_secs() },
             why => ConnectError::Closed { to, why },
         }
     }

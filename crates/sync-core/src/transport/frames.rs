@@ -33,11 +33,7 @@ impl Header {
     /// The inverse of [`Header::encode`]; every seven bytes are a header.
     pub fn decode(bytes: [u8; Self::LEN]) -> Self {
         let [k0, k1, version, l0, l1, l2, l3] = bytes;
-        Self {
-            kind: u16::from_le_bytes([k0, k1]),
-            version,
-            len: u32::from_le_bytes([l0, l1, l2, l3]),
-        }
+        Self { kind: u16::from_le_bytes([k0, k1]), version, len: u32::from_le_bytes([l0, l1, l2, l3]) }
     }
 }
 
@@ -91,21 +87,13 @@ impl Assembler {
             let len = to_usize(header.len);
             if len > max {
                 let (len, max) = (u64::from(header.len), u64::try_from(max).unwrap_or(u64::MAX));
-                return Err(StreamError::TooLarge {
-                    kind: header.kind,
-                    len,
-                    max,
-                });
+                return Err(StreamError::TooLarge { kind: header.kind, len, max });
             }
             self.head.clear();
             if self.input.len() >= len {
                 // The usual case of a small message: it lies in one packet, and is not copied.
                 let body = self.input.split_to(len);
-                return Ok(Some(Frame {
-                    kind: header.kind,
-                    version: header.version,
-                    body,
-                }));
+                return Ok(Some(Frame { kind: header.kind, version: header.version, body }));
             }
             self.current = Some((header, BytesMut::with_capacity(len.min(Self::TRUSTED_CAPACITY))));
         }
@@ -142,11 +130,7 @@ pub struct FrameReader {
 
 impl FrameReader {
     pub(super) fn new(stream: RecvStream, fate: Fate) -> Self {
-        Self {
-            stream,
-            fate,
-            assembler: Assembler::default(),
-        }
+        Self { stream, fate, assembler: Assembler::default() }
     }
 
     /// The next frame, of at most `max` bytes; `None` at the end of the stream. Cancel safe: what was received of a
@@ -156,12 +140,7 @@ impl FrameReader {
             if let Some(frame) = self.assembler.next(max)? {
                 return Ok(Some(frame));
             }
-            match self
-                .stream
-                .read_chunk(usize::MAX, true)
-                .await
-                .map_err(|e| read_error(e, &self.fate))?
-            {
+            match self.stream.read_chunk(usize::MAX, true).await.map_err(|e| read_error(e, &self.fate))? {
                 Some(chunk) => self.assembler.push(chunk.bytes),
                 None if self.assembler.at_boundary() => return Ok(None),
                 None => return Err(StreamError::Truncated),
@@ -190,11 +169,7 @@ const SMALL_BODY: usize = 4 << 10;
 
 impl FrameWriter {
     pub(super) fn new(stream: SendStream, fate: Fate) -> Self {
-        Self {
-            stream,
-            fate,
-            finished: false,
-        }
+        Self { stream, fate, finished: false }
     }
 
     /// Sends one frame. Returns when the body is handed to QUIC, which is bounded by the send window: this is where a
@@ -210,21 +185,14 @@ impl FrameWriter {
             let (len, max) = (u64::try_from(len).unwrap_or(u64::MAX), u64::from(u32::MAX));
             return Err(StreamError::TooLarge { kind, len, max });
         };
-        let copied = if tail.len() <= SMALL_BODY {
-            tail.split_off(0)
-        } else {
-            Bytes::new()
-        };
+        let copied = if tail.len() <= SMALL_BODY { tail.split_off(0) } else { Bytes::new() };
         let mut front = BytesMut::with_capacity(Header::LEN + head.len() + copied.len());
         front.put_slice(&Header { kind, version, len }.encode());
         front.put_slice(head);
         front.put_slice(&copied);
         let mut pieces = [front.freeze(), tail];
         let used = if pieces[1].is_empty() { 1 } else { 2 };
-        self.stream
-            .write_all_chunks(&mut pieces[..used])
-            .await
-            .map_err(|e| write_error(e, &self.fate))
+        self.stream.write_all_chunks(&mut pieces[..used]).await.map_err(|e| write_error(e, &self.fate))
     }
 
     /// Streams with a higher number are sent first; 0 at the start.

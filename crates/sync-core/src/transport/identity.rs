@@ -17,9 +17,8 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use super::tls;
 
 /// What precedes the 32 bytes of an Ed25519 private key in PKCS #8 version 1 (RFC 8410, section 7).
-const PKCS8_PREFIX: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// What precedes the 32 bytes of an Ed25519 public key in a SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
@@ -41,10 +40,7 @@ impl Identity {
         tls::random(&mut seed).map_err(|()| IdentityError::NoRandomness)?;
         let mut der = PKCS8_PREFIX.to_vec();
         der.extend_from_slice(&seed);
-        let pem = format!(
-            "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-            BASE64.encode(&der)
-        );
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(&der));
         Ok((Self::from_bytes(pem.as_bytes())?, pem.into_bytes()))
     }
 
@@ -57,12 +53,7 @@ impl Identity {
         let certificate = CertificateDer::from(spki.as_ref().to_vec());
         let certified = Arc::new(CertifiedKey::new(vec![certificate], Arc::clone(&signing)));
         let reset = blake3::derive_key("synccli 1 stateless reset", der.secret_pkcs8_der());
-        Ok(Self {
-            signing,
-            certified,
-            public,
-            reset,
-        })
+        Ok(Self { signing, certified, public, reset })
     }
 
     /// The public half.
@@ -78,13 +69,8 @@ impl Identity {
     /// An Ed25519 signature of `message` for the purpose `context`, for [`PublicKey::verify`]. A context keeps a
     /// signature given for one thing from being shown for another (TLS itself signs with the same key).
     pub fn sign(&self, context: &str, message: &[u8]) -> Result<[u8; 64], IdentityError> {
-        let signer = self
-            .signing
-            .choose_scheme(&[SignatureScheme::ED25519])
-            .ok_or(IdentityError::NotEd25519)?;
-        let signature = signer
-            .sign(&signed_bytes(context, message))
-            .map_err(|_| IdentityError::NotEd25519)?;
+        let signer = self.signing.choose_scheme(&[SignatureScheme::ED25519]).ok_or(IdentityError::NotEd25519)?;
+        let signature = signer.sign(&signed_bytes(context, message)).map_err(|_| IdentityError::NotEd25519)?;
         signature.try_into().map_err(|_| IdentityError::NotEd25519)
     }
 

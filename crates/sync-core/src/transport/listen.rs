@@ -55,14 +55,7 @@ impl Listener {
         let endpoint = Endpoint::new(config, Some(server.clone()), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let address = endpoint.local_addr().map_err(failed)?;
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        Ok(Self {
-            endpoint,
-            address,
-            server,
-            trust,
-            settings,
-            handshakes,
-        })
+        Ok(Self { endpoint, address, server, trust, settings, handshakes })
     }
 
     /// Where it listens.
@@ -134,9 +127,7 @@ impl Arrival {
     /// The handshake: the client proves its key, and is let in for its purpose or told why not.
     pub async fn establish(self) -> Result<Connection, AcceptError> {
         let (from, deadline) = (self.from, self.settings.handshake);
-        tokio::time::timeout(deadline, self.handshake())
-            .await
-            .map_err(|_| AcceptError::Deadline { from })?
+        tokio::time::timeout(deadline, self.handshake()).await.map_err(|_| AcceptError::Deadline { from })?
     }
 
     async fn handshake(self) -> Result<Connection, AcceptError> {
@@ -161,10 +152,7 @@ impl Arrival {
             return Err(AcceptError::NoInvitation { from });
         }
         let mut stream = connection.raw().open_uni().await.map_err(failed)?;
-        let lost = |_| AcceptError::Handshake {
-            from,
-            why: connection.close_reason().unwrap_or(Closed::Here),
-        };
+        let lost = |_| AcceptError::Handshake { from, why: connection.close_reason().unwrap_or(Closed::Here) };
         stream.write_all(&[WELCOME]).await.map_err(lost)?;
         // The stream's drop ends it in order.
         drop(stream);
@@ -174,18 +162,12 @@ impl Arrival {
 
 /// The negotiated protocol.
 pub(super) fn purpose_of(connection: &quinn::Connection) -> Option<Purpose> {
-    let data = connection
-        .handshake_data()?
-        .downcast::<quinn::crypto::rustls::HandshakeData>()
-        .ok()?;
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     Purpose::from_alpn(&data.protocol?)
 }
 
 /// The key that the peer proved.
 pub(super) fn key_of(connection: &quinn::Connection) -> Option<PublicKey> {
-    let chain = connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     PublicKey::from_spki(chain.first()?.as_ref())
 }

@@ -62,10 +62,7 @@ impl Token {
     pub fn generate(replica: PeerId) -> Result<Self, IdentityError> {
         let mut secret = [0; 16];
         tls::random(&mut secret).map_err(|()| IdentityError::NoRandomness)?;
-        Ok(Self {
-            replica,
-            secret: Secret(secret),
-        })
+        Ok(Self { replica, secret: Secret(secret) })
     }
 
     fn payload(&self) -> [u8; 48] {
@@ -86,12 +83,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let payload = self.payload();
         let bytes = [&payload[..], &checksum(&payload)].concat();
-        write!(
-            f,
-            "{}{}",
-            Self::PREFIX,
-            BASE32_NOPAD_NOCASE.encode(&bytes).to_ascii_lowercase()
-        )
+        write!(f, "{}{}", Self::PREFIX, BASE32_NOPAD_NOCASE.encode(&bytes).to_ascii_lowercase())
     }
 }
 
@@ -104,9 +96,7 @@ impl FromStr for Token {
         if body.len() > 128 {
             return Err(TokenError::Damaged);
         }
-        let bytes = BASE32_NOPAD_NOCASE
-            .decode(body.as_bytes())
-            .map_err(|_| TokenError::Damaged)?;
+        let bytes = BASE32_NOPAD_NOCASE.decode(body.as_bytes()).map_err(|_| TokenError::Damaged)?;
         let bytes: [u8; 48 + Self::CHECKSUM] = bytes.try_into().map_err(|_| TokenError::Damaged)?;
         let (payload, sum) = bytes.split_at(48);
         if checksum(payload) != sum {
@@ -115,10 +105,7 @@ impl FromStr for Token {
         let (mut id, mut secret) = ([0; 32], [0; 16]);
         id.copy_from_slice(&payload[..32]);
         secret.copy_from_slice(&payload[32..]);
-        Ok(Self {
-            replica: PeerId(id),
-            secret: Secret(secret),
-        })
+        Ok(Self { replica: PeerId(id), secret: Secret(secret) })
     }
 }
 
@@ -172,11 +159,7 @@ pub async fn pair(to: &Address, identity: &Identity, token: &Token, settings: Se
         Ok(Err(why)) => Err(PairError::Cut { to: to.clone(), why }),
         Ok(Ok(paired)) => {
             connection.close(Code::Done, "").await;
-            if paired {
-                Ok(())
-            } else {
-                Err(PairError::Refused { to: to.clone() })
-            }
+            if paired { Ok(()) } else { Err(PairError::Refused { to: to.clone() }) }
         }
     }
 }
@@ -203,9 +186,7 @@ pub async fn serve(
             Ok(paired.then(|| connection.peer()))
         }
         Ok(Err(error)) => {
-            connection
-                .close(Code::Protocol, "one message with a secret was expected")
-                .await;
+            connection.close(Code::Protocol, "one message with a secret was expected").await;
             Err(error)
         }
         Err(_) => {
@@ -220,9 +201,7 @@ async fn answer(connection: &Connection, accept: impl FnOnce(&Secret, &PeerId) -
     let message = reader.next(MAX_BODY).await?.ok_or(StreamError::Truncated)?;
     let secret = <[u8; 16]>::try_from(&message.body[..]).map_err(|_| StreamError::Truncated)?;
     let paired = message.kind == REDEEM && accept(&Secret(secret), &connection.peer());
-    writer
-        .send(ANSWER, VERSION, Bytes::from(vec![u8::from(paired)]))
-        .await?;
+    writer.send(ANSWER, VERSION, Bytes::from(vec![u8::from(paired)])).await?;
     writer.finish()?;
     Ok(paired)
 }

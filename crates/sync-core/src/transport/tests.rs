@@ -63,12 +63,7 @@ impl Host {
                 tokio::spawn(async move { send.send(arrival.establish().await) });
             }
         });
-        Self {
-            id: identity.id(),
-            address,
-            arrived,
-            task,
-        }
+        Self { id: identity.id(), address, arrived, task }
     }
 
     async fn next(&mut self) -> Result<Connection, AcceptError> {
@@ -108,20 +103,10 @@ async fn both_sides_know_each_other_and_end_in_order() {
         accepted.finish(Duration::from_secs(5)).await
     });
     let (mut writer, mut reader) = dialed.open_bi().await.unwrap();
-    writer
-        .send_with(7, 1, b"how ", Bytes::from_static(b"much"))
-        .await
-        .unwrap();
+    writer.send_with(7, 1, b"how ", Bytes::from_static(b"much")).await.unwrap();
     writer.finish().unwrap();
     let answer = reader.next(100).await.unwrap().unwrap();
-    assert_eq!(
-        answer,
-        Frame {
-            kind: 8,
-            version: 2,
-            body: Bytes::from_static(b"how much")
-        }
-    );
+    assert_eq!(answer, Frame { kind: 8, version: 2, body: Bytes::from_static(b"how much") });
     dialed.close(Code::Done, "").await;
     assert_eq!(served.await.unwrap(), Ok(()));
     assert!(dialed.traffic().sent > 1200 && dialed.traffic().received > 1200);
@@ -134,10 +119,7 @@ async fn an_unknown_key_is_refused_and_told_what_to_do() {
     let error = dial(&host, &identity(), Purpose::Session).await.unwrap_err();
     assert!(matches!(error, ConnectError::UnknownKey { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.contains("syncd invite") && text.contains(&format!("synccli pair {} TOKEN", host.address)),
-        "{text}"
-    );
+    assert!(text.contains("syncd invite") && text.contains(&format!("synccli pair {} TOKEN", host.address)), "{text}");
     // Within TLS, before a connection exists.
     assert!(matches!(host.next().await, Err(AcceptError::Handshake { why: Closed::Tls { .. }, .. })));
 }
@@ -147,11 +129,7 @@ async fn a_key_that_was_taken_off_the_list_does_not_come_in_again() {
     let (master, replica, book) = (identity(), identity(), Arc::new(Book::default()));
     book.known.lock().unwrap().push(master.id());
     let host = Host::start(&replica, Arc::clone(&book) as Arc<dyn Trust>, Settings::default());
-    dial(&host, &master, Purpose::Session)
-        .await
-        .unwrap()
-        .close(Code::Done, "")
-        .await;
+    dial(&host, &master, Purpose::Session).await.unwrap().close(Code::Done, "").await;
     book.known.lock().unwrap().clear();
     let error = dial(&host, &master, Purpose::Session).await.unwrap_err();
     assert!(matches!(error, ConnectError::UnknownKey { .. }), "{error:?}");
@@ -162,12 +140,8 @@ async fn another_machine_at_the_address_is_not_taken_for_the_pinned_one() {
     let (master, replica) = (identity(), identity());
     let host = Host::start(&replica, Arc::new(Only(master.id())), Settings::default());
     let pinned = identity().id();
-    let error = connect(&host.to(), &master, pinned, Purpose::Session, Settings::default())
-        .await
-        .unwrap_err();
-    let ConnectError::WrongKey { expected, found, .. } = error else {
-        panic!("{error:?}")
-    };
+    let error = connect(&host.to(), &master, pinned, Purpose::Session, Settings::default()).await.unwrap_err();
+    let ConnectError::WrongKey { expected, found, .. } = error else { panic!("{error:?}") };
     assert_eq!((expected, found), (pinned, replica.id()));
 }
 
@@ -182,9 +156,7 @@ async fn another_protocol_version_is_named_as_such() {
             let _ = incoming.await;
         }
     });
-    let error = connect(&to, &master, replica.id(), Purpose::Session, Settings::default())
-        .await
-        .unwrap_err();
+    let error = connect(&to, &master, replica.id(), Purpose::Session, Settings::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Version { .. }), "{error:?}");
     serving.abort();
 }
@@ -193,14 +165,7 @@ async fn another_protocol_version_is_named_as_such() {
 async fn a_closed_port_is_noticed_at_once() {
     let free = std::net::UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
     let start = Instant::now();
-    let error = connect(
-        &free.into(),
-        &identity(),
-        identity().id(),
-        Purpose::Session,
-        Settings::default(),
-    )
-    .await;
+    let error = connect(&free.into(), &identity(), identity().id(), Purpose::Session, Settings::default()).await;
     let error = error.unwrap_err();
     assert!(matches!(error, ConnectError::NotListening { .. }), "{error:?}");
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
@@ -211,9 +176,7 @@ async fn a_silent_port_is_given_up_at_the_deadline() {
     let silent = std::net::UdpSocket::bind(HERE).unwrap();
     let to = silent.local_addr().unwrap().into();
     let start = Instant::now();
-    let error = connect(&to, &identity(), identity().id(), Purpose::Session, quick())
-        .await
-        .unwrap_err();
+    let error = connect(&to, &identity(), identity().id(), Purpose::Session, quick()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error:?}");
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
 }
@@ -221,9 +184,7 @@ async fn a_silent_port_is_given_up_at_the_deadline() {
 #[tokio::test]
 async fn a_name_without_address_is_a_name_without_address() {
     let to = Address::new("no-such-host.invalid", 7373);
-    let error = connect(&to, &identity(), identity().id(), Purpose::Session, quick())
-        .await
-        .unwrap_err();
+    let error = connect(&to, &identity(), identity().id(), Purpose::Session, quick()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Resolve { .. }), "{error:?}");
 }
 
@@ -277,9 +238,7 @@ async fn a_token_pairs_once() {
     let wrong = pairing::pair(&to, &master, &guessed, Settings::default()).await;
     assert!(matches!(wrong, Err(PairError::Refused { .. })), "{wrong:?}");
     let read_back: Token = token.to_string().parse().unwrap();
-    pairing::pair(&to, &master, &read_back, Settings::default())
-        .await
-        .unwrap();
+    pairing::pair(&to, &master, &read_back, Settings::default()).await.unwrap();
     let again = pairing::pair(&to, &identity(), &token, Settings::default()).await;
     assert!(matches!(again, Err(PairError::Refused { .. })), "{again:?}");
     let (served, host) = serving.await.unwrap();
@@ -294,13 +253,8 @@ async fn the_secret_is_not_sent_to_another_machine() {
     book.open.store(true, Ordering::SeqCst);
     let host = Host::start(&replica, book, Settings::default());
     let elsewhere = Token::generate(identity().id()).unwrap();
-    let error = pairing::pair(&host.to(), &identity(), &elsewhere, Settings::default())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, PairError::Connect(ConnectError::WrongKey { .. })),
-        "{error:?}"
-    );
+    let error = pairing::pair(&host.to(), &identity(), &elsewhere, Settings::default()).await.unwrap_err();
+    assert!(matches!(error, PairError::Connect(ConnectError::WrongKey { .. })), "{error:?}");
 }
 
 #[tokio::test]
@@ -313,21 +267,8 @@ async fn a_peer_that_says_nothing_to_pair_is_not_waited_for_with_a_wrong_message
     let (mut writer, _reader) = dialed.open_bi().await.unwrap();
     writer.send(1, 1, Bytes::from(vec![0; 65])).await.unwrap();
     let served = pairing::serve(&accepted, |_, _| true).await;
-    assert_eq!(
-        served,
-        Err(StreamError::TooLarge {
-            kind: 1,
-            len: 65,
-            max: 64
-        })
-    );
-    assert!(matches!(
-        dialed.closed().await,
-        Closed::ByPeer {
-            code: Code::Protocol,
-            ..
-        }
-    ));
+    assert_eq!(served, Err(StreamError::TooLarge { kind: 1, len: 65, max: 64 }));
+    assert!(matches!(dialed.closed().await, Closed::ByPeer { code: Code::Protocol, .. }));
 }
 
 #[tokio::test]
@@ -335,25 +276,12 @@ async fn the_reason_of_a_close_arrives_and_is_harmless() {
     let Loopback { dialed, accepted } = Loopback::open(Settings::default()).await.unwrap();
     accepted.close(Code::Busy, "pushed by\x1b[2J another").await;
     let closed = dialed.closed().await;
-    assert_eq!(
-        closed,
-        Closed::ByPeer {
-            code: Code::Busy,
-            reason: "pushed by\\x1b[2J another".to_owned()
-        }
-    );
-    assert!(
-        closed
-            .to_string()
-            .ends_with("it is busy with another push: pushed by\\x1b[2J another"),
-        "{closed}"
-    );
+    assert_eq!(closed, Closed::ByPeer { code: Code::Busy, reason: "pushed by\\x1b[2J another".to_owned() });
+    assert!(closed.to_string().ends_with("it is busy with another push: pushed by\\x1b[2J another"), "{closed}");
 
     let Loopback { dialed, accepted } = Loopback::open(Settings::default()).await.unwrap();
     accepted.close(Code::Other(77), &"x".repeat(5000)).await;
-    let Closed::ByPeer { code, reason } = dialed.closed().await else {
-        panic!()
-    };
+    let Closed::ByPeer { code, reason } = dialed.closed().await else { panic!() };
     assert_eq!((code, reason.len()), (Code::Other(77), 400));
 }
 
@@ -362,16 +290,7 @@ async fn a_dropped_connection_does_not_look_done() {
     let Loopback { dialed, accepted } = Loopback::open(Settings::default()).await.unwrap();
     drop(accepted);
     let closed = dialed.finish(Duration::from_secs(5)).await.unwrap_err();
-    assert!(
-        matches!(
-            closed,
-            Closed::ByPeer {
-                code: Code::Abandoned,
-                ..
-            }
-        ),
-        "{closed:?}"
-    );
+    assert!(matches!(closed, Closed::ByPeer { code: Code::Abandoned, .. }), "{closed:?}");
 }
 
 #[tokio::test]
@@ -398,14 +317,7 @@ async fn a_frame_above_the_bound_is_refused_before_its_body() {
     let mut writer = dialed.open_uni().await.unwrap();
     writer.send(9, 1, Bytes::from(vec![1; 1001])).await.unwrap();
     let mut reader = accepted.accept_uni().await.unwrap();
-    assert_eq!(
-        reader.next(1000).await,
-        Err(StreamError::TooLarge {
-            kind: 9,
-            len: 1001,
-            max: 1000
-        })
-    );
+    assert_eq!(reader.next(1000).await, Err(StreamError::TooLarge { kind: 9, len: 1001, max: 1000 }));
     reader.stop(Code::Protocol);
     let error = loop {
         if let Err(error) = writer.send(9, 1, Bytes::from(vec![1; 1000])).await {
@@ -489,22 +401,13 @@ async fn a_peer_that_vanishes_is_noticed_on_both_sides() {
     let mut host = Host::start(&replica, Arc::new(Only(master.id())), quick());
     let cut = Arc::new(AtomicBool::new(false));
     let to = relay(host.address, Arc::clone(&cut)).await.into();
-    let dialed = connect(&to, &master, replica.id(), Purpose::Session, quick())
-        .await
-        .unwrap();
+    let dialed = connect(&to, &master, replica.id(), Purpose::Session, quick()).await.unwrap();
     let accepted = host.next().await.unwrap();
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert_eq!(
-        (dialed.close_reason(), accepted.close_reason()),
-        (None, None),
-        "kept alive while idle"
-    );
+    assert_eq!((dialed.close_reason(), accepted.close_reason()), (None, None), "kept alive while idle");
     cut.store(true, Ordering::SeqCst);
     let start = Instant::now();
-    assert_eq!(
-        (dialed.closed().await, accepted.closed().await),
-        (Closed::Vanished, Closed::Vanished)
-    );
+    assert_eq!((dialed.closed().await, accepted.closed().await), (Closed::Vanished, Closed::Vanished));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -515,27 +418,16 @@ async fn a_handshake_that_stalls_frees_its_place() {
     let crypto = tls::client(&master, Purpose::Session, replica.id(), Arc::default()).unwrap();
     let sender = quinn::Endpoint::client(HERE.into()).unwrap();
     // A relay that passes the first flight only: the server answers into the void.
-    let (outer, inner) = (
-        tokio::net::UdpSocket::bind(HERE).await.unwrap(),
-        tokio::net::UdpSocket::bind(HERE).await.unwrap(),
-    );
-    let _dialing = sender
-        .connect_with(quinn::ClientConfig::new(crypto), outer.local_addr().unwrap(), "x")
-        .unwrap();
+    let (outer, inner) =
+        (tokio::net::UdpSocket::bind(HERE).await.unwrap(), tokio::net::UdpSocket::bind(HERE).await.unwrap());
+    let _dialing = sender.connect_with(quinn::ClientConfig::new(crypto), outer.local_addr().unwrap(), "x").unwrap();
     let mut first = vec![0; 65536];
     let (n, _) = outer.recv_from(&mut first).await.unwrap();
     inner.send_to(&first[..n], host.address).await.unwrap();
     let start = Instant::now();
     let error = host.next().await.unwrap_err();
     assert!(
-        matches!(
-            error,
-            AcceptError::Deadline { .. }
-                | AcceptError::Handshake {
-                    why: Closed::Vanished,
-                    ..
-                }
-        ),
+        matches!(error, AcceptError::Deadline { .. } | AcceptError::Handshake { why: Closed::Vanished, .. }),
         "{error}"
     );
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
@@ -544,17 +436,8 @@ async fn a_handshake_that_stalls_frees_its_place() {
 #[test]
 fn a_peer_that_was_killed_and_restarted_is_noticed_before_the_idle_timeout() {
     let (master, replica) = (identity(), identity());
-    let server = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap()
-    };
-    let client = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let server = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let before = server();
     let trust: Arc<dyn Trust> = Arc::new(Only(master.id()));
     let mut host = before.block_on(async { Host::start(&replica, Arc::clone(&trust), Settings::default()) });
@@ -569,39 +452,23 @@ fn a_peer_that_was_killed_and_restarted_is_noticed_before_the_idle_timeout() {
     client.block_on(async {
         let mut writer = dialed.open_uni().await.unwrap();
         writer.send(1, 1, Bytes::from(vec![0; 2000])).await.unwrap();
-        let closed = tokio::time::timeout(Duration::from_secs(5), dialed.closed())
-            .await
-            .unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(5), dialed.closed()).await.unwrap();
         assert_eq!(closed, Closed::Restarted);
     });
 }
 
 #[test]
 fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap()
-    };
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (master, replica) = (identity(), identity());
     for dialer_survives in [true, false] {
         let (survivor, victim) = (runtime(), runtime());
-        let (listens, dials) = if dialer_survives {
-            (&victim, &survivor)
-        } else {
-            (&survivor, &victim)
-        };
+        let (listens, dials) = if dialer_survives { (&victim, &survivor) } else { (&survivor, &victim) };
         let trust: Arc<dyn Trust> = Arc::new(Only(master.id()));
         let mut host = listens.block_on(async { Host::start(&replica, trust, Settings::default()) });
         let dialed = dials.block_on(dial(&host, &master, Purpose::Session)).unwrap();
         let accepted = listens.block_on(host.next()).unwrap();
-        let (left, lost) = if dialer_survives {
-            (dialed, accepted)
-        } else {
-            (accepted, dialed)
-        };
+        let (left, lost) = if dialer_survives { (dialed, accepted) } else { (accepted, dialed) };
         let waiting = {
             let left = left.clone();
             survivor.spawn(async move { left.accept_uni().await.err() })
@@ -615,9 +482,7 @@ fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
             drop(host);
         }
         survivor.block_on(async {
-            let closed = tokio::time::timeout(Duration::from_secs(5), left.closed())
-                .await
-                .unwrap();
+            let closed = tokio::time::timeout(Duration::from_secs(5), left.closed()).await.unwrap();
             assert_eq!(closed, Closed::Vanished);
             assert_eq!(waiting.await.unwrap(), Some(StreamError::Lost(Closed::Vanished)));
         });
@@ -629,20 +494,14 @@ async fn a_listener_that_closes_tells_its_peers() {
     let (master, replica) = (identity(), identity());
     let listener = Listener::bind(HERE.into(), &replica, Arc::new(Only(master.id())), Settings::default()).unwrap();
     let to = Address::from(listener.address());
-    let (dialed, accepted) = tokio::join!(
-        connect(&to, &master, replica.id(), Purpose::Session, Settings::default()),
-        async { listener.accept().await.unwrap().establish().await }
-    );
+    let (dialed, accepted) =
+        tokio::join!(connect(&to, &master, replica.id(), Purpose::Session, Settings::default()), async {
+            listener.accept().await.unwrap().establish().await
+        });
     let (dialed, _accepted) = (dialed.unwrap(), accepted.unwrap());
     listener.close().await;
     assert!(listener.accept().await.is_none());
-    assert!(matches!(
-        dialed.closed().await,
-        Closed::ByPeer {
-            code: Code::ShuttingDown,
-            ..
-        }
-    ));
+    assert!(matches!(dialed.closed().await, Closed::ByPeer { code: Code::ShuttingDown, .. }));
 }
 
 #[test]
@@ -650,12 +509,7 @@ fn an_identity_is_read_back_and_nothing_else_is() {
     let (made, bytes) = Identity::generate().unwrap();
     assert_eq!(Identity::from_bytes(&bytes).unwrap().id(), made.id());
     assert_ne!(identity().id(), made.id());
-    for bad in [
-        &b""[..],
-        b"noise",
-        &bytes[..60],
-        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-    ] {
+    for bad in [&b""[..], b"noise", &bytes[..60], b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
         assert!(Identity::from_bytes(bad).is_err());
     }
 }
@@ -667,14 +521,7 @@ fn an_id_is_read_back_and_nothing_else_is() {
     assert_eq!(text.len(), 64);
     assert_eq!(text.parse(), Ok(id));
     assert_eq!(text.replace('-', "").to_uppercase().parse(), Ok(id));
-    for bad in [
-        "",
-        "a",
-        &text[1..],
-        &format!("{text}a"),
-        &text.replace('-', "_"),
-        &"a".repeat(10_000),
-    ] {
+    for bad in ["", "a", &text[1..], &format!("{text}a"), &text.replace('-', "_"), &"a".repeat(10_000)] {
         assert_eq!(bad.parse::<PeerId>(), Err(PeerIdError), "{bad}");
     }
 }
@@ -707,11 +554,7 @@ fn a_signature_holds_for_its_key_context_and_message() {
 
 #[test]
 fn the_header_has_its_bytes() {
-    let header = Header {
-        kind: 0x0102,
-        version: 3,
-        len: 0x0405_0607,
-    };
+    let header = Header { kind: 0x0102, version: 3, len: 0x0405_0607 };
     assert_eq!(header.encode(), [0x02, 0x01, 0x03, 0x07, 0x06, 0x05, 0x04]);
     assert_eq!(Header::decode(header.encode()), header);
 }

@@ -199,9 +199,7 @@ impl ClientCertVerifier for KnownClients {
             return Ok(ClientCertVerified::assertion());
         }
         tracing::info!(peer = %id, "refused an unknown key");
-        Err(Error::InvalidCertificate(
-            CertificateError::ApplicationVerificationFailure,
-        ))
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
     }
 
     fn verify_tls12_signature(
@@ -251,9 +249,7 @@ impl ServerCertVerifier for PinnedServer {
         if id == self.expected {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(Error::InvalidCertificate(
-            CertificateError::ApplicationVerificationFailure,
-        ))
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
     }
 
     fn verify_tls12_signature(

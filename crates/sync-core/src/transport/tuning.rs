@@ -26,11 +26,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(10),
-            idle: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(3),
-        }
+        Self { handshake: Duration::from_secs(10), idle: Duration::from_secs(30), keep_alive: Duration::from_secs(3) }
     }
 }
 
@@ -71,10 +67,7 @@ pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
     if is_loopback(peer) {
         // A lost packet here means a full socket buffer, never a narrow link: the size must not shrink after it. The
         // first round trip is not worth a guess of a third of a second either.
-        config
-            .initial_mtu(LOOPBACK_MTU)
-            .min_mtu(LOOPBACK_MTU)
-            .initial_rtt(Duration::from_millis(20));
+        config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).initial_rtt(Duration::from_millis(20));
     }
     Arc::new(config)
 }
@@ -122,11 +115,7 @@ impl HmacKey for ResetKey {
     fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
         let tag: [u8; 32] = signature.try_into().map_err(|_| CryptoError)?;
         // `blake3::Hash` compares in constant time.
-        if blake3::keyed_hash(&self.0, data) == blake3::Hash::from_bytes(tag) {
-            Ok(())
-        } else {
-            Err(CryptoError)
-        }
+        if blake3::keyed_hash(&self.0, data) == blake3::Hash::from_bytes(tag) { Ok(()) } else { Err(CryptoError) }
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 
 pub use content::{Batch, ContentFrame, Encoding, Piece};
 pub use message::{
-    Ack, Announce, Change, Hello, Listing, MAX_RULES, Offered, ReplicaStats, Refusal, Stand, ToMaster, ToReplica,
+    Ack, Announce, Change, Hello, Listing, MAX_RULES, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica,
     Unavailable, Wanted,
 };
 

@@ -71,11 +71,7 @@ pub struct ContentSender {
 
 impl ContentSender {
     /// Starts the streams; they are opened when there is something to send.
-    pub fn start(
-        delivery: &Delivery,
-        connection: &Connection,
-        failures: mpsc::UnboundedSender<SendFailure>,
-    ) -> Self {
+    pub fn start(delivery: &Delivery, connection: &Connection, failures: mpsc::UnboundedSender<SendFailure>) -> Self {
         let shared = Arc::new(Shared {
             dest: delivery.dest,
             source: Arc::clone(&delivery.source),
@@ -255,7 +251,7 @@ impl Stream {
                     offset += len;
                 }
                 Op::Literal { offset: at, len } => {
-                    if let Err(error) = self.literal(&plan.file, seq, at, len).await? {
+                    if let Err(error) = self.literal(&plan, seq, at, len).await? {
                         shared.fail(request, &error);
                         return Ok(());
                     }
@@ -285,7 +281,7 @@ impl Stream {
     /// Reads and sends a range; zeros are only named.
     async fn literal(
         &mut self,
-        file: &SourceFile,
+        plan: &Plan,
         seq: u64,
         at: u64,
         len: u64,
@@ -295,7 +291,11 @@ impl Stream {
         while done < len {
             let now = most.min(len - done);
             let mut buffer = vec![0; usize::try_from(now).unwrap_or(0)];
-            if let Err(error) = tokio::task::block_in_place(|| file.read_exact_at(at + done, &mut buffer)) {
+            let read = || match &self.shared.source.blocks {
+                Some(blocks) => blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer),
+                None => plan.file.read_exact_at(at + done, &mut buffer),
+            };
+            if let Err(error) = tokio::task::block_in_place(read) {
                 return Ok(Err(error));
             }
             if buffer.iter().all(|byte| *byte == 0) {
@@ -375,6 +375,8 @@ impl Stream {
 /// How one big file is sent.
 struct Plan {
     file: SourceFile,
+    digest: Digest,
+    size: u64,
     /// Where the first operation's bytes go.
     start: u64,
     ops: Vec<Op>,
@@ -386,7 +388,7 @@ impl Plan {
         let opened = source.open_content(&file.path, &file.digest)?;
         let whole = vec![Op::Literal { offset: 0, len: file.size }];
         if basis.is_empty() && part.is_empty() {
-            return Ok(Self { file: opened, start: 0, ops: whole });
+            return Ok(Self { file: opened, digest: file.digest, size: file.size, start: 0, ops: whole });
         }
         let target = match source.chunks(&file.digest).ok().flatten() {
             Some(chunks) if chunk::covered(&chunks) == file.size => chunks,
@@ -394,7 +396,7 @@ impl Plan {
         };
         let start = resume_at(&target, part, file.size);
         let ops = after(delta::delta(&target, basis), start);
-        Ok(Self { file: opened, start, ops })
+        Ok(Self { file: opened, digest: file.digest, size: file.size, start, ops })
     }
 }
 

@@ -385,7 +385,8 @@ impl<'a> Session<'a> {
             exact,
         };
         let index = &self.delivery.source.index;
-        let known = |acks: Vec<IndexedAck>| acks.iter().any(|a| IndexedAck { time: indexed.time, ..a.clone() } == indexed);
+        let known =
+            |acks: Vec<IndexedAck>| acks.iter().any(|a| IndexedAck { time: indexed.time, ..a.clone() } == indexed);
         let recorded = tokio::task::block_in_place(|| -> Result<(), IndexError> {
             if known(index.acks()?) { Ok(()) } else { index.record_ack(&indexed) }
         });

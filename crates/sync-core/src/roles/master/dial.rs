@@ -28,11 +28,7 @@ pub struct Dialed {
 
 /// Connects to a destination. A path gets a replica of its own in this process, reached over the loopback interface
 /// with the same protocol as any other.
-pub async fn dial(
-    destination: &Destination,
-    state_dir: &PathBuf,
-    shutdown: &Shutdown,
-) -> Result<Dialed, Problem> {
+pub async fn dial(destination: &Destination, state_dir: &PathBuf, shutdown: &Shutdown) -> Result<Dialed, Problem> {
     let failed = |reason: String| Problem { path: None, reason };
     match destination {
         Destination::Path(path) => {

@@ -1,6 +1,7 @@
 //! The master's role in one push: look at the source, read what changed, commit a version, and bring every destination
 //! to it, all at once.
 
+mod blocks;
 mod content;
 mod delivery;
 mod dial;
@@ -23,10 +24,11 @@ use crate::manifest::Version;
 use crate::monitor::{Monitor, Problem};
 use crate::options::{DestinationReport, PushReport, PushRequest};
 use crate::roles::Shutdown;
+use crate::roles::survey::KnownContents;
 use crate::wire::Offered;
 use delivery::{Delivered, Delivery, SourceEvent};
 use meter::Meter;
-use source::Source;
+use source::{LOOKS, Source};
 
 /// How often a push starts over for files that changed while they were sent.
 const ROUNDS: u32 = 3;
@@ -161,20 +163,37 @@ fn read_once(
     tell: &dyn Fn(SourceEvent),
 ) -> Result<(Option<Version>, u64), PushError> {
     let started = Instant::now();
-    let mut survey = source.survey(stop, meter, monitor)?;
-    let scanned = started.elapsed();
+    let mut scanned = Duration::ZERO;
+    let mut known = KnownContents::new();
     let mut offers: Vec<Offered> = Vec::new();
-    source.identify(&mut survey, stop, meter, &mut |offer, more| {
-        offers.extend(offer);
-        if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
-            tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
+    let mut look = 1;
+    let survey = loop {
+        let before = Instant::now();
+        let mut survey = source.survey(stop, meter, monitor)?;
+        survey.recall(&known);
+        scanned += before.elapsed();
+        source.identify(&mut survey, stop, meter, &mut |offer, more| {
+            offers.extend(offer);
+            if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
+                tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
+            }
+        });
+        if survey.vanished.is_empty() {
+            break survey;
         }
-    });
+        if look == LOOKS {
+            survey.hold_what_moves();
+            break survey;
+        }
+        // A file was listed and is gone: it may be back under a name that was not listed.
+        known.extend(survey.hashed());
+        look += 1;
+    };
     if stop.load(Ordering::Relaxed) {
         return Err(PushError::Stopped);
     }
-    let hashed = started.elapsed() - scanned;
-    let failures = source.report_failures(&mut survey, monitor);
+    let hashed = started.elapsed().saturating_sub(scanned);
+    let failures = source.report_failures(&survey, monitor);
     let committed = Arc::new(source.commit(survey, scanned, hashed)?);
     tell(SourceEvent::Committed(Arc::clone(&committed)));
     Ok((committed.minted.clone(), failures))
@@ -191,8 +210,6 @@ fn tell_once(monitor: &dyn Monitor, problems: &[Problem]) {
 /// The report of several rounds: counts add up, verdicts are the last round's.
 fn add_up(before: PushReport, now: PushReport) -> PushReport {
     let both = before.destinations.into_iter().zip(now.destinations);
-    let destinations = both
-        .map(|(old, new)| DestinationReport { stats: old.stats.plus(&new.stats), ..new })
-        .collect();
+    let destinations = both.map(|(old, new)| DestinationReport { stats: old.stats.plus(&new.stats), ..new }).collect();
     PushReport { destinations, ..now }
 }

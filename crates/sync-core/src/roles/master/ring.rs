@@ -42,8 +42,7 @@ impl Ring {
                 inner.evict();
                 break;
             }
-            let (next, timeout) =
-                self.taken.wait_timeout(inner, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) = self.taken.wait_timeout(inner, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             inner = next;
             inner.ignored = timeout.timed_out();
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::blocks::Blocks;
 use super::error::PushError;
 use super::meter::Meter;
 use super::ring::Ring;
@@ -32,6 +33,9 @@ const BUSY: Duration = Duration::from_secs(600);
 /// Contents up to this size stay in memory from hashing to sending.
 const KEEP: u64 = 1 << 20;
 
+/// How often a tree that changes while it is looked at is looked at again.
+pub const LOOKS: u32 = 5;
+
 /// Under this key an index keeps the path of its source.
 pub const SOURCE_PATH: &str = "source.path";
 
@@ -43,6 +47,8 @@ pub struct Source {
     pub index: Index,
     /// Contents on their way from the hasher to the destinations.
     pub ring: Ring,
+    /// Blocks of big files on their way to several destinations; `None` if there is just one.
+    pub blocks: Option<Blocks>,
     filter: Filter,
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
@@ -94,6 +100,7 @@ impl Source {
             root,
             index: opened.index,
             ring: Ring::default(),
+            blocks: (request.destinations.len() > 1).then(Blocks::default),
             filter,
             policy: request.policy.clone(),
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
@@ -112,10 +119,20 @@ impl Source {
             reconsider_refused: false,
             ignore_extras: false,
         };
-        let survey = survey(&self.root, &self.index, &options, &|entries| {
-            meter.scanned(entries);
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        let look = || {
+            survey(&self.root, &self.index, &options, &|entries| {
+                meter.scanned(entries);
+                if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        let mut survey = look()?;
+        for _ in 1..LOOKS {
+            // What moved from a directory that was not yet listed to one that was is in neither listing.
+            if !survey.is_restless(&self.root) {
+                break;
+            }
+            survey = look()?;
+        }
         meter.scanned(survey.entries);
         for path in &survey.left_out {
             monitor.notice(None, &format!("{path} is left out: it is the state directory"));
@@ -168,10 +185,9 @@ impl Source {
     }
 
     /// Tells the monitor what could not be read, and how many problems that makes.
-    pub fn report_failures(&self, survey: &mut Survey, monitor: &dyn Monitor) -> u64 {
-        for failure in &mut survey.failures {
-            let told = fs::FsError { doing: failure.doing, path: failure.path.clone(), source: copy(&failure.source) };
-            monitor.problem(None, &told.into_problem());
+    pub fn report_failures(&self, survey: &Survey, monitor: &dyn Monitor) -> u64 {
+        for failure in &survey.failures {
+            monitor.problem(None, &failure.to_problem());
         }
         survey.failures.len() as u64
     }
@@ -254,7 +270,8 @@ impl Source {
     pub fn open_content(&self, path: &RelPath, digest: &Digest) -> Result<SourceFile, ReadError> {
         // Before the version is committed the index has no such row; then the digest of what is sent decides.
         let row = self.index.row(path).ok().flatten();
-        let indexed = row.filter(|row| row.entry.content().is_some_and(|(_, d)| d == *digest)).and_then(|row| row.tuple);
+        let indexed =
+            row.filter(|row| row.entry.content().is_some_and(|(_, d)| d == *digest)).and_then(|row| row.tuple);
         let tuple = match indexed {
             Some(tuple) => tuple,
             None => self.root.stat(path)?.ok_or(ReadError::Changed)?.tuple,
@@ -276,14 +293,6 @@ fn remember_path(index: &Index, canonical: &Path) -> Result<(), IndexError> {
 
 fn notice_rebuilt(monitor: &dyn Monitor, reason: &str) {
     monitor.notice(None, &format!("the index of the source was rebuilt: {reason}; its history is lost, no data is"));
-}
-
-/// An equal error: `io::Error` cannot be cloned.
-fn copy(error: &std::io::Error) -> std::io::Error {
-    match error.raw_os_error() {
-        Some(code) => std::io::Error::from_raw_os_error(code),
-        None => std::io::Error::new(error.kind(), error.to_string()),
-    }
 }
 
 /// Source and destinations, and any two destinations, must be apart.

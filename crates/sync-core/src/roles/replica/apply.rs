@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::open::{Opened, PRIVILEGE};
+use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Publisher};
 use crate::hash::Digest;
@@ -28,12 +28,7 @@ pub struct Application {
 
 impl Application {
     /// Decides the steps from the replica's own rows, and the root they lead to.
-    pub fn plan(
-        opened: &Opened,
-        announce: &Announce,
-        changes: Changes,
-        copied_bytes: u64,
-    ) -> Result<Self, IndexError> {
+    pub fn plan(opened: &Opened, announce: &Announce, changes: Changes, copied_bytes: u64) -> Result<Self, IndexError> {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
         let rows = touched_rows(&opened.index, &changes)?;
         let dry_run = opened.policy.dry_run;
@@ -52,7 +47,7 @@ impl Application {
         };
         let plan = plan::decide(&changes, &situation);
         let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
-        let stats = count(&plan.steps, copied_bytes);
+        let stats = count(&plan, copied_bytes);
         let items = match opened.policy.itemize {
             true => plan.steps.iter().filter_map(itemize).collect(),
             false => Vec::new(),
@@ -92,6 +87,9 @@ impl Application {
             return Err("its directory was moved or replaced meanwhile; push again".to_owned());
         }
         if self.plan.steps.is_empty() {
+            if opened.is_unflushed().map_err(|e| e.to_string())? {
+                staging.flush().map_err(|e| e.to_string())?;
+            }
             return self.conclude(opened, &[]).map(Some);
         }
         let known = KnownRows { index: opened.index.clone(), names: opened.names.clone() };
@@ -99,8 +97,7 @@ impl Application {
         publisher.prepare();
         self.take_failures(opened, &mut publisher);
         staging.flush().map_err(|e| e.to_string())?;
-        let intent =
-            Intent { target: self.announce.version.id(), paths: publisher.intent().into_iter().collect() };
+        let intent = Intent { target: self.announce.version.id(), paths: publisher.intent().into_iter().collect() };
         opened.index.set_intent(&intent).map_err(|e| e.to_string())?;
         self.publisher = Some(publisher);
         Ok(None)
@@ -133,7 +130,9 @@ impl Application {
         let stand =
             Stand { version: version.id(), number: version.number, lineage: version.lineage, root: conclusion.root };
         let stands = opened.index.stand().map_err(|e| e.to_string())?;
-        let unchanged = conclusion.rows.is_empty() && conclusion.deletes.is_empty() && exact && stands == Some(stand);
+        let flushed = !opened.is_unflushed().map_err(|e| e.to_string())?;
+        let written = conclusion.rows.is_empty() && conclusion.deletes.is_empty();
+        let unchanged = written && flushed && exact && stands == Some(stand);
         if !unchanged {
             let privilege = [u8::from(rustix::process::geteuid().is_root())];
             opened
@@ -142,6 +141,7 @@ impl Application {
                     conclusion.deletes.iter().try_for_each(|path| commit.delete(path).map(drop))?;
                     conclusion.rows.iter().try_for_each(|row| commit.upsert(row))?;
                     commit.set_meta(PRIVILEGE, Some(&privilege))?;
+                    commit.set_meta(UNFLUSHED, None)?;
                     commit.set_stand(exact.then_some(&stand))?;
                     commit.clear_intent()
                 })
@@ -227,12 +227,7 @@ fn row(seen: &Observed, entry: Entry) -> Row {
 }
 
 /// The hash of the tree once these rows are written and those deleted.
-fn root_of(
-    opened: &Opened,
-    rows: &[Row],
-    deletes: &[RelPath],
-    holds: &[RelPath],
-) -> Result<Digest, IndexError> {
+fn root_of(opened: &Opened, rows: &[Row], deletes: &[RelPath], holds: &[RelPath]) -> Result<Digest, IndexError> {
     if rows.is_empty() && deletes.is_empty() && holds.is_empty() {
         return Ok(opened.tree.root);
     }
@@ -309,11 +304,11 @@ fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Diges
     Ok(tree::hash_with(&opened.index, &overlay, holds, &|row| opened.ignores(row))?.root)
 }
 
-fn count(steps: &[Step], copied_bytes: u64) -> ReplicaStats {
-    let mut stats = ReplicaStats { reused_bytes: copied_bytes, ..ReplicaStats::default() };
-    for step in steps {
+fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {
+    // Names that went because their content moved are not counted twice.
+    let mut stats = ReplicaStats { reused_bytes: copied_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
+    for step in plan.steps.iter().filter(|step| step.action != Action::Delete) {
         let counter = match (&step.action, &step.old) {
-            (Action::Delete, _) => &mut stats.deleted,
             (Action::Metadata, _) => &mut stats.metadata_only,
             (Action::Move { .. }, _) => &mut stats.moved,
             (_, None) => &mut stats.created,

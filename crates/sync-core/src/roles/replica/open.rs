@@ -28,6 +28,9 @@ const BUSY: Duration = Duration::from_secs(10);
 /// Under this key an index keeps with which rights its entries were applied.
 pub const PRIVILEGE: &str = "replica.privilege";
 
+/// Under this key an index remembers that it believes in content which nobody flushed yet.
+pub const UNFLUSHED: &str = "replica.unflushed";
+
 /// Old content up to this size is worth reading for the sake of a delta.
 const MAX_BASIS: u64 = 1 << 40;
 
@@ -101,7 +104,10 @@ impl Opened {
         };
         opened.adopt(&RelPath::root())?;
         match opened.look(share, stop) {
-            Err(OpenError::Index(IndexError::Damaged(reason)) | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason)))) => {
+            Err(
+                OpenError::Index(IndexError::Damaged(reason))
+                | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason))),
+            ) => {
                 notices.push(rebuilt(&reason));
                 opened.index.rebuild()?;
                 opened.look(share, stop)?;
@@ -115,6 +121,11 @@ impl Opened {
     pub fn stand(&self) -> Stand {
         let version = self.index.stand().ok().flatten().map(|stand| stand.version);
         Stand { features: 0, version, root: self.tree.root, entries: self.entries }
+    }
+
+    /// Whether rows are believed whose content was written by somebody else and may be only in memory.
+    pub fn is_unflushed(&self) -> Result<bool, IndexError> {
+        Ok(self.index.meta(UNFLUSHED)?.is_some())
     }
 
     /// Whether a row stays out of the tree that the master is told of.
@@ -239,7 +250,7 @@ impl Opened {
 
     fn write_down(&mut self, found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
         self.holds = found.holds();
-        let Survey { mut pending, mut gone, tree, entries, contents, names, failures, .. } = found;
+        let Survey { mut pending, mut gone, tree, entries, contents, names, failures, mounts, .. } = found;
         pending.retain(|p| !self.holds.covers(&p.row.path));
         gone.retain(|row| !self.holds.covers(&row.path));
         self.report(failures);
@@ -247,8 +258,15 @@ impl Opened {
             self.index.write(0, |writer| -> Result<(), IndexError> {
                 gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
                 pending.iter().try_for_each(|p| writer.upsert(&p.row))?;
+                writer.set_meta(UNFLUSHED, Some(&[1]))?;
                 privilege.map_or(Ok(()), |euid| writer.set_meta(PRIVILEGE, Some(euid)))
             })?;
+        }
+        if let (Some(staging), true) = (&self.staging, self.is_unflushed()?) {
+            let root = RelPath::root();
+            let included = std::iter::once(&root).chain(&mounts).map(|top| staging.include(top).err());
+            let failures: Vec<FsError> = included.flatten().collect();
+            self.report(failures);
         }
         self.contents = contents;
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
@@ -311,7 +329,8 @@ fn index_dir(share: &Share) -> Result<std::path::PathBuf, String> {
         return Ok(state.share_index_dir(&share.name));
     }
     let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
-    let place = crate::fs::place::resolve(&share.path).map_err(|e| format!("cannot find {}: {e}", show(&share.path)))?;
+    let place =
+        crate::fs::place::resolve(&share.path).map_err(|e| format!("cannot find {}: {e}", show(&share.path)))?;
     Ok(state.replica_index_dir(&place))
 }
 

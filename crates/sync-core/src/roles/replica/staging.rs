@@ -11,6 +11,7 @@ use super::open::Opened;
 use crate::compress::decompress;
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
 use crate::manifest::Tuple;
+use crate::monitor::Problem;
 use crate::path::RelPath;
 use crate::roles::link::LinkError;
 use crate::session::{ProtocolError, Settled};
@@ -114,6 +115,7 @@ struct Files {
 }
 
 struct Open {
+    path: RelPath,
     incoming: Option<Incoming>,
     basis: Option<BasisFile>,
     /// The first failure; the rest of the file is skipped.
@@ -164,7 +166,7 @@ impl Files {
                 true => staging.store(&file.digest, content, &file.path),
                 false => Err(IncomingError::Mismatch),
             };
-            settled.push((*seq, stored.map_or_else(failed, |()| Settled::Staged)));
+            settled.push((*seq, stored.map_or_else(|error| failed(error, &file.path), |()| Settled::Staged)));
         }
         self.settle(settled);
         Ok(())
@@ -224,23 +226,24 @@ impl Open {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
             Ok((incoming, basis))
         });
+        let path = file.path.clone();
         match opened {
-            Ok((incoming, basis)) => Self { incoming, basis, failed: None },
-            Err(error) => Self { incoming: None, basis: None, failed: Some(problem(error)) },
+            Ok((incoming, basis)) => Self { path, incoming, basis, failed: None },
+            Err(error) => {
+                let failed = Some(problem(&error, &path));
+                Self { path, incoming: None, basis: None, failed }
+            }
         }
     }
 
     /// Does something with the file unless it has failed; says whether it went well.
-    fn then(
-        &mut self,
-        work: impl FnOnce(&mut Incoming, Option<&BasisFile>) -> Result<(), IncomingError>,
-    ) -> bool {
+    fn then(&mut self, work: impl FnOnce(&mut Incoming, Option<&BasisFile>) -> Result<(), IncomingError>) -> bool {
         // Nothing incoming and nothing failed: the content is staged already.
         let Some(incoming) = &mut self.incoming else { return false };
         match work(incoming, self.basis.as_ref()) {
             Ok(()) => true,
             Err(error) => {
-                self.failed = Some(failed(error));
+                self.failed = Some(failed(error, &self.path));
                 self.incoming = None;
                 false
             }
@@ -251,20 +254,23 @@ impl Open {
         match (self.failed, self.incoming) {
             (Some(failed), _) => failed,
             (None, None) => Settled::Staged,
-            (None, Some(incoming)) => incoming.finish().map_or_else(failed, |()| Settled::Staged),
+            (None, Some(incoming)) => {
+                incoming.finish().map_or_else(|error| failed(error, &self.path), |()| Settled::Staged)
+            }
         }
     }
 }
 
-fn failed(error: IncomingError) -> Settled {
+fn failed(error: IncomingError, path: &RelPath) -> Settled {
     match error {
         IncomingError::Mismatch => Settled::Mismatch,
-        IncomingError::Fs(error) => problem(error),
+        IncomingError::Fs(error) => problem(&error, path),
     }
 }
 
-fn problem(error: FsError) -> Settled {
-    Settled::Failed(error.into_problem())
+/// A problem of the file that was to be staged, wherever exactly it showed.
+fn problem(error: &FsError, path: &RelPath) -> Settled {
+    Settled::Failed(Problem { path: Some(path.clone()), ..error.to_problem() })
 }
 
 fn decode(encoding: Encoding, bytes: &[u8], len: usize) -> Result<std::borrow::Cow<'_, [u8]>, LinkError> {
