@@ -300,7 +300,7 @@ impl Publisher {
         Ok(Some(staged))
     }
 
-    /// Makes a new inode that is no regular file; `None` if the kernel refuses to make the device.
+    /// Makes a new inode that holds no content; `None` if the kernel refuses to make the device.
     fn make(&mut self, i: usize, step: &Step, entry: &Entry, stage: &Arc<Stage>) -> Result<Option<Staged>, FsError> {
         let name = self.staging.fresh_name();
         let node = |kind, dev| mknodat(stage.fd(), &name, kind, Mode::RUSR | Mode::WUSR, dev);
@@ -311,6 +311,8 @@ impl Publisher {
             Kind::Socket => (node(FileType::Socket, 0), 0o600),
             Kind::CharDev { major, minor } => (node(FileType::CharacterDevice, makedev(*major, *minor)), 0o600),
             Kind::BlockDev { major, minor } => (node(FileType::BlockDevice, makedev(*major, *minor)), 0o600),
+            // The only file that needs no content to be sent.
+            Kind::File { size: 0, .. } => (create(stage.fd(), &name).map(drop), 0o600),
             Kind::File { .. } => return Err(FsError::because("make", &step.path, "the plan makes a file of nothing")),
         };
         let is_device = matches!(entry.kind, Kind::CharDev { .. } | Kind::BlockDev { .. });

@@ -370,3 +370,37 @@ mod random {
         }
     }
 }
+
+#[test]
+fn an_empty_file_is_made_without_content() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("new", ""), ("shorter", ""), ("was/a/dir", "")]);
+    Bed::write(|n| bed.dst(n), &[("shorter", "longer"), ("was/a/dir/file", "x")]);
+    mode(&bed.src("new"), 0o4751);
+    set_mtime(&bed.src("new"), 7, 8);
+    let have = bed.replica();
+    let mut steps = plan(&bed.source(), &have, &[]);
+    for step in steps.iter_mut().filter(|step| step.action == Action::Content) {
+        step.action = Action::Make;
+    }
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(bed.replica())));
+    let seen = run(&mut publisher);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert_eq!(failures, Vec::<String>::new());
+    bed.check(have, &seen);
+}
+
+#[test]
+fn a_file_with_content_is_not_made_of_nothing() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("a", "content")]);
+    let have = bed.replica();
+    let mut steps = plan(&bed.source(), &have, &[]);
+    for step in steps.iter_mut().filter(|step| step.action == Action::Content) {
+        step.action = Action::Make;
+    }
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(have)));
+    run(&mut publisher);
+    assert_eq!(publisher.take_failures().len(), 1);
+    assert!(!bed.dst("a").exists());
+}
