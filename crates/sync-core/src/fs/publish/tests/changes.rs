@@ -372,6 +372,47 @@ mod random {
 }
 
 #[test]
+fn a_group_gets_a_name_and_metadata_at_once() {
+    let bed = Bed::new();
+    for dir in ["src", "dst"] {
+        Bed::write(|n| bed.top.path().join(dir).join(n), &[("a", "1"), ("b", "2"), ("z", "3")]);
+    }
+    fs::hard_link(bed.dst("b"), bed.dst("gone")).unwrap();
+    for (name, link) in [("a", "a2"), ("b", "b2")] {
+        fs::hard_link(bed.src(name), bed.src(link)).unwrap();
+        mode(&bed.src(name), 0o640);
+    }
+    let inodes = || ["a", "b"].map(|name| fs::metadata(bed.dst(name)).unwrap().ino());
+    let before = inodes();
+    bed.push(&[]);
+    assert_eq!(inodes(), before, "nothing is outside, so nothing needs a copy");
+}
+
+#[test]
+fn a_name_outside_shows_although_one_inside_goes() {
+    let bed = Bed::new();
+    for dir in ["src", "dst"] {
+        Bed::write(|n| bed.top.path().join(dir).join(n), &[("a", "1"), ("over", "1"), ("keep", "2")]);
+    }
+    let outside = bed.top.path().join("outside");
+    fs::hard_link(bed.dst("a"), bed.dst("gone")).unwrap();
+    fs::hard_link(bed.dst("a"), &outside).unwrap();
+    mode(&outside, 0o604);
+    mode(&bed.src("a"), 0o640);
+    // The same with a name that something else replaces.
+    let outside2 = bed.top.path().join("outside2");
+    fs::hard_link(bed.dst("keep"), bed.dst("replaced")).unwrap();
+    fs::hard_link(bed.dst("keep"), &outside2).unwrap();
+    mode(&outside2, 0o604);
+    mode(&bed.src("keep"), 0o640);
+    fs::write(bed.src("replaced"), "new").unwrap();
+    bed.push(&[]);
+    for outside in [outside, outside2] {
+        assert_eq!(fs::metadata(outside).unwrap().mode() & 0o7777, 0o604);
+    }
+}
+
+#[test]
 fn an_empty_file_is_made_without_content() {
     let bed = Bed::new();
     Bed::write(|n| bed.src(n), &[("new", ""), ("shorter", ""), ("was/a/dir", "")]);
