@@ -40,6 +40,7 @@ impl Publisher {
         };
         self.staging.mount_near(&step.path)?;
         if let Some(copy) = self.inodes.detached.get(&inode(&tuple)).cloned() {
+            self.work[i].refused = self.step_of(&copy).map(|j| self.work[j].refused).unwrap_or_default();
             return self.link_detached(step, &copy);
         }
         let (fd, stat) = self.hold(&step.path)?;

@@ -80,8 +80,8 @@ enum Fate {
 struct Staged {
     stage: Arc<Stage>,
     name: String,
-    /// A further name of an inode that has others, in the tree or in staging.
-    linked: bool,
+    /// Which inode it is, if it is a further name of one that has others, in the tree or in staging.
+    linked: Option<(u64, u64)>,
 }
 
 /// Inodes with several names, on which one change shows at all of them.
@@ -89,8 +89,8 @@ struct Staged {
 struct Inodes {
     /// Those whose `ctime` we moved ourselves, with the `mtime` that they have since.
     ours: HashMap<(u64, u64), Time>,
-    /// How many names we added in staging.
-    pins: HashMap<(u64, u64), u32>,
+    /// How many names each has more than the index knew, or less, because we made and removed some.
+    more: HashMap<(u64, u64), i64>,
     /// Paths that are no part of the plan and whose inode was touched.
     siblings: BTreeSet<RelPath>,
     /// Inodes that had names outside, with the path of the copy that stands in for them now.
@@ -170,11 +170,12 @@ impl Publisher {
         self.inodes.siblings.extend(self.known.names(tuple));
     }
 
-    /// Whether an inode has names that the index does not know: those lie outside the tree, and must not change.
+    /// Whether an inode has names that neither the index knows nor we made: those lie outside the tree, and must not
+    /// change.
     fn has_names_outside(&self, stat: &Stat) -> bool {
-        let pins = self.inodes.pins.get(&inode(&stat.tuple)).copied().unwrap_or(0);
-        let known = || u32::try_from(self.known.names(&stat.tuple).len()).unwrap_or(u32::MAX).max(1);
-        stat.nlink > 1 && stat.nlink > known().saturating_add(pins)
+        let more = self.inodes.more.get(&inode(&stat.tuple)).copied().unwrap_or(0);
+        let known = || i64::try_from(self.known.names(&stat.tuple).len()).unwrap_or(i64::MAX).max(1);
+        stat.nlink > 1 && i64::from(stat.nlink) > known().saturating_add(more)
     }
 
     fn touch_dir(&mut self, path: &RelPath) {
@@ -190,8 +191,16 @@ impl Publisher {
         for work in &mut self.work {
             if let Some(staged) = work.staged.take() {
                 staged.remove();
+                staged.linked.into_iter().for_each(|inode| self.inodes.count(inode, -1));
             }
         }
+    }
+}
+
+impl Inodes {
+    /// Records that an inode got names (or lost them).
+    fn count(&mut self, inode: (u64, u64), names: i64) {
+        *self.more.entry(inode).or_default() += names;
     }
 }
 

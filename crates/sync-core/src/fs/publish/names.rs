@@ -107,7 +107,7 @@ impl Publisher {
 
     fn place_staged(&mut self, i: usize, step: &Step, staged: &Staged) -> Result<(), FsError> {
         if let Action::Move { from } = &step.action
-            && staged.linked
+            && staged.linked.is_some()
         {
             self.dress_moved(i, step, from, staged)?;
         }
@@ -147,10 +147,12 @@ impl Publisher {
         if matches!(there, There::Dir) || is_dir {
             self.root.forget(&step.path);
         }
-        if staged.linked {
+        if staged.linked.is_some() {
             // Renaming onto another name of the same inode does nothing and leaves the temporary.
             let _ = unlinkat(staged.stage.fd(), &staged.name, AtFlags::empty());
-            self.unpin(step);
+        }
+        if let (There::Other, Some((_, old))) = (there, old_of(step)) {
+            self.inodes.count(inode(&old), -1);
         }
         self.touch_dir(&step.path);
         Ok(())
@@ -234,14 +236,6 @@ impl Publisher {
         Ok(())
     }
 
-    fn unpin(&mut self, step: &Step) {
-        if let Ok(Some(stat)) = self.root.stat(&step.path)
-            && let Some(pins) = self.inodes.pins.get_mut(&inode(&stat.tuple))
-        {
-            *pins = pins.saturating_sub(1);
-        }
-    }
-
     /// A name whose inode had names outside gets the copy that another name of the group got already.
     pub(super) fn link_detached(&mut self, step: &Step, copy: &RelPath) -> Result<(), FsError> {
         let fail = |errno| FsError::new("link", &step.path, errno);
@@ -249,7 +243,7 @@ impl Publisher {
         let name = self.staging.fresh_name();
         let dir = self.staging.thaw.open(&self.root, &copy.parent().unwrap_or_default())?;
         linkat(&dir, copy.name(), stage.fd(), &name, AtFlags::empty()).map_err(fail)?;
-        let staged = Staged { stage, name, linked: true };
+        let staged = Staged { stage, name, linked: None };
         let placed = match self.check_old(step) {
             Ok(_) => self.staging.thaw.within(&self.root, &step.path.parent().unwrap_or_default(), |dir| {
                 renameat(staged.stage.fd(), &staged.name, dir, step.path.name())
@@ -310,6 +304,7 @@ impl Publisher {
             self.root.forget(&step.path);
         } else if stat.nlink > 1 {
             self.touch_inode(&tuple);
+            self.inodes.count(inode(&tuple), -1);
         }
         self.touch_dir(&step.path);
         Ok(())

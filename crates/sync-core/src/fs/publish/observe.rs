@@ -12,6 +12,7 @@ use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
 use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
 use crate::path::RelPath;
+use crate::plan::{Action, Step};
 
 /// How long to wait at most for the clock of time stamps to move on. It ticks at least 100 times a second.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -47,7 +48,8 @@ impl Publisher {
             if self.work[i].fate != Fate::Done {
                 continue;
             }
-            let refused = self.work[i].refused;
+            let mut refused = self.work[i].refused;
+            refused.add(self.refused_with(step, refused));
             let gone = is_delete(step) || refused.has(Refused::DEVICE);
             let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
                 seen.push(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
@@ -71,6 +73,20 @@ impl Publisher {
         }
         seen.sort_by(|a, b| a.path.cmp(&b.path));
         seen
+    }
+
+    /// What the kernel refused of the inode that the step linked to: its attributes are those of every name.
+    fn refused_with(&self, step: &Step, own: Refused) -> Refused {
+        let Action::Link { first } = &step.action else { return Refused::default() };
+        if own.has(Refused::LINK) {
+            // A copy stands in, with attributes of its own.
+            return Refused::default();
+        }
+        let first = match self.step_of(first) {
+            Some(j) => self.work[j].refused,
+            None => self.known.row(first).map(|row| row.refused).unwrap_or_default(),
+        };
+        Refused(first.0 & !Refused::LINK.0)
     }
 
     /// Looks at a path that the plan says nothing about: it keeps its entry, and its proof if it had one.

@@ -82,7 +82,7 @@ impl Publisher {
             None if size == 0 => self.copy(stage.fd(), &stage, 0, &step.path)?,
             None => return Err(FsError::because("prepare", &step.path, "its content was not received")),
         };
-        let staged = Staged { stage, name, linked: false };
+        let staged = Staged { stage, name, linked: None };
         self.dress(i, step, entry, &staged, 0o600)?;
         Ok(staged)
     }
@@ -116,7 +116,7 @@ impl Publisher {
         };
         let before = is_as_known();
         let name = self.copy(source, &stage, size, &step.path)?;
-        let staged = Staged { stage, name, linked: false };
+        let staged = Staged { stage, name, linked: None };
         if before.is_some() && is_as_known().is_some() {
             return Ok(staged);
         }
@@ -162,13 +162,13 @@ impl Publisher {
             Err(errno) if is_link_refusal(errno) => return Ok(None),
             Err(errno) => return Err(FsError::new("link", path, errno)),
         }
-        let staged = Staged { stage: Arc::clone(stage), name, linked: true };
+        let staged = Staged { stage: Arc::clone(stage), name, linked: Some(inode(&stat.tuple)) };
         let linked = self.root.stat_at(stage.fd(), &staged.name[..]).map_err(|e| FsError::new("look at", path, e));
         if !linked.is_ok_and(|linked| linked.identity() == stat.identity()) {
             staged.remove();
             return Err(drift("link", path));
         }
-        *self.inodes.pins.entry(inode(&stat.tuple)).or_default() += 1;
+        self.inodes.count(inode(&stat.tuple), 1);
         self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
         self.inodes.siblings.insert(path.clone());
         if stat.nlink > 1 {
@@ -218,9 +218,9 @@ impl Publisher {
     fn linked_to(&mut self, j: usize, stage: Arc<Stage>, name: String) -> Result<Staged, FsError> {
         let path = &self.steps[j].path;
         let stat = self.root.stat_at(stage.fd(), &name[..]).map_err(|errno| FsError::new("look at", path, errno))?;
-        *self.inodes.pins.entry(inode(&stat.tuple)).or_default() += 1;
+        self.inodes.count(inode(&stat.tuple), 1);
         self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
-        Ok(Staged { stage, name, linked: true })
+        Ok(Staged { stage, name, linked: Some(inode(&stat.tuple)) })
     }
 
     /// Links to a first name that the plan leaves where it is.
@@ -266,7 +266,7 @@ impl Publisher {
             return self.make(i, step, entry, &stage);
         };
         let name = self.copy(&source, &stage, size, &step.path)?;
-        let staged = Staged { stage, name, linked: false };
+        let staged = Staged { stage, name, linked: None };
         self.dress(i, step, entry, &staged, 0o600)?;
         Ok(Some(staged))
     }
@@ -300,7 +300,7 @@ impl Publisher {
         Ok(Some(staged))
     }
 
-    /// Makes a new inode that is no regular file; `None` if the kernel refuses to make the device.
+    /// Makes a new inode that holds no content; `None` if the kernel refuses to make the device.
     fn make(&mut self, i: usize, step: &Step, entry: &Entry, stage: &Arc<Stage>) -> Result<Option<Staged>, FsError> {
         let name = self.staging.fresh_name();
         let node = |kind, dev| mknodat(stage.fd(), &name, kind, Mode::RUSR | Mode::WUSR, dev);
@@ -311,6 +311,8 @@ impl Publisher {
             Kind::Socket => (node(FileType::Socket, 0), 0o600),
             Kind::CharDev { major, minor } => (node(FileType::CharacterDevice, makedev(*major, *minor)), 0o600),
             Kind::BlockDev { major, minor } => (node(FileType::BlockDevice, makedev(*major, *minor)), 0o600),
+            // The only file that needs no content to be sent.
+            Kind::File { size: 0, .. } => (create(stage.fd(), &name).map(drop), 0o600),
             Kind::File { .. } => return Err(FsError::because("make", &step.path, "the plan makes a file of nothing")),
         };
         let is_device = matches!(entry.kind, Kind::CharDev { .. } | Kind::BlockDev { .. });
@@ -322,7 +324,7 @@ impl Publisher {
             }
             Err(errno) => return Err(FsError::new("make", &step.path, errno)),
         }
-        let staged = Staged { stage: Arc::clone(stage), name, linked: false };
+        let staged = Staged { stage: Arc::clone(stage), name, linked: None };
         self.dress(i, step, entry, &staged, mode)?;
         Ok(Some(staged))
     }

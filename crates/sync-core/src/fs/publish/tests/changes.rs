@@ -370,3 +370,78 @@ mod random {
         }
     }
 }
+
+#[test]
+fn a_group_gets_a_name_and_metadata_at_once() {
+    let bed = Bed::new();
+    for dir in ["src", "dst"] {
+        Bed::write(|n| bed.top.path().join(dir).join(n), &[("a", "1"), ("b", "2"), ("z", "3")]);
+    }
+    fs::hard_link(bed.dst("b"), bed.dst("gone")).unwrap();
+    for (name, link) in [("a", "a2"), ("b", "b2")] {
+        fs::hard_link(bed.src(name), bed.src(link)).unwrap();
+        mode(&bed.src(name), 0o640);
+    }
+    let inodes = || ["a", "b"].map(|name| fs::metadata(bed.dst(name)).unwrap().ino());
+    let before = inodes();
+    bed.push(&[]);
+    assert_eq!(inodes(), before, "nothing is outside, so nothing needs a copy");
+}
+
+#[test]
+fn a_name_outside_shows_although_one_inside_goes() {
+    let bed = Bed::new();
+    for dir in ["src", "dst"] {
+        Bed::write(|n| bed.top.path().join(dir).join(n), &[("a", "1"), ("over", "1"), ("keep", "2")]);
+    }
+    let outside = bed.top.path().join("outside");
+    fs::hard_link(bed.dst("a"), bed.dst("gone")).unwrap();
+    fs::hard_link(bed.dst("a"), &outside).unwrap();
+    mode(&outside, 0o604);
+    mode(&bed.src("a"), 0o640);
+    // The same with a name that something else replaces.
+    let outside2 = bed.top.path().join("outside2");
+    fs::hard_link(bed.dst("keep"), bed.dst("replaced")).unwrap();
+    fs::hard_link(bed.dst("keep"), &outside2).unwrap();
+    mode(&outside2, 0o604);
+    mode(&bed.src("keep"), 0o640);
+    fs::write(bed.src("replaced"), "new").unwrap();
+    bed.push(&[]);
+    for outside in [outside, outside2] {
+        assert_eq!(fs::metadata(outside).unwrap().mode() & 0o7777, 0o604);
+    }
+}
+
+#[test]
+fn an_empty_file_is_made_without_content() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("new", ""), ("shorter", ""), ("was/a/dir", "")]);
+    Bed::write(|n| bed.dst(n), &[("shorter", "longer"), ("was/a/dir/file", "x")]);
+    mode(&bed.src("new"), 0o4751);
+    set_mtime(&bed.src("new"), 7, 8);
+    let have = bed.replica();
+    let mut steps = plan(&bed.source(), &have, &[]);
+    for step in steps.iter_mut().filter(|step| step.action == Action::Content) {
+        step.action = Action::Make;
+    }
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(bed.replica())));
+    let seen = run(&mut publisher);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert_eq!(failures, Vec::<String>::new());
+    bed.check(have, &seen);
+}
+
+#[test]
+fn a_file_with_content_is_not_made_of_nothing() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("a", "content")]);
+    let have = bed.replica();
+    let mut steps = plan(&bed.source(), &have, &[]);
+    for step in steps.iter_mut().filter(|step| step.action == Action::Content) {
+        step.action = Action::Make;
+    }
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(have)));
+    run(&mut publisher);
+    assert_eq!(publisher.take_failures().len(), 1);
+    assert!(!bed.dst("a").exists());
+}

@@ -181,3 +181,62 @@ fn a_staging_directory_of_somebody_else_is_not_trusted() {
     assert!(refused.contains("reserved"), "{refused}");
     assert!(planted.join("thesis").exists());
 }
+
+#[test]
+fn names_of_one_inode_share_what_was_refused() {
+    let name = "names_of_one_inode_share_what_was_refused";
+    if !is_root() {
+        return skip(name, "needs root to make the source");
+    }
+    let bed = bed();
+    let own = |path: PathBuf| std::os::unix::fs::lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    // One group is new, one gets a further name, one a new owner and a further name, one has a name outside.
+    Bed::write(|n| bed.src(n), &[("file", "1"), ("known", "2"), ("given", "3"), ("shared", "4")]);
+    symlink("to", bed.src("link")).unwrap();
+    for (special, kind) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+        mknodat(CWD, bed.src(special), kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    Bed::write(|n| bed.dst(n), &[("known", "2"), ("given", "3"), ("shared", "4")]);
+    fs::hard_link(bed.dst("shared"), bed.dst("shared2")).unwrap();
+    fs::hard_link(bed.dst("shared"), bed.top.path().join("outside")).unwrap();
+    for group in ["file", "known", "given", "shared", "link", "fifo", "socket"] {
+        fs::hard_link(bed.src(group), bed.src(&format!("{group}2"))).unwrap();
+        set_mtime(&bed.src(group), 9, 9);
+    }
+    set_mtime(&bed.dst("known"), 9, 9);
+    own(bed.src(""));
+    let (want, mut have) = (bed.source(), bed.replica());
+    for kept in ["known", "given", "shared"] {
+        own(bed.dst(kept));
+    }
+    let now = bed.replica();
+    for row in have.values_mut() {
+        row.tuple = now[&row.path].tuple;
+        row.entry.uid = now[&row.path].entry.uid;
+        row.entry.gid = now[&row.path].entry.gid;
+    }
+    // An earlier push wanted this owner and did not get it.
+    let known = have.get_mut(&path("known")).unwrap();
+    (known.entry.uid, known.entry.gid, known.refused) = (0, 0, Refused::OWNER);
+    let steps = plan(&want, &have, &[]);
+    let top = bed.top.path().join("dst");
+    unprivileged(|| {
+        let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
+        staging.store(&Digest::of(b"1"), b"1", &path("file")).unwrap();
+        let mut publisher = Publisher::new(staging, steps, Box::new(Index(have)));
+        let seen = run(&mut publisher);
+        let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+        assert_eq!(failures, Vec::<String>::new());
+        let refused: BTreeMap<String, Refused> = seen.iter().map(|s| (s.path.display(), s.refused)).collect();
+        for group in ["file", "known", "given", "shared", "link", "fifo", "socket"] {
+            assert_eq!(refused[group], Refused::OWNER, "{group}");
+            assert_eq!(refused[&format!("{group}2")], Refused::OWNER, "{group}2");
+        }
+    });
+    let now = bed.replica();
+    for (path, row) in &want {
+        assert_eq!(now[path].entry.link, row.entry.link, "{path}");
+        assert_eq!(now[path].entry.mtime, row.entry.mtime, "{path}");
+    }
+    assert_eq!(fs::metadata(bed.top.path().join("outside")).unwrap().nlink(), 1);
+}
