@@ -147,6 +147,18 @@ impl Staging {
         std::mem::take(&mut *self.problems.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Makes directories of our own passable in which something could not be looked at, for the time of the session;
+    /// tells whether there were any.
+    pub fn make_passable(&self, failures: &[FsError]) -> bool {
+        let denied = failures.iter().filter(|failure| failure.errno() == Some(Errno::ACCESS));
+        // The directory itself could not be listed, or the one above it not be searched.
+        let thaw = |failure: &FsError| {
+            let above = failure.path.parent().is_some_and(|parent| self.thaw.thaw(&self.root, &parent));
+            above | self.thaw.thaw(&self.root, &failure.path)
+        };
+        denied.fold(false, |any, failure| any | thaw(failure))
+    }
+
     /// Includes the file system of a directory in every flush, although nothing is staged on it: somebody else wrote
     /// there, and it shall be durable all the same.
     ///

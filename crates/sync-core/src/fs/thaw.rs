@@ -64,7 +64,7 @@ impl Thaw {
     }
 
     /// Makes the directory writable if it is not; tells whether it did.
-    fn thaw(&self, root: &Root, path: &RelPath) -> bool {
+    pub fn thaw(&self, root: &Root, path: &RelPath) -> bool {
         let Ok(fd) = hold(root, path) else { return false };
         let Ok(stat) = root.stat_fd(&fd) else { return false };
         if stat.mode & 0o700 == 0o700 || Target::Open(fd.as_fd()).chmod(stat.mode | 0o700).is_err() {

@@ -16,6 +16,9 @@ use crate::wire::{
 const WANTS_PER_MESSAGE: usize = 1024;
 const CHUNKS_PER_MESSAGE: usize = 1 << 17;
 
+/// Contents up to this size that could not be stored are tried again when the others are done.
+const SET_ASIDE: u64 = 1 << 20;
+
 /// What became of a wanted content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -100,6 +103,15 @@ enum State {
     Ended,
 }
 
+/// A content that is awaited.
+#[derive(Debug)]
+struct Outstanding {
+    path: RelPath,
+    size: u64,
+    /// Whether it was asked for a second time.
+    again: bool,
+}
+
 /// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
 #[derive(Debug)]
 pub struct Receiver {
@@ -109,10 +121,12 @@ pub struct Receiver {
     next_seq: u64,
     /// Answers to Consider that are still missing.
     considering: u64,
-    /// Wanted contents that are not dealt with: their paths, and whether they were already sent a second time.
-    outstanding: HashMap<u64, (RelPath, bool)>,
-    /// Paths of files under consideration.
-    considered: BTreeMap<u64, RelPath>,
+    /// Wanted contents that are not dealt with.
+    outstanding: HashMap<u64, Outstanding>,
+    /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
+    set_aside: Vec<(u64, Outstanding)>,
+    /// Paths and sizes of files under consideration.
+    considered: BTreeMap<u64, (RelPath, u64)>,
     changes: Changes,
     changes_received: u64,
     announce: Option<Announce>,
@@ -134,6 +148,7 @@ impl Receiver {
             next_seq: 0,
             considering: 0,
             outstanding: HashMap::new(),
+            set_aside: Vec::new(),
             considered: BTreeMap::new(),
             changes: Changes::new(),
             changes_received: 0,
@@ -264,7 +279,7 @@ impl Receiver {
             return;
         }
         self.considering += 1;
-        self.considered.extend((first..).zip(files.iter().map(|file| file.path.clone())));
+        self.considered.extend((first..).zip(files.iter().map(|file| (file.path.clone(), file.size))));
         self.outputs.push_back(ReceiverOutput::Consider(first, files));
     }
 
@@ -273,8 +288,8 @@ impl Receiver {
         let mut message: Vec<Wanted> = Vec::new();
         let mut chunks = 0;
         for wanted in wants {
-            let Some(path) = self.considered.remove(&wanted.seq) else { continue };
-            self.outstanding.insert(wanted.seq, (path, false));
+            let Some((path, size)) = self.considered.remove(&wanted.seq) else { continue };
+            self.outstanding.insert(wanted.seq, Outstanding { path, size, again: false });
             chunks += wanted.basis.len() + wanted.part.len();
             message.push(wanted);
             if message.len() >= WANTS_PER_MESSAGE || chunks >= CHUNKS_PER_MESSAGE {
@@ -292,17 +307,19 @@ impl Receiver {
     }
 
     fn settled(&mut self, seq: u64, settled: Settled) {
-        let Some((path, again)) = self.outstanding.remove(&seq) else { return };
+        let Some(mut file) = self.outstanding.remove(&seq) else { return };
+        let asked_again = std::mem::replace(&mut file.again, true);
         match settled {
             Settled::Staged => {}
-            Settled::Mismatch if !again => {
-                self.outstanding.insert(seq, (path, true));
+            Settled::Mismatch if !asked_again => {
+                self.outstanding.insert(seq, file);
                 self.send(ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]));
             }
             Settled::Mismatch => {
                 let reason = "the content does not match its digest: the file changed while it was sent".to_owned();
-                self.send(ToMaster::Problems(vec![Problem { path: Some(path), reason }]));
+                self.send(ToMaster::Problems(vec![Problem { path: Some(file.path), reason }]));
             }
+            Settled::Failed(_) if !asked_again && file.size <= SET_ASIDE => self.set_aside.push((seq, file)),
             Settled::Failed(problem) => self.send(ToMaster::Problems(vec![problem])),
         }
         self.plan_when_complete();
@@ -315,7 +332,17 @@ impl Receiver {
     }
 
     fn plan_when_complete(&mut self) {
-        if self.state == State::Completing && self.considering == 0 && self.outstanding.is_empty() {
+        if self.state != State::Completing || self.considering > 0 || !self.outstanding.is_empty() {
+            return;
+        }
+        let set_aside = std::mem::take(&mut self.set_aside);
+        let wants: Vec<Wanted> =
+            set_aside.iter().map(|(seq, _)| Wanted { seq: *seq, basis: Vec::new(), part: Vec::new() }).collect();
+        self.outstanding.extend(set_aside);
+        for part in wants.chunks(WANTS_PER_MESSAGE) {
+            self.send(ToMaster::Want(part.to_vec()));
+        }
+        if self.outstanding.is_empty() {
             self.state = State::Planning;
             if let Some(announce) = self.announce.clone() {
                 self.outputs.push_back(ReceiverOutput::Plan(announce, std::mem::take(&mut self.changes)));

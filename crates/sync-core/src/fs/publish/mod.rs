@@ -132,7 +132,8 @@ impl Publisher {
 
     fn fail(&mut self, i: usize, error: FsError) {
         self.work[i].fate = Fate::Failed;
-        self.failures.push(error);
+        // Wherever exactly it showed, in staging perhaps: it is this entry that failed.
+        self.failures.push(FsError { path: self.steps[i].path.clone(), ..error });
     }
 
     /// The step for `path`, if the plan has one.

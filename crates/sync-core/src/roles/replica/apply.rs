@@ -17,6 +17,8 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 /// A plan, and how far it was carried out.
 pub struct Application {
     announce: Announce,
+    /// Wanted changes to what is no part of the push here.
+    left_alone: Vec<RelPath>,
     plan: Plan,
     root: Digest,
     stats: ReplicaStats,
@@ -46,6 +48,8 @@ impl Application {
             no_delete: opened.policy.no_delete,
         };
         let plan = plan::decide(&changes, &situation);
+        let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
+        let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
         let stats = count(&plan, copied_bytes);
         let items = match opened.policy.itemize {
@@ -54,7 +58,7 @@ impl Application {
         };
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
-        Ok(Self { announce, plan, root, stats, items, refusal, publisher: None, failures: 0 })
+        Ok(Self { announce, left_alone, plan, root, stats, items, refusal, publisher: None, failures: 0 })
     }
 
     /// Why the plan is not to be carried out.
@@ -76,8 +80,10 @@ impl Application {
     /// Stages everything, flushes it, and records the intent. Acknowledges at once if there is nothing to publish.
     pub fn prepare(&mut self, opened: &mut Opened) -> Result<Option<Ack>, String> {
         let missing = "its content could not be had; the next push tries again";
-        let failed: Vec<FsError> =
+        let mut failed: Vec<FsError> =
             self.plan.missing.iter().map(|path| FsError::because("update", path, missing)).collect();
+        let why = "something is mounted there, or it is our own state directory: it is left alone";
+        failed.extend(self.left_alone.iter().map(|path| FsError::because("update", path, why)));
         self.failures += failed.len() as u64;
         opened.report(failed);
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack())) };

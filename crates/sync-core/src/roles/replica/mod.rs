@@ -203,7 +203,8 @@ impl Session {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
         let mut wants = Vec::new();
         for (seq, file) in (first..).zip(files) {
-            if opened.has(&file.digest) || !opened.wants_once(file.digest) {
+            let left_alone = opened.holds.covers(&file.path);
+            if left_alone || opened.has(&file.digest) || !opened.wants_once(file.digest) {
                 continue;
             }
             let (basis_file, basis) = opened.basis_for(&file);

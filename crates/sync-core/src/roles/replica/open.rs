@@ -62,6 +62,8 @@ pub struct Opened {
     pub tree: TreeHash,
     /// What could not be looked at here.
     pub holds: Holds,
+    /// What belongs to the share's directory and not to the push, such as mounts with `--one-file-system`.
+    pub apart: Holds,
     /// Names of inodes that have several, by file system and inode.
     pub names: HashMap<(u64, u64), Vec<RelPath>>,
     entries: u64,
@@ -69,6 +71,7 @@ pub struct Opened {
     asked: HashSet<Digest>,
     problems: Vec<Problem>,
     complete: bool,
+    fresh: bool,
     _lock: Option<RootLock>,
 }
 
@@ -85,7 +88,7 @@ impl Opened {
             Some(root) => Some(lock(share, root, stop)?),
             None => None,
         };
-        let index = open_index(share, &policy, notices)?;
+        let (index, fresh) = open_index(share, &policy, notices)?;
         let staging = root.as_ref().filter(|_| !policy.dry_run).map(|root| Arc::new(Staging::new(Arc::clone(root))));
         let mut opened = Self {
             root,
@@ -94,15 +97,18 @@ impl Opened {
             policy,
             tree: TreeHash { root: Digest::empty(), dirs: HashMap::new() },
             holds: Holds::default(),
+            apart: Holds::default(),
             names: HashMap::new(),
             entries: 0,
             contents: HashSet::new(),
             asked: HashSet::new(),
             problems: Vec::new(),
             complete: false,
+            fresh: false,
             _lock: lock,
         };
         opened.adopt(&RelPath::root())?;
+        opened.fresh = fresh;
         match opened.look(share, stop) {
             Err(
                 OpenError::Index(IndexError::Damaged(reason))
@@ -113,6 +119,9 @@ impl Opened {
                 opened.look(share, stop)?;
             }
             other => other?,
+        }
+        if opened.fresh && opened.entries > 0 {
+            notices.push(rebuilt("there was none"));
         }
         Ok(opened)
     }
@@ -224,7 +233,8 @@ impl Opened {
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on);
         let mut found = survey_now()?;
-        if self.adopt_on_mounts(&root, &found)? {
+        let thawed = self.staging.as_ref().is_some_and(|staging| staging.make_passable(&found.failures));
+        if self.adopt_on_mounts(&root, &found)? || thawed {
             found = survey_now()?;
         }
         let options = IdentifyOptions { keep: 0, stop, read: &|_| {} };
@@ -250,6 +260,7 @@ impl Opened {
 
     fn write_down(&mut self, found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
         self.holds = found.holds();
+        self.apart = Holds::new(found.apart.iter().cloned());
         let Survey { mut pending, mut gone, tree, entries, contents, names, failures, mounts, .. } = found;
         pending.retain(|p| !self.holds.covers(&p.row.path));
         gone.retain(|row| !self.holds.covers(&row.path));
@@ -316,11 +327,11 @@ fn lock(share: &Share, root: &Root, stop: &AtomicBool) -> Result<RootLock, OpenE
     }
 }
 
-fn open_index(share: &Share, policy: &Policy, notices: &mut Vec<String>) -> Result<Index, OpenError> {
+fn open_index(share: &Share, policy: &Policy, notices: &mut Vec<String>) -> Result<(Index, bool), OpenError> {
     let dir = index_dir(share).map_err(OpenError::Refused)?;
     let opened = if policy.dry_run { Index::scratch_copy(&dir)? } else { Index::open(&dir, BUSY)? };
     notices.extend(opened.rebuilt.as_deref().map(rebuilt));
-    Ok(opened.index)
+    Ok((opened.index, opened.fresh && opened.rebuilt.is_none()))
 }
 
 fn index_dir(share: &Share) -> Result<std::path::PathBuf, String> {
