@@ -140,7 +140,14 @@ impl Staging {
             None => self.existing_stage(mount)?,
         };
         let stat = self.root.stat_fd(&fd).map_err(|errno| fail("look at", errno))?;
-        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| fail("write to", errno))?;
+        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| {
+            // It would outlive this push, since nothing knows of it. One with parts in it is not empty and stays.
+            let gone = self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
+            if gone.is_ok() {
+                self.restore_time(&mount.top, before);
+            }
+            fail("write to", errno)
+        })?;
         let top = TopTime { before, ours: look()?.tuple.mtime };
         let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid, top });
         self.adopt_names(&stage);
