@@ -157,7 +157,10 @@ pub(crate) fn apply(target: Target<'_>, before: Before<'_>, entry: &Entry) -> Re
     xattrs.set(|name| !is_late(name), |name, value| !has(name, value))?;
     let chmodded = may_chmod && (mode_now != mode || (chowned && mode & 0o6000 != 0));
     if chmodded {
-        target.chmod(mode).map_err(|errno| ("set the mode of", errno))?;
+        match target.chmod(mode) {
+            Err(Errno::PERM) if entry.is_dir() && is_foreign(before.uid) => refused.add(Refused::MODE),
+            done => done.map_err(|errno| ("set the mode of", errno))?,
+        }
     }
     let mut xattrs = Attributes { target, entry, mode_now: &mut mode_now, refused: &mut refused };
     let set_late = xattrs.set(is_late, |name, value| chowned || chmodded || !has(name, value))?;
@@ -174,6 +177,14 @@ pub(crate) fn apply_time(target: Target<'_>, mtime: Time) -> Result<Refused, Fai
     let unusual = !(0..=i64::from(i32::MAX)).contains(&mtime.sec);
     let clamped = unusual && target.mtime().map_err(|errno| ("look at", errno))? != mtime;
     Ok(if clamped { Refused::TIME } else { Refused::default() })
+}
+
+/// Whether an inode belongs to somebody else whose mode and times the kernel does not let us set. Such a directory may
+/// still be writable for us: then what it holds is as wanted, and its own attributes count as refused. To root all is
+/// ours, so that its `EPERM` means an immutable inode, which is a failure.
+pub(crate) fn is_foreign(uid: u32) -> bool {
+    let euid = rustix::process::geteuid();
+    !euid.is_root() && euid.as_raw() != uid
 }
 
 /// Whether an attribute depends on owner and mode and so is set after them.

@@ -25,6 +25,7 @@ use super::sparse;
 use super::thaw::Thaw;
 use super::{STAGING_NAME, incoming};
 use crate::hash::Digest;
+use crate::manifest::Time;
 use crate::path::RelPath;
 use place::Place;
 
@@ -64,6 +65,16 @@ pub(crate) struct Stage {
     /// Owner and group that files get when they are made here.
     pub uid: u32,
     pub gid: u32,
+    top: TopTime,
+}
+
+/// The time of the directory that holds a staging directory: making and removing that one moves it.
+#[derive(Clone, Copy, Debug)]
+struct TopTime {
+    /// Before this session made (or found) the staging directory.
+    before: Time,
+    /// Right after. If it is another one later, somebody has changed the directory, and that should show.
+    ours: Time,
 }
 
 /// What is known of a content in staging.
@@ -180,7 +191,8 @@ impl Staging {
     }
 
     /// Ends an interrupted push: leaves what a resume can use, the contents and parts over [`PART_MIN`] bytes, and
-    /// gives read-only directories their modes back. What cannot be removed is among the problems.
+    /// gives read-only directories their modes back, and the directories that held staging their times. What cannot be
+    /// removed is among the problems.
     pub fn keep_parts(&self) {
         self.clear(true);
         self.thaw.restore(&self.root);
@@ -188,7 +200,7 @@ impl Staging {
 
     /// Removes everything staged, and the directories. What cannot be removed is among the problems.
     ///
-    /// The time of the directories that held them changes: publishing restores it.
+    /// The directories that held them get the time back that they had before, unless they were changed otherwise.
     pub fn remove(&self) {
         self.clear(false);
     }
@@ -236,6 +248,8 @@ impl Staging {
     fn clear(&self, keep_parts: bool) {
         for mount in self.mounts() {
             let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
+            // Looked at before the removal, which moves the time in any case.
+            let only_ours = self.look_at_top(&mount.top).is_ok_and(|stat| stat.tuple.mtime == stage.top.ours);
             if self.empty(&stage, keep_parts) {
                 let gone =
                     self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
@@ -243,6 +257,9 @@ impl Staging {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(errno) => self.note(FsError::new("remove", &mount.staging_path(), errno)),
                 }
+            }
+            if only_ours {
+                self.restore_time(&mount.top, stage.top.before);
             }
         }
         self.contents().clear();

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::io::Errno;
+
 use super::{Fate, Publisher, drift, failed, inode, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
@@ -79,14 +81,14 @@ impl Publisher {
     pub(super) fn finish_dirs(&mut self) {
         let thawed = self.staging.thaw.take();
         let mut dirs = std::mem::take(&mut self.touched);
-        dirs.extend(thawed.keys().cloned());
+        dirs.extend(thawed.keys().map(|path| (path.clone(), Refused::default())));
         for (i, step) in self.steps.iter().enumerate() {
             let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
             if is_dir && self.work[i].fate != Fate::Failed {
-                dirs.insert(step.path.clone());
+                dirs.insert(step.path.clone(), Refused::default());
             }
         }
-        for path in dirs.iter().rev() {
+        for (path, refused_here) in dirs.iter_mut().rev() {
             let step = self.step_of(path);
             let finished = self.finish_dir(path, thawed.get(path).copied());
             match (finished, step) {
@@ -94,7 +96,7 @@ impl Publisher {
                     self.work[i].fate = Fate::Done;
                     self.work[i].refused.add(refused);
                 }
-                (Ok(_), _) => {}
+                (Ok(refused), _) => *refused_here = refused,
                 // It was touched and then removed, by the plan or by somebody.
                 (Err(error), None) if error.is_gone() => {}
                 (Err(error), Some(i)) if error.is_gone() && self.steps[i].new.is_none() => {}
@@ -133,7 +135,10 @@ impl Publisher {
             let before = if fresh { Some(&made) } else { row.as_ref() };
             refused.add(change_dir(&fd, &stat, before, &entry).map_err(failed(path))?);
         }
-        refused.add(attributes::apply_time(target, entry.mtime).map_err(failed(path))?);
+        match attributes::apply_time(target, entry.mtime) {
+            Err((_, Errno::PERM)) if attributes::is_foreign(stat.uid) => refused.add(Refused::TIME),
+            applied => refused.add(applied.map_err(failed(path))?),
+        }
         Ok(refused)
     }
 

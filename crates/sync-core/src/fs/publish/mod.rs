@@ -18,7 +18,7 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, unlinkat};
@@ -54,8 +54,8 @@ pub struct Publisher {
     work: Vec<Work>,
     failures: Vec<FsError>,
     inodes: Inodes,
-    /// Directories whose listing was changed.
-    touched: BTreeSet<RelPath>,
+    /// Directories whose listing was changed, with what the kernel refused of those that are no step.
+    touched: BTreeMap<RelPath, Refused>,
 }
 
 /// How far a step got.
@@ -109,7 +109,7 @@ impl Publisher {
             work,
             failures: Vec::new(),
             inodes: Inodes::default(),
-            touched: BTreeSet::new(),
+            touched: BTreeMap::new(),
         }
     }
 
@@ -182,8 +182,8 @@ impl Publisher {
     fn touch_dir(&mut self, path: &RelPath) {
         let Some(parent) = path.parent() else { return };
         // Neighbours share their directory, so mostly it is the one of last time.
-        if !self.touched.contains(&parent) {
-            self.touched.insert(parent);
+        if !self.touched.contains_key(&parent) {
+            self.touched.insert(parent, Refused::default());
         }
     }
 

@@ -48,7 +48,7 @@ impl Publisher {
         self.drop_staged();
         self.set_metadata(&steps);
         let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
-        self.touched.extend(tops.into_iter().map(|mount| mount.top.clone()));
+        self.touched.extend(tops.into_iter().map(|mount| (mount.top.clone(), Refused::default())));
         self.staging.remove();
         self.failures.extend(self.staging.take_problems());
         self.finish_dirs();

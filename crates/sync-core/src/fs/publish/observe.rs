@@ -1,6 +1,5 @@
 //! What is on disk after publishing, for the index.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,10 +62,13 @@ impl Publisher {
                 Err(error) => self.fail(i, error),
             }
         }
-        let others: BTreeSet<RelPath> = self.touched.union(&self.inodes.siblings).cloned().collect();
-        for path in others {
+        let mut others = self.touched.clone();
+        for path in &self.inodes.siblings {
+            others.entry(path.clone()).or_default();
+        }
+        for (path, refused) in others {
             let Some(row) = self.known.row(&path).filter(|_| self.step_of(&path).is_none()) else { continue };
-            match self.look_again(&path, &row, now) {
+            match self.look_again(&path, &row, refused, now) {
                 Ok(observed) => seen.push(observed),
                 Err(error) => self.failures.push(error),
             }
@@ -90,8 +92,9 @@ impl Publisher {
     }
 
     /// Looks at a path that the plan says nothing about: it keeps its entry, and its proof if it had one.
-    fn look_again(&self, path: &RelPath, row: &Row, now: Time) -> Result<Observed, FsError> {
-        let observed = self.look(path, &row.entry, row.refused, now)?;
+    fn look_again(&self, path: &RelPath, row: &Row, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
+        refused.add(row.refused);
+        let observed = self.look(path, &row.entry, refused, now)?;
         Ok(Observed { proven: observed.proven && row.proven, mount: row.mount, ..observed })
     }
 
@@ -103,8 +106,10 @@ impl Publisher {
             return Err(drift());
         }
         if !matches!(entry.kind, Kind::Symlink { .. }) && stat.mode != entry.mode {
-            // The kernel drops setid bits without a word where we have no right to them.
-            if stat.mode & !0o6000 != entry.mode & !0o6000 || stat.mode & !entry.mode != 0 {
+            // The kernel drops setid bits without a word where we have no right to them. A directory of somebody else
+            // keeps its mode.
+            let kept = entry.is_dir() && refused.has(Refused::MODE);
+            if !kept && (stat.mode & !0o6000 != entry.mode & !0o6000 || stat.mode & !entry.mode != 0) {
                 return Err(drift());
             }
             refused.add(Refused::MODE);

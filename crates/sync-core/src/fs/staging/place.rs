@@ -6,10 +6,12 @@ use std::sync::{Arc, PoisonError};
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fremovexattr, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::{Mount, Stage, Staging, create};
+use super::{Mount, Stage, Staging, TopTime, create};
 use crate::fs::STAGING_NAME;
+use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
+use crate::manifest::Time;
 use crate::path::RelPath;
 
 /// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
@@ -130,17 +132,41 @@ impl Staging {
         }
         let path = mount.staging_path();
         let fail = |doing, errno| FsError::new(doing, &path, errno);
+        let look = || self.look_at_top(&mount.top).map_err(|errno| FsError::new("look at", &mount.top, errno));
+        let before = look()?.tuple.mtime;
         let fd = self.make_stage(mount).map_err(|errno| fail("make the staging directory", errno))?;
         let fd = match fd {
             Some(fd) => fd,
             None => self.existing_stage(mount)?,
         };
         let stat = self.root.stat_fd(&fd).map_err(|errno| fail("look at", errno))?;
-        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| fail("write to", errno))?;
-        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid });
+        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| {
+            // It would outlive this push, since nothing knows of it. One with parts in it is not empty and stays.
+            let gone = self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
+            if gone.is_ok() {
+                self.restore_time(&mount.top, before);
+            }
+            fail("write to", errno)
+        })?;
+        let top = TopTime { before, ours: look()?.tuple.mtime };
+        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid, top });
         self.adopt_names(&stage);
         *slot = Some(Arc::clone(&stage));
         Ok(stage)
+    }
+
+    /// Looks at the top directory of a mount: what is mounted there, not what lies beneath.
+    pub(super) fn look_at_top(&self, top: &RelPath) -> Result<Stat, Errno> {
+        self.root.stat_fd(self.hold(top)?)
+    }
+
+    /// Gives the top directory of a mount its time back. Where that is not ours to set, it stays as it is.
+    pub(super) fn restore_time(&self, top: &RelPath, time: Time) {
+        let restored = self.hold(top).and_then(|fd| Target::Open(fd.as_fd()).set_mtime(time));
+        match restored {
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::NOENT) => {}
+            Err(errno) => self.note(FsError::new("set the time of", top, errno)),
+        }
     }
 
     /// Makes the directory; `None` if something of that name is there already.

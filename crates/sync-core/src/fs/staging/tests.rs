@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
+use rustix::fs::{Timespec, Timestamps};
+
 use super::*;
 use crate::chunk::{Chunker, Chunking};
 use crate::fs::{BasisFile, Incoming};
@@ -193,6 +195,38 @@ fn an_interrupted_big_file_resumes() {
     assert!(staging.part(&digest, size).unwrap().is_none());
     staging.remove();
     assert!(!bed.dir().exists());
+}
+
+#[test]
+fn the_directory_that_held_staging_keeps_its_time() {
+    let bed = Bed::new();
+    let time = || fs::metadata(bed.top.path()).map(|meta| (meta.mtime(), meta.mtime_nsec())).unwrap();
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 3, tv_nsec: 3 },
+        last_modification: Timespec { tv_sec: 3, tv_nsec: 3 },
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, bed.top.path(), &times, AtFlags::empty()).unwrap();
+    let big = noise(usize::try_from(PART_MIN).unwrap() + 1);
+    let store = |staging: &Staging, bytes: &[u8]| staging.store(&Digest::of(bytes), bytes, &near()).unwrap();
+    let ends: [(fn(&Staging), &[u8]); 4] =
+        [(Staging::keep_parts, b"x"), (Staging::remove, b"x"), (Staging::keep_parts, &big), (Staging::remove, b"x")];
+    for (i, (end, bytes)) in ends.into_iter().enumerate() {
+        // The last one adopts what the one before kept.
+        let staging = bed.session();
+        store(&staging, bytes);
+        assert!(bed.dir().exists());
+        end(&staging);
+        assert_eq!(bed.dir().exists(), i == 2);
+        assert_eq!(time(), (3, 3), "after end {i}");
+        assert!(staging.take_problems().is_empty());
+    }
+    // What somebody else did meanwhile goes on showing.
+    let staging = bed.session();
+    store(&staging, b"x");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::write(bed.top.path().join("new"), "x").unwrap();
+    staging.remove();
+    assert_ne!(time(), (3, 3));
 }
 
 #[test]

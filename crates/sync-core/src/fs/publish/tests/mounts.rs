@@ -124,3 +124,20 @@ fn a_read_only_mount_fails_by_name() {
     assert_eq!(fs::read(bed.dst("m/a")).unwrap(), b"old");
     assert_eq!(fs::read(bed.dst("b")).unwrap(), b"new");
 }
+
+#[test]
+fn no_staging_directory_is_left_where_nothing_fits_into_it() {
+    let name = "no_staging_directory_is_left_where_nothing_fits_into_it";
+    let bed = Bed::new();
+    // Room for the top, and one more inode.
+    let Some(_mounted) = Mounted::new(bed.dst("m"), "size=1m,nr_inodes=2") else {
+        return skip(name, "may not mount");
+    };
+    set_mtime(&bed.dst("m"), 5, 5);
+    let staging = bed.staging();
+    let refused = staging.store(&Digest::of(b"x"), b"x", &path("m/a")).unwrap_err().to_string();
+    assert!(refused.contains("cannot write to m/"), "{refused}");
+    staging.keep_parts();
+    assert_eq!(fs::read_dir(bed.dst("m")).unwrap().count(), 0);
+    assert_eq!(fs::metadata(bed.dst("m")).unwrap().mtime(), 5);
+}

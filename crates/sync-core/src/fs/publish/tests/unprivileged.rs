@@ -240,3 +240,48 @@ fn names_of_one_inode_share_what_was_refused() {
     }
     assert_eq!(fs::metadata(bed.top.path().join("outside")).unwrap().nlink(), 1);
 }
+
+#[test]
+fn a_directory_of_somebody_else_keeps_what_only_its_owner_may_set() {
+    let name = "a_directory_of_somebody_else_keeps_what_only_its_owner_may_set";
+    if !is_root() {
+        return skip(name, "needs root to give the replica to somebody else");
+    }
+    let bed = bed();
+    let dirs = ["", "mine", "mine/theirs"];
+    for dir in dirs {
+        fs::create_dir_all(bed.src(dir)).unwrap();
+        fs::create_dir_all(bed.dst(dir)).unwrap();
+    }
+    for dir in ["", "mine/theirs"] {
+        mode(&bed.dst(dir), 0o777);
+        std::os::unix::fs::chown(bed.dst(dir), Some(1), Some(1)).unwrap();
+    }
+    std::os::unix::fs::chown(bed.dst("mine"), Some(NOBODY), Some(NOBODY)).unwrap();
+    Bed::write(|n| bed.src(n), &[("a", "1"), ("mine/theirs/b", "1")]);
+    let top = bed.top.path().join("dst");
+    // The first push wants other attributes, the second only changes what the directories hold.
+    let push = |have: Tree, steps: Vec<Step>, expected: Refused| {
+        unprivileged(|| {
+            let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
+            staging.store(&Digest::of(b"1"), b"1", &path("a")).unwrap();
+            let mut publisher = Publisher::new(staging, steps, Box::new(Index(have)));
+            let seen = run(&mut publisher);
+            let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+            assert_eq!(failures, Vec::<String>::new());
+            for dir in ["", "mine/theirs"] {
+                let seen = seen.iter().find(|seen| seen.path == path(dir)).unwrap();
+                assert_eq!(seen.refused, expected, "{dir}");
+            }
+        });
+    };
+    let (want, have) = (bed.source(), bed.replica());
+    let steps = plan(&want, &have, &[]);
+    push(have, steps, Refused(Refused::OWNER.0 | Refused::MODE.0 | Refused::TIME.0));
+    assert_eq!(fs::read(bed.dst("mine/theirs/b")).unwrap(), b"1");
+    Bed::write(|n| bed.src(n), &[("a2", "1"), ("mine/theirs/b2", "1")]);
+    let mut steps = plan(&bed.source(), &bed.replica(), &[]);
+    steps.retain(|step| step.new.as_ref().is_some_and(|new| new.content().is_some()));
+    push(bed.replica(), steps, Refused::TIME);
+    assert_eq!(fs::read(bed.dst("mine/theirs/b2")).unwrap(), b"1");
+}
