@@ -99,12 +99,13 @@ struct Inodes {
 
 impl Publisher {
     /// A publisher of `steps`, which come in tree order, each path once.
-    pub fn new(staging: Arc<Staging>, steps: Vec<Step>, known: Box<dyn Known>) -> Self {
+    pub fn new(staging: Arc<Staging>, steps: impl Into<Arc<[Step]>>, known: Box<dyn Known>) -> Self {
+        let steps: Arc<[Step]> = steps.into();
         let work = steps.iter().map(|_| Work::default()).collect();
         Self {
             root: Arc::clone(&staging.root),
             staging,
-            steps: steps.into(),
+            steps,
             known,
             work,
             failures: Vec::new(),

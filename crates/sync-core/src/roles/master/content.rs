@@ -79,7 +79,7 @@ impl ContentSender {
             queue: Mutex::default(),
             more: Notify::new(),
             failures,
-            compress: delivery.compress,
+            compress: choose(delivery.compress, connection),
             auto: Mutex::new(AutoCompress::new()),
             pace: delivery.bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
             started: Instant::now(),
@@ -105,6 +105,14 @@ impl ContentSender {
     pub fn stop(&self) -> u64 {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.shared.literal_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The loopback interface outruns every compressor, and both ends share the cores it would take.
+fn choose(compress: Compress, connection: &Connection) -> Compress {
+    match compress {
+        Compress::Auto if connection.remote().ip().is_loopback() => Compress::Never,
+        other => other,
     }
 }
 

@@ -37,10 +37,13 @@ impl Ring {
     /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        while inner.bytes + content.len() > CAPACITY && !inner.evict_taken() {
-            if inner.ignored || inner.order.is_empty() {
+        while inner.bytes + content.len() > CAPACITY && !inner.order.is_empty() {
+            if inner.evict_taken() {
+                continue;
+            }
+            if inner.ignored {
                 inner.evict();
-                break;
+                continue;
             }
             let (next, timeout) = self.taken.wait_timeout(inner, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             inner = next;
@@ -91,6 +94,18 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stays_within_its_bound_when_everything_is_taken() {
+        let ring = Ring::default();
+        for i in 0..1000u32 {
+            let digest = Digest::of(&i.to_le_bytes());
+            // Small ones and then big ones: one eviction does not make room enough.
+            ring.put(digest, Bytes::from(vec![0; if i < 900 { 10 << 10 } else { 1 << 20 }]));
+            assert!(ring.take(&digest).is_some());
+            assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
+        }
+    }
 
     #[test]
     fn keeps_what_fits_and_never_waits_for_nobody() {

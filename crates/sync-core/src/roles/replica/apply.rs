@@ -1,6 +1,7 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
@@ -14,12 +15,17 @@ use crate::plan::{self, Action, Changes, Plan, Situation, Step};
 use crate::roles::tree;
 use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
+/// From this number of changes on, their rows are found in one pass over all.
+const MANY: usize = 5000;
+
 /// A plan, and how far it was carried out.
 pub struct Application {
     announce: Announce,
     /// Wanted changes to what is no part of the push here.
     left_alone: Vec<RelPath>,
+    /// All but its steps.
     plan: Plan,
+    steps: Arc<[Step]>,
     root: Digest,
     stats: ReplicaStats,
     items: Vec<Item>,
@@ -47,7 +53,7 @@ impl Application {
             holds: &holds,
             no_delete: opened.policy.no_delete,
         };
-        let plan = plan::decide(&changes, &situation);
+        let mut plan = plan::decide(&changes, &situation);
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
@@ -58,7 +64,8 @@ impl Application {
         };
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
-        Ok(Self { announce, left_alone, plan, root, stats, items, refusal, publisher: None, failures: 0 })
+        let steps = std::mem::take(&mut plan.steps).into();
+        Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher: None, failures: 0 })
     }
 
     /// Why the plan is not to be carried out.
@@ -92,18 +99,20 @@ impl Application {
         {
             return Err("its directory was moved or replaced meanwhile; push again".to_owned());
         }
-        if self.plan.steps.is_empty() {
+        if self.steps.is_empty() {
             if opened.is_unflushed().map_err(|e| e.to_string())? {
                 staging.flush().map_err(|e| e.to_string())?;
             }
             return self.conclude(opened, &[]).map(Some);
         }
         let known = KnownRows { index: opened.index.clone(), names: opened.names.clone() };
-        let mut publisher = Publisher::new(staging.clone(), self.plan.steps.clone(), Box::new(known));
+        let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
         publisher.prepare();
         self.take_failures(opened, &mut publisher);
         staging.flush().map_err(|e| e.to_string())?;
-        let intent = Intent { target: self.announce.version.id(), paths: publisher.intent().into_iter().collect() };
+        // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
+        // the stand is none from here on.
+        let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
         opened.index.set_intent(&intent).map_err(|e| e.to_string())?;
         self.publisher = Some(publisher);
         Ok(None)
@@ -178,7 +187,7 @@ struct Conclusion {
 impl Conclusion {
     fn new(application: &Application, opened: &Opened, observed: &[Observed]) -> Result<Self, IndexError> {
         let index = &opened.index;
-        let steps: HashMap<&RelPath, &Step> = application.plan.steps.iter().map(|step| (&step.path, step)).collect();
+        let steps: HashMap<&RelPath, &Step> = application.steps.iter().map(|step| (&step.path, step)).collect();
         let mut rows = Vec::new();
         let mut deletes = Vec::new();
         let mut refused = [0; 6];
@@ -249,9 +258,19 @@ fn root_of(opened: &Opened, rows: &[Row], deletes: &[RelPath], holds: &[RelPath]
 
 /// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
 fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
-    let paths: Vec<RelPath> = changes.keys().cloned().collect();
-    let mut rows: BTreeMap<RelPath, Row> =
-        index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)).collect();
+    let mut rows = BTreeMap::new();
+    if changes.len() < MANY {
+        let paths: Vec<RelPath> = changes.keys().cloned().collect();
+        rows.extend(index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)));
+    } else {
+        // One pass over all rows is cheaper than looking up so many.
+        let mut cursor = index.cursor()?;
+        while let Some(row) = cursor.next()? {
+            if changes.contains_key(&row.path) {
+                rows.insert(row.path.clone(), row);
+            }
+        }
+    }
     let mut closed: Option<RelPath> = None;
     let mut beneath = Vec::new();
     for (path, wanted) in changes {
