@@ -110,6 +110,7 @@ impl Staging {
     /// # Errors
     /// [`FsError`] if the staging directory or the file cannot be made.
     pub fn begin(self: &Arc<Self>, digest: &Digest, size: u64, near: &RelPath) -> Result<Option<Incoming>, FsError> {
+        let _going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
         if !self.claim(digest, &stage) {
             return Ok(None);
@@ -137,6 +138,7 @@ impl Staging {
         if offset == 0 {
             return self.begin(digest, size, near);
         }
+        let going_on = self.going_on(near)?;
         let stage = {
             let mut contents = self.contents();
             match contents.get_mut(digest) {
@@ -148,7 +150,10 @@ impl Staging {
                 None => return Err(FsError::because("resume", near, "no part of it is staged")),
             }
         };
-        match resume(&stage, digest, size, offset) {
+        let resumed = resume(&stage, digest, size, offset);
+        // Dropping an unfinished content takes it again.
+        drop(going_on);
+        match resumed {
             Ok((fd, hasher)) => {
                 let mut incoming = self.incoming(stage, fd, digest, size, near);
                 // Writing goes on at a block's beginning: the bytes of a begun block are gathered again.
@@ -289,6 +294,8 @@ impl Incoming {
         }
         let last = std::mem::take(&mut self.gathered);
         self.put(&last)?;
+        let staging = Arc::clone(&self.staging);
+        let _going_on = staging.going_on(&self.near)?;
         let ended = ftruncate(&self.fd, self.size)
             .and_then(|()| renameat(self.stage.fd(), self.part_name(), self.stage.fd(), self.digest.to_hex()));
         ended.map_err(|errno| self.fail(errno))?;
@@ -299,6 +306,7 @@ impl Incoming {
 
     /// Writes bytes that begin at a block.
     fn put(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
+        let _going_on = self.staging.going_on(&self.near)?;
         sparse::write_sparse(&self.fd, self.written, bytes).map_err(|errno| self.fail(errno))?;
         self.written += bytes.len() as u64;
         Ok(())
@@ -325,6 +333,9 @@ impl Drop for Incoming {
         if self.finished {
             return;
         }
+        let staging = Arc::clone(&self.staging);
+        // When the session is over it has been dealt with, and a part may be a later session's by now.
+        let Ok(_going_on) = staging.going_on(&self.near) else { return };
         // Holes at the end count as received.
         if self.written >= PART_MIN && ftruncate(&self.fd, self.written).is_ok() {
             self.staging.settle(&self.digest, State::Part);

@@ -12,7 +12,7 @@ mod place;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
@@ -44,6 +44,9 @@ pub struct Staging {
     contents: Mutex<HashMap<Digest, Content>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
+    /// Whether the session is over. Held while a content's file is made, written or named, so that clearing away sees
+    /// all of them, and nothing is written to a part that a later session has taken over.
+    over: RwLock<bool>,
 }
 
 /// One mount of the replica: the file system that the top is on, or one below it.
@@ -108,6 +111,7 @@ impl Staging {
             contents: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
+            over: RwLock::new(false),
         }
     }
 
@@ -123,6 +127,7 @@ impl Staging {
         if Digest::of(bytes) != *digest {
             return Err(IncomingError::Mismatch);
         }
+        let _going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
         if !self.claim(digest, &stage) {
             return Ok(());
@@ -192,17 +197,32 @@ impl Staging {
 
     /// Ends an interrupted push: leaves what a resume can use, the contents and parts over [`PART_MIN`] bytes, and
     /// gives read-only directories their modes back, and the directories that held staging their times. What cannot be
-    /// removed is among the problems.
+    /// removed is among the problems. Nothing can be staged any more.
     pub fn keep_parts(&self) {
-        self.clear(true);
+        self.clear(true, true);
         self.thaw.restore(&self.root);
     }
 
-    /// Removes everything staged, and the directories. What cannot be removed is among the problems.
+    /// Removes everything staged, and the directories, and ends the session: nothing can be staged any more. What cannot
+    /// be removed is among the problems.
     ///
     /// The directories that held them get the time back that they had before, unless they were changed otherwise.
     pub fn remove(&self) {
-        self.clear(false);
+        self.clear(false, true);
+    }
+
+    /// As [`Staging::remove`], but the session goes on: what was published may have to be followed by more.
+    pub(crate) fn remove_for_now(&self) {
+        self.clear(false, false);
+    }
+
+    /// To be held while a file in staging is made, written or named.
+    ///
+    /// # Errors
+    /// [`FsError`] if the session is over: the caller came too late.
+    pub(crate) fn going_on(&self, near: &RelPath) -> Result<RwLockReadGuard<'_, bool>, FsError> {
+        let over = self.over.read().unwrap_or_else(PoisonError::into_inner);
+        if *over { Err(FsError::because("stage", near, "the session is over")) } else { Ok(over) }
     }
 
     /// Takes the right to write the content; `false` if it is there already, or on its way by another thread. A part
@@ -245,7 +265,9 @@ impl Staging {
         self.mounts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn clear(&self, keep_parts: bool) {
+    fn clear(&self, keep_parts: bool, for_good: bool) {
+        let mut over = self.over.write().unwrap_or_else(PoisonError::into_inner);
+        *over |= for_good;
         for mount in self.mounts() {
             let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
             // Looked at before the removal, which moves the time in any case.

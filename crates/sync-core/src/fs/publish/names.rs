@@ -49,7 +49,7 @@ impl Publisher {
         self.set_metadata(&steps);
         let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
         self.touched.extend(tops.into_iter().map(|mount| (mount.top.clone(), Refused::default())));
-        self.staging.remove();
+        self.staging.remove_for_now();
         self.failures.extend(self.staging.take_problems());
         self.finish_dirs();
     }

@@ -230,6 +230,40 @@ fn the_directory_that_held_staging_keeps_its_time() {
 }
 
 #[test]
+fn nothing_is_staged_or_touched_after_the_end() {
+    let bed = Bed::new();
+    let big = noise(usize::try_from(PART_MIN).unwrap() + 1_000_000);
+    let kept = usize::try_from(PART_MIN).unwrap();
+    let staging = bed.session();
+    let mut late = begin(&staging, &big);
+    late.write(&big[..kept]).unwrap();
+    let mut small = begin(&staging, &big[..500_000]);
+    small.write(&big[..400_000]).unwrap();
+    staging.keep_parts();
+    assert_eq!(bed.names(), [incoming::part_name(&Digest::of(&big))]);
+    // A later session goes on with the part, while a stream of the one before has not heard of its end.
+    let next = bed.session();
+    let part = || fs::metadata(bed.dir().join(incoming::part_name(&Digest::of(&big)))).unwrap().len();
+    let mut incoming = next.begin_at(&Digest::of(&big), big.len() as u64, &near(), kept as u64).unwrap().unwrap();
+    incoming.write(&big[kept..kept + 600_000]).unwrap();
+    let received = part();
+    assert!(received > kept as u64);
+    assert!(late.write(&big[kept..kept + 600_000]).is_err());
+    drop(late);
+    assert_eq!(part(), received);
+    small.write(&big[400_000..500_000]).unwrap();
+    assert!(small.finish().is_err());
+    assert!(staging.store(&Digest::of(b"x"), b"x", &near()).is_err());
+    assert!(staging.begin(&Digest::of(b"x"), 1, &near()).is_err());
+    incoming.write(&big[kept + 600_000..]).unwrap();
+    incoming.finish().unwrap();
+    assert!(fs::read(bed.dir().join(Digest::of(&big).to_hex())).unwrap() == big);
+    next.remove();
+    assert!(staging.store(&Digest::of(b"x"), b"x", &near()).is_err());
+    assert!(!bed.dir().exists());
+}
+
+#[test]
 fn many_threads_store_at_once() {
     let bed = Bed::new();
     let staging = bed.session();
