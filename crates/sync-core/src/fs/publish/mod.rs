@@ -182,10 +182,7 @@ impl Publisher {
 
     fn touch_dir(&mut self, path: &RelPath) {
         let Some(parent) = path.parent() else { return };
-        // Neighbours share their directory, so mostly it is the one of last time.
-        if !self.touched.contains_key(&parent) {
-            self.touched.insert(parent, Refused::default());
-        }
+        self.touched.entry(parent).or_default();
     }
 
     /// Removes what waited in staging in vain. An extra link left behind would move its inode's `ctime` later.

@@ -135,6 +135,8 @@ impl Publisher {
                 },
                 other => other.map_err(fail)?,
             },
+            // What is written here between the look and this call is lost, as with every rename over a file: an exchange
+            // would show that the inode is another one, but not a write through a descriptor that somebody holds.
             There::Other if !is_dir => rename(RenameFlags::empty()).map_err(fail)?,
             There::Other | There::Dir => match rename(RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
