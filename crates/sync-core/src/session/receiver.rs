@@ -245,6 +245,10 @@ impl Receiver {
                 if announce.changes != self.changes_received {
                     return Err(ProtocolError("changes are missing before the announcement".to_owned()));
                 }
+                // Both sides number contents by counting: were they apart, every answer would mean another file.
+                if announce.contents != self.next_seq {
+                    return Err(ProtocolError("the two sides count contents differently".to_owned()));
+                }
                 self.announce = Some(announce);
                 self.state = State::Completing;
                 self.plan_when_complete();

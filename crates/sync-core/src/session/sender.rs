@@ -199,6 +199,9 @@ impl Sender {
     /// # Errors
     /// [`ProtocolError`] if the replica said something that makes no sense now: the session is over.
     pub fn handle(&mut self, input: SenderInput) -> Result<(), ProtocolError> {
+        if self.state == State::Ended {
+            return Ok(());
+        }
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
@@ -226,7 +229,6 @@ impl Sender {
 
     fn received(&mut self, message: ToMaster) -> Result<(), ProtocolError> {
         match (message, self.state) {
-            (_, State::Ended) => {}
             (ToMaster::Problems(problems), _) => {
                 self.outputs.extend(problems.into_iter().map(|p| SenderOutput::Report(Report::Problem(p))));
             }
@@ -319,8 +321,9 @@ impl Sender {
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
-            let announce = Announce { version, holds: self.holds.iter().cloned().collect(), changes: self.changes };
-            self.send(ToReplica::Announce(announce));
+            let holds = self.holds.iter().cloned().collect();
+            let contents = self.offered.len() as u64;
+            self.send(ToReplica::Announce(Announce { version, holds, changes: self.changes, contents }));
         }
     }
 

@@ -84,6 +84,8 @@ pub struct Announce {
     pub holds: Vec<RelPath>,
     /// How many changes were sent since the hello or the last restart.
     pub changes: u64,
+    /// How many contents have a number by now: see [`Wanted::seq`].
+    pub contents: u64,
 }
 
 /// The children of one directory as the replica has them.
