@@ -63,12 +63,15 @@ impl Master {
         let tree = hash(found.iter());
         let holds = self.holds.clone();
         let index = &mut self.index;
-        if let Some(version) = index.versions.last().filter(|version| version.root == tree.root) {
-            return Committed { version: version.clone(), holds, tree };
-        }
-        let (number, parent) = (index.versions.len() as u64 + 1, index.versions.last().map(Version::id));
-        let lineage = Lineage([index.lineage; 16]);
-        let version = Version { lineage, number, parent, root: tree.root, time: Time::default() };
+        let latest = index.versions.last().filter(|latest| latest.root == tree.root).cloned();
+        let version = latest.unwrap_or_else(|| {
+            let (number, parent) = (index.versions.len() as u64 + 1, index.versions.last().map(Version::id));
+            let lineage = Lineage([index.lineage; 16]);
+            let version = Version { lineage, number, parent, root: tree.root, time: Time::default() };
+            index.versions.push(version.clone());
+            version
+        });
+        let number = version.number;
         let gone: Vec<_> =
             index.rows.keys().filter(|path| !found.contains_key(*path) && !holds.covers(path)).cloned().collect();
         for path in gone {
@@ -81,7 +84,6 @@ impl Master {
                 index.rows.insert(path, (entry, number));
             }
         }
-        index.versions.push(version.clone());
         Committed { version, holds, tree }
     }
 

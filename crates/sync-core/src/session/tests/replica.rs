@@ -71,7 +71,7 @@ impl Replica {
     /// A stat walk beside the rows: a row whose tuple is on disk is believed, anything else is read.
     pub fn open(&mut self, policy: Policy) -> (Opened, Stand) {
         let found = self.disk.entries(|_| true);
-        let mut rows = BTreeMap::new();
+        let mut rows: BTreeMap<RelPath, Row> = BTreeMap::new();
         for (path, seen) in found {
             let tuple = self.disk.tuple(&path);
             let known = self.rows.get(&path);
@@ -79,7 +79,9 @@ impl Replica {
                 Some(row) => Entry { link: seen.link, ..row.entry.clone() },
                 None => seen,
             };
-            let extra = known.is_some_and(|row| row.extra);
+            // What lies in an extra directory is an extra as well.
+            let dir = path.parent().and_then(|dir| rows.get(&dir));
+            let extra = known.is_some_and(|row| row.extra) || dir.is_some_and(|dir| dir.extra);
             rows.insert(path.clone(), row(&path, entry, tuple, extra));
         }
         self.rows = rows;
