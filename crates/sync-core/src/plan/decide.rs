@@ -135,11 +135,7 @@ fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
 }
 
 /// Regular files whose inode loses its name by this plan, so that another name may take it over: each once.
-fn leaving_inodes<'a>(
-    changes: &Changes,
-    missing: &HashSet<RelPath>,
-    now: &Situation<'a>,
-) -> HashSet<&'a RelPath> {
+fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &Situation<'a>) -> HashSet<&'a RelPath> {
     let leaves = |row: &Row, wanted: &Option<Entry>| match wanted {
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),

@@ -151,7 +151,30 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_bytes_are_pinned() {
     let golden = [
-        "",
+        "1 v1 000377777701000000000001ac020104212a2e6f",
+        "2 v1 020003612f62",
+        "3 v1 0104612fc3a9[77*32]808080808020",
+        "4 v1 0901610101ac02[44*32]ed13e8076401ff93ebdc030106757365722e6101310001620101ac02[44*32]ed13e8076401ff93ebdc030106757365722e61013101016101630100a40300000000000001630102042e2e2f78a40300000000000001630103a40300000000000001630104a403000000000000016301050103a4030000000000000163010608ac02a40300000000000004676f6e6500",
+        "5 v1 ",
+        "6 v1 [11*16]ac0201[22*32][33*32]80c49fd50c05010468656c64ac0207",
+        "7 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd",
+        "8 v1 ac0204676f6e65",
+        "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
+        "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
+        "103 v1 01ac0201[88*16]802000",
+        "104 v1 [33*32]",
+        "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac020001020304ac02",
+        "106 v1 020003616c6c010170036f6e65",
+        "107 v1 030b634c[2b*9]0169010001ff0b6866[2b*9]0169010101680b2a64656c6574696e672020016900",
+        "108 v1 016e",
+        "109 v1 01026e6f",
+        "201 v1 020103ac0202006162636465",
+        "201 v1 0101ac02017a737464",
+        "202 v1 0001ac020300616263",
+        "202 v1 0001ac02ac02017a737464",
+        "202 v1 0101ac028080808020",
+        "202 v1 0201ac02078080808020",
+        "202 v1 03ac02",
     ];
     let found: Vec<String> =
         envelopes().iter().map(|e| format!("{} v{} {}", e.kind, e.version, hex(&e.body))).collect();
@@ -284,7 +307,8 @@ fn listings_must_be_sorted_and_of_plain_names() {
     };
     assert!(!refused_by_master(&listing(&["a", "a!", "b"])));
     let long = "x".repeat(256);
-    for names in [&["b", "a"][..], &["a", "a"], &["a", "c", "b"], &["a/b"], &[".."], &["."], &[""], &["a\0"], &[&long]] {
+    for names in [&["b", "a"][..], &["a", "a"], &["a", "c", "b"], &["a/b"], &[".."], &["."], &[""], &["a\0"], &[&long]]
+    {
         assert!(refused_by_master(&listing(names)), "{names:?}");
     }
 }
@@ -346,7 +370,11 @@ fn content_is_as_long_as_it_says_and_within_the_bound() {
     assert!(!piece(literal(2, Encoding::Plain), b"abc"));
     assert!(piece(literal(most, Encoding::Zstd), b"z"));
     assert!(!piece(literal(most + 1, Encoding::Zstd), b"z"));
-    for empty in [Piece::Zeros { seq: 0, offset: 0, len: 1 }, Piece::Copy { seq: 0, offset: 0, from: 0, len: 1 }, Piece::End { seq: 0 }] {
+    for empty in [
+        Piece::Zeros { seq: 0, offset: 0, len: 1 },
+        Piece::Copy { seq: 0, offset: 0, from: 0, len: 1 },
+        Piece::End { seq: 0 },
+    ] {
         assert!(piece(empty.clone(), b""));
         assert!(!piece(empty, b"x"));
     }

@@ -202,8 +202,12 @@ impl Disk {
             return self;
         }
         self.remove(&to);
-        let moved: Vec<_> =
-            self.names.iter().filter(|(p, _)| **p == from || p.is_beneath(&from)).map(|(p, i)| (p.clone(), *i)).collect();
+        let moved: Vec<_> = self
+            .names
+            .iter()
+            .filter(|(p, _)| **p == from || p.is_beneath(&from))
+            .map(|(p, i)| (p.clone(), *i))
+            .collect();
         for (old, ino) in moved {
             self.names.remove(&old);
             let new = [to.as_bytes(), &old.as_bytes()[from.as_bytes().len()..]].concat();

@@ -18,8 +18,7 @@ enum Fault {
     Duplicate,
 }
 
-const FAULTS: [Fault; 5] =
-    [Fault::Cut, Fault::ReplicaCrash, Fault::MasterCrash, Fault::PowerCut, Fault::Duplicate];
+const FAULTS: [Fault; 5] = [Fault::Cut, Fault::ReplicaCrash, Fault::MasterCrash, Fault::PowerCut, Fault::Duplicate];
 
 fn choice(seed: u64) -> Box<dyn FnMut(&[Step]) -> Step> {
     if seed == 0 { Box::new(in_order) } else { Box::new(at_random(seed)) }

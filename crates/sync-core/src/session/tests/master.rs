@@ -94,7 +94,8 @@ impl Master {
 
     /// What the index answers; `None` for a version it does not know.
     pub fn load(&self, load: &Load) -> Option<Vec<Change>> {
-        let upsert = |(path, (entry, _)): (&RelPath, &(Entry, u64))| Change { path: path.clone(), entry: Some(entry.clone()) };
+        let upsert =
+            |(path, (entry, _)): (&RelPath, &(Entry, u64))| Change { path: path.clone(), entry: Some(entry.clone()) };
         let rows = self.index.rows.iter();
         match load {
             Load::Entry(path) => Some(rows.filter(|(p, _)| *p == path).map(upsert).collect()),

@@ -159,12 +159,16 @@ impl Replica {
             }
         }
         let no_delete = opened.policy.no_delete;
-        let plan = decide(changes, &Situation { rows: &rows, sources: &sources, staged: &is_staged, holds: &holds, no_delete });
+        let plan = decide(
+            changes,
+            &Situation { rows: &rows, sources: &sources, staged: &is_staged, holds: &holds, no_delete },
+        );
         let root = self.root_after(opened, changes, &holds);
         if opened.policy.max_delete.is_some_and(|most| plan.deletes > most) && root == announce.version.root {
             return Err(Refusal { max_delete: true, reason: format!("{} deletes", plan.deletes) });
         }
-        let item = |step: &Step| diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_ref(), &step.action);
+        let item =
+            |step: &Step| diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_ref(), &step.action);
         let items = if opened.policy.itemize { plan.steps.iter().filter_map(item).collect() } else { Vec::new() };
         opened.application = Some(Application::new(announce, plan, root));
         Ok((root, items))
@@ -215,8 +219,13 @@ impl Replica {
         let Some(new) = new else { return };
         let ino = match &action {
             Action::Delete | Action::Metadata => return,
-            Action::Content => new.content().and_then(|(_, digest)| self.staged.get(&digest).cloned()).map(|c| self.disk.create(new, c)),
-            Action::Copy { from } => self.disk.at(from).map(|inode| inode.content.clone()).map(|c| self.disk.create(new, c)),
+            Action::Content => new
+                .content()
+                .and_then(|(_, digest)| self.staged.get(&digest).cloned())
+                .map(|c| self.disk.create(new, c)),
+            Action::Copy { from } => {
+                self.disk.at(from).map(|inode| inode.content.clone()).map(|c| self.disk.create(new, c))
+            }
             Action::Make | Action::MakeDir => Some(self.disk.create(new, Vec::new())),
             Action::Move { from } => self.disk.ino(from),
             Action::Link { first } if application.failed.contains(first) => None,
@@ -326,7 +335,8 @@ impl Replica {
             }
         }
         self.look_at_siblings(application);
-        let marks = application.plan.kept.iter().map(|p| (p, true)).chain(application.plan.adopted.iter().map(|p| (p, false)));
+        let marks =
+            application.plan.kept.iter().map(|p| (p, true)).chain(application.plan.adopted.iter().map(|p| (p, false)));
         for (path, extra) in marks {
             self.rows.entry(path.clone()).and_modify(|row| row.extra = extra);
         }
@@ -362,7 +372,12 @@ impl Replica {
         let found = self.disk.entries(|_| true);
         for row in self.rows.values().filter(|row| row.tuple == self.disk.tuple(&row.path)) {
             assert_eq!(row.entry.content(), found[&row.path].content(), "the row of {} lies", row.path);
-            assert_eq!((row.entry.mode, row.entry.mtime), (found[&row.path].mode, found[&row.path].mtime), "{}", row.path);
+            assert_eq!(
+                (row.entry.mode, row.entry.mtime),
+                (found[&row.path].mode, found[&row.path].mtime),
+                "{}",
+                row.path
+            );
         }
     }
 }
@@ -389,7 +404,8 @@ impl Application {
 
     fn ack(&self, root: Digest) -> Ack {
         let steps = self.plan.steps.len() as u64;
-        let stats = ReplicaStats { updated: steps - self.plan.deletes, deleted: self.plan.deletes, ..Default::default() };
+        let stats =
+            ReplicaStats { updated: steps - self.plan.deletes, deleted: self.plan.deletes, ..Default::default() };
         Ack { version: self.announce.version.id(), root, stats, refused: [0; 6] }
     }
 
