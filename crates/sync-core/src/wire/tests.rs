@@ -325,11 +325,32 @@ fn what_a_peer_may_cost_is_bounded() {
     assert!(refused(&ToReplica::Hello(Hello { share: "s".repeat(65), ..hello() })), "too long a share");
 
     let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
-    let most = super::message::MAX_CHUNKS;
+    let most = MAX_CHUNKS;
     for (basis, part, bad) in [(most, 0, false), (most + 1, 0, true), (0, most + 1, true)] {
         let want = ToMaster::Want(vec![Wanted { seq: 0, basis: chunks(basis), part: chunks(part) }]);
         assert_eq!(refused_by_master(&want), bad, "{basis} and {part} chunks");
     }
+}
+
+/// The largest want there can be still fits.
+#[test]
+fn no_message_of_ours_is_too_long() {
+    let chunks = vec![ChunkRef { digest: [0xff; 16], len: u32::MAX }; MAX_CHUNKS];
+    let want = Wanted { seq: u64::MAX, basis: chunks.clone(), part: chunks };
+    assert!(ToMaster::Want(vec![want]).encode().body.len() <= MAX_MESSAGE);
+    let value = vec![0; crate::manifest::MAX_XATTRS_BYTES - 4].into_boxed_slice();
+    let large = Entry { xattrs: Box::new([(b"user"[..].into(), value)]), ..file() };
+    let large = Change { path: path(&"abc/".repeat(16_383)[..65_531]), entry: Some(large) };
+    for change in [large.clone(), upsert("m", file()), Change { path: path("m"), entry: None }] {
+        let size = change.size();
+        let bytes = ToReplica::Changes(vec![change]).encode().body.len();
+        assert!(bytes <= size && bytes < MAX_MESSAGE, "{bytes} bytes, said to be {size}");
+    }
+    let parts = in_messages(vec![large; 40], 1000, Change::size);
+    assert_eq!(parts.len(), 40);
+    let parts = in_messages((0..10).collect(), 4, |_| 1);
+    assert_eq!(parts, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+    assert!(in_messages(Vec::<u8>::new(), 4, |_| 1).is_empty());
 }
 
 /// A length is believed only as far as there are bytes: a message that claims gigabytes costs what it is long.

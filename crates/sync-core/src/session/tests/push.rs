@@ -1,6 +1,6 @@
 //! One push as a deterministic program: a master, its replicas, and the messages between them, advanced step by step.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::disk::Disk;
 use super::master::{Committed, Master};
@@ -12,7 +12,7 @@ use crate::session::{
     ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
     SenderOutput, Settled,
 };
-use crate::wire::{Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Hello, MAX_MESSAGE, Offered, ToMaster, ToReplica};
 
 /// Everything that survives sessions.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Faults {
     pub torn: BTreeSet<RelPath>,
     /// These cannot be read any more when they are asked for.
     pub unavailable: BTreeSet<RelPath>,
+    /// How often each of these still cannot be stored.
+    pub unstorable: BTreeMap<RelPath, u32>,
 }
 
 impl World {
@@ -203,7 +205,7 @@ impl Push {
         match step {
             Step::Source => self.source_step(master, faults),
             Step::Work(i) => self.links[i].work(&mut replicas[i]),
-            Step::Content(i) => self.links[i].content(&mut replicas[i]),
+            Step::Content(i) => self.links[i].content(&mut replicas[i], faults),
             Step::ToReplica(i) => {
                 let message = self.links[i].to_replica.pop_front().unwrap();
                 self.links[i].at_replica(message);
@@ -344,6 +346,7 @@ impl Link {
     fn at_master(&mut self, message: ToMaster) {
         self.outcome.to_master += 1;
         let envelope = message.encode();
+        assert!(envelope.body.len() <= MAX_MESSAGE);
         let decoded = ToMaster::decode(envelope.kind, envelope.version, &envelope.body).unwrap();
         assert_eq!(decoded.as_ref(), Some(&message));
         self.tell_sender(SenderInput::Received(message));
@@ -358,6 +361,7 @@ impl Link {
             _ => {}
         }
         let envelope = message.encode();
+        assert!(envelope.body.len() <= MAX_MESSAGE);
         let decoded = ToReplica::decode(envelope.kind, envelope.version, &envelope.body).unwrap();
         assert_eq!(decoded.as_ref(), Some(&message));
         self.tell_receiver(ReceiverInput::Received(message));
@@ -480,8 +484,17 @@ impl Link {
         }
     }
 
-    fn content(&mut self, replica: &mut Replica) {
+    fn content(&mut self, replica: &mut Replica, faults: &mut Faults) {
         let (seq, content) = self.contents.pop_front().unwrap();
+        let path = self.opened.as_ref().and_then(|opened| opened.expects(seq)).cloned();
+        if let Some((path, left)) = path.and_then(|path| Some((path.clone(), faults.unstorable.get_mut(&path)?)))
+            && *left > 0
+        {
+            *left -= 1;
+            let problem = Problem { path: Some(path), reason: "no space left".to_owned() };
+            self.tell_receiver(ReceiverInput::Settled(seq, Settled::Failed(problem)));
+            return self.collect();
+        }
         match replica.take(self.opened.as_ref().unwrap(), seq, content) {
             None => self.outcome.error = Some(format!("content {seq} came without being asked for")),
             Some(good) => {

@@ -58,6 +58,13 @@ enum Todo {
     Conclude,
 }
 
+impl Opened {
+    /// The path of a content that was asked for.
+    pub fn expects(&self, seq: u64) -> Option<&RelPath> {
+        self.expected.get(&seq).map(|file| &file.path)
+    }
+}
+
 impl Replica {
     pub fn new() -> Self {
         Self { disk: Disk::new(), rows: BTreeMap::new(), stand: None, staged: BTreeMap::new() }

@@ -227,6 +227,20 @@ fn content_that_cannot_be_read_any_more_keeps_the_old_file() {
     world.push_exactly();
 }
 
+#[test]
+fn a_small_file_that_could_not_be_stored_is_tried_once_more() {
+    for (failures, wants) in [(1, 3), (2, 3)] {
+        let mut world = settled();
+        world.source().write("b", "beta, edited").write("d/one", "one, edited");
+        world.faults.unstorable.insert(path("b"), failures);
+        let outcome = only(world.push());
+        assert_eq!((outcome.is_exact(), outcome.wants), (failures == 1, wants), "{outcome:#?}");
+        assert_eq!(outcome.problem_paths().is_empty(), failures == 1);
+        assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"one, edited");
+        world.push_exactly();
+    }
+}
+
 /// The inode of a file whose new content did not come is not given to another name, nor dressed for it.
 #[test]
 fn a_file_that_keeps_its_old_content_keeps_its_inode_to_itself() {
@@ -376,4 +390,37 @@ fn what_makes_no_sense_ends_the_session() {
     assert!(sender.handle(SenderInput::Received(ToMaster::Prepared(Digest::empty()))).is_err(), "nothing announced");
     let wanted = crate::wire::Wanted { seq: 0, basis: Vec::new(), part: Vec::new() };
     assert!(sender.handle(SenderInput::Received(ToMaster::Want(vec![wanted]))).is_err(), "nothing offered");
+}
+
+#[test]
+fn long_lists_travel_in_several_messages() {
+    let mut receiver = Receiver::new();
+    receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
+    let problem = |i| Problem { path: Some(path(&format!("{i}"))), reason: "r".repeat(100) };
+    receiver.handle(ReceiverInput::Problems((0..300_000).map(problem).collect())).unwrap();
+    let mut told = 0;
+    while let Some(output) = receiver.poll() {
+        if let ReceiverOutput::Send(message) = output {
+            assert!(message.encode().body.len() < crate::wire::MAX_MESSAGE);
+            let ToMaster::Problems(problems) = message else { panic!("{message:?}") };
+            told += problems.len();
+        }
+    }
+    assert_eq!(told, 300_000);
+
+    // One list for each level, however many directories.
+    let mut world = World::new(1);
+    let name = |c: char| c.to_string().repeat(250);
+    world.source().mkdir(&name('d'));
+    for i in 0..20 {
+        let dir = format!("{}/{i}", name('d'));
+        world.source().mkdir(&dir).write(&format!("{dir}/x"), "x");
+    }
+    world.push_exactly();
+    world.master.lose_index();
+    for i in 0..20 {
+        world.source().write(&format!("{}/{i}/x", name('d')), &format!("{i}"));
+    }
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.changes, outcome.lists), (20, 3));
 }
