@@ -48,6 +48,29 @@ fn no_delete_keeps_extras_and_updates_the_rest() {
 }
 
 #[test]
+fn what_is_put_into_a_kept_directory_is_kept_with_it() {
+    let scratch = pushed();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    write(dst.join("uploads/one"), b"one");
+    scratch.push().arg("--no-delete").ok();
+    // The index knows the directory as an extra, and this not at all.
+    write(dst.join("uploads/two"), b"two");
+    mkdir(dst.join("uploads/more"));
+    write(src.join("f2"), b"changed");
+    scratch.push().arg("--no-delete").ok();
+    write(dst.join("uploads/more/three"), b"three");
+    scratch.push().arg("--no-delete").ok();
+    assert_eq!(std::fs::read(dst.join("uploads/more/three")).unwrap(), b"three");
+    assert_eq!(std::fs::read(dst.join("f2")).unwrap(), b"changed");
+    // Once the source has the directory too, its own files are pushed beside them.
+    write(src.join("uploads/four"), b"four");
+    scratch.push().arg("--no-delete").ok();
+    assert!(dst.join("uploads/two").exists() && dst.join("uploads/four").exists());
+    scratch.push().ok();
+    assert_exact(&src, &dst);
+}
+
+#[test]
 fn a_plan_over_max_delete_is_refused_whole_and_nothing_is_changed() {
     let scratch = pushed();
     let (src, dst) = (scratch.src(), scratch.dst());

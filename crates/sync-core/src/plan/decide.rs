@@ -43,9 +43,17 @@ pub struct Plan {
 pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
     let mut plan = Plan::default();
     let changes = expand(changes, now);
-    let leaving = leaving_inodes(&changes, now);
-    let mut movable: HashSet<&RelPath> = leaving;
+    let missing = missing(&changes, now);
+    let mut movable: HashSet<&RelPath> = leaving_inodes(&changes, &missing, now);
     for (path, wanted) in &changes {
+        if missing.contains(path) {
+            plan.missing.push(path.clone());
+            continue;
+        }
+        // Nothing makes room for what does not come.
+        if wanted.is_none() && has_above(path, &|dir| missing.contains(dir)) {
+            continue;
+        }
         let old = now.rows.get(path);
         let action = match wanted {
             None if old.is_none() => continue,
@@ -60,13 +68,7 @@ pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
                 }
                 continue;
             }
-            Some(new) => match choose(path, new, old, now, &mut movable) {
-                Some(action) => action,
-                None => {
-                    plan.missing.push(path.clone());
-                    continue;
-                }
-            },
+            Some(new) => choose(path, new, old, now, &mut movable),
         };
         plan.steps.push(Step { path: path.clone(), old: old.cloned(), new: wanted.clone(), action });
     }
@@ -86,25 +88,18 @@ fn expand(changes: &Changes, now: &Situation<'_>) -> Changes {
         if all.contains_key(path) || held(path) {
             continue;
         }
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if no_longer_dirs.contains(&dir) {
-                all.insert(path.clone(), None);
-                break;
-            }
-            above = dir.parent();
+        if has_above(path, &|dir| no_longer_dirs.contains(dir)) {
+            all.insert(path.clone(), None);
         }
     }
     all
 }
 
-/// Whether an entry beneath a path that becomes something else than a directory: it cannot be kept.
-fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
+/// Whether a directory above `path` is one of those.
+fn has_above(path: &RelPath, is_one: &dyn Fn(&RelPath) -> bool) -> bool {
     let mut above = path.parent();
     while let Some(dir) = above {
-        if let Some(Some(new)) = changes.get(&dir)
-            && !new.is_dir()
-        {
+        if is_one(&dir) {
             return true;
         }
         above = dir.parent();
@@ -112,8 +107,35 @@ fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
     false
 }
 
+/// Files whose content is nowhere, and the names that shall be links to them. They stay what they are, so their inodes
+/// are nobody else's, and a link to them would show the old content under a new name.
+fn missing(changes: &Changes, now: &Situation<'_>) -> HashSet<RelPath> {
+    let mut missing = HashSet::new();
+    for (path, wanted) in changes {
+        let Some(new) = wanted else { continue };
+        // A group's first name comes before the others.
+        let is_missing = match (&new.link, &new.kind) {
+            (Some(first), _) => missing.contains(first),
+            (None, Kind::File { size: 1.., digest }) => {
+                let stays = now.rows.get(path).is_some_and(|row| keeps_inode(row, new));
+                !stays && !(now.staged)(digest) && now.sources.get(digest).is_none_or(Vec::is_empty)
+            }
+            _ => false,
+        };
+        if is_missing {
+            missing.insert(path.clone());
+        }
+    }
+    missing
+}
+
+/// Whether an entry beneath a path that becomes something else than a directory: it cannot be kept.
+fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
+    has_above(path, &|dir| changes.get(dir).is_some_and(|wanted| wanted.as_ref().is_some_and(|new| !new.is_dir())))
+}
+
 /// Regular files whose inode loses its name by this plan, so that another name may take it over: each once.
-fn leaving_inodes<'a>(changes: &Changes, now: &Situation<'a>) -> HashSet<&'a RelPath> {
+fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &Situation<'a>) -> HashSet<&'a RelPath> {
     let leaves = |row: &Row, wanted: &Option<Entry>| match wanted {
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),
@@ -122,42 +144,47 @@ fn leaving_inodes<'a>(changes: &Changes, now: &Situation<'a>) -> HashSet<&'a Rel
         .iter()
         .filter(|(_, row)| row.entry.content().is_some() && row.entry.link.is_none() && row.tuple.is_some())
         .filter(|(path, row)| changes.get(*path).is_some_and(|wanted| leaves(row, wanted)))
+        .filter(|(path, _)| !missing.contains(*path) && !has_above(path, &|dir| missing.contains(dir)))
         .map(|(path, _)| path)
         .collect()
 }
 
+/// How an entry is made whose content, if it has any, is staged or among the sources.
 fn choose<'a>(
     path: &RelPath,
     new: &Entry,
     old: Option<&Row>,
     now: &'a Situation<'_>,
     movable: &mut HashSet<&'a RelPath>,
-) -> Option<Action> {
-    // A row without an inode (a device that was refused) is nothing to build on.
-    let old = old.filter(|row| row.tuple.is_some());
+) -> Action {
     if let Some(first) = &new.link {
-        return Some(Action::Link { first: first.clone() });
+        return Action::Link { first: first.clone() };
     }
-    let same_inode = old.is_some_and(|row| row.entry.link.is_none() && same_body(&row.entry.kind, &new.kind));
+    if old.is_some_and(|row| keeps_inode(row, new)) {
+        return Action::Metadata;
+    }
     match &new.kind {
-        _ if same_inode => Some(Action::Metadata),
-        Kind::Dir => Some(Action::MakeDir),
-        Kind::File { size: 0, .. } => Some(Action::Make),
-        Kind::File { digest, .. } => {
-            if (now.staged)(digest) {
-                return Some(Action::Content);
-            }
-            let sources = now.sources.get(digest)?;
+        Kind::Dir => Action::MakeDir,
+        Kind::File { size: 1.., digest } if !(now.staged)(digest) => {
+            let sources = now.sources.get(digest).map_or(&[][..], Vec::as_slice);
             // A name that leaves a hard-link group but keeps its content copies itself.
-            let free = sources.iter().find(|from| *from != path && movable.contains(from));
-            if let Some(from) = free {
-                movable.remove(from);
-                return Some(Action::Move { from: from.clone() });
+            match sources.iter().find(|from| *from != path && movable.contains(from)) {
+                Some(from) => {
+                    movable.remove(from);
+                    Action::Move { from: from.clone() }
+                }
+                None => sources.first().map_or(Action::Content, |from| Action::Copy { from: from.clone() }),
             }
-            Some(Action::Copy { from: sources.first()?.clone() })
         }
-        _ => Some(Action::Make),
+        Kind::File { size: 1.., .. } => Action::Content,
+        _ => Action::Make,
     }
+}
+
+/// Whether metadata alone turns what is there into `new`.
+fn keeps_inode(old: &Row, new: &Entry) -> bool {
+    // A row without an inode (a device that was refused) is nothing to build on.
+    old.tuple.is_some() && old.entry.link.is_none() && new.link.is_none() && same_body(&old.entry.kind, &new.kind)
 }
 
 /// Whether an inode of kind `old` can become `new` by metadata alone.

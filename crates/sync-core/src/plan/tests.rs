@@ -173,3 +173,29 @@ fn empty_files_need_no_content() {
 fn nothing_to_do_is_nothing() {
     assert_eq!(plan(&[("a", file("1"))], &[("a", Some(file("1"))), ("b", None)], &[]), Plan::default());
 }
+
+#[test]
+fn a_file_whose_content_is_missing_keeps_its_inode() {
+    let have = [("a", file("1")), ("b", file("2"))];
+    let p = plan(&have, &[("a", Some(file("lost"))), ("b", Some(file("1")))], &[]);
+    assert_eq!(actions(&p), [("b".into(), Action::Copy { from: path("a") })]);
+    assert_eq!(p.missing, [path("a")]);
+}
+
+#[test]
+fn a_link_to_missing_content_is_missing_too() {
+    let have = [("a", file("1")), ("b", file("2"))];
+    let p = plan(&have, &[("a", Some(file("lost"))), ("b", Some(linked("lost", "a")))], &[]);
+    assert_eq!((actions(&p), p.missing), (vec![], vec![path("a"), path("b")]));
+}
+
+#[test]
+fn nothing_makes_room_for_a_file_whose_content_is_missing() {
+    let have = [("d", dir()), ("d/x", file("1")), ("d/e", dir()), ("d/e/y", file("2"))];
+    for no_delete in [false, true] {
+        let want = [("d", Some(file("lost"))), ("d/x", None), ("z", Some(file("1")))];
+        let p = plan_with(&have, &want, &[], &[], no_delete);
+        assert_eq!(actions(&p), [("z".into(), Action::Copy { from: path("d/x") })], "no_delete {no_delete}");
+        assert_eq!((p.missing, p.deletes, p.kept.len()), (vec![path("d")], 0, 0));
+    }
+}

@@ -165,6 +165,7 @@ pub fn survey(
         rows: index.cursor()?,
         next: None,
         groups: HashMap::new(),
+        kept: None,
         merkle: Some(Merkle::new()),
         survey: Survey::default(),
     };
@@ -200,6 +201,8 @@ struct Walk<'a> {
     next: Option<Row>,
     /// First name and content of each inode with several names.
     groups: HashMap<(u64, u64), (RelPath, Option<Kind>)>,
+    /// The topmost extra directory that the walk is in.
+    kept: Option<RelPath>,
     /// As long as everything is as its row says.
     merkle: Option<Merkle>,
     survey: Survey,
@@ -298,14 +301,26 @@ impl Walk<'_> {
             self.survey.mounts.push(seen.path.clone());
         }
         let group = self.group(seen);
+        let extra = self.is_extra(seen, row.as_ref());
         let looked = match row {
             Some(row) if self.believes(&row, seen) => {
-                self.known(seen, row, group);
+                self.known(seen, row, group, extra);
                 Ok(())
             }
-            row => self.unknown(seen, row.as_ref(), group),
+            row => self.unknown(seen, row.as_ref(), group, extra),
         };
         looked.map_or_else(|error| self.hold(error), Ok)
+    }
+
+    /// Whether the master does not have the entry. What somebody put into a directory that the master does not have is
+    /// none of its entries either: told of without its directory, nobody could make sense of it.
+    fn is_extra(&mut self, seen: &Seen<'_>, row: Option<&Row>) -> bool {
+        if self.kept.as_ref().is_some_and(|top| seen.path.is_beneath(top)) {
+            return true;
+        }
+        let extra = row.is_some_and(|row| row.extra);
+        self.kept = (extra && seen.stat.is_dir()).then(|| seen.path.clone());
+        extra
     }
 
     /// The first name of the inode, and its content if that name's row has it.
@@ -330,17 +345,17 @@ impl Walk<'_> {
     }
 
     /// The inode is the row's: only what other names or mounts decide can differ.
-    fn known(&mut self, seen: &Seen<'_>, row: Row, group: Option<(RelPath, Option<Kind>)>) {
+    fn known(&mut self, seen: &Seen<'_>, row: Row, group: Option<(RelPath, Option<Kind>)>, extra: bool) {
         let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|(first, _)| first) };
         self.remember(seen, &row.entry);
         self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
-        if row.entry.link == link && row.mount == seen.mount {
+        if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
             self.fold(&row);
             return;
         }
         let before = Some(row.entry.hash());
         let old_content = row.entry.content().map(|(_, digest)| digest);
-        let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, ..row };
+        let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, extra, ..row };
         self.merkle = None;
         self.survey.pending.push(Pending { row, needs_hash: false, before, old_content });
     }
@@ -358,6 +373,7 @@ impl Walk<'_> {
         seen: &Seen<'_>,
         old: Option<&Row>,
         group: Option<(RelPath, Option<Kind>)>,
+        extra: bool,
     ) -> Result<(), FsError> {
         let Some((mut entry, stat)) = look(self.root, seen)? else {
             self.merkle = None;
@@ -386,7 +402,7 @@ impl Walk<'_> {
             tuple: Some(stat.tuple),
             proven: fs::clock::settled(stat.tuple.ctime, self.started, false),
             refused,
-            extra: old.is_some_and(|row| row.extra),
+            extra,
             mount: seen.mount,
         };
         let before = old.map(|row| row.entry.hash());

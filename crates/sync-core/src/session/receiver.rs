@@ -9,11 +9,12 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+    Ack, Announce, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
+    Wanted, in_messages,
 };
 
-/// How many wants go into one message at most, by number and by chunks.
-const WANTS_PER_MESSAGE: usize = 1024;
+/// How many wants, problems or items go into one message at most; and of wants, how many chunks.
+const PER_MESSAGE: usize = 1024;
 const CHUNKS_PER_MESSAGE: usize = 1 << 17;
 
 /// Contents up to this size that could not be stored are tried again when the others are done.
@@ -196,7 +197,12 @@ impl Receiver {
                 self.send(ToMaster::Ack(ack));
                 self.end();
             }
-            ReceiverInput::Problems(problems) => self.send(ToMaster::Problems(problems)),
+            ReceiverInput::Problems(problems) => {
+                let size = |p: &Problem| p.reason.len() + p.path.as_ref().map_or(0, |path| path.as_bytes().len()) + 16;
+                for part in in_messages(problems, PER_MESSAGE, size) {
+                    self.send(ToMaster::Problems(part));
+                }
+            }
             ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));
@@ -245,6 +251,10 @@ impl Receiver {
                 if announce.changes != self.changes_received {
                     return Err(ProtocolError("changes are missing before the announcement".to_owned()));
                 }
+                // Both sides number contents by counting: were they apart, every answer would mean another file.
+                if announce.contents != self.next_seq {
+                    return Err(ProtocolError("the two sides count contents differently".to_owned()));
+                }
                 self.announce = Some(announce);
                 self.state = State::Completing;
                 self.plan_when_complete();
@@ -287,12 +297,18 @@ impl Receiver {
         self.considering = self.considering.saturating_sub(1);
         let mut message: Vec<Wanted> = Vec::new();
         let mut chunks = 0;
-        for wanted in wants {
+        for mut wanted in wants {
+            // A list that no message holds saves nothing: such a file is sent whole.
+            for list in [&mut wanted.basis, &mut wanted.part] {
+                if list.len() > MAX_CHUNKS {
+                    list.clear();
+                }
+            }
             let Some((path, size)) = self.considered.remove(&wanted.seq) else { continue };
             self.outstanding.insert(wanted.seq, Outstanding { path, size, again: false });
             chunks += wanted.basis.len() + wanted.part.len();
             message.push(wanted);
-            if message.len() >= WANTS_PER_MESSAGE || chunks >= CHUNKS_PER_MESSAGE {
+            if message.len() >= PER_MESSAGE || chunks >= CHUNKS_PER_MESSAGE {
                 self.send(ToMaster::Want(std::mem::take(&mut message)));
                 chunks = 0;
             }
@@ -339,7 +355,7 @@ impl Receiver {
         let wants: Vec<Wanted> =
             set_aside.iter().map(|(seq, _)| Wanted { seq: *seq, basis: Vec::new(), part: Vec::new() }).collect();
         self.outstanding.extend(set_aside);
-        for part in wants.chunks(WANTS_PER_MESSAGE) {
+        for part in wants.chunks(PER_MESSAGE) {
             self.send(ToMaster::Want(part.to_vec()));
         }
         if self.outstanding.is_empty() {
@@ -357,8 +373,12 @@ impl Receiver {
             self.send(ToMaster::Prepared(root));
             return;
         }
-        for part in items.chunks(1024) {
-            self.send(ToMaster::Items(part.to_vec()));
+        let size = |item: &Item| {
+            let target = item.target.as_ref().map_or(0, |(_, target)| target.len());
+            item.code.len() + item.path.as_bytes().len() + target + 16
+        };
+        for part in in_messages(items, PER_MESSAGE, size) {
+            self.send(ToMaster::Items(part));
         }
         self.state = State::Preparing;
         self.outputs.push_back(ReceiverOutput::Prepare);

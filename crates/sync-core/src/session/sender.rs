@@ -11,8 +11,11 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
     Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted,
+    Wanted, in_messages,
 };
+
+/// How many changes and how many offers go into one message at most.
+const PER_MESSAGE: usize = 1024;
 
 /// How many directories one list asks for.
 const DIRS_PER_LIST: usize = 256;
@@ -199,6 +202,9 @@ impl Sender {
     /// # Errors
     /// [`ProtocolError`] if the replica said something that makes no sense now: the session is over.
     pub fn handle(&mut self, input: SenderInput) -> Result<(), ProtocolError> {
+        if self.state == State::Ended {
+            return Ok(());
+        }
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
@@ -226,7 +232,6 @@ impl Sender {
 
     fn received(&mut self, message: ToMaster) -> Result<(), ProtocolError> {
         match (message, self.state) {
-            (_, State::Ended) => {}
             (ToMaster::Problems(problems), _) => {
                 self.outputs.extend(problems.into_iter().map(|p| SenderOutput::Report(Report::Problem(p))));
             }
@@ -258,7 +263,9 @@ impl Sender {
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
             self.offered.extend(files.iter().cloned());
-            self.send(ToReplica::Offer(files));
+            for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + 48) {
+                self.send(ToReplica::Offer(part));
+            }
         }
     }
 
@@ -296,9 +303,6 @@ impl Sender {
     }
 
     fn emit(&mut self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
         self.changes += changes.len() as u64;
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
@@ -306,7 +310,9 @@ impl Sender {
                 self.offered.push(Offered { path: change.path.clone(), digest, size });
             }
         }
-        self.send(ToReplica::Changes(changes));
+        for part in in_messages(changes, PER_MESSAGE, Change::size) {
+            self.send(ToReplica::Changes(part));
+        }
     }
 
     fn announce_when_complete(&mut self) {
@@ -319,8 +325,9 @@ impl Sender {
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
-            let announce = Announce { version, holds: self.holds.iter().cloned().collect(), changes: self.changes };
-            self.send(ToReplica::Announce(announce));
+            let holds = self.holds.iter().cloned().collect();
+            let contents = self.offered.len() as u64;
+            self.send(ToReplica::Announce(Announce { version, holds, changes: self.changes, contents }));
         }
     }
 
@@ -338,7 +345,9 @@ impl Sender {
             let dirs = std::mem::replace(&mut self.frontier, rest);
             self.asked = dirs.len();
             self.listing = dirs.iter().map(|dir| (dir.clone(), (None, Vec::new()))).collect();
-            self.send(ToReplica::List(dirs));
+            for part in in_messages(dirs, DIRS_PER_LIST, |dir| dir.as_bytes().len() + 4) {
+                self.send(ToReplica::List(part));
+            }
         }
     }
 

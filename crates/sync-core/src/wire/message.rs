@@ -6,7 +6,7 @@ use super::{Envelope, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::hash::Digest;
-use crate::manifest::{Entry, Version, VersionId};
+use crate::manifest::{Entry, Kind, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -17,8 +17,9 @@ pub const MAX_RULES: usize = 10_000;
 /// Longest share name in bytes.
 const MAX_SHARE: usize = 64;
 
-/// Most chunks in one want: enough for 4 TiB at the largest chunks; beyond it a file is sent whole.
-pub(crate) const MAX_CHUNKS: usize = 1 << 20;
+/// Most chunks in each list of a want: enough for 1 TiB at the largest chunks; beyond it a file is sent whole. Both
+/// lists together stay below [`super::MAX_MESSAGE`], at 21 bytes for a chunk.
+pub(crate) const MAX_CHUNKS: usize = 1 << 18;
 
 /// The first message: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +85,8 @@ pub struct Announce {
     pub holds: Vec<RelPath>,
     /// How many changes were sent since the hello or the last restart.
     pub changes: u64,
+    /// How many contents have a number by now: see [`Wanted::seq`].
+    pub contents: u64,
 }
 
 /// The children of one directory as the replica has them.
@@ -265,6 +268,18 @@ impl ToReplica {
             | Self::Publish(_)
             | Self::Unavailable(_) => Ok(()),
         }
+    }
+}
+
+impl Change {
+    /// About how many bytes it takes in a message.
+    pub(crate) fn size(&self) -> usize {
+        const FIXED: usize = 96;
+        let Some(entry) = &self.entry else { return FIXED + self.path.as_bytes().len() };
+        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+        let target = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
+        let link = entry.link.as_ref().map_or(0, |first| first.as_bytes().len());
+        FIXED + self.path.as_bytes().len() + xattrs + target + link
     }
 }
 

@@ -9,6 +9,8 @@ mod message;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use message::MAX_CHUNKS;
+
 pub use content::{Batch, ContentFrame, Encoding, Piece};
 pub use message::{
     Ack, Announce, Change, Hello, Listing, MAX_RULES, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica,
@@ -17,6 +19,9 @@ pub use message::{
 
 /// Most bytes of one control message. Senders stay below by sending several.
 pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Long lists are sent in messages of about this many bytes, far below [`MAX_MESSAGE`]: no single item comes near it.
+const MESSAGE: usize = 1 << 20;
 
 /// Most bytes of one content frame, header not counted.
 pub const MAX_CONTENT: usize = 4 << 20;
@@ -57,6 +62,26 @@ pub enum WireError {
         /// Its version.
         version: u8,
     },
+}
+
+/// Cuts a list into messages: at most `most` items in each, and about a megabyte, `size` being what an item takes.
+pub(crate) fn in_messages<T>(items: Vec<T>, most: usize, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut messages = Vec::new();
+    let mut message = Vec::new();
+    let mut bytes = 0;
+    for item in items {
+        let more = size(&item);
+        if !message.is_empty() && (message.len() >= most || bytes + more > MESSAGE) {
+            messages.push(std::mem::take(&mut message));
+            bytes = 0;
+        }
+        bytes += more;
+        message.push(item);
+    }
+    if !message.is_empty() {
+        messages.push(message);
+    }
+    messages
 }
 
 /// The version of every message's layout today.

@@ -1,1 +1,493 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::chunk::ChunkRef;
+use crate::compress::{Compressor, decompress};
+use crate::diff::Child;
+use crate::filter::Rule;
+use crate::hash::Digest;
+use crate::manifest::{Entry, Kind, Lineage, Time, Version, VersionId};
+use crate::monitor::{Arrow, Item, Problem};
+use crate::options::Policy;
+use crate::path::RelPath;
+
+fn path(text: &str) -> RelPath {
+    RelPath::new(text).unwrap()
+}
+
+fn digest(byte: u8) -> Digest {
+    Digest([byte; 32])
+}
+
+fn version() -> Version {
+    let parent = Some(VersionId(digest(0x22)));
+    let time = Time { sec: 1_700_000_000, nsec: 5 };
+    Version { lineage: Lineage([0x11; 16]), number: 300, parent, root: digest(0x33), time }
+}
+
+fn file() -> Entry {
+    Entry {
+        kind: Kind::File { size: 300, digest: digest(0x44) },
+        mode: 0o4755,
+        uid: 1000,
+        gid: 100,
+        mtime: Time { sec: -1, nsec: 999_999_999 },
+        xattrs: Box::new([(b"user.a"[..].into(), b"1"[..].into())]),
+        link: None,
+    }
+}
+
+fn of_kind(kind: Kind) -> Entry {
+    let mtime = Time::default();
+    Entry { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Box::default(), link: None }
+}
+
+fn upsert(at: &str, entry: Entry) -> Change {
+    Change { path: path(at), entry: Some(entry) }
+}
+
+fn child(name: &str, is_dir: bool) -> Child {
+    Child { name: name.as_bytes().into(), hash: digest(0x55), own: digest(0x66), is_dir }
+}
+
+fn hello() -> Hello {
+    let policy = Policy {
+        dry_run: true,
+        max_delete: Some(300),
+        rules: vec![Rule { pattern: "!*.o".to_owned() }],
+        ..Policy::default()
+    };
+    Hello { features: 0, share: "www".to_owned(), policy }
+}
+
+/// One of each message, in the order of their numbers.
+fn to_replica() -> Vec<ToReplica> {
+    let kinds = [
+        Kind::Dir,
+        Kind::Symlink { target: b"../x"[..].into() },
+        Kind::Fifo,
+        Kind::Socket,
+        Kind::CharDev { major: 1, minor: 3 },
+        Kind::BlockDev { major: 8, minor: 300 },
+    ];
+    let mut changes = vec![upsert("a", file()), upsert("b", Entry { link: Some(path("a")), ..file() })];
+    changes.extend(kinds.into_iter().map(|kind| upsert("c", of_kind(kind))));
+    changes.push(Change { path: path("gone"), entry: None });
+    vec![
+        ToReplica::Hello(hello()),
+        ToReplica::List(vec![RelPath::root(), path("a/b")]),
+        ToReplica::Offer(vec![Offered { path: path("a/\u{e9}"), digest: digest(0x77), size: 1 << 40 }]),
+        ToReplica::Changes(changes),
+        ToReplica::Restart(()),
+        ToReplica::Announce(Announce { version: version(), holds: vec![path("held")], changes: 300, contents: 7 }),
+        ToReplica::Publish(version().id()),
+        ToReplica::Unavailable(Unavailable { seq: 300, reason: "gone".to_owned() }),
+    ]
+}
+
+fn to_master() -> Vec<ToMaster> {
+    let chunk = ChunkRef { digest: [0x88; 16], len: 4096 };
+    let stats = ReplicaStats { created: 1, updated: 2, metadata_only: 3, moved: 4, deleted: 5, reused_bytes: 300 };
+    let item = |code: &str, target| Item { code: code.to_owned(), path: path("i"), target };
+    let children = vec![child("a", false), child("b", true)];
+    vec![
+        ToMaster::Stand(Stand { features: 0, version: Some(version().id()), root: digest(0x33), entries: 300 }),
+        ToMaster::Listing(Listing { dir: path("d"), own: Some(digest(0x66)), children, last: true }),
+        ToMaster::Want(vec![Wanted { seq: 300, basis: vec![chunk], part: Vec::new() }]),
+        ToMaster::Prepared(digest(0x33)),
+        ToMaster::Ack(Ack { version: version().id(), root: digest(0x33), stats, refused: [0, 1, 2, 3, 4, 300] }),
+        ToMaster::Problems(vec![
+            Problem { path: None, reason: "all".to_owned() },
+            Problem { path: Some(path("p")), reason: "one".to_owned() },
+        ]),
+        ToMaster::Items(vec![
+            item("cL+++++++++", Some((Arrow::Symlink, b"\xff".to_vec()))),
+            item("hf+++++++++", Some((Arrow::HardLink, b"h".to_vec()))),
+            item("*deleting  ", None),
+        ]),
+        ToMaster::Notice("n".to_owned()),
+        ToMaster::Refuse(Refusal { max_delete: true, reason: "no".to_owned() }),
+    ]
+}
+
+fn contents() -> Vec<ContentFrame<'static>> {
+    vec![
+        ContentFrame::Batch(Batch { files: vec![(1, 3), (300, 2)], encoding: Encoding::Plain }, b"abcde"),
+        ContentFrame::Batch(Batch { files: vec![(1, 300)], encoding: Encoding::Zstd }, b"zstd"),
+        ContentFrame::Piece(Piece::Literal { seq: 1, offset: 300, len: 3, encoding: Encoding::Plain }, b"abc"),
+        ContentFrame::Piece(Piece::Literal { seq: 1, offset: 300, len: 300, encoding: Encoding::Zstd }, b"zstd"),
+        ContentFrame::Piece(Piece::Zeros { seq: 1, offset: 300, len: 1 << 33 }, b""),
+        ContentFrame::Piece(Piece::Copy { seq: 1, offset: 300, from: 7, len: 1 << 33 }, b""),
+        ContentFrame::Piece(Piece::End { seq: 300 }, b""),
+    ]
+}
+
+fn frame(content: &ContentFrame<'_>) -> Envelope {
+    let (ContentFrame::Batch(_, bytes) | ContentFrame::Piece(_, bytes)) = content;
+    let mut envelope = content.head();
+    envelope.body.extend_from_slice(bytes);
+    envelope
+}
+
+fn envelopes() -> Vec<Envelope> {
+    let control = to_replica().iter().map(ToReplica::encode).chain(to_master().iter().map(ToMaster::encode)).collect();
+    [control, contents().iter().map(frame).collect::<Vec<_>>()].concat()
+}
+
+/// Runs of a byte as `[byte*count]`, so that digests do not fill the page.
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for run in bytes.chunk_by(|a, b| a == b) {
+        match run {
+            [byte, ..] if run.len() >= 8 => out.push_str(&format!("[{byte:02x}*{}]", run.len())),
+            _ => run.iter().for_each(|byte| out.push_str(&format!("{byte:02x}"))),
+        }
+    }
+    out
+}
+
+/// Golden bytes: masters and replicas of different builds talk to each other. Never edit them once released; a layout
+/// that changes gets a new version, and this one stays readable.
+#[test]
+fn the_bytes_are_pinned() {
+    let golden = [
+        "1 v1 000377777701000000000001ac020104212a2e6f",
+        "2 v1 020003612f62",
+        "3 v1 0104612fc3a9[77*32]808080808020",
+        "4 v1 0901610101ac02[44*32]ed13e8076401ff93ebdc030106757365722e6101310001620101ac02[44*32]ed13e8076401ff93ebdc030106757365722e61013101016101630100a40300000000000001630102042e2e2f78a40300000000000001630103a40300000000000001630104a403000000000000016301050103a4030000000000000163010608ac02a40300000000000004676f6e6500",
+        "5 v1 ",
+        "6 v1 [11*16]ac0201[22*32][33*32]80c49fd50c05010468656c64ac0207",
+        "7 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd",
+        "8 v1 ac0204676f6e65",
+        "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
+        "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
+        "103 v1 01ac0201[88*16]802000",
+        "104 v1 [33*32]",
+        "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac020001020304ac02",
+        "106 v1 020003616c6c010170036f6e65",
+        "107 v1 030b634c[2b*9]0169010001ff0b6866[2b*9]0169010101680b2a64656c6574696e672020016900",
+        "108 v1 016e",
+        "109 v1 01026e6f",
+        "201 v1 020103ac0202006162636465",
+        "201 v1 0101ac02017a737464",
+        "202 v1 0001ac020300616263",
+        "202 v1 0001ac02ac02017a737464",
+        "202 v1 0101ac028080808020",
+        "202 v1 0201ac02078080808020",
+        "202 v1 03ac02",
+    ];
+    let found: Vec<String> =
+        envelopes().iter().map(|e| format!("{} v{} {}", e.kind, e.version, hex(&e.body))).collect();
+    for (found, golden) in found.iter().zip(golden) {
+        assert_eq!(found, golden);
+    }
+    assert_eq!(found.len(), golden.len());
+}
+
+#[test]
+fn every_message_comes_back() {
+    for message in to_replica() {
+        let Envelope { kind, version, body } = message.encode();
+        assert_eq!(ToReplica::decode(kind, version, &body), Ok(Some(message)));
+        assert_eq!(ToMaster::decode(kind, version, &body), Ok(None), "the other side's numbers are its own");
+    }
+    for message in to_master() {
+        let Envelope { kind, version, body } = message.encode();
+        assert_eq!(ToMaster::decode(kind, version, &body), Ok(Some(message)));
+        assert_eq!(ToReplica::decode(kind, version, &body), Ok(None));
+    }
+    for content in contents() {
+        let Envelope { kind, version, body } = frame(&content);
+        assert_eq!(ContentFrame::decode(kind, version, &body), Ok(Some(content)));
+        assert_eq!(ToReplica::decode(kind, version, &body), Ok(None));
+    }
+}
+
+#[test]
+fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
+    for kind in [0, 9, 100, 110, 200, 203, u16::MAX] {
+        assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
+        assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
+        assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
+    }
+    for Envelope { kind, body, .. } in envelopes() {
+        for version in [0, 2, u8::MAX] {
+            let error = Err(WireError::Version { kind, version });
+            match kind {
+                0..100 => assert_eq!(ToReplica::decode(kind, version, &body).map(drop), error),
+                100..200 => assert_eq!(ToMaster::decode(kind, version, &body).map(drop), error),
+                _ => assert_eq!(ContentFrame::decode(kind, version, &body).map(drop), error),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_message_ends_where_its_envelope_ends() {
+    for Envelope { kind, version, mut body } in envelopes().into_iter().filter(|e| e.kind < 200) {
+        let refused = |body: &[u8]| match kind {
+            0..100 => ToReplica::decode(kind, version, body).is_err(),
+            _ => ToMaster::decode(kind, version, body).is_err(),
+        };
+        for len in 0..body.len() {
+            assert!(refused(&body[..len]), "message {kind} cut to {len} bytes");
+        }
+        body.push(0);
+        assert!(refused(&body), "message {kind} with a byte too many");
+    }
+}
+
+fn refused(message: &ToReplica) -> bool {
+    let Envelope { kind, version, body } = message.encode();
+    ToReplica::decode(kind, version, &body).is_err()
+}
+
+fn refused_by_master(message: &ToMaster) -> bool {
+    let Envelope { kind, version, body } = message.encode();
+    ToMaster::decode(kind, version, &body).is_err()
+}
+
+/// What no type of ours would encode: paths as a peer may send them.
+#[test]
+fn paths_that_leave_the_tree_are_refused() {
+    let long = [b'a'; 256];
+    let deep = b"abc/".repeat(20_000);
+    let bad: [&[u8]; 11] =
+        [b"..", b"a/../b", b"a/..", b"/etc/passwd", b"/", b".", b"a//b", b"a/", b"a\0b", &long, &deep[..79_999]];
+    for path in bad {
+        let bytes = postcard::to_allocvec(&vec![path.to_vec()]).unwrap();
+        assert!(ToReplica::decode(2, 1, &bytes).is_err(), "list {:?}", &path[..path.len().min(12)]);
+        let bytes = postcard::to_allocvec(&vec![(path.to_vec(), None::<Entry>)]).unwrap();
+        assert!(ToReplica::decode(4, 1, &bytes).is_err(), "change {:?}", &path[..path.len().min(12)]);
+        let bytes = postcard::to_allocvec(&vec![(path.to_vec(), digest(1), 1u64)]).unwrap();
+        assert!(ToReplica::decode(3, 1, &bytes).is_err(), "offer {:?}", &path[..path.len().min(12)]);
+    }
+    let good = postcard::to_allocvec(&vec![b"..a/b..".to_vec()]).unwrap();
+    assert_eq!(ToReplica::decode(2, 1, &good), Ok(Some(ToReplica::List(vec![path("..a/b..")]))));
+}
+
+#[test]
+fn entries_that_cannot_be_are_refused() {
+    type Edit = fn(&mut Change);
+    let edits: &[(&str, Edit)] = &[
+        ("mode bits", |c| c.entry.as_mut().unwrap().mode = 0o10_000),
+        ("nanoseconds", |c| c.entry.as_mut().unwrap().mtime.nsec = 1_000_000_000),
+        ("an attribute without a name", |c| c.entry.as_mut().unwrap().xattrs[0].0 = Box::default()),
+        ("an attribute twice", |c| {
+            let one = c.entry.as_ref().unwrap().xattrs[0].clone();
+            c.entry.as_mut().unwrap().xattrs = Box::new([one.clone(), one]);
+        }),
+        ("too long attributes", |c| {
+            c.entry.as_mut().unwrap().xattrs[0].1 = vec![0; crate::manifest::MAX_XATTRS_BYTES].into();
+        }),
+        ("an empty target", |c| c.entry.as_mut().unwrap().kind = Kind::Symlink { target: Box::default() }),
+        ("a NUL in a target", |c| c.entry.as_mut().unwrap().kind = Kind::Symlink { target: b"a\0"[..].into() }),
+        ("a target too long", |c| c.entry.as_mut().unwrap().kind = Kind::Symlink { target: vec![b'a'; 4096].into() }),
+        ("a directory as a link", |c| {
+            c.entry.as_mut().unwrap().kind = Kind::Dir;
+            c.entry.as_mut().unwrap().link = Some(path("a"));
+        }),
+        ("a link to itself", |c| c.entry.as_mut().unwrap().link = Some(path("m"))),
+        ("a link to a later name", |c| c.entry.as_mut().unwrap().link = Some(path("n"))),
+        ("a file at the top", |c| c.path = RelPath::root()),
+    ];
+    assert!(!refused(&ToReplica::Changes(vec![upsert("m", file())])));
+    for (what, edit) in edits {
+        let mut change = upsert("m", file());
+        edit(&mut change);
+        assert!(refused(&ToReplica::Changes(vec![upsert("a", file()), change])), "{what}");
+    }
+}
+
+#[test]
+fn listings_must_be_sorted_and_of_plain_names() {
+    let listing = |names: &[&str]| {
+        let children = names.iter().map(|name| child(name, false)).collect();
+        ToMaster::Listing(Listing { dir: path("d"), own: None, children, last: true })
+    };
+    assert!(!refused_by_master(&listing(&["a", "a!", "b"])));
+    let long = "x".repeat(256);
+    for names in [&["b", "a"][..], &["a", "a"], &["a", "c", "b"], &["a/b"], &[".."], &["."], &[""], &["a\0"], &[&long]]
+    {
+        assert!(refused_by_master(&listing(names)), "{names:?}");
+    }
+}
+
+#[test]
+fn what_a_peer_may_cost_is_bounded() {
+    let rule = Rule { pattern: String::new() };
+    let mut greeting = hello();
+    greeting.policy.rules = vec![rule.clone(); MAX_RULES];
+    greeting.share = "s".repeat(64);
+    assert!(!refused(&ToReplica::Hello(greeting.clone())));
+    greeting.policy.rules.push(rule);
+    assert!(refused(&ToReplica::Hello(greeting)), "too many rules");
+    assert!(refused(&ToReplica::Hello(Hello { share: "s".repeat(65), ..hello() })), "too long a share");
+
+    let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
+    let most = MAX_CHUNKS;
+    for (basis, part, bad) in [(most, 0, false), (most + 1, 0, true), (0, most + 1, true)] {
+        let want = ToMaster::Want(vec![Wanted { seq: 0, basis: chunks(basis), part: chunks(part) }]);
+        assert_eq!(refused_by_master(&want), bad, "{basis} and {part} chunks");
+    }
+}
+
+/// The largest want there can be still fits.
+#[test]
+fn no_message_of_ours_is_too_long() {
+    let chunks = vec![ChunkRef { digest: [0xff; 16], len: u32::MAX }; MAX_CHUNKS];
+    let want = Wanted { seq: u64::MAX, basis: chunks.clone(), part: chunks };
+    assert!(ToMaster::Want(vec![want]).encode().body.len() <= MAX_MESSAGE);
+    let value = vec![0; crate::manifest::MAX_XATTRS_BYTES - 4].into_boxed_slice();
+    let large = Entry { xattrs: Box::new([(b"user"[..].into(), value)]), ..file() };
+    let large = Change { path: path(&"abc/".repeat(16_383)[..65_531]), entry: Some(large) };
+    for change in [large.clone(), upsert("m", file()), Change { path: path("m"), entry: None }] {
+        let size = change.size();
+        let bytes = ToReplica::Changes(vec![change]).encode().body.len();
+        assert!(bytes <= size && bytes < MAX_MESSAGE, "{bytes} bytes, said to be {size}");
+    }
+    let parts = in_messages(vec![large; 40], 1000, Change::size);
+    assert_eq!(parts.len(), 40);
+    let parts = in_messages((0..10).collect(), 4, |_| 1);
+    assert_eq!(parts, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+    assert!(in_messages(Vec::<u8>::new(), 4, |_| 1).is_empty());
+}
+
+/// A length is believed only as far as there are bytes: a message that claims gigabytes costs what it is long.
+#[test]
+fn a_count_without_its_items_is_refused() {
+    // 2^63 paths, changes, children, files.
+    let many = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+    for kind in [2, 3, 4] {
+        assert!(ToReplica::decode(kind, 1, &many).is_err(), "{kind}");
+    }
+    for kind in [103, 106, 107, 108] {
+        assert!(ToMaster::decode(kind, 1, &many).is_err(), "{kind}");
+    }
+    assert!(ContentFrame::decode(201, 1, &many).is_err());
+}
+
+#[test]
+fn content_is_as_long_as_it_says_and_within_the_bound() {
+    let most = u32::try_from(MAX_RAW).unwrap();
+    let batch = |files: &[(u64, u32)], encoding, bytes: &'static [u8]| {
+        let envelope = frame(&ContentFrame::Batch(Batch { files: files.to_vec(), encoding }, bytes));
+        ContentFrame::decode(envelope.kind, 1, &envelope.body).map(drop).is_ok()
+    };
+    assert!(batch(&[(0, 2), (1, 0), (2, 1)], Encoding::Plain, b"abc"));
+    assert!(!batch(&[(0, 2)], Encoding::Plain, b"abc"));
+    assert!(!batch(&[(0, 4)], Encoding::Plain, b"abc"));
+    assert!(batch(&[(0, most)], Encoding::Zstd, b"z"));
+    assert!(!batch(&[(0, most), (1, 1)], Encoding::Zstd, b"z"));
+    // The sum must not wrap around.
+    assert!(!batch(&[(0, u32::MAX); 5], Encoding::Zstd, b"z"));
+
+    let piece = |piece, bytes: &'static [u8]| {
+        let envelope = frame(&ContentFrame::Piece(piece, bytes));
+        ContentFrame::decode(envelope.kind, 1, &envelope.body).map(drop).is_ok()
+    };
+    let literal = |len, encoding| Piece::Literal { seq: 0, offset: 0, len, encoding };
+    assert!(piece(literal(3, Encoding::Plain), b"abc"));
+    assert!(!piece(literal(2, Encoding::Plain), b"abc"));
+    assert!(piece(literal(most, Encoding::Zstd), b"z"));
+    assert!(!piece(literal(most + 1, Encoding::Zstd), b"z"));
+    for empty in [
+        Piece::Zeros { seq: 0, offset: 0, len: 1 },
+        Piece::Copy { seq: 0, offset: 0, from: 0, len: 1 },
+        Piece::End { seq: 0 },
+    ] {
+        assert!(piece(empty.clone(), b""));
+        assert!(!piece(empty, b"x"));
+    }
+}
+
+/// A frame within all bounds whose bytes hold more than it says gives an error, and no more than it says.
+#[test]
+fn a_frame_decompresses_to_what_it_says_or_not_at_all() {
+    let zeros = vec![0; 2 * MAX_RAW];
+    let bomb = Compressor::new(1).unwrap().compress(&zeros).unwrap();
+    for len in [1000, MAX_RAW] {
+        let batch = Batch { files: vec![(0, u32::try_from(len).unwrap())], encoding: Encoding::Zstd };
+        let mut body = ContentFrame::Batch(batch, &[]).head().body;
+        body.extend_from_slice(&bomb);
+        let Ok(Some(ContentFrame::Batch(batch, bytes))) = ContentFrame::decode(201, 1, &body) else { panic!("{len}") };
+        assert!(decompress(bytes, batch.files[0].1 as usize, MAX_RAW).is_err(), "{len}");
+    }
+    assert!(decompress(&bomb, zeros.len(), MAX_RAW).is_err());
+}
+
+/// Whatever decodes, encodes to something that decodes to the same.
+fn decode_any(kind: u16, version: u8, body: &[u8]) {
+    if let Ok(Some(message)) = ToReplica::decode(kind, version, body) {
+        let again = message.encode();
+        assert_eq!(ToReplica::decode(again.kind, again.version, &again.body), Ok(Some(message)));
+    }
+    if let Ok(Some(message)) = ToMaster::decode(kind, version, body) {
+        let again = message.encode();
+        assert_eq!(ToMaster::decode(again.kind, again.version, &again.body), Ok(Some(message)));
+    }
+    if let Ok(Some(content)) = ContentFrame::decode(kind, version, body) {
+        let again = frame(&content);
+        assert_eq!(ContentFrame::decode(again.kind, again.version, &again.body), Ok(Some(content)));
+    }
+}
+
+fn any_kind() -> impl Strategy<Value = u16> {
+    prop_oneof![1u16..10, 101u16..111, 201u16..204, any::<u16>()]
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Insert(prop::sample::Index, Vec<u8>),
+    Remove(prop::sample::Index),
+    Kind(u16),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let place = any::<prop::sample::Index>;
+    prop_oneof![
+        4 => (place(), any::<u8>()).prop_map(|(at, mask)| Mutation::Flip(at, mask)),
+        1 => place().prop_map(Mutation::Cut),
+        2 => (place(), proptest::collection::vec(any::<u8>(), 1..12)).prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
+        2 => place().prop_map(Mutation::Remove),
+        1 => any_kind().prop_map(Mutation::Kind),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn noise_is_refused_or_means_something(
+        kind in any_kind(),
+        version in prop_oneof![9 => Just(1u8), 1 => any::<u8>()],
+        body in proptest::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..200),
+    ) {
+        decode_any(kind, version, &body);
+    }
+
+    #[test]
+    fn damaged_messages_are_refused_or_mean_something(
+        which in any::<prop::sample::Index>(),
+        mutations in proptest::collection::vec(mutation(), 1..5),
+    ) {
+        let mut envelope = which.get(&envelopes()).clone();
+        for mutation in mutations {
+            let body = &mut envelope.body;
+            match mutation {
+                Mutation::Kind(kind) => envelope.kind = kind,
+                Mutation::Insert(at, bytes) => {
+                    let at = at.index(body.len() + 1);
+                    body.splice(at..at, bytes);
+                }
+                _ if body.is_empty() => {}
+                Mutation::Flip(at, mask) => *at.get_mut(body) ^= mask,
+                Mutation::Cut(at) => body.truncate(at.index(body.len())),
+                Mutation::Remove(at) => drop(body.remove(at.index(body.len()))),
+            }
+        }
+        decode_any(envelope.kind, envelope.version, &envelope.body);
+    }
+}

@@ -1,0 +1,154 @@
+//! A model of the master's side: a source, its index with versions, and the driver that answers a sender.
+
+use std::collections::BTreeMap;
+
+use super::disk::Disk;
+use crate::diff::Child;
+use crate::hash::Digest;
+use crate::manifest::{Entry, Holds, Lineage, Merkle, Time, TreeHash, Version};
+use crate::path::RelPath;
+use crate::session::Load;
+use crate::wire::{Change, Offered};
+
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    lineage: u8,
+    /// Entries, and in which version they last changed.
+    rows: BTreeMap<RelPath, (Entry, u64)>,
+    tombstones: BTreeMap<RelPath, u64>,
+    versions: Vec<Version>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Master {
+    pub disk: Disk,
+    pub index: Index,
+    /// What cannot be read.
+    pub holds: Holds,
+}
+
+/// What every replica is brought to.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    pub version: Version,
+    pub holds: Holds,
+    pub tree: TreeHash,
+}
+
+impl Master {
+    pub fn new() -> Self {
+        Self { disk: Disk::new(), index: Index::default(), holds: Holds::default() }
+    }
+
+    /// What a reader of the source sees.
+    pub fn entries(&self) -> BTreeMap<RelPath, Entry> {
+        self.disk.entries(|path| !self.holds.covers(path))
+    }
+
+    /// Contents that the last version does not have at their paths.
+    pub fn look(&self) -> Vec<Offered> {
+        let mut offers = Vec::new();
+        for (path, entry) in self.entries() {
+            let known = self.index.rows.get(&path).and_then(|(known, _)| known.content());
+            if let Some((size, digest)) = entry.content().filter(|content| content.0 > 0 && Some(*content) != known) {
+                offers.push(Offered { path, digest, size });
+            }
+        }
+        offers
+    }
+
+    /// One transaction: what was found is the next version, unless it is the last one already.
+    pub fn commit(&mut self) -> Committed {
+        let found = self.entries();
+        let tree = hash(found.iter());
+        let holds = self.holds.clone();
+        let index = &mut self.index;
+        let latest = index.versions.last().filter(|latest| latest.root == tree.root).cloned();
+        let version = latest.unwrap_or_else(|| {
+            let (number, parent) = (index.versions.len() as u64 + 1, index.versions.last().map(Version::id));
+            let lineage = Lineage([index.lineage; 16]);
+            let version = Version { lineage, number, parent, root: tree.root, time: Time::default() };
+            index.versions.push(version.clone());
+            version
+        });
+        let number = version.number;
+        let gone: Vec<_> =
+            index.rows.keys().filter(|path| !found.contains_key(*path) && !holds.covers(path)).cloned().collect();
+        for path in gone {
+            index.rows.remove(&path);
+            index.tombstones.insert(path, number);
+        }
+        for (path, entry) in found {
+            index.tombstones.remove(&path);
+            if index.rows.get(&path).is_none_or(|(known, _)| *known != entry) {
+                index.rows.insert(path, (entry, number));
+            }
+        }
+        Committed { version, holds, tree }
+    }
+
+    /// The index is gone: history starts anew.
+    pub fn lose_index(&mut self) {
+        self.index = Index { lineage: self.index.lineage + 1, ..Index::default() };
+    }
+
+    /// What the index answers; `None` for a version it does not know.
+    pub fn load(&self, load: &Load) -> Option<Vec<Change>> {
+        let upsert =
+            |(path, (entry, _)): (&RelPath, &(Entry, u64))| Change { path: path.clone(), entry: Some(entry.clone()) };
+        let rows = self.index.rows.iter();
+        match load {
+            Load::Entry(path) => Some(rows.filter(|(p, _)| *p == path).map(upsert).collect()),
+            Load::Subtree(top) => Some(rows.filter(|(p, _)| *p == top || p.is_beneath(top)).map(upsert).collect()),
+            Load::Since(id) => {
+                let since = self.index.versions.iter().find(|version| version.id() == *id)?.number;
+                let mut changes: Vec<_> = rows.filter(|(_, (_, changed))| *changed > since).map(upsert).collect();
+                let deleted = self.index.tombstones.iter().filter(|(_, number)| **number > since);
+                changes.extend(deleted.map(|(path, _)| Change { path: path.clone(), entry: None }));
+                changes.sort_by(|a, b| a.path.cmp(&b.path));
+                Some(changes)
+            }
+        }
+    }
+
+    pub fn children(&self, committed: &Committed, dir: &RelPath) -> (Option<Digest>, Vec<Child>) {
+        let rows = self.index.rows.iter().filter(|(path, _)| !committed.holds.covers(path));
+        children(rows.map(|(path, (entry, _))| (path, entry)), &committed.tree, dir)
+            .map_or((None, Vec::new()), |(own, children)| (Some(own), children))
+    }
+
+    /// The content that was hashed, if the file still has it.
+    pub fn read(&self, file: &Offered) -> Option<Vec<u8>> {
+        let inode = self.disk.at(&file.path)?;
+        (Digest::of(&inode.content) == file.digest).then(|| inode.content.clone())
+    }
+}
+
+pub fn hash<'a>(entries: impl Iterator<Item = (&'a RelPath, &'a Entry)>) -> TreeHash {
+    let mut merkle = Merkle::new();
+    for (path, entry) in entries {
+        merkle.push(path, entry.hash(), entry.is_dir());
+    }
+    merkle.finish()
+}
+
+/// A directory's own hash and its children, as both sides list them.
+pub fn children<'a>(
+    entries: impl Iterator<Item = (&'a RelPath, &'a Entry)>,
+    tree: &TreeHash,
+    dir: &RelPath,
+) -> Option<(Digest, Vec<Child>)> {
+    let mut own = None;
+    let mut children = Vec::new();
+    for (path, entry) in entries {
+        let hash = entry.hash();
+        if path == dir {
+            own = entry.is_dir().then_some(hash);
+        } else if path.parent().as_ref() == Some(dir) {
+            let is_dir = entry.is_dir();
+            let whole = if is_dir { tree.dirs[path] } else { hash };
+            children.push(Child { name: path.name().into(), hash: whole, own: hash, is_dir });
+        }
+    }
+    Some((own?, children))
+}

@@ -1,0 +1,426 @@
+//! Sessions that go well, or wrong in one known way.
+
+use super::disk::path;
+use super::push::{Push, Step, World, at_random, in_order};
+use super::{grown, settled};
+use crate::hash::Digest;
+use crate::manifest::Holds;
+use crate::monitor::Problem;
+use crate::session::{End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
+use crate::wire::{Hello, Refusal, Stand, ToMaster, ToReplica};
+
+fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
+}
+
+#[test]
+fn the_first_push_sends_everything_once() {
+    let mut world = grown();
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.changes, world.master.entries().len());
+    assert_eq!((outcome.lists, outcome.restarts), (0, 0));
+    // alpha, beta, 1, deep and linked: equal contents travel once, empty ones never.
+    assert_eq!(outcome.wants, 5);
+}
+
+#[test]
+fn nothing_to_do_takes_five_messages() {
+    let mut world = settled();
+    let outcome = only(world.push_exactly());
+    // Hello, announcement; stand, acknowledgement.
+    assert_eq!((outcome.to_replica, outcome.to_master), (2, 2));
+    assert_eq!((outcome.changes, outcome.wants), (0, 0));
+}
+
+#[test]
+fn a_known_version_costs_its_changes_and_not_its_size() {
+    let mut world = World::new(1);
+    for dir in 0..10 {
+        world.source().mkdir(&format!("{dir}"));
+        for file in 0..30 {
+            world.source().write(&format!("{dir}/{file}"), &format!("{dir} {file}"));
+        }
+    }
+    world.push_exactly();
+    world.source().write("3/7", "edited").rm("5/1").rename("7/7", "7/new");
+    let outcome = only(world.push_exactly());
+    // 3/7; 5/1; 7/7 and 7/new.
+    assert_eq!((outcome.changes, outcome.lists, outcome.wants), (4, 0, 1));
+    assert!(outcome.to_replica + outcome.to_master <= 10, "{outcome:#?}");
+}
+
+#[test]
+fn an_unknown_version_is_compared_directory_by_directory() {
+    let mut world = World::new(1);
+    for dir in 0..10 {
+        world.source().mkdir(&format!("{dir}"));
+        for file in 0..30 {
+            world.source().write(&format!("{dir}/{file}"), &format!("{dir} {file}"));
+        }
+    }
+    world.push_exactly();
+    world.master.lose_index();
+    world.source().write("3/7", "edited").rm("5/1");
+    let outcome = only(world.push_exactly());
+    // The top, then 3 and 5 in one list.
+    assert_eq!((outcome.changes, outcome.lists, outcome.restarts, outcome.wants), (2, 2, 0, 1));
+    let unchanged = only(world.push_exactly());
+    assert_eq!(unchanged.changes, 0);
+}
+
+#[test]
+fn a_diff_that_does_not_lead_to_the_root_starts_over() {
+    let mut world = settled();
+    let replica = &mut world.replicas[0].disk;
+    replica.write("d/one", "tampered").rm("pipe").write("stray", "?").chmod("b", 0o600);
+    world.source().write("a", "new");
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.restarts, outcome.lists), (1, 2));
+    assert!(world.is_identical(0));
+}
+
+#[test]
+fn drift_alone_is_found_although_the_version_is_the_latest() {
+    let mut world = settled();
+    world.replicas[0].disk.write("d/one", "tampered");
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.restarts, 1);
+}
+
+#[test]
+fn a_master_that_was_restored_from_an_old_copy_still_ends_exact() {
+    let mut world = settled();
+    let old = world.master.index.clone();
+    world.source().write("a", "newer").rm("b");
+    world.push_exactly();
+    world.master.index = old;
+    world.source().write("a", "newest");
+    let outcome = only(world.push_exactly());
+    assert!(outcome.lists > 0, "the version is unknown");
+}
+
+#[test]
+fn a_replica_that_was_restored_from_an_old_copy_still_ends_exact() {
+    let mut world = settled();
+    let old = world.replicas[0].clone();
+    world.source().write("a", "newer").rm("b");
+    world.push_exactly();
+    world.replicas[0] = old;
+    world.source().swap("d/one", "d/same");
+    world.push_exactly();
+}
+
+#[test]
+fn types_change_into_each_other() {
+    let mut world = settled();
+    world.source().rm("d").write("d", "a file now").mkdir("a").write("a/x", "alpha").symlink("b", "x").fifo("h2");
+    world.push_exactly();
+    world.source().rm("d").mkdir("d").write("d/y", "a file now").rm("a").symlink("a", "d").write("pipe", "no pipe");
+    world.push_exactly();
+}
+
+#[test]
+fn names_swap_without_content_on_the_wire() {
+    let mut world = settled();
+    world.source().swap("a", "b").swap("d/one", "d/e/deep").rename("d/e", "e");
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.wants, 0);
+}
+
+#[test]
+fn no_delete_keeps_extras_and_a_later_push_removes_them() {
+    let mut world = settled();
+    world.policy.no_delete = true;
+    world.source().rm("d/e").rm("pipe").write("new", "new");
+    world.push_exactly();
+    assert!(world.replicas[0].disk.at(&path("d/e/deep")).is_some());
+    let again = only(world.push_exactly());
+    assert_eq!(again.changes, 0, "extras are no reason to compare again");
+    world.policy.no_delete = false;
+    world.push_exactly();
+    assert!(world.replicas[0].disk.at(&path("d/e")).is_none());
+}
+
+#[test]
+fn what_cannot_be_read_stays_as_it_was() {
+    let mut world = settled();
+    world.source().rm("d/e").write("d/one", "unseen").write("a", "seen");
+    world.master.holds = Holds::new([path("d")]);
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.wants, 1);
+    let held = world.replicas[0].disk.at(&path("d/one")).map(|inode| inode.content.clone());
+    assert_eq!(held.as_deref(), Some(&b"1"[..]));
+    assert!(world.replicas[0].disk.at(&path("d/e/deep")).is_some());
+    world.master.holds = Holds::default();
+    world.push_exactly();
+    assert!(world.replicas[0].disk.at(&path("d/e")).is_none());
+}
+
+#[test]
+fn too_many_deletes_refuse_the_whole_plan() {
+    let mut world = settled();
+    world.source().rm("d").write("a", "new");
+    world.policy.max_delete = Some(3);
+    let before = world.replicas[0].disk.entries(|_| true);
+    let outcome = only(world.push());
+    assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
+    assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+    // d, and in it one, same, e, e/deep and link; same goes although its content stays at a.
+    world.policy.max_delete = Some(6);
+    world.push_exactly();
+}
+
+#[test]
+fn a_dry_run_tells_and_changes_nothing() {
+    for master_lost in [false, true] {
+        let mut world = settled();
+        world.source().write("a", "new").rm("pipe").rename("b", "c");
+        world.policy.dry_run = true;
+        world.policy.itemize = true;
+        if master_lost {
+            world.master.lose_index();
+        }
+        let before = world.replicas[0].disk.entries(|_| true);
+        let outcome = only(world.push_exactly());
+        assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+        assert_eq!(outcome.wants, 0);
+        let items: Vec<_> = outcome.items.iter().map(|item| format!("{} {}", item.code, item.path)).collect();
+        assert_eq!(items, [">f.st...... a", "*deleting   b", "cf+++++++++ c", "*deleting   pipe"]);
+    }
+}
+
+#[test]
+fn content_that_arrives_wrong_is_asked_for_whole() {
+    let mut world = settled();
+    world.source().write("b", "beta, edited");
+    world.faults.false_matches = true;
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.wants, outcome.wants_with_basis), (2, 1));
+}
+
+#[test]
+fn content_that_arrives_wrong_twice_is_a_problem_of_that_file_alone() {
+    let mut world = settled();
+    world.source().write("b", "beta, edited").write("a", "alpha, edited");
+    world.faults.torn.insert(path("b"));
+    let outcome = only(world.push());
+    assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
+    assert!(outcome.problem_paths().iter().all(|p| p == "b"), "{outcome:#?}");
+    assert_eq!(outcome.wants, 3);
+    let at = |p: &str| world.replicas[0].disk.at(&path(p)).unwrap().content.clone();
+    assert_eq!((at("a"), at("b")), (b"alpha, edited".to_vec(), b"beta".to_vec()));
+    world.faults.torn.clear();
+    world.push_exactly();
+}
+
+#[test]
+fn content_that_cannot_be_read_any_more_keeps_the_old_file() {
+    let mut world = settled();
+    world.source().write("b", "beta, edited").write("d/one", "one, edited");
+    world.faults.unavailable.insert(path("b"));
+    let outcome = only(world.push());
+    assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
+    assert!(!outcome.problems.is_empty());
+    assert_eq!(world.replicas[0].disk.at(&path("b")).unwrap().content, b"beta");
+    world.faults.unavailable.clear();
+    world.push_exactly();
+}
+
+#[test]
+fn a_small_file_that_could_not_be_stored_is_tried_once_more() {
+    for (failures, wants) in [(1, 3), (2, 3)] {
+        let mut world = settled();
+        world.source().write("b", "beta, edited").write("d/one", "one, edited");
+        world.faults.unstorable.insert(path("b"), failures);
+        let outcome = only(world.push());
+        assert_eq!((outcome.is_exact(), outcome.wants), (failures == 1, wants), "{outcome:#?}");
+        assert_eq!(outcome.problem_paths().is_empty(), failures == 1);
+        assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"one, edited");
+        world.push_exactly();
+    }
+}
+
+/// The inode of a file whose new content did not come is not given to another name, nor dressed for it.
+#[test]
+fn a_file_that_keeps_its_old_content_keeps_its_inode_to_itself() {
+    let mut world = settled();
+    world.source().rename("b", "c").chmod("c", 0o600).write("b", "beta, edited");
+    world.faults.unavailable.insert(path("b"));
+    let before = world.replicas[0].disk.at(&path("b")).unwrap().entry.clone();
+    world.push();
+    let disk = &world.replicas[0].disk;
+    assert_ne!(disk.ino(&path("b")), disk.ino(&path("c")));
+    assert_eq!(disk.at(&path("b")).unwrap().entry, before);
+    assert_eq!(disk.at(&path("c")).unwrap().content, b"beta");
+    world.faults.unavailable.clear();
+    world.push_exactly();
+}
+
+/// A name whose group's content did not come must not become a link to the old content.
+#[test]
+fn a_link_to_a_file_whose_content_is_missing_waits_with_it() {
+    let mut world = settled();
+    world.source().write("b", "BETA").hard_link("b", "d/one");
+    world.faults.unavailable.insert(path("b"));
+    let outcome = only(world.push());
+    assert!(!outcome.is_exact());
+    assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"1");
+    world.faults.unavailable.clear();
+    world.push_exactly();
+}
+
+/// A directory is emptied only if what takes its place is there.
+#[test]
+fn a_directory_stays_whole_when_the_file_in_its_place_is_missing() {
+    for no_delete in [false, true] {
+        let mut world = settled();
+        world.policy.no_delete = no_delete;
+        world.source().rm("d").write("d", "a file now");
+        world.faults.unavailable.insert(path("d"));
+        let outcome = only(world.push());
+        assert!(!outcome.is_exact());
+        assert!(world.replicas[0].disk.at(&path("d/e/deep")).is_some(), "no_delete {no_delete}");
+        world.faults.unavailable.clear();
+        world.push_exactly();
+        assert!(world.replicas[0].disk.at(&path("d/e")).is_none());
+    }
+}
+
+#[test]
+fn a_dead_replica_delays_no_other() {
+    for seed in 0..40 {
+        let mut world = World::new(3);
+        world.source().write("a", "alpha").mkdir("d").write("d/x", "x").write("d/y", "y");
+        let mut push = Push::new(&world);
+        let mut choose = at_random(seed);
+        for _ in 0..seed {
+            let steps = push.steps();
+            push.step(&mut world, choose(&steps));
+        }
+        push.cut(1, &mut world.replicas[1], false);
+        let outcomes = push.run(&mut world, &mut choose);
+        assert!(outcomes[0].is_exact() && outcomes[2].is_exact(), "{outcomes:#?}");
+        assert!(world.is_identical(0) && world.is_identical(2));
+        world.push_exactly();
+        assert!(world.is_identical(1));
+    }
+}
+
+#[test]
+fn replicas_at_different_versions_are_served_at_once() {
+    let mut world = World::new(3);
+    world.source().write("a", "1").write("b", "2");
+    world.push_exactly();
+    let behind = world.replicas[0].clone();
+    world.source().write("a", "3").mkdir("d");
+    world.push_exactly();
+    world.replicas[0] = behind;
+    world.replicas[1] = super::replica::Replica::new();
+    world.source().write("d/x", "4");
+    let outcomes = world.push_exactly();
+    assert_eq!(outcomes.iter().map(|o| o.changes).collect::<Vec<_>>(), [3, 5, 1]);
+}
+
+/// Any order of events that the network and the drivers can produce leads to the same end.
+#[test]
+fn the_order_of_events_does_not_matter() {
+    for seed in 0..200 {
+        let mut world = settled();
+        world.source().swap("a", "b").write("d/one", "new").write("fresh", "fresh").rm("d/e").hard_link("a", "d/l");
+        if seed % 3 == 0 {
+            world.replicas[0].disk.write("d/same", "drift");
+        }
+        let outcomes = Push::new(&world).run(&mut world, &mut at_random(seed));
+        assert!(outcomes[0].is_exact(), "seed {seed}: {outcomes:#?}");
+    }
+}
+
+/// The parts of a simulation that every other test relies on, each broken on purpose.
+#[test]
+fn the_simulation_notices() {
+    let mut world = settled();
+    world.replicas[0].disk.chmod("a", 0o600);
+    assert!(!world.is_identical(0));
+    let mut world = settled();
+    world.replicas[0].disk.rm("h2").write("h2", "linked");
+    assert!(!world.is_identical(0), "a copy is no hard link");
+    let mut push = Push::new(&grown());
+    assert!(push.duplicate(push.steps()[0]));
+    assert_eq!(in_order(&push.steps()), Step::ToReplica(0));
+}
+
+fn hello() -> Hello {
+    Hello { features: 0, share: "www".to_owned(), policy: crate::options::Policy::default() }
+}
+
+#[test]
+fn nothing_is_said_after_the_end() {
+    let mut sender = Sender::new(hello());
+    while sender.poll().is_some() {}
+    let stand = Stand { features: 0, version: None, root: Digest::empty(), entries: 1 };
+    sender.handle(SenderInput::Received(ToMaster::Stand(stand))).unwrap();
+    let refusal = Refusal { max_delete: false, reason: "no".to_owned() };
+    sender.handle(SenderInput::Received(ToMaster::Refuse(refusal.clone()))).unwrap();
+    assert_eq!(sender.poll(), Some(SenderOutput::End(End::Refused(refusal.clone()))));
+    let mut master = super::master::Master::new();
+    let version = master.commit().version;
+    sender.handle(SenderInput::Committed { version, holds: Holds::default() }).unwrap();
+    sender.handle(SenderInput::Unavailable { seq: 0, reason: String::new() }).unwrap();
+    assert_eq!(sender.poll(), None);
+
+    let mut receiver = Receiver::new();
+    receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
+    receiver.handle(ReceiverInput::Refuse(refusal.clone())).unwrap();
+    receiver.handle(ReceiverInput::Notice("late".to_owned())).unwrap();
+    receiver.handle(ReceiverInput::Problems(vec![Problem { path: None, reason: "late".to_owned() }])).unwrap();
+    let said: Vec<_> = std::iter::from_fn(|| receiver.poll()).skip(1).collect();
+    assert_eq!(said, [ReceiverOutput::Send(ToMaster::Refuse(refusal)), ReceiverOutput::End]);
+}
+
+#[test]
+fn what_makes_no_sense_ends_the_session() {
+    let mut receiver = Receiver::new();
+    let restart = ReceiverInput::Received(ToReplica::Restart(()));
+    assert!(receiver.handle(restart).is_err(), "before the hello");
+    let mut receiver = Receiver::new();
+    receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
+    assert!(receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).is_err(), "two hellos");
+    let mut sender = Sender::new(hello());
+    assert!(sender.handle(SenderInput::Received(ToMaster::Prepared(Digest::empty()))).is_err(), "nothing announced");
+    let wanted = crate::wire::Wanted { seq: 0, basis: Vec::new(), part: Vec::new() };
+    assert!(sender.handle(SenderInput::Received(ToMaster::Want(vec![wanted]))).is_err(), "nothing offered");
+}
+
+#[test]
+fn long_lists_travel_in_several_messages() {
+    let mut receiver = Receiver::new();
+    receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
+    let problem = |i| Problem { path: Some(path(&format!("{i}"))), reason: "r".repeat(100) };
+    receiver.handle(ReceiverInput::Problems((0..300_000).map(problem).collect())).unwrap();
+    let mut told = 0;
+    while let Some(output) = receiver.poll() {
+        if let ReceiverOutput::Send(message) = output {
+            assert!(message.encode().body.len() < crate::wire::MAX_MESSAGE);
+            let ToMaster::Problems(problems) = message else { panic!("{message:?}") };
+            told += problems.len();
+        }
+    }
+    assert_eq!(told, 300_000);
+
+    // One list for each level, however many directories.
+    let mut world = World::new(1);
+    let name = |c: char| c.to_string().repeat(250);
+    world.source().mkdir(&name('d'));
+    for i in 0..20 {
+        let dir = format!("{}/{i}", name('d'));
+        world.source().mkdir(&dir).write(&format!("{dir}/x"), "x");
+    }
+    world.push_exactly();
+    world.master.lose_index();
+    for i in 0..20 {
+        world.source().write(&format!("{}/{i}/x", name('d')), &format!("{i}"));
+    }
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.changes, outcome.lists), (20, 3));
+}
