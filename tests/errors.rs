@@ -405,9 +405,10 @@ fn unreadable_files_and_directories_are_reported_and_their_copies_stay() {
     }
     assert_eq!(std::fs::read(dst.join("fine/changed")).unwrap(), b"changed", "the rest was not done");
     assert!(!dst.join("fine/gone").exists(), "deletions elsewhere were not done");
-    // Still unreadable: it says so again and changes nothing.
+    // Still unreadable: it says so again and changes nothing. (A directory of one's own that keeps its owner out is
+    // opened for the moment and restored, which its change time tells.)
     user.push(&src, &dst).code(1);
-    assert_untouched(&seen, &snapshot(&dst));
+    assert_no_differences("changed although nothing may be", &differences(&seen, &snapshot(&dst)));
     for path in ["file", "dir", "listed", "new unreadable", "new secret"] {
         set_mode(src.join(path), 0o755);
     }
