@@ -15,6 +15,7 @@ mod signals;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sync_core::roles::memory::return_what_is_freed();
     let argv: Vec<_> = std::env::args_os().collect();
     let exit = match args::parse(&argv) {
         Ok(cli) => command::run(cli),

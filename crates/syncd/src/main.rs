@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sync_core::roles::memory::return_what_is_freed();
     let argv: Vec<_> = std::env::args_os().collect();
     syncd::main(&argv).into()
 }

@@ -6,6 +6,7 @@
 
 pub mod log;
 pub mod master;
+pub mod memory;
 pub mod pairing;
 pub mod replica;
 

@@ -44,6 +44,8 @@ pub enum ReceiverInput {
     Considered(Vec<Wanted>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
+    /// Answers [`ReceiverOutput::Guard`]: the plan keeps to the delete limit. (One that does not is refused.)
+    Guarded,
     /// Answers [`ReceiverOutput::Plan`]: the root that the plan leads to, and the changed entries if asked for.
     Planned {
         /// The root.
@@ -75,6 +77,8 @@ pub enum ReceiverOutput {
     List(Vec<RelPath>),
     /// Find out which of these contents are missing; the first has this number.
     Consider(u64, Vec<Offered>),
+    /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
+    Guard(Announce, Changes),
     /// Decide the steps.
     Plan(Announce, Changes),
     /// Stage everything and flush it.
@@ -132,6 +136,9 @@ pub struct Receiver {
     changes_received: u64,
     announce: Option<Announce>,
     dry_run: bool,
+    max_delete: bool,
+    /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
+    guarded: Option<Vec<(u64, Vec<Offered>)>>,
 }
 
 impl Default for Receiver {
@@ -155,6 +162,8 @@ impl Receiver {
             changes_received: 0,
             announce: None,
             dry_run: false,
+            max_delete: false,
+            guarded: None,
         }
     }
 
@@ -186,6 +195,12 @@ impl Receiver {
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
+            ReceiverInput::Guarded => {
+                for (first, files) in self.guarded.take().unwrap_or_default() {
+                    self.ask_about(first, files);
+                }
+                self.plan_when_complete();
+            }
             ReceiverInput::Planned { root, items } => self.planned(root, items),
             ReceiverInput::Prepared(None) => {
                 self.state = State::Prepared;
@@ -226,6 +241,8 @@ impl Receiver {
             (ToReplica::Hello(hello), State::Greeting) => {
                 self.state = State::Opening;
                 self.dry_run = hello.policy.dry_run;
+                self.max_delete = hello.policy.max_delete.is_some() && !self.dry_run;
+                self.guarded = self.max_delete.then(Vec::new);
                 self.outputs.push_back(ReceiverOutput::Open(hello));
             }
             // Offers may overtake the answer to the hello; they are considered once the share is open.
@@ -255,14 +272,18 @@ impl Receiver {
                 if announce.contents != self.next_seq {
                     return Err(ProtocolError("the two sides count contents differently".to_owned()));
                 }
-                self.announce = Some(announce);
                 self.state = State::Completing;
+                if self.guarded.is_some() {
+                    self.outputs.push_back(ReceiverOutput::Guard(announce.clone(), self.changes.clone()));
+                }
+                self.announce = Some(announce);
                 self.plan_when_complete();
             }
             (ToReplica::Restart(()), State::Mismatched) => {
                 self.changes.clear();
                 self.changes_received = 0;
                 self.announce = None;
+                self.guarded = self.max_delete.then(Vec::new);
                 self.state = State::Gathering;
             }
             (ToReplica::Publish(id), State::Prepared) if Some(id) == self.announced() => {
@@ -288,6 +309,14 @@ impl Receiver {
         if files.is_empty() || self.dry_run {
             return;
         }
+        if let Some(guarded) = &mut self.guarded {
+            guarded.push((first, files));
+            return;
+        }
+        self.ask_about(first, files);
+    }
+
+    fn ask_about(&mut self, first: u64, files: Vec<Offered>) {
         self.considering += 1;
         self.considered.extend((first..).zip(files.iter().map(|file| (file.path.clone(), file.size))));
         self.outputs.push_back(ReceiverOutput::Consider(first, files));
@@ -348,7 +377,8 @@ impl Receiver {
     }
 
     fn plan_when_complete(&mut self) {
-        if self.state != State::Completing || self.considering > 0 || !self.outstanding.is_empty() {
+        let waiting = self.guarded.is_some() || self.considering > 0 || !self.outstanding.is_empty();
+        if self.state != State::Completing || waiting {
             return;
         }
         let set_aside = std::mem::take(&mut self.set_aside);

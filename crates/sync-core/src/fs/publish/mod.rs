@@ -48,7 +48,7 @@ pub trait Known: Send {
 pub struct Publisher {
     root: Arc<Root>,
     staging: Arc<Staging>,
-    steps: Arc<[Step]>,
+    steps: Arc<Vec<Step>>,
     known: Box<dyn Known>,
     /// One for each step.
     work: Vec<Work>,
@@ -99,8 +99,8 @@ struct Inodes {
 
 impl Publisher {
     /// A publisher of `steps`, which come in tree order, each path once.
-    pub fn new(staging: Arc<Staging>, steps: impl Into<Arc<[Step]>>, known: Box<dyn Known>) -> Self {
-        let steps: Arc<[Step]> = steps.into();
+    pub fn new(staging: Arc<Staging>, steps: impl Into<Arc<Vec<Step>>>, known: Box<dyn Known>) -> Self {
+        let steps: Arc<Vec<Step>> = steps.into();
         let work = steps.iter().map(|_| Work::default()).collect();
         Self {
             root: Arc::clone(&staging.root),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::hash::Digest;
 
 /// Most bytes kept.
-const CAPACITY: usize = 24 << 20;
+const CAPACITY: usize = 12 << 20;
 
 /// How long the reader waits for somebody to take something before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Ring {
     inner: Mutex<Inner>,
     taken: Condvar,
+    /// Whether just one session takes: then what it took is of no more use.
+    single: bool,
 }
 
 #[derive(Default)]
@@ -34,6 +36,11 @@ struct Inner {
 }
 
 impl Ring {
+    /// A ring for this number of sessions.
+    pub fn new(sessions: usize) -> Self {
+        Self { single: sessions == 1, ..Self::default() }
+    }
+
     /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,6 +66,9 @@ impl Ring {
         let (content, taken) = inner.contents.get_mut(digest)?;
         *taken = true;
         let content = content.clone();
+        if self.single {
+            inner.forget(digest);
+        }
         self.taken.notify_one();
         Some(content)
     }
@@ -75,7 +85,8 @@ impl Inner {
 
     /// Drops the oldest content if somebody has taken it: the others will soon, or are slow.
     fn evict_taken(&mut self) -> bool {
-        let taken = self.order.front().and_then(|d| self.contents.get(d)).is_some_and(|(_, taken)| *taken);
+        let oldest = self.order.front().map(|digest| self.contents.get(digest));
+        let taken = oldest.is_some_and(|content| content.is_none_or(|(_, taken)| *taken));
         if taken {
             self.evict();
         }
@@ -83,9 +94,14 @@ impl Inner {
     }
 
     fn evict(&mut self) {
-        if let Some(digest) = self.order.pop_front()
-            && let Some((content, _)) = self.contents.remove(&digest)
-        {
+        if let Some(digest) = self.order.pop_front() {
+            self.forget(&digest);
+        }
+    }
+
+    /// Its place in the order stays, and counts for nothing.
+    fn forget(&mut self, digest: &Digest) {
+        if let Some((content, _)) = self.contents.remove(digest) {
             self.bytes -= content.len();
         }
     }

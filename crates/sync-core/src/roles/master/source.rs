@@ -99,7 +99,7 @@ impl Source {
         Ok(Self {
             root,
             index: opened.index,
-            ring: Ring::default(),
+            ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             filter,
             policy: request.policy.clone(),

@@ -25,7 +25,7 @@ pub struct Application {
     left_alone: Vec<RelPath>,
     /// All but its steps.
     plan: Plan,
-    steps: Arc<[Step]>,
+    steps: Arc<Vec<Step>>,
     root: Digest,
     stats: ReplicaStats,
     items: Vec<Item>,
@@ -35,24 +35,33 @@ pub struct Application {
 }
 
 impl Application {
-    /// Decides the steps from the replica's own rows, and the root they lead to.
+    /// Decides the steps from the replica's own rows, and the root they lead to. A dry run, which moves no content,
+    /// takes for granted what is missing.
     pub fn plan(opened: &Opened, announce: &Announce, changes: Changes, copied_bytes: u64) -> Result<Self, IndexError> {
-        let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
-        let rows = touched_rows(&opened.index, &changes)?;
-        let dry_run = opened.policy.dry_run;
-        // A dry run moves no content: it takes all of it for granted.
         let staged = |digest: &Digest| match &opened.staging {
             Some(staging) => staging.has(digest),
-            None => dry_run && !opened.has(digest),
+            None => !opened.has(digest),
         };
-        let sources = sources(&opened.index, &changes, &rows, &staged)?;
-        let situation = Situation {
-            rows: &rows,
-            sources: &sources,
-            staged: &staged,
-            holds: &holds,
-            no_delete: opened.policy.no_delete,
-        };
+        Self::plan_with(opened, announce, changes, copied_bytes, &staged)
+    }
+
+    /// The plan as it will be once every missing content is staged.
+    pub fn preview(opened: &Opened, announce: &Announce, changes: Changes) -> Result<Self, IndexError> {
+        Self::plan_with(opened, announce, changes, 0, &|digest| !opened.has(digest))
+    }
+
+    fn plan_with(
+        opened: &Opened,
+        announce: &Announce,
+        changes: Changes,
+        copied_bytes: u64,
+        staged: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Self, IndexError> {
+        let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
+        let rows = touched_rows(&opened.index, &changes)?;
+        let sources = sources(&opened.index, &changes, &rows, staged)?;
+        let situation =
+            Situation { rows: &rows, sources: &sources, staged, holds: &holds, no_delete: opened.policy.no_delete };
         let mut plan = plan::decide(&changes, &situation);
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
@@ -64,7 +73,7 @@ impl Application {
         };
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
-        let steps = std::mem::take(&mut plan.steps).into();
+        let steps = Arc::new(std::mem::take(&mut plan.steps));
         Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher: None, failures: 0 })
     }
 

@@ -139,6 +139,7 @@ impl Session {
                 let wants = self.consider(first, files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
+            ReceiverOutput::Guard(announce, changes) => self.guard(&announce, changes),
             ReceiverOutput::Plan(announce, changes) => self.plan(&announce, changes),
             ReceiverOutput::Discard => {
                 self.application = None;
@@ -213,6 +214,14 @@ impl Session {
             wants.push(Wanted { seq, basis, part });
         }
         wants
+    }
+
+    /// Refuses a plan that would delete too much before anything of it touches the disk.
+    fn guard(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
+        match Application::preview(self.opened()?, announce, changes)?.refusal() {
+            Some(refusal) => Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?),
+            None => Ok(self.receiver.handle(ReceiverInput::Guarded)?),
+        }
     }
 
     fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {

@@ -146,6 +146,12 @@ impl Files {
     }
 
     fn settle(&self, settled: Vec<(u64, Settled)>) {
+        {
+            let mut expected = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            // What failed may be asked for once more.
+            let staged = settled.iter().filter(|(_, settled)| *settled == Settled::Staged);
+            staged.for_each(|(seq, _)| drop(expected.remove(seq)));
+        }
         // If the session is over, nobody needs to know.
         let _ = self.shared.settled.send(settled);
     }
