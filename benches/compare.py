@@ -18,7 +18,7 @@ and, each alone because of its size, with --big:
     big-initial, big-insert, big-append     one file of --big MiB, a byte inserted at the front, a MiB appended
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface, headers and
-acknowledgements included; peak resident memory of either side. After every push the destination is compared with the
+acknowledgements included; peak resident memory of either side (the sender's looked at every 10 ms). After every push the destination is compared with the
 source by `rsync --dry-run --checksum`, outside the measured time. The peers take turns in going first.
 
 Written to benches/results/DATE-HOST.json: every single measurement, machine, versions and command; and a table of
@@ -42,6 +42,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -92,6 +93,30 @@ class Daemon:
             self.process.wait()
 
 
+class Sampler(threading.Thread):
+    """Peak memory of a process that will end, looked at every 10 ms: ru_maxrss would count this script's own."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.pid, self.most, self.over = pid, 0, threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.over.wait(0.01):
+            try:
+                status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+            except OSError:
+                return
+            found = re.search(r"^Name:\s+(?!python)(?s:.*)VmHWM:\s+(\d+)", status)
+            if found:
+                self.most = max(self.most, int(found.group(1)) * 1024)
+
+    def end(self):
+        self.over.set()
+        self.join()
+        return self.most
+
+
 class Peer:
     def __init__(self, work, binaries):
         self.work, self.bin = work / self.name, binaries
@@ -117,6 +142,7 @@ class Peer:
         begun = time.monotonic()
         with open(self.work / "push.log", "w") as log:
             child = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+            memory = Sampler(child.pid)
             _, status, usage = os.wait4(child.pid, 0)
         wall = time.monotonic() - begun
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -128,7 +154,7 @@ class Peer:
             "wall": wall,
             "cpu": usage.ru_utime + usage.ru_stime + self.daemon.cpu() - daemon_cpu,
             "bytes": loopback_bytes() - bytes_before,
-            "peak_sender": usage.ru_maxrss * 1024,
+            "peak_sender": memory.end(),
             "peak_receiver": self.daemon.peak(),
         }
 

@@ -220,6 +220,7 @@ fn signalled(signal: Signal, number: i32) {
         let ran = push.wait();
         let waited = asked.elapsed();
         assert!(waited < Duration::from_secs(5), "{waited:?} from signal to end\n{ran}");
+        let told = format!("left after a signal at point {point} of 10, {waited:?} to the end\n{ran}");
         if !ran.status.success() {
             ran.by_signal(number);
             cut += 1;
@@ -227,7 +228,7 @@ fn signalled(signal: Signal, number: i32) {
         let seen = snapshot(&scratch.dst());
         assert_old_or_new(old, new, &seen);
         // No file here is over 64 MiB, so there is nothing to keep for a resume.
-        assert_no_differences("left after the signal", &leftovers(&seen));
+        assert_no_differences(&told, &leftovers(&seen));
         scratch.push().ok();
         exact_and_clean(&scratch);
     }

@@ -36,7 +36,8 @@ fn several_destinations_become_exact_at_once() {
     for round in 0..3 {
         scratch.push_to(&all).ok();
         for dst in embedded.iter().chain([&served]) {
-            assert_exact(&scratch.src(), dst);
+            // An equal copy keeps its files, and so the zeros that cp wrote into them.
+            assert_exact_but(&scratch.src(), dst, |_| ());
         }
         write(scratch.src().join("size/4096"), noise(round, 5000));
         write(embedded[usize::try_from(round).unwrap()].join("drift"), b"drift");
