@@ -56,11 +56,6 @@ fn two_versions(scratch: &Scratch, count: usize) {
     std::fs::rename(b.join("d001"), b.join("renamed directory")).unwrap();
 }
 
-fn use_version(scratch: &Scratch, version: &str) {
-    let _ = std::fs::remove_file(scratch.path("src"));
-    link_to(version, scratch.path("src"));
-}
-
 /// Kills an embedded push from a to b at `points` moments spread over the time a whole one takes.
 fn killed_embedded(points: u32, count: usize) {
     let scratch = Scratch::new();
@@ -94,8 +89,8 @@ fn a_killed_embedded_push_is_repaired_by_the_next() {
 fn a_killed_first_push_is_repaired_by_the_next() {
     let scratch = Scratch::new();
     two_versions(&scratch, 600);
-    use_version(&scratch, "a");
     let new = snapshot(&scratch.path("a"));
+    use_version(&scratch, "a");
     let whole = scratch.push().ok().took;
     for point in 0..12 {
         remove(&scratch.dst());

@@ -43,12 +43,21 @@ impl Victim {
     }
 
     fn push(&self, version: &str) -> Run {
-        push_with(&self.disk.at.join("state"), &self.scratch.path(version), &[self.dst()])
+        self.switch(version);
+        push_with(&self.disk.at.join("state"), &self.scratch.path("src"), &[self.dst()])
+    }
+
+    fn switch(&self, version: &str) {
+        let current = std::fs::read_to_string(self.scratch.path("version in use"));
+        if current.is_err() || current.unwrap() != version {
+            use_version(&self.scratch, version);
+        }
     }
 
     #[track_caller]
     fn assert_is(&self, version: &str, when: &str) {
-        let (want, have) = (snapshot(&self.scratch.path(version)), snapshot(&self.dst()));
+        self.switch(version);
+        let (want, have) = (snapshot(&self.scratch.path("src")), snapshot(&self.dst()));
         assert_no_differences(when, &differences(&want, &have));
     }
 }
@@ -86,7 +95,7 @@ fn exit_0_is_durable_for_one_small_change_and_for_one_deletion() {
     let test = "exit_0_is_durable_for_one_small_change_and_for_one_deletion";
     let Some(mut victim) = Victim::new(test) else { return };
     victim.push("a").ok();
-    let a = victim.scratch.path("a");
+    let a = victim.scratch.path("src");
     let edits: [fn(&std::path::Path); 6] = [
         |a| append(a.join("d000/f00001"), b"more"),
         |a| remove(&a.join("d000/f00002")),
@@ -179,10 +188,11 @@ fn a_daemon_through_a_power_cut() {
     let master = victim.scratch.path("m");
     daemon.pair(&master);
     let push = |victim: &Victim, daemon: &Daemon, version: &str| {
-        push_with(&master, &victim.scratch.path(version), &[daemon.dest("www")]).timeout(60).start()
+        victim.switch(version);
+        push_with(&master, &victim.scratch.path("src"), &[daemon.dest("www")]).timeout(60).start()
     };
-    let whole = push(&victim, &daemon, "a").wait().code(0).took;
     let (a, b) = (snapshot(&victim.scratch.path("a")), snapshot(&victim.scratch.path("b")));
+    let whole = push(&victim, &daemon, "a").wait().code(0).took;
     for point in 0..6 {
         let (version, old, new) = if point % 2 == 0 { ("b", &a, &b) } else { ("a", &b, &a) };
         let running = push(&victim, &daemon, version);

@@ -142,6 +142,17 @@ pub fn push_with<S: AsRef<OsStr>>(state: &Path, src: &Path, destinations: &[S]) 
     run
 }
 
+/// Makes the tree that was built at `SCRATCH/VERSION` the one at `SRC`, and puts the one that was there back. The path of
+/// the source stays the same, so its index sees a source that has changed, not another one.
+pub fn use_version(scratch: &Scratch, version: &str) {
+    let note = scratch.path("version in use");
+    if let Ok(current) = std::fs::read_to_string(&note) {
+        std::fs::rename(scratch.path("src"), scratch.path(current)).unwrap();
+    }
+    std::fs::rename(scratch.path(version), scratch.path("src")).unwrap();
+    std::fs::write(note, version).unwrap();
+}
+
 /// Bytes as text for a message.
 pub fn shown(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
