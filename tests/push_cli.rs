@@ -188,7 +188,7 @@ fn the_default_state_dir_is_below_xdg_state_home_for_an_ordinary_user() {
     let scratch = small();
     let user = scratch.dir("user");
     set_owner(&user, 12345, 12345);
-    std::fs::copy(bin("synccli"), scratch.path("synccli")).unwrap();
+    copied_synccli(&scratch);
     let mut run = Run::new(&scratch.path("synccli"));
     run.arg("push").arg(scratch.src()).arg(user.join("dst"));
     let state = format!("XDG_STATE_HOME={}", user.join("xdg").display());

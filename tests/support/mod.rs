@@ -183,13 +183,20 @@ pub struct User {
     state: PathBuf,
 }
 
+/// The program where anybody can reach it. Copied by cp: a descriptor of ours that is open for writing would be inherited
+/// by whatever another test starts just then, and keep the copy from being executed.
+pub fn copied_synccli(scratch: &Scratch) -> PathBuf {
+    let copy = scratch.path("synccli");
+    tool("cp", &[bin("synccli").as_os_str(), copy.as_os_str()]);
+    set_mode(&copy, 0o755);
+    copy
+}
+
 /// Needs root and `setpriv`.
 pub fn as_user(scratch: &Scratch) -> User {
     let home = scratch.dir("home");
     set_owner(&home, 12345, 12345);
-    let synccli = scratch.path("synccli");
-    std::fs::copy(bin("synccli"), &synccli).unwrap();
-    set_mode(&synccli, 0o755);
+    let synccli = copied_synccli(scratch);
     User { state: home.join("state"), home, synccli }
 }
 
