@@ -69,12 +69,25 @@ impl Merkle {
     fn add(&mut self, path: &RelPath, hash: Digest) {
         if let Some((dir, hasher)) = self.open.last_mut() {
             let start = if dir.is_root() { 0 } else { dir.as_bytes().len() + 1 };
-            let name = &path.as_bytes()[start..];
-            hasher.update(&(name.len() as u32).to_le_bytes());
-            hasher.update(name);
-            hasher.update(&hash.0);
+            add_child(hasher, &path.as_bytes()[start..], hash);
         }
     }
+}
+
+/// The hash of one directory from the hash of its own entry and those of its children, sorted by name.
+pub fn dir_hash<'a>(own: Digest, children: impl IntoIterator<Item = (&'a [u8], Digest)>) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&own.0);
+    for (name, hash) in children {
+        add_child(&mut hasher, name, hash);
+    }
+    hasher.finalize().into()
+}
+
+fn add_child(hasher: &mut blake3::Hasher, name: &[u8], hash: Digest) {
+    hasher.update(&(name.len() as u32).to_le_bytes());
+    hasher.update(name);
+    hasher.update(&hash.0);
 }
 
 #[cfg(test)]

@@ -8,6 +8,6 @@ mod version;
 
 pub use entry::{Entry, EntryError, Kind, MAX_XATTRS_BYTES, Time};
 pub use holds::Holds;
-pub use merkle::{DirHashes, Merkle, TreeHash};
+pub use merkle::{DirHashes, Merkle, TreeHash, dir_hash};
 pub use row::{Refused, Row, Tuple};
 pub use version::{Lineage, Version, VersionId};

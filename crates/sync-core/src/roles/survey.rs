@@ -8,9 +8,10 @@ use std::ops::ControlFlow;
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, RowCursor};
+use crate::index::{Index, IndexError, RowCursor, Stored};
 use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple};
 use crate::path::RelPath;
+use crate::roles::tree;
 
 /// How to look at a tree.
 pub struct SurveyOptions<'a> {
@@ -64,8 +65,8 @@ pub struct Survey {
     pub failures: Vec<FsError>,
     /// Entries seen.
     pub entries: u64,
-    /// The hash of the tree if nothing is pending, gone or held.
-    pub tree: Option<TreeHash>,
+    /// The hash of the tree as the index had it, unless something is held.
+    pub before: Option<TreeHash>,
     /// State directories that were left out.
     pub left_out: Vec<RelPath>,
     /// Everything that was left out, mounts among it: what corresponds to it elsewhere is left alone.
@@ -121,6 +122,23 @@ impl Survey {
         self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
     }
 
+    /// The hash of the tree as it was found. The index still is what it was before the look.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the rows cannot be read.
+    pub fn tree(&mut self, index: &Index, skip: &dyn Fn(&Row) -> bool) -> Result<TreeHash, IndexError> {
+        let holds = self.holds();
+        let before = self.before.take().filter(|_| holds.is_empty());
+        let mut overlay: tree::Overlay<'_> = self.gone.iter().map(|row| (&row.path, None)).collect();
+        let found = |p: &Pending| (!skip(&p.row)).then(|| (p.row.entry.hash(), p.row.entry.is_dir()));
+        overlay.extend(self.pending.iter().map(|p| (&p.row.path, found(p))));
+        match before {
+            Some(before) if overlay.is_empty() => Ok(before),
+            Some(before) => tree::rehash(index, before, &overlay, skip),
+            None => tree::hash_with(index, &overlay, &holds, skip),
+        }
+    }
+
     /// Bytes that have to be read.
     pub fn bytes_to_hash(&self) -> u64 {
         let size = |p: &Pending| p.row.entry.content().map_or(0, |(size, _)| size);
@@ -169,7 +187,7 @@ pub fn survey(
         merkle: Some(Merkle::new()),
         survey: Survey::default(),
     };
-    walk.next = walk.rows.next()?;
+    walk.next = walk.rows.next_stored()?;
     let ended = fs::scan(root, &scan_options, &mut |item| {
         if walk.survey.entries % 1024 == 0 && seen_so_far(walk.survey.entries).is_break() {
             return ControlFlow::Break(SurveyError::Stopped);
@@ -198,12 +216,12 @@ struct Walk<'a> {
     /// The clock when the walk began: an inode that changed later than the tick before may change again unseen.
     started: Time,
     rows: RowCursor,
-    next: Option<Row>,
+    next: Option<Stored>,
     /// First name and content of each inode with several names.
     groups: HashMap<(u64, u64), (RelPath, Option<Kind>)>,
     /// The topmost extra directory that the walk is in.
     kept: Option<RelPath>,
-    /// As long as everything is as its row says.
+    /// Over the rows, as long as none is passed over.
     merkle: Option<Merkle>,
     survey: Survey,
 }
@@ -215,7 +233,7 @@ impl Walk<'_> {
                 self.skip_to(&seen.path)?;
                 self.survey.entries += 1;
                 let row = match &self.next {
-                    Some(row) if row.path == seen.path => self.advance()?,
+                    Some(next) if next.row.path == seen.path => self.take()?,
                     _ => None,
                 };
                 self.entry(&seen, row)
@@ -233,15 +251,25 @@ impl Walk<'_> {
         }
     }
 
-    fn advance(&mut self) -> Result<Option<Row>, SurveyError> {
-        let next = self.rows.next()?;
+    fn advance(&mut self) -> Result<Option<Stored>, SurveyError> {
+        let next = self.rows.next_stored()?;
         Ok(std::mem::replace(&mut self.next, next))
+    }
+
+    /// The next row, which counts for the hash of the tree as the index has it.
+    fn take(&mut self) -> Result<Option<Row>, SurveyError> {
+        let Some(Stored { row, hash, .. }) = self.advance()? else { return Ok(None) };
+        let ignored = row.extra && self.options.ignore_extras;
+        if let (Some(merkle), false) = (&mut self.merkle, ignored) {
+            merkle.push(&row.path, hash, row.entry.is_dir());
+        }
+        Ok(Some(row))
     }
 
     /// Rows before `path` were not seen.
     fn skip_to(&mut self, path: &RelPath) -> Result<(), SurveyError> {
-        while self.next.as_ref().is_some_and(|row| row.path < *path) {
-            if let Some(row) = self.advance()? {
+        while self.next.as_ref().is_some_and(|next| next.row.path < *path) {
+            if let Some(row) = self.take()? {
                 self.unseen(row);
             }
         }
@@ -249,21 +277,9 @@ impl Walk<'_> {
     }
 
     fn unseen(&mut self, row: Row) {
-        if row.tuple.is_none() && !self.options.reconsider_refused && !self.options.checksum {
-            // The kernel refused to make it, and nobody else did.
-            self.fold(&row);
-        } else {
-            self.merkle = None;
+        // What the kernel refused to make, and nobody else made, is as it should be.
+        if row.tuple.is_some() || self.options.reconsider_refused || self.options.checksum {
             self.survey.gone.push(row);
-        }
-    }
-
-    fn fold(&mut self, row: &Row) {
-        if row.extra && self.options.ignore_extras {
-            return;
-        }
-        if let Some(merkle) = &mut self.merkle {
-            merkle.push(&row.path, row.entry.hash(), row.entry.is_dir());
         }
     }
 
@@ -277,7 +293,7 @@ impl Walk<'_> {
 
     /// Rows of a path and all beneath it that are neither believed nor doubted.
     fn pass_over(&mut self, path: &RelPath) -> Result<(), SurveyError> {
-        while self.next.as_ref().is_some_and(|row| row.path == *path || row.path.is_beneath(path)) {
+        while self.next.as_ref().is_some_and(|Stored { row, .. }| row.path == *path || row.path.is_beneath(path)) {
             self.advance()?;
         }
         self.merkle = None;
@@ -350,13 +366,11 @@ impl Walk<'_> {
         self.remember(seen, &row.entry);
         self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
         if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
-            self.fold(&row);
             return;
         }
         let before = Some(row.entry.hash());
         let old_content = row.entry.content().map(|(_, digest)| digest);
         let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, extra, ..row };
-        self.merkle = None;
         self.survey.pending.push(Pending { row, needs_hash: false, before, old_content });
     }
 
@@ -376,7 +390,6 @@ impl Walk<'_> {
         extra: bool,
     ) -> Result<(), FsError> {
         let Some((mut entry, stat)) = look(self.root, seen)? else {
-            self.merkle = None;
             self.survey.gone.extend(old.cloned());
             self.survey.vanished.push(seen.path.clone());
             return Ok(());
@@ -389,7 +402,6 @@ impl Walk<'_> {
             }
             entry.link = Some(first);
         }
-        self.merkle = None;
         let mut refused = Refused::default();
         if let Some(row) = old.filter(|row| row.tuple == Some(stat.tuple) && !self.options.reconsider_refused) {
             // Nothing shows that it changed, only that nothing proves that it did not: what was wanted still is.
@@ -400,7 +412,7 @@ impl Walk<'_> {
             path: seen.path.clone(),
             entry,
             tuple: Some(stat.tuple),
-            proven: fs::clock::settled(stat.tuple.ctime, self.started, false),
+            proven: fs::clock::settled(stat.tuple.ctime, self.started, self.root.is_remote(&stat)),
             refused,
             extra,
             mount: seen.mount,
@@ -412,10 +424,10 @@ impl Walk<'_> {
     }
 
     fn finish(mut self) -> Result<Survey, SurveyError> {
-        while let Some(row) = self.advance()? {
+        while let Some(row) = self.take()? {
             self.unseen(row);
         }
-        self.survey.tree = self.merkle.map(Merkle::finish);
+        self.survey.before = self.merkle.map(Merkle::finish);
         recognise_moved_inodes(&mut self.survey);
         Ok(self.survey)
     }

@@ -270,9 +270,13 @@ impl<'a> Session<'a> {
                 let Some(published) = index.version(*version)? else {
                     return self.unknown_version(*version);
                 };
-                let Some(mut changes) = index.changes_since(published.version.number)? else {
-                    self.sender.handle(SenderInput::UnknownVersion)?;
-                    return Ok(());
+                let mut changes = match index.changes_since(published.version.number) {
+                    Ok(Some(changes)) => changes,
+                    // Forgotten, or damaged: the trees themselves tell what differs.
+                    Ok(None) | Err(IndexError::Damaged(_)) => {
+                        return Ok(self.sender.handle(SenderInput::UnknownVersion)?);
+                    }
+                    Err(error) => return Err(error.into()),
                 };
                 while let Some(change) = changes.next()? {
                     batch.push(match change {

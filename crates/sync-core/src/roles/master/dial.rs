@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use crate::fs::StateDir;
+use crate::fs::{StateDir, place};
 use crate::monitor::Problem;
 use crate::options::Destination;
 use crate::path::escape;
@@ -36,11 +36,13 @@ pub async fn dial(destination: &Destination, state_dir: &PathBuf, shutdown: &Shu
             let share = replica::Share::embedded(path.clone(), state_dir.clone());
             let shares = Arc::new(replica::Shares::only(share));
             let embedded = tokio::spawn(replica::serve(ends.accepted, shares, shutdown.clone()));
-            let replica = escape(path.as_os_str().as_encoded_bytes());
+            let place = place::resolve(path).unwrap_or_else(|_| path.clone());
+            let replica = escape(place.as_os_str().as_encoded_bytes());
             Ok(Dialed { connection: ends.dialed, share: String::new(), replica, embedded: Some(embedded) })
         }
         Destination::Remote { host, port, share } => {
-            let state = StateDir::open(state_dir).map_err(|e| failed(e.to_string()))?;
+            // Whoever is paired has a state directory and an identity: nothing needs to be made here.
+            let state = StateDir::at(state_dir);
             let address = Address::new(host.clone(), *port);
             let pinned = state.known(&address.to_string()).map_err(|e| failed(e.to_string()))?;
             let Some(pinned) = pinned.and_then(|id| id.parse::<PeerId>().ok()) else {

@@ -24,7 +24,6 @@ use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
 use crate::roles::identify::{Identified, IdentifyOptions, identify};
 use crate::roles::survey::{Pending, Survey, SurveyOptions, survey};
-use crate::roles::tree;
 use crate::wire::Offered;
 
 /// How long to wait for another push of the same source.
@@ -92,6 +91,10 @@ impl Source {
         };
         if let Some(reason) = &opened.rebuilt {
             notice_rebuilt(monitor, reason);
+        }
+        if let Err(IndexError::Damaged(reason)) = read_history(&opened.index) {
+            notice_rebuilt(monitor, &reason);
+            opened.index.rebuild()?;
         }
         if !request.policy.dry_run {
             remember_path(&opened.index, &canonical)?;
@@ -193,15 +196,12 @@ impl Source {
     }
 
     /// Makes what was found the next version, durable in the index, unless it is the last version already.
-    pub fn commit(&self, survey: Survey, scan: Duration, hash: Duration) -> Result<Committed, PushError> {
+    pub fn commit(&self, mut survey: Survey, scan: Duration, hash: Duration) -> Result<Committed, PushError> {
         let holds = survey.holds();
-        let Survey { mut pending, mut gone, tree, entries, .. } = survey;
-        pending.retain(|p| !holds.covers(&p.row.path));
-        gone.retain(|row| !holds.covers(&row.path));
-        let tree = match tree {
-            Some(tree) => tree,
-            None => self.hash(&pending, &gone, &holds)?,
-        };
+        survey.pending.retain(|p| !holds.covers(&p.row.path));
+        survey.gone.retain(|row| !holds.covers(&row.path));
+        let tree = survey.tree(&self.index, &|_| false)?;
+        let Survey { pending, gone, entries, .. } = survey;
         let latest = self.index.latest_version()?.map(|published| published.version);
         let version = match latest.filter(|latest| latest.root == tree.root) {
             Some(latest) => {
@@ -218,13 +218,6 @@ impl Source {
         self.index.tidy()?;
         let minted = (!self.policy.dry_run).then(|| version.clone());
         Ok(Committed { version, minted, holds, tree, entries, scan, hash })
-    }
-
-    fn hash(&self, pending: &[Pending], gone: &[Row], holds: &Holds) -> Result<TreeHash, IndexError> {
-        let mut overlay: tree::Overlay<'_> = gone.iter().map(|row| (&row.path, None)).collect();
-        let hashes = |p: &Pending| Some((p.row.entry.hash(), p.row.entry.is_dir()));
-        overlay.extend(pending.iter().map(|p| (&p.row.path, hashes(p))));
-        tree::hash_with(&self.index, &overlay, holds, &|_| false)
     }
 
     fn publish(&self, pending: &[Pending], gone: &[Row], root: Digest, entries: u64) -> Result<Version, PushError> {
@@ -278,6 +271,20 @@ impl Source {
         };
         SourceFile::open(&self.root, path, &tuple)
     }
+}
+
+/// Reads all that is not rows, where damage is still repaired. Small: a line for each version and acknowledgement.
+fn read_history(index: &Index) -> Result<(), IndexError> {
+    index.versions()?;
+    index.acks()?;
+    index.next_version()?;
+    // What was deleted lately; older tombstones are read when a replica needs them.
+    if let Some(mut changes) =
+        index.latest_version()?.map(|latest| index.changes_since(latest.version.number - 1)).transpose()?.flatten()
+    {
+        while changes.next()?.is_some() {}
+    }
+    Ok(())
 }
 
 /// Which source an index belongs to, for `synccli log`.

@@ -261,6 +261,9 @@ fn root_of(opened: &Opened, rows: &[Row], deletes: &[RelPath], holds: &[RelPath]
         let hash = (!skipped(row)).then(|| (row.entry.hash(), row.entry.is_dir()));
         (&row.path, hash)
     }));
+    if holds.is_empty() {
+        return Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &skipped)?.root);
+    }
     let holds = Holds::new(holds.iter().cloned());
     Ok(tree::hash_with(&opened.index, &overlay, &holds, &skipped)?.root)
 }
@@ -335,7 +338,11 @@ fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Diges
     }
     let overlay: tree::Overlay<'_> =
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    Ok(tree::hash_with(&opened.index, &overlay, holds, &|row| opened.ignores(row))?.root)
+    let ignored = |row: &Row| opened.ignores(row);
+    match holds.is_empty() {
+        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
+        false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),
+    }
 }
 
 fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {

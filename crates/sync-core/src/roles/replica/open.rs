@@ -217,6 +217,10 @@ impl Opened {
     /// Looks at the tree, hashes what is not proven, and writes down what was found.
     fn look(&mut self, share: &Share, stop: &AtomicBool) -> Result<(), OpenError> {
         let Some(root) = self.root.clone() else { return Ok(()) };
+        // Everything the session will believe is read here, where damage is still repaired.
+        self.index.stand()?;
+        self.index.intent()?;
+        self.index.meta(UNFLUSHED)?;
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
         let rules: &[_] = if self.policy.delete_excluded { &[] } else { &self.policy.rules };
@@ -258,12 +262,18 @@ impl Opened {
         Ok(any)
     }
 
-    fn write_down(&mut self, found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
+    fn write_down(&mut self, mut found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
         self.holds = found.holds();
         self.apart = Holds::new(found.apart.iter().cloned());
-        let Survey { mut pending, mut gone, tree, entries, contents, names, failures, mounts, .. } = found;
-        pending.retain(|p| !self.holds.covers(&p.row.path));
-        gone.retain(|row| !self.holds.covers(&row.path));
+        found.pending.retain(|p| !self.holds.covers(&p.row.path));
+        found.gone.retain(|row| !self.holds.covers(&row.path));
+        let no_delete = self.policy.no_delete;
+        // What is held here is as the index has it: the tree is told with it.
+        let tree = match found.holds().is_empty() {
+            true => Some(found.tree(&self.index, &|row| row.extra && no_delete)?),
+            false => None,
+        };
+        let Survey { pending, gone, entries, contents, names, failures, mounts, .. } = found;
         self.report(failures);
         if !pending.is_empty() || !gone.is_empty() || privilege.is_some() {
             self.index.write(0, |writer| -> Result<(), IndexError> {
