@@ -235,7 +235,7 @@ impl Replica {
             }
             Action::Make | Action::MakeDir => Some(self.disk.create(new, Vec::new())),
             Action::Move { from } => self.disk.ino(from),
-            Action::Link { first } if application.failed.contains(first) => None,
+            Action::Link { first } if application.is_failed_step(first) => None,
             Action::Link { first } => application.waiting.get(first).copied().or_else(|| self.disk.ino(first)),
         };
         match ino {
@@ -402,6 +402,11 @@ impl Application {
             todo: VecDeque::new(),
             problems: Vec::new(),
         }
+    }
+
+    /// What is no step of the plan is believed to be as it should be.
+    fn is_failed_step(&self, path: &RelPath) -> bool {
+        self.failed.contains(path) && self.plan.steps.iter().any(|step| step.path == *path)
     }
 
     fn fail(&mut self, path: &RelPath, reason: &str) {
