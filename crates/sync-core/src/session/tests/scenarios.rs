@@ -177,6 +177,7 @@ fn too_many_deletes_refuse_the_whole_plan() {
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
     assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+    assert_eq!(outcome.wants, 0, "no content is asked for before the guard has spoken");
     // d, and in it one, same, e, e/deep and link; same goes although its content stays at a.
     world.policy.max_delete = Some(6);
     world.push_exactly();
