@@ -134,3 +134,12 @@ fn keeping_extras() {
     world.policy.no_delete = true;
     matrix("no delete", &world);
 }
+
+#[test]
+fn under_a_delete_limit() {
+    let mut world = settled();
+    world.replicas[0].disk.write("d/one", "tampered");
+    world.source().rm("d/e").write("b", "beta, edited").rename("a", "new").write("x", "x");
+    world.policy.max_delete = Some(2);
+    matrix("delete limit", &world);
+}

@@ -452,6 +452,10 @@ impl Link {
                 let wants = replica.consider(opened, first, files);
                 self.tell_receiver(ReceiverInput::Considered(wants));
             }
+            (ReceiverOutput::Guard(announce, changes), Some(opened)) => {
+                let refusal = replica.guard(opened, announce, &changes);
+                self.tell_receiver(refusal.map_or(ReceiverInput::Guarded, ReceiverInput::Refuse));
+            }
             (ReceiverOutput::Plan(announce, changes), Some(opened)) => {
                 let input = match replica.plan(opened, announce, &changes) {
                     Ok((root, items)) => ReceiverInput::Planned { root, items },

@@ -152,6 +152,7 @@ proptest! {
             round.edits.iter().for_each(|edit| apply(world.source(), edit));
             round.drift.iter().for_each(|edit| apply(&mut world.replicas[0].disk, edit));
             world.policy.no_delete = round.no_delete;
+            world.policy.max_delete = (round.order % 3 == 0).then_some(100);
             // What cannot be read is at least seen in its directory.
             let hold = round.hold.filter(|at| has_room(&world.master.disk, at));
             world.master.holds = Holds::new(hold.map(path));
@@ -168,7 +169,7 @@ proptest! {
             prop_assert_eq!(held(&world), before);
             world.replicas[0].assert_rows_are_facts();
         }
-        world.policy.no_delete = false;
+        world.policy = crate::options::Policy::default();
         world.master.holds = Holds::default();
         world.faults.unavailable.clear();
         world.push_exactly();

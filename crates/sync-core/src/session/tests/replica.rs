@@ -142,18 +142,35 @@ impl Replica {
         Some(good)
     }
 
-    /// The root and the items, or why not.
+    /// Why a plan for these changes would be refused, once every missing content is there.
+    pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Option<Refusal> {
+        self.decide(opened, announce, changes, &|digest| !self.has(*digest)).err()
+    }
+
+    /// The root and the items, or why not. A dry run takes for granted what is missing.
     pub fn plan(
         &self,
         opened: &mut Opened,
         announce: Announce,
         changes: &Changes,
     ) -> Result<(Digest, Vec<Item>), Refusal> {
-        let holds = Holds::new(announce.holds.iter().cloned());
-        let is_staged = |digest: &Digest| match opened.policy.dry_run {
+        let (application, items) = self.decide(opened, announce, changes, &|digest| match opened.policy.dry_run {
             true => !self.has(*digest),
             false => self.staged.contains_key(digest),
-        };
+        })?;
+        let root = application.root;
+        opened.application = Some(application);
+        Ok((root, items))
+    }
+
+    fn decide(
+        &self,
+        opened: &Opened,
+        announce: Announce,
+        changes: &Changes,
+        is_staged: &dyn Fn(&Digest) -> bool,
+    ) -> Result<(Application, Vec<Item>), Refusal> {
+        let holds = Holds::new(announce.holds.iter().cloned());
         let beneath = |path: &RelPath| {
             changes.iter().any(|(top, new)| path.is_beneath(top) && !new.as_ref().is_some_and(Entry::is_dir))
         };
@@ -166,10 +183,8 @@ impl Replica {
             }
         }
         let no_delete = opened.policy.no_delete;
-        let plan = decide(
-            changes,
-            &Situation { rows: &rows, sources: &sources, staged: &is_staged, holds: &holds, no_delete },
-        );
+        let plan =
+            decide(changes, &Situation { rows: &rows, sources: &sources, staged: is_staged, holds: &holds, no_delete });
         let root = self.root_after(opened, changes, &holds);
         if opened.policy.max_delete.is_some_and(|most| plan.deletes > most) && root == announce.version.root {
             return Err(Refusal { max_delete: true, reason: format!("{} deletes", plan.deletes) });
@@ -177,8 +192,7 @@ impl Replica {
         let item =
             |step: &Step| diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_ref(), &step.action);
         let items = if opened.policy.itemize { plan.steps.iter().filter_map(item).collect() } else { Vec::new() };
-        opened.application = Some(Application::new(announce, plan, root));
-        Ok((root, items))
+        Ok((Application::new(announce, plan, root), items))
     }
 
     fn root_after(&self, opened: &Opened, changes: &Changes, holds: &Holds) -> Digest {
@@ -235,7 +249,7 @@ impl Replica {
             }
             Action::Make | Action::MakeDir => Some(self.disk.create(new, Vec::new())),
             Action::Move { from } => self.disk.ino(from),
-            Action::Link { first } if application.failed.contains(first) => None,
+            Action::Link { first } if application.is_failed_step(first) => None,
             Action::Link { first } => application.waiting.get(first).copied().or_else(|| self.disk.ino(first)),
         };
         match ino {
@@ -402,6 +416,11 @@ impl Application {
             todo: VecDeque::new(),
             problems: Vec::new(),
         }
+    }
+
+    /// What is no step of the plan is believed to be as it should be.
+    fn is_failed_step(&self, path: &RelPath) -> bool {
+        self.failed.contains(path) && self.plan.steps.iter().any(|step| step.path == *path)
     }
 
     fn fail(&mut self, path: &RelPath, reason: &str) {

@@ -4,10 +4,10 @@ use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::hash::Digest;
-use crate::manifest::Holds;
+use crate::manifest::{Holds, Version};
 use crate::monitor::Problem;
 use crate::session::{End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
-use crate::wire::{Hello, Refusal, Stand, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Hello, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
     assert_eq!(outcomes.len(), 1);
@@ -158,6 +158,17 @@ fn what_cannot_be_read_stays_as_it_was() {
 }
 
 #[test]
+fn what_cannot_be_read_is_not_sent_either() {
+    let mut world = settled();
+    world.master.lose_index();
+    world.master.holds = Holds::new([path("d"), path("h1")]);
+    world.source().write("a", "seen");
+    let outcome = only(world.push_exactly());
+    // a, and h2, which is the first name of its group now.
+    assert_eq!((outcome.lists, outcome.changes), (1, 2));
+}
+
+#[test]
 fn too_many_deletes_refuse_the_whole_plan() {
     let mut world = settled();
     world.source().rm("d").write("a", "new");
@@ -166,6 +177,7 @@ fn too_many_deletes_refuse_the_whole_plan() {
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
     assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+    assert_eq!(outcome.wants, 0, "no content is asked for before the guard has spoken");
     // d, and in it one, same, e, e/deep and link; same goes although its content stays at a.
     world.policy.max_delete = Some(6);
     world.push_exactly();
@@ -358,14 +370,11 @@ fn hello() -> Hello {
 fn nothing_is_said_after_the_end() {
     let mut sender = Sender::new(hello());
     while sender.poll().is_some() {}
-    let stand = Stand { features: 0, version: None, root: Digest::empty(), entries: 1 };
-    sender.handle(SenderInput::Received(ToMaster::Stand(stand))).unwrap();
+    sender.handle(SenderInput::Received(ToMaster::Stand(stand()))).unwrap();
     let refusal = Refusal { max_delete: false, reason: "no".to_owned() };
     sender.handle(SenderInput::Received(ToMaster::Refuse(refusal.clone()))).unwrap();
     assert_eq!(sender.poll(), Some(SenderOutput::End(End::Refused(refusal.clone()))));
-    let mut master = super::master::Master::new();
-    let version = master.commit().version;
-    sender.handle(SenderInput::Committed { version, holds: Holds::default() }).unwrap();
+    sender.handle(SenderInput::Committed { version: announce().version, holds: Holds::default() }).unwrap();
     sender.handle(SenderInput::Unavailable { seq: 0, reason: String::new() }).unwrap();
     assert_eq!(sender.poll(), None);
 
@@ -378,18 +387,56 @@ fn nothing_is_said_after_the_end() {
     assert_eq!(said, [ReceiverOutput::Send(ToMaster::Refuse(refusal)), ReceiverOutput::End]);
 }
 
-#[test]
-fn what_makes_no_sense_ends_the_session() {
-    let mut receiver = Receiver::new();
-    let restart = ReceiverInput::Received(ToReplica::Restart(()));
-    assert!(receiver.handle(restart).is_err(), "before the hello");
+/// A receiver that is ready for changes.
+fn gathering() -> Receiver {
     let mut receiver = Receiver::new();
     receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
-    assert!(receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).is_err(), "two hellos");
+    receiver.handle(ReceiverInput::Opened(stand())).unwrap();
+    receiver
+}
+
+fn stand() -> Stand {
+    Stand { features: 0, version: None, root: Digest::empty(), entries: 0 }
+}
+
+fn announce() -> Announce {
+    let version = super::master::Master::new().commit().version;
+    Announce { version, holds: Vec::new(), changes: 0, contents: 0 }
+}
+
+#[test]
+fn what_makes_no_sense_ends_the_session() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
+    assert!(to(&mut Receiver::new(), ToReplica::Restart(())).is_err(), "before the hello");
+    assert!(to(&mut gathering(), ToReplica::Hello(hello())).is_err(), "two hellos");
+    assert!(to(&mut gathering(), ToReplica::Publish(announce().version.id())).is_err(), "nothing is prepared");
+    assert!(to(&mut gathering(), ToReplica::Announce(announce())).is_ok());
+    let more_changes = Announce { changes: 1, ..announce() };
+    assert!(to(&mut gathering(), ToReplica::Announce(more_changes)).is_err(), "a change is missing");
+    let more_contents = Announce { contents: 1, ..announce() };
+    assert!(to(&mut gathering(), ToReplica::Announce(more_contents)).is_err(), "a content is missing");
+
+    let mut receiver = gathering();
+    let version = announce().version;
+    to(&mut receiver, ToReplica::Announce(announce())).unwrap();
+    receiver.handle(ReceiverInput::Planned { root: version.root, items: Vec::new() }).unwrap();
+    receiver.handle(ReceiverInput::Prepared(None)).unwrap();
+    let other = Version { number: 2, ..version.clone() };
+    assert!(to(&mut receiver, ToReplica::Publish(other.id())).is_err(), "another version than the prepared one");
+    assert!(to(&mut receiver, ToReplica::Publish(version.id())).is_ok());
+
     let mut sender = Sender::new(hello());
-    assert!(sender.handle(SenderInput::Received(ToMaster::Prepared(Digest::empty()))).is_err(), "nothing announced");
-    let wanted = crate::wire::Wanted { seq: 0, basis: Vec::new(), part: Vec::new() };
-    assert!(sender.handle(SenderInput::Received(ToMaster::Want(vec![wanted]))).is_err(), "nothing offered");
+    assert!(from(&mut sender, ToMaster::Prepared(Digest::empty())).is_err(), "nothing is announced");
+    let wanted = Wanted { seq: 0, basis: Vec::new(), part: Vec::new() };
+    assert!(from(&mut sender, ToMaster::Want(vec![wanted])).is_err(), "nothing is offered");
+    from(&mut sender, ToMaster::Stand(stand())).unwrap();
+    assert!(from(&mut sender, ToMaster::Stand(stand())).is_err(), "two stands");
+    sender.handle(SenderInput::Committed { version: version.clone(), holds: Holds::default() }).unwrap();
+    sender.handle(SenderInput::Changes { changes: Vec::new(), done: true }).unwrap();
+    let ack = Ack { version: other.id(), root: version.root, stats: ReplicaStats::default(), refused: [0; 6] };
+    assert!(from(&mut sender, ToMaster::Ack(ack.clone())).is_err(), "an acknowledgement of another version");
+    from(&mut sender, ToMaster::Ack(Ack { version: version.id(), ..ack })).unwrap();
 }
 
 #[test]
