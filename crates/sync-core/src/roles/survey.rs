@@ -139,6 +139,19 @@ impl Survey {
         }
     }
 
+    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn is_unmounted(&self, root: &Root, index: &Index) -> Result<bool, SurveyError> {
+        if self.entries > 1 || self.gone.is_empty() {
+            return Ok(false);
+        }
+        let known = index.row(&RelPath::root())?.and_then(|row| row.tuple);
+        let now = root.stat(&RelPath::root())?.map(|stat| stat.tuple);
+        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs))
+    }
+
     /// Bytes that have to be read.
     pub fn bytes_to_hash(&self) -> u64 {
         let size = |p: &Pending| p.row.entry.content().map_or(0, |(size, _)| size);

@@ -382,7 +382,8 @@ impl Sender {
         for difference in compare_children(ours, &theirs) {
             // Our children come from our index and theirs were validated: joining cannot fail but for the length.
             match difference {
-                Difference::OnlyLeft(child) => self.load_at(dir, child, Load::Subtree),
+                Difference::OnlyLeft(child) if child.is_dir => self.load_at(dir, child, Load::Subtree),
+                Difference::OnlyLeft(child) => self.load_at(dir, child, Load::Entry),
                 Difference::OnlyRight(child) => deletes.extend(dir.join(&child.name)),
                 Difference::Changed { left, right } if left.is_dir && !right.is_dir => {
                     self.load_at(dir, left, Load::Subtree);

@@ -32,6 +32,12 @@ pub enum PushError {
     /// The top of the source cannot be read.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// The source is empty, and not on the file system it was on.
+    #[error(
+        "{0} is empty and on another file system than at the last push: is it not mounted? nothing was changed; \
+         mount it, or push once with --checksum to take it as it is"
+    )]
+    Unmounted(String),
     /// The process was asked to stop.
     #[error("interrupted")]
     Stopped,

@@ -111,12 +111,13 @@ async fn push_once(
         tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));
         events.push(sender);
     }
-    let read = read_source(source, meter, monitor, shutdown, events);
-    let (version, source_problems) = read.await?;
+    // When the reading fails the destinations hear it by their channels closing; each ends in order first.
+    let read = read_source(source, meter, monitor, shutdown, events).await;
     let mut delivered = Vec::new();
     for task in tasks {
         delivered.push(task.await.map_err(|e| PushError::Internal(e.to_string()))?);
     }
+    let (version, source_problems) = read?;
     Ok(Round { version, source_problems, delivered })
 }
 

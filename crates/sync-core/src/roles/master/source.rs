@@ -136,6 +136,9 @@ impl Source {
             }
             survey = look()?;
         }
+        if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index)? {
+            return Err(PushError::Unmounted(show(self.root.path())));
+        }
         meter.scanned(survey.entries);
         for path in &survey.left_out {
             monitor.notice(None, &format!("{path} is left out: it is the state directory"));

@@ -103,11 +103,7 @@ impl Application {
         self.failures += failed.len() as u64;
         opened.report(failed);
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack())) };
-        if let Some(root) = &opened.root
-            && !root.still_there()
-        {
-            return Err("its directory was moved or replaced meanwhile; push again".to_owned());
-        }
+        check_place(opened)?;
         if self.steps.is_empty() {
             if opened.is_unflushed().map_err(|e| e.to_string())? {
                 staging.flush().map_err(|e| e.to_string())?;
@@ -130,6 +126,7 @@ impl Application {
     /// Makes it visible and durable, and acknowledges what the disk then holds.
     pub fn publish(&mut self, opened: &mut Opened) -> Result<Ack, String> {
         let Some(mut publisher) = self.publisher.take() else { return Err("nothing was prepared".to_owned()) };
+        check_place(opened)?;
         publisher.publish();
         self.take_failures(opened, &mut publisher);
         if let Some(staging) = &opened.staging {
@@ -150,7 +147,9 @@ impl Application {
     fn conclude(&mut self, opened: &mut Opened, observed: &[Observed]) -> Result<Ack, String> {
         let conclusion = Conclusion::new(self, opened, observed).map_err(|e| e.to_string())?;
         let version = &self.announce.version;
-        let exact = conclusion.root == version.root && self.failures == 0;
+        // What cannot be looked at here is not known to be identical.
+        let unseen = opened.holds.iter().any(|hold| !opened.apart.covers(hold));
+        let exact = conclusion.root == version.root && self.failures == 0 && !unseen;
         let stand =
             Stand { version: version.id(), number: version.number, lineage: version.lineage, root: conclusion.root };
         let stands = opened.index.stand().map_err(|e| e.to_string())?;
@@ -182,6 +181,16 @@ impl Application {
 
     fn ack(&self) -> Ack {
         Ack { version: self.announce.version.id(), root: self.root, stats: self.stats.clone(), refused: [0; 6] }
+    }
+}
+
+/// The path of the share must still lead to the directory that was opened.
+fn check_place(opened: &Opened) -> Result<(), String> {
+    match &opened.root {
+        Some(root) if !root.still_there() => {
+            Err("its directory was moved or replaced meanwhile; push again".to_owned())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -27,15 +27,23 @@ use apply::Application;
 use open::Opened;
 use staging::{Expected, Stager};
 
+/// How long a master may take to open its session once it is connected.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long to wait for the master's goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves one push over `connection`, to its end, whatever end that is.
 pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
-    let control = match Control::accept(&connection).await {
+    let accepted = tokio::select! {
+        control = tokio::time::timeout(PATIENCE, Control::accept(&connection)) => control.unwrap_or(Err(LinkError::Ended)),
+        _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
+    };
+    let control = match accepted {
         Ok(control) => control,
         Err(error) => {
             tracing::debug!(%error, "no session");
+            connection.close(error.code(), "no session was opened").await;
             return;
         }
     };
@@ -118,7 +126,13 @@ impl Session {
                 return Err(LinkError::Interrupted);
             }
             tokio::select! {
-                message = control.next() => self.receiver.handle(ReceiverInput::Received(message?))?,
+                message = control.next() => {
+                    let message = message?;
+                    if let ToReplica::Unavailable(content) = &message {
+                        self.stager.give_up(content.seq);
+                    }
+                    self.receiver.handle(ReceiverInput::Received(message))?;
+                }
                 Some(settled) = self.settled.recv() => {
                     for (seq, settled) in settled {
                         self.receiver.handle(ReceiverInput::Settled(seq, settled))?;
@@ -210,7 +224,7 @@ impl Session {
             }
             let (basis_file, basis) = opened.basis_for(&file);
             let part = opened.part_of(&file);
-            self.stager.expect(seq, Expected { file, basis: basis_file });
+            self.stager.expect(seq, Expected { file, basis: basis_file, given_up: false });
             wants.push(Wanted { seq, basis, part });
         }
         wants

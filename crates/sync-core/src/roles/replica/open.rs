@@ -237,6 +237,13 @@ impl Opened {
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on);
         let mut found = survey_now()?;
+        if !self.policy.checksum && found.is_unmounted(&root, &self.index)? {
+            return Err(OpenError::Refused(format!(
+                "{} is empty and on another file system than at the last push: is it not mounted? nothing was changed; \
+                 mount it, or push once with --checksum to take it as it is",
+                share.describe()
+            )));
+        }
         let thawed = self.staging.as_ref().is_some_and(|staging| staging.make_passable(&found.failures));
         if self.adopt_on_mounts(&root, &found)? || thawed {
             found = survey_now()?;

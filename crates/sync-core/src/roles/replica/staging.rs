@@ -28,6 +28,8 @@ pub struct Expected {
     pub file: Offered,
     /// The old file that its copies refer to.
     pub basis: Option<(RelPath, Tuple)>,
+    /// Whether it will not come.
+    pub given_up: bool,
 }
 
 type Settlements = mpsc::UnboundedSender<Vec<(u64, Settled)>>;
@@ -67,6 +69,13 @@ impl Stager {
     /// A content is about to be asked for.
     pub fn expect(&self, seq: u64, expected: Expected) {
         self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(seq, expected);
+    }
+
+    /// The master cannot send a content after all; what is still under way of it is ignored.
+    pub fn give_up(&self, seq: u64) {
+        if let Some(expected) = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&seq) {
+            expected.given_up = true;
+        }
     }
 
     /// Content bytes that came from old files so far.
@@ -167,7 +176,10 @@ impl Files {
                 return Err(protocol("a batch holds less than it says"));
             };
             rest = after;
-            let Expected { file, .. } = self.expected(*seq)?;
+            let Expected { file, given_up, .. } = self.expected(*seq)?;
+            if given_up {
+                continue;
+            }
             let stored = match content.len() as u64 == file.size {
                 true => staging.store(&file.digest, content, &file.path),
                 false => Err(IncomingError::Mismatch),
@@ -209,9 +221,16 @@ impl Files {
     /// The file of this piece, opened by its first: which says by its offset where an interrupted one goes on.
     fn open(&mut self, seq: u64, offset: u64) -> Result<&mut Open, LinkError> {
         if !self.open.contains_key(&seq) {
+            // A master sends one file after the other: one without an end was given up.
+            self.open.clear();
             let expected = self.expected(seq)?;
             let (root, staging) = self.place()?;
-            self.open.insert(seq, Open::begin(&root, &staging, &expected, offset));
+            let open = if expected.given_up {
+                Open { path: expected.file.path, incoming: None, basis: None, failed: None }
+            } else {
+                Open::begin(&root, &staging, &expected, offset)
+            };
+            self.open.insert(seq, open);
         }
         let open = self.open.get_mut(&seq).ok_or_else(|| protocol("no such file"))?;
         if open.incoming.as_ref().is_some_and(|incoming| incoming.position() != offset) {
@@ -223,7 +242,7 @@ impl Files {
 
 impl Open {
     fn begin(root: &Root, staging: &Arc<Staging>, expected: &Expected, offset: u64) -> Self {
-        let Expected { file, basis } = expected;
+        let Expected { file, basis, .. } = expected;
         let begun = match offset {
             0 => staging.begin(&file.digest, file.size, &file.path),
             _ => staging.begin_at(&file.digest, file.size, &file.path, offset),
