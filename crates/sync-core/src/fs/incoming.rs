@@ -337,7 +337,7 @@ impl Drop for Incoming {
         // When the session is over it has been dealt with, and a part may be a later session's by now.
         let Ok(_going_on) = staging.going_on(&self.near) else { return };
         // Holes at the end count as received.
-        if self.size >= PART_MIN && self.written > 0 && ftruncate(&self.fd, self.written).is_ok() {
+        if self.written >= PART_MIN && ftruncate(&self.fd, self.written).is_ok() {
             self.staging.settle(&self.digest, State::Part);
         } else {
             self.discard();

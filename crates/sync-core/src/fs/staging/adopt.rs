@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::place::BORN;
-use super::{Content, Stage, Staging, State};
+use super::{Content, PART_MIN, Stage, Staging, State};
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
@@ -165,9 +165,10 @@ pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
 }
 
 /// A file with no other name. A content that is published under another name already must not be touched again, and
-/// only big files have parts.
+/// a part is worth keeping only if it is big.
 fn is_usable(stat: &Stat, state: State) -> bool {
-    stat.is_file() && stat.nlink == 1 && (state != State::Part || stat.tuple.size > 0)
+    let big = stat.tuple.size >= PART_MIN;
+    stat.is_file() && stat.nlink == 1 && (state != State::Part || big)
 }
 
 /// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.
