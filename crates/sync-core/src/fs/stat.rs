@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{PoisonError, RwLock};
 
 pub use rustix::fs::FileType;
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags, StatxTimestamp, fstatfs, fstatvfs, openat, statx};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp, fstatfs, fstatvfs, openat, statx,
+};
 use rustix::io::Errno;
 
 use crate::manifest::{Time, Tuple};
@@ -126,6 +128,13 @@ impl FileSystems {
         }
         fs
     }
+}
+
+/// Whether the entry `name` in `dir`, or `dir` itself if the name is empty, is immutable or append-only: then neither it
+/// nor, of a directory, the names in it can be removed.
+pub(crate) fn is_fixed(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
+    let raw = statx(dir, name, AtFlags::EMPTY_PATH | LOOK, StatxFlags::TYPE)?;
+    Ok(raw.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
 }
 
 fn wanted() -> StatxFlags {

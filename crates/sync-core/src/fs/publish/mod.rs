@@ -184,16 +184,6 @@ impl Publisher {
         let Some(parent) = path.parent() else { return };
         self.touched.entry(parent).or_default();
     }
-
-    /// Removes what waited in staging in vain. An extra link left behind would move its inode's `ctime` later.
-    fn drop_staged(&mut self) {
-        for work in &mut self.work {
-            if let Some(staged) = work.staged.take() {
-                staged.remove();
-                staged.linked.into_iter().for_each(|inode| self.inodes.count(inode, -1));
-            }
-        }
-    }
 }
 
 impl Inodes {

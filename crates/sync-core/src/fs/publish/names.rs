@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, unlinkat};
+use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
 use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
+use crate::fs::stat::is_fixed;
 use crate::manifest::{Entry, Refused};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
@@ -32,11 +33,14 @@ impl Publisher {
         // Directories that were opened before may have been renamed by somebody since.
         self.root.forget(&RelPath::root());
         let in_the_way = in_the_way(&steps);
-        for (i, step) in steps.iter().enumerate().rev().filter(|(i, _)| in_the_way[*i]) {
-            self.delete_step(i, step);
+        self.keep_what_cannot_be_replaced(&steps, &in_the_way);
+        for (i, step) in steps.iter().enumerate().rev().filter(|(i, _)| in_the_way[*i].is_some()) {
+            if self.work[i].fate == Fate::Open {
+                self.delete_step(i, step);
+            }
         }
         self.place_all(&steps);
-        let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && !in_the_way[*i]);
+        let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && in_the_way[*i].is_none());
         let stranded = self.stranded(&steps);
         for (i, step) in rest {
             match stranded.get(&step.path) {
@@ -62,6 +66,146 @@ impl Publisher {
             _ => None,
         });
         from.collect()
+    }
+
+    /// Before anything beneath a directory goes that becomes something else: proves as far as possible that this will
+    /// succeed, and that what moves out of it will arrive. Where not, all of it stays.
+    fn keep_what_cannot_be_replaced(&mut self, steps: &[Step], in_the_way: &[Option<usize>]) {
+        let mut reasons: HashMap<usize, String> = HashMap::new();
+        for (i, step) in steps.iter().enumerate() {
+            let Action::Move { from } = &step.action else { continue };
+            let Some(top) = self.step_of(from).and_then(|from| in_the_way[from]) else { continue };
+            let placeable = match self.work[i].fate {
+                Fate::Failed => Err(format!("moving {from} to {} failed", step.path)),
+                _ => self.check_changeable(&step.path).map_err(|error| error.to_string()),
+            };
+            if let Err(reason) = placeable {
+                reasons.entry(top).or_insert(reason);
+            }
+        }
+        let mut looked = None;
+        for (i, step) in steps.iter().enumerate() {
+            let Some(top) = in_the_way[i] else { continue };
+            if looked != Some(top) && self.work[top].fate == Fate::Open {
+                looked = Some(top);
+                if let Err(error) = self.check_changeable(&steps[top].path) {
+                    reasons.entry(top).or_insert_with(|| error.to_string());
+                }
+            }
+            if let Err(error) = self.check_removable(&step.path) {
+                reasons.entry(top).or_insert_with(|| error.to_string());
+            }
+        }
+        let mut tops: Vec<_> = reasons.into_iter().filter(|(top, _)| self.work[*top].fate == Fate::Open).collect();
+        tops.sort();
+        for (top, reason) in tops {
+            self.fail(top, FsError::because("replace", &steps[top].path, reason));
+        }
+        for (i, step) in steps.iter().enumerate() {
+            if let Some(top) = in_the_way[i].filter(|top| self.work[*top].fate == Fate::Failed) {
+                let reason = format!("replacing {} failed", steps[top].path);
+                self.fail(i, FsError::because("delete", &step.path, reason));
+            }
+        }
+    }
+
+    /// Whether the name can be given to another inode, as far as that can be known without trying.
+    fn check_changeable(&self, path: &RelPath) -> Result<(), FsError> {
+        let parent = path.parent().unwrap_or_default();
+        let fail = |errno| FsError::new("change", path, errno);
+        let looked = self.staging.thaw.within(&self.root, &parent, |dir| {
+            match accessat(dir, c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+                // Not every kernel can be asked for the effective user.
+                Ok(()) | Err(Errno::NOSYS | Errno::INVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+            Ok((is_fixed(dir, b"")?, self.root.stat_fd(dir)?))
+        });
+        let (fixed, above) = match looked {
+            Ok(looked) => looked,
+            // The plan makes it, or what is in the way fails for itself.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(errno) => return Err(fail(errno)),
+        };
+        let stat = match self.staging.look_at(path) {
+            Ok(stat) => stat,
+            Err(_) if fixed => return Err(fail(Errno::PERM)),
+            Err(_) => return Ok(()),
+        };
+        let euid = rustix::process::geteuid();
+        let others = ![stat.uid, above.uid].contains(&euid.as_raw()) && !euid.is_root();
+        if fixed || (above.mode & 0o1000 != 0 && others) {
+            return Err(fail(Errno::PERM));
+        }
+        if stat.mount != above.mount {
+            return Err(fail(Errno::BUSY));
+        }
+        self.check_removable(path)
+    }
+
+    /// Whether the entry, if it is there, has no flag that keeps it from being removed.
+    fn check_removable(&self, path: &RelPath) -> Result<(), FsError> {
+        let parent = path.parent().unwrap_or_default();
+        match self.staging.thaw.within(&self.root, &parent, |dir| is_fixed(dir, path.name())) {
+            Ok(true) => Err(FsError::new("change", path, Errno::PERM)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps an inode that lost its old name to a move whose new name failed, and has no other: by the old name, or else
+    /// in the nearest directory that is left. Tells whether it did.
+    fn keep_last_name(&mut self, i: usize, staged: &Staged) -> bool {
+        let steps = Arc::clone(&self.steps);
+        let moved = match &steps[i].action {
+            Action::Link { first } => self.step_of(first).unwrap_or(i),
+            _ => i,
+        };
+        let Action::Move { from } = &steps[moved].action else { return false };
+        let Some(old) = self.step_of(from).filter(|old| is_delete(&steps[*old])) else { return false };
+        let is_last = self.root.stat_at(staged.stage.fd(), &staged.name[..]).is_ok_and(|stat| stat.nlink == 1);
+        if !is_last || self.work[old].fate != Fate::Done {
+            return false;
+        }
+        let rename = |to: &RelPath| {
+            self.staging.thaw.within(&self.root, &to.parent().unwrap_or_default(), |dir| {
+                let named = renameat_with(staged.stage.fd(), &staged.name, dir, to.name(), RenameFlags::NOREPLACE);
+                match named {
+                    // A file system without the flag: a link replaces nothing either.
+                    Err(Errno::INVAL) => linkat(staged.stage.fd(), &staged.name, dir, to.name(), AtFlags::empty()),
+                    other => other,
+                }
+            })
+        };
+        let mut kept = rename(from).is_ok().then(|| from.clone());
+        let mut at = from.parent();
+        while let (None, Some(dir)) = (&kept, at) {
+            let names = (0..100).filter_map(|n| dir.join(format!("synccli-kept-{n}").as_bytes()).ok());
+            for to in names {
+                match rename(&to) {
+                    Ok(()) => kept = Some(to),
+                    Err(Errno::EXIST) => continue,
+                    Err(_) => {}
+                }
+                break;
+            }
+            at = dir.parent();
+        }
+        let Some(kept) = kept else { return false };
+        self.touch_dir(&kept);
+        let reason = format!("moving it to {} failed; it is kept as {kept}", steps[moved].path);
+        self.fail(old, FsError::because("delete", from, reason));
+        true
+    }
+
+    /// Removes what waited in staging in vain. An extra link left behind would move its inode's `ctime` later.
+    fn drop_staged(&mut self) {
+        for i in 0..self.work.len() {
+            if let Some(staged) = self.work[i].staged.take() {
+                let kept = self.keep_last_name(i, &staged);
+                staged.remove();
+                staged.linked.filter(|_| !kept).into_iter().for_each(|inode| self.inodes.count(inode, -1));
+            }
+        }
     }
 
     fn place_all(&mut self, steps: &[Step]) {
@@ -322,17 +466,17 @@ fn not_removable(doing: &'static str, path: &RelPath, errno: Errno) -> FsError {
     }
 }
 
-/// Which deletions lie beneath a directory that becomes something else.
-fn in_the_way(steps: &[Step]) -> Vec<bool> {
-    let mut marks = vec![false; steps.len()];
-    let mut top: Option<&RelPath> = None;
+/// For each deletion beneath a directory that becomes something else: the step of that directory.
+fn in_the_way(steps: &[Step]) -> Vec<Option<usize>> {
+    let mut marks = vec![None; steps.len()];
+    let mut top: Option<usize> = None;
     for (i, step) in steps.iter().enumerate() {
-        if top.is_some_and(|top| step.path.is_beneath(top)) {
-            marks[i] = is_delete(step);
+        if let Some(top) = top.filter(|top| step.path.is_beneath(&steps[*top].path)) {
+            marks[i] = is_delete(step).then_some(top);
             continue;
         }
         let stays_dir = step.new.as_ref().is_none_or(Entry::is_dir);
-        top = (was_dir(step) && !stays_dir).then_some(&step.path);
+        top = (was_dir(step) && !stays_dir).then_some(i);
     }
     marks
 }

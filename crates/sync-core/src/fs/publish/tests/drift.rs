@@ -235,3 +235,72 @@ fn an_immutable_file_keeps_its_content_and_names_the_way_out() {
     assert!(failures[0].contains("lsattr"), "{failures:?}");
     assert_eq!((read(&bed, "a"), read(&bed, "b")), ("old".into(), "new".into()));
 }
+
+/// A file system flag on a directory for the time of a test.
+struct Fixed(fs::File, rustix::fs::IFlags);
+
+impl Fixed {
+    fn new(at: PathBuf) -> Option<Self> {
+        let file = fs::File::open(at).unwrap();
+        let flags = rustix::fs::ioctl_getflags(&file).ok()?;
+        rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::IMMUTABLE).ok()?;
+        Some(Self(file, flags))
+    }
+}
+
+impl Drop for Fixed {
+    fn drop(&mut self) {
+        let _ = rustix::fs::ioctl_setflags(&self.0, self.1);
+    }
+}
+
+#[test]
+fn what_could_not_be_staged_costs_nothing_of_what_it_replaces() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old"), ("d/e/b", "old")]);
+    Bed::write(|n| bed.src(n), &[("d", "new")]);
+    let have = bed.replica();
+    let steps = plan(&bed.source(), &have, &[]);
+    let mut publisher = Publisher::new(bed.staging(), steps, Box::new(Index(have)));
+    let seen = run(&mut publisher);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert!(failures.iter().any(|text| text == "cannot delete d/a: replacing d failed"), "{failures:?}");
+    assert_eq!((read(&bed, "d/a"), read(&bed, "d/e/b")), ("old".into(), "old".into()));
+    assert!(seen.iter().all(|seen| !seen.path.is_beneath(&path("d"))));
+}
+
+#[test]
+fn a_directory_that_cannot_be_replaced_keeps_what_it_holds() {
+    for fixed in ["p", "p/d", "p/d/e", "p/d/a"] {
+        let bed = Bed::new();
+        Bed::write(|n| bed.dst(n), &[("p/d/a", "old"), ("p/d/e/b", "old"), ("p/d/z", "old")]);
+        Bed::write(|n| bed.src(n), &[("p/d", "new")]);
+        let mut held = None;
+        let failures = meddled(&bed, || held = Fixed::new(bed.dst(fixed)));
+        if held.is_none() {
+            return skip("a_directory_that_cannot_be_replaced", "may not set the flag");
+        }
+        assert!(failures.iter().any(|text| text.starts_with("cannot replace p/d:")), "{failures:?}");
+        for name in ["p/d/a", "p/d/e/b", "p/d/z"] {
+            assert_eq!(read(&bed, name), "old", "{fixed}");
+        }
+    }
+}
+
+#[test]
+fn what_moves_out_of_a_replaced_directory_is_not_lost() {
+    // The target is in the way of the move: it was not there when the plan was made.
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/e/a", "old")]);
+    Bed::write(|n| bed.src(n), &[("b", "old"), ("d", "new")]);
+    let mut publisher = bed.publisher(&[("b", "d/e/a")]);
+    publisher.prepare();
+    fs::write(bed.dst("b"), "own").unwrap();
+    publisher.publish();
+    publisher.observe();
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    let all: Vec<_> = bed.replica().into_values().filter_map(|row| row.entry.content()).collect();
+    assert!(all.iter().any(|(_, digest)| *digest == Digest::of(b"old")), "{failures:?}");
+    assert!(failures.iter().any(|text| text.contains("it is kept as")), "{failures:?}");
+    assert_eq!((read(&bed, "b"), read(&bed, "d")), ("own".into(), "new".into()));
+}
