@@ -10,15 +10,12 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted, in_messages,
+    Ack, Announce, Change, Hello, Listing, MAX_DIRS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica,
+    Unavailable, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
 const PER_MESSAGE: usize = 1024;
-
-/// How many directories one list asks for.
-const DIRS_PER_LIST: usize = 256;
 
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
@@ -341,11 +338,12 @@ impl Sender {
 
     fn ask(&mut self) {
         if self.asked == 0 && !self.frontier.is_empty() {
-            let rest = self.frontier.split_off(self.frontier.len().min(DIRS_PER_LIST));
-            let dirs = std::mem::replace(&mut self.frontier, rest);
+            let rest = self.frontier.split_off(self.frontier.len().min(MAX_DIRS));
+            let mut dirs = std::mem::replace(&mut self.frontier, rest);
+            dirs.sort();
             self.asked = dirs.len();
             self.listing = dirs.iter().map(|dir| (dir.clone(), (None, Vec::new()))).collect();
-            for part in in_messages(dirs, DIRS_PER_LIST, |dir| dir.as_bytes().len() + 4) {
+            for part in in_messages(dirs, MAX_DIRS, |dir| dir.as_bytes().len() + 4) {
                 self.send(ToReplica::List(part));
             }
         }

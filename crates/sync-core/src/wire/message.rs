@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, WireError, envelope, malformed, open};
+use super::{Envelope, MAX_DIRS, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::hash::Digest;
@@ -155,7 +155,7 @@ pub struct Unavailable {
 pub enum ToReplica {
     /// Opens the session.
     Hello(Hello),
-    /// Asks for the children of these directories.
+    /// Asks for the children of these directories, in tree order and each once.
     List(Vec<RelPath>),
     /// Contents found while the tree is still being read.
     Offer(Vec<Offered>),
@@ -243,6 +243,24 @@ messages!(ToMaster {
     109 => Refuse,
 });
 
+/// Most items in a message that is a list or starts with one.
+fn most_items(kind: u16) -> Option<usize> {
+    match kind {
+        2 => Some(MAX_DIRS),
+        _ => None,
+    }
+}
+
+/// Refuses too long a list by its count alone: an item of one byte may take hundreds in memory.
+pub(super) fn check_count(kind: u16, body: &[u8]) -> Result<(), WireError> {
+    let Some(most) = most_items(kind) else { return Ok(()) };
+    let (count, _) = postcard::take_from_bytes::<u64>(body).map_err(|e| malformed(kind, e))?;
+    if count > most as u64 {
+        return Err(malformed(kind, format!("{count} items, more than the {most} allowed")));
+    }
+    Ok(())
+}
+
 impl ToReplica {
     /// What the types do not say already. Paths prove themselves when they are decoded.
     fn validate(&self) -> Result<(), String> {
@@ -260,6 +278,9 @@ impl ToReplica {
                     }
                 }
                 Ok(())
+            }
+            Self::List(dirs) if !dirs.is_sorted_by(|a, b| a < b) => {
+                Err("its directories are not in tree order, or not distinct".to_owned())
             }
             Self::List(_)
             | Self::Offer(_)

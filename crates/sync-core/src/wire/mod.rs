@@ -23,6 +23,9 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 /// Long lists are sent in messages of about this many bytes, far below [`MAX_MESSAGE`]: no single item comes near it.
 const MESSAGE: usize = 1 << 20;
 
+/// Most directories that one list asks for: each is answered with all of its children.
+pub(crate) const MAX_DIRS: usize = 256;
+
 /// Most bytes of one content frame, header not counted.
 pub const MAX_CONTENT: usize = 4 << 20;
 
@@ -97,6 +100,7 @@ fn open<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -
     if version != LAYOUT {
         return Err(WireError::Version { kind, version });
     }
+    message::check_count(kind, body)?;
     postcard::take_from_bytes(body).map_err(|e| malformed(kind, e))
 }
 

@@ -332,6 +332,21 @@ fn what_a_peer_may_cost_is_bounded() {
     }
 }
 
+/// The directories of a list are each answered with a whole listing: few of them, and none twice.
+#[test]
+fn a_list_asks_for_few_directories_and_for_none_twice() {
+    let dirs = |n: usize| ToReplica::List((0..n).map(|i| path(&format!("{i:04}"))).collect());
+    assert!(!refused(&dirs(MAX_DIRS)));
+    assert!(refused(&dirs(MAX_DIRS + 1)), "too many");
+    assert!(!refused(&ToReplica::List(["", "a", "a/b", "a!"].map(|p| path(p)).to_vec())));
+    for bad in [["a", "a"], ["b", "a"], ["a!", "a/b"]] {
+        assert!(refused(&ToReplica::List(bad.map(path).to_vec())), "{bad:?}");
+    }
+    let empty = ToMaster::Notice("\0".repeat(1 << 20)).encode().body;
+    let error = ToReplica::decode(2, 1, &empty).unwrap_err().to_string();
+    assert!(error.contains("1048576 items"), "{error}");
+}
+
 /// The largest want there can be still fits.
 #[test]
 fn no_message_of_ours_is_too_long() {

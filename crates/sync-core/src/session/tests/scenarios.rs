@@ -471,3 +471,20 @@ fn long_lists_travel_in_several_messages() {
     let outcome = only(world.push_exactly());
     assert_eq!((outcome.changes, outcome.lists), (20, 3));
 }
+
+/// The directories that did not fit come before those that were found meanwhile, and not in tree order.
+#[test]
+fn directories_are_asked_for_in_tree_order() {
+    let mut world = World::new(1);
+    for i in 0..300 {
+        let dir = format!("{i:03}");
+        world.source().mkdir(&dir).mkdir(&format!("{dir}/d")).write(&format!("{dir}/d/x"), "x");
+    }
+    world.push_exactly();
+    world.master.lose_index();
+    for i in 0..300 {
+        world.source().write(&format!("{i:03}/d/x"), &format!("{i}"));
+    }
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.changes, outcome.lists), (300, 4));
+}
