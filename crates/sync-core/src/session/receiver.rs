@@ -134,6 +134,8 @@ pub struct Receiver {
     considered: BTreeMap<u64, (RelPath, u64)>,
     changes: Changes,
     changes_received: u64,
+    /// Held paths that came ahead of the announcement.
+    holds: Vec<RelPath>,
     announce: Option<Announce>,
     dry_run: bool,
     max_delete: bool,
@@ -160,6 +162,7 @@ impl Receiver {
             considered: BTreeMap::new(),
             changes: Changes::new(),
             changes_received: 0,
+            holds: Vec::new(),
             announce: None,
             dry_run: false,
             max_delete: false,
@@ -264,7 +267,13 @@ impl Receiver {
                 }
                 self.consider(files);
             }
-            (ToReplica::Announce(announce), State::Gathering) => {
+            (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
+            (ToReplica::Announce(mut announce), State::Gathering) => {
+                self.holds.append(&mut announce.holds);
+                announce.holds = std::mem::take(&mut self.holds);
+                if announce.held != announce.holds.len() as u64 {
+                    return Err(ProtocolError("held paths are missing before the announcement".to_owned()));
+                }
                 if announce.changes != self.changes_received {
                     return Err(ProtocolError("changes are missing before the announcement".to_owned()));
                 }
@@ -425,5 +434,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Announce(_) => "announcement",
         ToReplica::Publish(_) => "publish",
         ToReplica::Unavailable(_) => "unavailable content",
+        ToReplica::Holds(_) => "held paths",
     }
 }

@@ -322,9 +322,14 @@ impl Sender {
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
-            let holds = self.holds.iter().cloned().collect();
-            let contents = self.offered.len() as u64;
-            self.send(ToReplica::Announce(Announce { version, holds, changes: self.changes, contents }));
+            let all: Vec<RelPath> = self.holds.iter().cloned().collect();
+            let (held, contents) = (all.len() as u64, self.offered.len() as u64);
+            let mut parts = in_messages(all, PER_MESSAGE, |path| path.as_bytes().len() + 4);
+            let holds = parts.pop().unwrap_or_default();
+            for part in parts {
+                self.send(ToReplica::Holds(part));
+            }
+            self.send(ToReplica::Announce(Announce { holds, held, version, changes: self.changes, contents }));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, MAX_DIRS, WireError, envelope, malformed, open};
+use super::{Envelope, MAX_DIRS, MAX_ITEMS, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::hash::Digest;
@@ -79,10 +79,13 @@ pub struct Change {
 /// The version to prepare; the changes that lead to it came before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
+    /// Paths that the master could not read: outside this version, left alone with all beneath. Those that do not fit
+    /// came before, in [`ToReplica::Holds`]. First, so that their count is seen before anything is decoded.
+    pub holds: Vec<RelPath>,
+    /// How many such paths there are in all.
+    pub held: u64,
     /// Its identity and root.
     pub version: Version,
-    /// Paths that the master could not read: outside this version, left alone with all beneath.
-    pub holds: Vec<RelPath>,
     /// How many changes were sent since the hello or the last restart.
     pub changes: u64,
     /// How many contents have a number by now: see [`Wanted::seq`].
@@ -169,6 +172,8 @@ pub enum ToReplica {
     Publish(VersionId),
     /// An offered content cannot be sent after all.
     Unavailable(Unavailable),
+    /// A part of the held paths of the version that will be announced.
+    Holds(Vec<RelPath>),
 }
 
 /// Messages from a replica to a master.
@@ -229,6 +234,7 @@ messages!(ToReplica {
     6 => Announce,
     7 => Publish,
     8 => Unavailable,
+    9 => Holds,
 });
 
 messages!(ToMaster {
@@ -247,6 +253,7 @@ messages!(ToMaster {
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
+        3 | 4 | 6 | 9 | 103 | 106 | 107 => Some(MAX_ITEMS),
         _ => None,
     }
 }
@@ -287,7 +294,8 @@ impl ToReplica {
             | Self::Restart(())
             | Self::Announce(_)
             | Self::Publish(_)
-            | Self::Unavailable(_) => Ok(()),
+            | Self::Unavailable(_)
+            | Self::Holds(_) => Ok(()),
         }
     }
 }

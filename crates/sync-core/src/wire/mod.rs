@@ -26,6 +26,9 @@ const MESSAGE: usize = 1 << 20;
 /// Most directories that one list asks for: each is answered with all of its children.
 pub(crate) const MAX_DIRS: usize = 256;
 
+/// Most items in one message that is a list of anything else. Senders stay below by sending several.
+pub(crate) const MAX_ITEMS: usize = 4096;
+
 /// Most bytes of one content frame, header not counted.
 pub const MAX_CONTENT: usize = 4 << 20;
 

@@ -401,7 +401,7 @@ fn stand() -> Stand {
 
 fn announce() -> Announce {
     let version = super::master::Master::new().commit().version;
-    Announce { version, holds: Vec::new(), changes: 0, contents: 0 }
+    Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0 }
 }
 
 #[test]
@@ -414,6 +414,8 @@ fn what_makes_no_sense_ends_the_session() {
     assert!(to(&mut gathering(), ToReplica::Announce(announce())).is_ok());
     let more_changes = Announce { changes: 1, ..announce() };
     assert!(to(&mut gathering(), ToReplica::Announce(more_changes)).is_err(), "a change is missing");
+    let more_holds = Announce { held: 1, ..announce() };
+    assert!(to(&mut gathering(), ToReplica::Announce(more_holds)).is_err(), "a held path is missing");
     let more_contents = Announce { contents: 1, ..announce() };
     assert!(to(&mut gathering(), ToReplica::Announce(more_contents)).is_err(), "a content is missing");
 
@@ -487,4 +489,22 @@ fn directories_are_asked_for_in_tree_order() {
     }
     let outcome = only(world.push_exactly());
     assert_eq!((outcome.changes, outcome.lists), (300, 4));
+}
+
+/// More held paths than one message holds: all of them are left alone, after a restart as well.
+#[test]
+fn many_paths_are_held() {
+    let mut world = settled();
+    let names: Vec<String> = (0..2500).map(|i| format!("z{i:04}")).collect();
+    for name in &names {
+        world.source().write(name, "held");
+        world.replicas[0].disk.write(name, "theirs");
+    }
+    world.master.holds = Holds::new(names.iter().map(|name| path(name)));
+    world.source().write("a", "alpha, edited");
+    world.replicas[0].disk.write("d/one", "tampered");
+    let outcome = only(world.push());
+    assert!(outcome.is_exact() && outcome.restarts == 1, "{outcome:#?}");
+    assert!(world.is_identical(0));
+    assert!(names.iter().all(|name| world.replicas[0].disk.at(&path(name)).unwrap().content == b"theirs"));
 }
