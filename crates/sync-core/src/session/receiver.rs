@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::ProtocolError;
+use super::{Budget, ProtocolError};
 use crate::hash::Digest;
 use crate::manifest::VersionId;
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted, in_messages,
+    Ack, Announce, Change, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Refusal, Stand, ToMaster,
+    ToReplica, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most; and of wants, how many chunks.
@@ -122,6 +122,8 @@ struct Outstanding {
 pub struct Receiver {
     state: State,
     outputs: VecDeque<ReceiverOutput>,
+    /// For offers, changes, held paths and directories to list.
+    pub(super) budget: Budget,
     /// The number of the next offered file.
     next_seq: u64,
     /// Answers to Consider that are still missing.
@@ -155,6 +157,7 @@ impl Receiver {
         Self {
             state: State::Greeting,
             outputs: VecDeque::new(),
+            budget: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
             next_seq: 0,
             considering: 0,
             outstanding: HashMap::new(),
@@ -239,7 +242,22 @@ impl Receiver {
         self.outputs.push_back(ReceiverOutput::End);
     }
 
+    /// Counts what the master makes this side hold or answer, before anything of it is used.
+    fn spend(&mut self, message: &ToReplica) -> Result<(), ProtocolError> {
+        let paths = |paths: &[RelPath]| (paths.len(), paths.iter().map(|path| path.as_bytes().len()).sum());
+        let (entries, bytes) = match message {
+            ToReplica::Offer(files) => (files.len(), files.iter().map(|file| file.path.as_bytes().len()).sum()),
+            ToReplica::Changes(changes) => (changes.len(), changes.iter().map(Change::bytes).sum()),
+            ToReplica::List(dirs) => paths(dirs),
+            ToReplica::Holds(holds) => paths(holds),
+            ToReplica::Announce(announce) => paths(&announce.holds),
+            _ => return Ok(()),
+        };
+        self.budget.take(entries, bytes)
+    }
+
     fn received(&mut self, message: ToReplica) -> Result<(), ProtocolError> {
+        self.spend(&message)?;
         match (message, self.state) {
             (ToReplica::Hello(hello), State::Greeting) => {
                 self.state = State::Opening;
@@ -261,9 +279,6 @@ impl Receiver {
                         files.push(Offered { path: change.path.clone(), digest, size });
                     }
                     self.changes.insert(change.path, change.entry);
-                }
-                if self.changes.len() as u64 > MAX_ENTRIES {
-                    return Err(ProtocolError(format!("more than {MAX_ENTRIES} changes")));
                 }
                 self.consider(files);
             }

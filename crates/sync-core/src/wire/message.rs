@@ -304,11 +304,16 @@ impl Change {
     /// About how many bytes it takes in a message.
     pub(crate) fn size(&self) -> usize {
         const FIXED: usize = 96;
-        let Some(entry) = &self.entry else { return FIXED + self.path.as_bytes().len() };
+        FIXED + self.bytes()
+    }
+
+    /// How many bytes its parts of any length take: paths, attributes, a target.
+    pub(crate) fn bytes(&self) -> usize {
+        let Some(entry) = &self.entry else { return self.path.as_bytes().len() };
         let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
         let target = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
         let link = entry.link.as_ref().map_or(0, |first| first.as_bytes().len());
-        FIXED + self.path.as_bytes().len() + xattrs + target + link
+        self.path.as_bytes().len() + xattrs + target + link
     }
 }
 

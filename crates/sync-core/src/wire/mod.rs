@@ -38,6 +38,9 @@ pub const MAX_RAW: usize = 4 << 20;
 /// Most entries that one session will hold in memory before it refuses to go on: a bound on what a peer can cost.
 pub const MAX_ENTRIES: u64 = 1 << 26;
 
+/// Most bytes of paths, extended attributes and targets that one session will take before it refuses to go on.
+pub(crate) const MAX_ENTRY_BYTES: u64 = 4 << 30;
+
 /// A message ready for its envelope. The header itself is written and read by the `transport` adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {

@@ -6,8 +6,8 @@ use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version};
 use crate::monitor::Problem;
-use crate::session::{End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
-use crate::wire::{Ack, Announce, Hello, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
+use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
+use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
     assert_eq!(outcomes.len(), 1);
@@ -507,4 +507,35 @@ fn many_paths_are_held() {
     assert!(outcome.is_exact() && outcome.restarts == 1, "{outcome:#?}");
     assert!(world.is_identical(0));
     assert!(names.iter().all(|name| world.replicas[0].disk.at(&path(name)).unwrap().content == b"theirs"));
+}
+
+/// Whatever a master repeats costs it something, in one session and across its kinds of messages.
+#[test]
+fn what_a_master_sends_is_counted() {
+    let offer = ToReplica::Offer(vec![Offered { path: path("abcd"), digest: Digest::of(b"x"), size: 1 }]);
+    let change = ToReplica::Changes(vec![Change { path: path("abcd"), entry: None }]);
+    let (hold, list) = (ToReplica::Holds(vec![path("abcd")]), ToReplica::List(vec![path("abcd")]));
+    let last = ToReplica::Announce(Announce { holds: vec![path("abcd")], ..announce() });
+    let to = |receiver: &mut Receiver, message: &ToReplica| receiver.handle(ReceiverInput::Received(message.clone()));
+    for (entries, bytes) in [(4, 1 << 20), (1 << 20, 19)] {
+        for extra in [&offer, &change, &hold, &list, &last] {
+            let mut receiver = gathering();
+            receiver.budget = Budget::new(entries, bytes);
+            for message in [&offer, &change, &hold, &list] {
+                to(&mut receiver, message).unwrap();
+            }
+            let error = to(&mut receiver, extra).unwrap_err().to_string();
+            assert!(error.contains("than one session may have"), "{extra:?}: {error}");
+        }
+    }
+
+    // A restart gives nothing back.
+    let mut receiver = gathering();
+    receiver.budget = Budget::new(2, 1 << 20);
+    to(&mut receiver, &change).unwrap();
+    to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
+    receiver.handle(ReceiverInput::Planned { root: Digest::of(b"another"), items: Vec::new() }).unwrap();
+    to(&mut receiver, &ToReplica::Restart(())).unwrap();
+    to(&mut receiver, &change).unwrap();
+    assert!(to(&mut receiver, &change).is_err());
 }
