@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::ProtocolError;
+use super::{Budget, ProtocolError};
 use crate::chunk::ChunkRef;
 use crate::diff::{Child, Difference, compare_children};
 use crate::hash::Digest;
@@ -16,6 +16,9 @@ use crate::wire::{
 
 /// How many changes and how many offers go into one message at most.
 const PER_MESSAGE: usize = 1024;
+
+/// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
+const WANTS: u8 = 3;
 
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
@@ -145,8 +148,10 @@ enum State {
 pub struct Sender {
     state: State,
     outputs: VecDeque<SenderOutput>,
-    /// Files by their number in this session.
-    offered: Vec<Offered>,
+    /// Files by their number in this session, and how often each was wanted.
+    offered: Vec<(Offered, u8)>,
+    /// For problems and items.
+    pub(super) budget: Budget,
     stand: Option<Stand>,
     version: Option<Version>,
     holds: Holds,
@@ -171,6 +176,7 @@ impl Sender {
             state: State::Opening,
             outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
             offered: Vec::new(),
+            budget: Budget::new(MAX_ENTRIES, u64::MAX),
             stand: None,
             version: None,
             holds: Holds::default(),
@@ -230,9 +236,11 @@ impl Sender {
     fn received(&mut self, message: ToMaster) -> Result<(), ProtocolError> {
         match (message, self.state) {
             (ToMaster::Problems(problems), _) => {
+                self.budget.take(problems.len(), 0)?;
                 self.outputs.extend(problems.into_iter().map(|p| SenderOutput::Report(Report::Problem(p))));
             }
             (ToMaster::Items(items), _) => {
+                self.budget.take(items.len(), 0)?;
                 self.outputs.extend(items.into_iter().map(|i| SenderOutput::Report(Report::Item(i))));
             }
             (ToMaster::Notice(text), _) => self.outputs.push_back(SenderOutput::Report(Report::Notice(text))),
@@ -259,7 +267,7 @@ impl Sender {
     /// Offers contents ahead of the version.
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
-            self.offered.extend(files.iter().cloned());
+            self.offered.extend(files.iter().map(|file| (file.clone(), 0)));
             for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + 48) {
                 self.send(ToReplica::Offer(part));
             }
@@ -304,7 +312,7 @@ impl Sender {
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
-                self.offered.push(Offered { path: change.path.clone(), digest, size });
+                self.offered.push((Offered { path: change.path.clone(), digest, size }, 0));
             }
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {
@@ -408,8 +416,14 @@ impl Sender {
 
     fn wanted(&mut self, wants: Vec<Wanted>) -> Result<(), ProtocolError> {
         for Wanted { seq, basis, part } in wants {
-            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get(i)).cloned();
-            let file = file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
+            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get_mut(i));
+            let (file, wanted) =
+                file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
+            if *wanted >= WANTS {
+                return Err(ProtocolError(format!("content {seq} was wanted more than {WANTS} times")));
+            }
+            *wanted += 1;
+            let file = file.clone();
             self.outputs.push_back(SenderOutput::Content(ContentRequest { seq, file, basis, part }));
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version};
-use crate::monitor::Problem;
+use crate::monitor::{Item, Problem};
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
 use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
 
@@ -538,4 +538,35 @@ fn what_a_master_sends_is_counted() {
     to(&mut receiver, &ToReplica::Restart(())).unwrap();
     to(&mut receiver, &change).unwrap();
     assert!(to(&mut receiver, &change).is_err());
+}
+
+/// A replica may not have the same content read and sent for ever.
+#[test]
+fn a_content_is_wanted_three_times_at_most() {
+    let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
+    let want = |seq| ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]);
+    let mut sender = Sender::new(hello());
+    let file = Offered { path: path("a"), digest: Digest::of(b"x"), size: 1 };
+    sender.handle(SenderInput::Hashed(vec![file.clone(), file])).unwrap();
+    for _ in 0..3 {
+        from(&mut sender, want(0)).unwrap();
+    }
+    from(&mut sender, want(1)).unwrap();
+    assert!(from(&mut sender, want(0)).is_err());
+    let sent = std::iter::from_fn(|| sender.poll()).filter(|o| matches!(o, SenderOutput::Content(_))).count();
+    assert_eq!(sent, 4);
+}
+
+#[test]
+fn what_a_replica_reports_is_counted() {
+    let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
+    let problems = ToMaster::Problems(vec![Problem { path: None, reason: "r".to_owned() }]);
+    let items = ToMaster::Items(vec![Item { code: "c".to_owned(), path: path("a"), target: None }]);
+    for extra in [&problems, &items] {
+        let mut sender = Sender::new(hello());
+        sender.budget = Budget::new(2, 0);
+        from(&mut sender, problems.clone()).unwrap();
+        from(&mut sender, items.clone()).unwrap();
+        assert!(from(&mut sender, extra.clone()).is_err(), "{extra:?}");
+    }
 }
