@@ -15,3 +15,26 @@ pub use sender::{ContentRequest, End, Load, Report, Sender, SenderInput, SenderO
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("protocol error: {0}")]
 pub struct ProtocolError(pub String);
+
+/// What a peer may still make this side hold or pass on in this session. What comes again counts again.
+#[derive(Debug, Clone)]
+struct Budget {
+    entries: u64,
+    bytes: u64,
+}
+
+impl Budget {
+    fn new(entries: u64, bytes: u64) -> Self {
+        Self { entries, bytes }
+    }
+
+    /// Takes `entries` with `bytes` of paths, attributes and targets from what is left.
+    fn take(&mut self, entries: usize, bytes: usize) -> Result<(), ProtocolError> {
+        let left = |left: u64, taken: usize| left.checked_sub(taken as u64);
+        match (left(self.entries, entries), left(self.bytes, bytes)) {
+            (Some(entries), Some(bytes)) => Ok(*self = Self { entries, bytes }),
+            (None, _) => Err(ProtocolError("more entries than one session may have".to_owned())),
+            (_, None) => Err(ProtocolError("more bytes of paths and attributes than one session may have".to_owned())),
+        }
+    }
+}

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::ProtocolError;
+use super::{Budget, ProtocolError};
 use crate::hash::Digest;
 use crate::manifest::VersionId;
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted, in_messages,
+    Ack, Announce, Change, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Refusal, Stand, ToMaster,
+    ToReplica, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most; and of wants, how many chunks.
@@ -122,6 +122,8 @@ struct Outstanding {
 pub struct Receiver {
     state: State,
     outputs: VecDeque<ReceiverOutput>,
+    /// For offers, changes, held paths and directories to list.
+    pub(super) budget: Budget,
     /// The number of the next offered file.
     next_seq: u64,
     /// Answers to Consider that are still missing.
@@ -134,6 +136,8 @@ pub struct Receiver {
     considered: BTreeMap<u64, (RelPath, u64)>,
     changes: Changes,
     changes_received: u64,
+    /// Held paths that came ahead of the announcement.
+    holds: Vec<RelPath>,
     announce: Option<Announce>,
     dry_run: bool,
     max_delete: bool,
@@ -153,6 +157,7 @@ impl Receiver {
         Self {
             state: State::Greeting,
             outputs: VecDeque::new(),
+            budget: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
             next_seq: 0,
             considering: 0,
             outstanding: HashMap::new(),
@@ -160,6 +165,7 @@ impl Receiver {
             considered: BTreeMap::new(),
             changes: Changes::new(),
             changes_received: 0,
+            holds: Vec::new(),
             announce: None,
             dry_run: false,
             max_delete: false,
@@ -236,7 +242,22 @@ impl Receiver {
         self.outputs.push_back(ReceiverOutput::End);
     }
 
+    /// Counts what the master makes this side hold or answer, before anything of it is used.
+    fn spend(&mut self, message: &ToReplica) -> Result<(), ProtocolError> {
+        let paths = |paths: &[RelPath]| (paths.len(), paths.iter().map(|path| path.as_bytes().len()).sum());
+        let (entries, bytes) = match message {
+            ToReplica::Offer(files) => (files.len(), files.iter().map(|file| file.path.as_bytes().len()).sum()),
+            ToReplica::Changes(changes) => (changes.len(), changes.iter().map(Change::bytes).sum()),
+            ToReplica::List(dirs) => paths(dirs),
+            ToReplica::Holds(holds) => paths(holds),
+            ToReplica::Announce(announce) => paths(&announce.holds),
+            _ => return Ok(()),
+        };
+        self.budget.take(entries, bytes)
+    }
+
     fn received(&mut self, message: ToReplica) -> Result<(), ProtocolError> {
+        self.spend(&message)?;
         match (message, self.state) {
             (ToReplica::Hello(hello), State::Greeting) => {
                 self.state = State::Opening;
@@ -259,12 +280,15 @@ impl Receiver {
                     }
                     self.changes.insert(change.path, change.entry);
                 }
-                if self.changes.len() as u64 > MAX_ENTRIES {
-                    return Err(ProtocolError(format!("more than {MAX_ENTRIES} changes")));
-                }
                 self.consider(files);
             }
-            (ToReplica::Announce(announce), State::Gathering) => {
+            (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
+            (ToReplica::Announce(mut announce), State::Gathering) => {
+                self.holds.append(&mut announce.holds);
+                announce.holds = std::mem::take(&mut self.holds);
+                if announce.held != announce.holds.len() as u64 {
+                    return Err(ProtocolError("held paths are missing before the announcement".to_owned()));
+                }
                 if announce.changes != self.changes_received {
                     return Err(ProtocolError("changes are missing before the announcement".to_owned()));
                 }
@@ -425,5 +449,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Announce(_) => "announcement",
         ToReplica::Publish(_) => "publish",
         ToReplica::Unavailable(_) => "unavailable content",
+        ToReplica::Holds(_) => "held paths",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::ProtocolError;
+use super::{Budget, ProtocolError};
 use crate::chunk::ChunkRef;
 use crate::diff::{Child, Difference, compare_children};
 use crate::hash::Digest;
@@ -10,15 +10,15 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted, in_messages,
+    Ack, Announce, Change, Hello, Listing, MAX_DIRS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica,
+    Unavailable, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
 const PER_MESSAGE: usize = 1024;
 
-/// How many directories one list asks for.
-const DIRS_PER_LIST: usize = 256;
+/// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
+const WANTS: u8 = 3;
 
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
@@ -148,8 +148,10 @@ enum State {
 pub struct Sender {
     state: State,
     outputs: VecDeque<SenderOutput>,
-    /// Files by their number in this session.
-    offered: Vec<Offered>,
+    /// Files by their number in this session, and how often each was wanted.
+    offered: Vec<(Offered, u8)>,
+    /// For problems and items.
+    pub(super) budget: Budget,
     stand: Option<Stand>,
     version: Option<Version>,
     holds: Holds,
@@ -174,6 +176,7 @@ impl Sender {
             state: State::Opening,
             outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
             offered: Vec::new(),
+            budget: Budget::new(MAX_ENTRIES, u64::MAX),
             stand: None,
             version: None,
             holds: Holds::default(),
@@ -233,9 +236,11 @@ impl Sender {
     fn received(&mut self, message: ToMaster) -> Result<(), ProtocolError> {
         match (message, self.state) {
             (ToMaster::Problems(problems), _) => {
+                self.budget.take(problems.len(), 0)?;
                 self.outputs.extend(problems.into_iter().map(|p| SenderOutput::Report(Report::Problem(p))));
             }
             (ToMaster::Items(items), _) => {
+                self.budget.take(items.len(), 0)?;
                 self.outputs.extend(items.into_iter().map(|i| SenderOutput::Report(Report::Item(i))));
             }
             (ToMaster::Notice(text), _) => self.outputs.push_back(SenderOutput::Report(Report::Notice(text))),
@@ -262,7 +267,7 @@ impl Sender {
     /// Offers contents ahead of the version.
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
-            self.offered.extend(files.iter().cloned());
+            self.offered.extend(files.iter().map(|file| (file.clone(), 0)));
             for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + 48) {
                 self.send(ToReplica::Offer(part));
             }
@@ -307,7 +312,7 @@ impl Sender {
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
-                self.offered.push(Offered { path: change.path.clone(), digest, size });
+                self.offered.push((Offered { path: change.path.clone(), digest, size }, 0));
             }
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {
@@ -325,9 +330,14 @@ impl Sender {
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
-            let holds = self.holds.iter().cloned().collect();
-            let contents = self.offered.len() as u64;
-            self.send(ToReplica::Announce(Announce { version, holds, changes: self.changes, contents }));
+            let all: Vec<RelPath> = self.holds.iter().cloned().collect();
+            let (held, contents) = (all.len() as u64, self.offered.len() as u64);
+            let mut parts = in_messages(all, PER_MESSAGE, |path| path.as_bytes().len() + 4);
+            let holds = parts.pop().unwrap_or_default();
+            for part in parts {
+                self.send(ToReplica::Holds(part));
+            }
+            self.send(ToReplica::Announce(Announce { holds, held, version, changes: self.changes, contents }));
         }
     }
 
@@ -341,11 +351,12 @@ impl Sender {
 
     fn ask(&mut self) {
         if self.asked == 0 && !self.frontier.is_empty() {
-            let rest = self.frontier.split_off(self.frontier.len().min(DIRS_PER_LIST));
-            let dirs = std::mem::replace(&mut self.frontier, rest);
+            let rest = self.frontier.split_off(self.frontier.len().min(MAX_DIRS));
+            let mut dirs = std::mem::replace(&mut self.frontier, rest);
+            dirs.sort();
             self.asked = dirs.len();
             self.listing = dirs.iter().map(|dir| (dir.clone(), (None, Vec::new()))).collect();
-            for part in in_messages(dirs, DIRS_PER_LIST, |dir| dir.as_bytes().len() + 4) {
+            for part in in_messages(dirs, MAX_DIRS, |dir| dir.as_bytes().len() + 4) {
                 self.send(ToReplica::List(part));
             }
         }
@@ -406,8 +417,14 @@ impl Sender {
 
     fn wanted(&mut self, wants: Vec<Wanted>) -> Result<(), ProtocolError> {
         for Wanted { seq, basis, part } in wants {
-            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get(i)).cloned();
-            let file = file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
+            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get_mut(i));
+            let (file, wanted) =
+                file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
+            if *wanted >= WANTS {
+                return Err(ProtocolError(format!("content {seq} was wanted more than {WANTS} times")));
+            }
+            *wanted += 1;
+            let file = file.clone();
             self.outputs.push_back(SenderOutput::Content(ContentRequest { seq, file, basis, part }));
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, WireError, envelope, malformed, open};
+use super::{Envelope, MAX_DIRS, MAX_ITEMS, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::hash::Digest;
@@ -79,10 +79,13 @@ pub struct Change {
 /// The version to prepare; the changes that lead to it came before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
+    /// Paths that the master could not read: outside this version, left alone with all beneath. Those that do not fit
+    /// came before, in [`ToReplica::Holds`]. First, so that their count is seen before anything is decoded.
+    pub holds: Vec<RelPath>,
+    /// How many such paths there are in all.
+    pub held: u64,
     /// Its identity and root.
     pub version: Version,
-    /// Paths that the master could not read: outside this version, left alone with all beneath.
-    pub holds: Vec<RelPath>,
     /// How many changes were sent since the hello or the last restart.
     pub changes: u64,
     /// How many contents have a number by now: see [`Wanted::seq`].
@@ -155,7 +158,7 @@ pub struct Unavailable {
 pub enum ToReplica {
     /// Opens the session.
     Hello(Hello),
-    /// Asks for the children of these directories.
+    /// Asks for the children of these directories, in tree order and each once.
     List(Vec<RelPath>),
     /// Contents found while the tree is still being read.
     Offer(Vec<Offered>),
@@ -169,6 +172,8 @@ pub enum ToReplica {
     Publish(VersionId),
     /// An offered content cannot be sent after all.
     Unavailable(Unavailable),
+    /// A part of the held paths of the version that will be announced.
+    Holds(Vec<RelPath>),
 }
 
 /// Messages from a replica to a master.
@@ -229,6 +234,7 @@ messages!(ToReplica {
     6 => Announce,
     7 => Publish,
     8 => Unavailable,
+    9 => Holds,
 });
 
 messages!(ToMaster {
@@ -242,6 +248,25 @@ messages!(ToMaster {
     108 => Notice,
     109 => Refuse,
 });
+
+/// Most items in a message that is a list or starts with one.
+fn most_items(kind: u16) -> Option<usize> {
+    match kind {
+        2 => Some(MAX_DIRS),
+        3 | 4 | 6 | 9 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        _ => None,
+    }
+}
+
+/// Refuses too long a list by its count alone: an item of one byte may take hundreds in memory.
+pub(super) fn check_count(kind: u16, body: &[u8]) -> Result<(), WireError> {
+    let Some(most) = most_items(kind) else { return Ok(()) };
+    let (count, _) = postcard::take_from_bytes::<u64>(body).map_err(|e| malformed(kind, e))?;
+    if count > most as u64 {
+        return Err(malformed(kind, format!("{count} items, more than the {most} allowed")));
+    }
+    Ok(())
+}
 
 impl ToReplica {
     /// What the types do not say already. Paths prove themselves when they are decoded.
@@ -261,12 +286,16 @@ impl ToReplica {
                 }
                 Ok(())
             }
+            Self::List(dirs) if !dirs.is_sorted_by(|a, b| a < b) => {
+                Err("its directories are not in tree order, or not distinct".to_owned())
+            }
             Self::List(_)
             | Self::Offer(_)
             | Self::Restart(())
             | Self::Announce(_)
             | Self::Publish(_)
-            | Self::Unavailable(_) => Ok(()),
+            | Self::Unavailable(_)
+            | Self::Holds(_) => Ok(()),
         }
     }
 }
@@ -275,11 +304,16 @@ impl Change {
     /// About how many bytes it takes in a message.
     pub(crate) fn size(&self) -> usize {
         const FIXED: usize = 96;
-        let Some(entry) = &self.entry else { return FIXED + self.path.as_bytes().len() };
+        FIXED + self.bytes()
+    }
+
+    /// How many bytes its parts of any length take: paths, attributes, a target.
+    pub(crate) fn bytes(&self) -> usize {
+        let Some(entry) = &self.entry else { return self.path.as_bytes().len() };
         let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
         let target = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
         let link = entry.link.as_ref().map_or(0, |first| first.as_bytes().len());
-        FIXED + self.path.as_bytes().len() + xattrs + target + link
+        self.path.as_bytes().len() + xattrs + target + link
     }
 }
 

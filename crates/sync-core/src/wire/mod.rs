@@ -23,6 +23,12 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 /// Long lists are sent in messages of about this many bytes, far below [`MAX_MESSAGE`]: no single item comes near it.
 const MESSAGE: usize = 1 << 20;
 
+/// Most directories that one list asks for: each is answered with all of its children.
+pub(crate) const MAX_DIRS: usize = 256;
+
+/// Most items in one message that is a list of anything else. Senders stay below by sending several.
+pub(crate) const MAX_ITEMS: usize = 4096;
+
 /// Most bytes of one content frame, header not counted.
 pub const MAX_CONTENT: usize = 4 << 20;
 
@@ -31,6 +37,9 @@ pub const MAX_RAW: usize = 4 << 20;
 
 /// Most entries that one session will hold in memory before it refuses to go on: a bound on what a peer can cost.
 pub const MAX_ENTRIES: u64 = 1 << 26;
+
+/// Most bytes of paths, extended attributes and targets that one session will take before it refuses to go on.
+pub(crate) const MAX_ENTRY_BYTES: u64 = 4 << 30;
 
 /// A message ready for its envelope. The header itself is written and read by the `transport` adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +106,7 @@ fn open<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -
     if version != LAYOUT {
         return Err(WireError::Version { kind, version });
     }
+    message::check_count(kind, body)?;
     postcard::take_from_bytes(body).map_err(|e| malformed(kind, e))
 }
 

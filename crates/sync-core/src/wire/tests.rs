@@ -79,9 +79,16 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Offer(vec![Offered { path: path("a/\u{e9}"), digest: digest(0x77), size: 1 << 40 }]),
         ToReplica::Changes(changes),
         ToReplica::Restart(()),
-        ToReplica::Announce(Announce { version: version(), holds: vec![path("held")], changes: 300, contents: 7 }),
+        ToReplica::Announce(Announce {
+            holds: vec![path("held")],
+            held: 301,
+            version: version(),
+            changes: 300,
+            contents: 7,
+        }),
         ToReplica::Publish(version().id()),
         ToReplica::Unavailable(Unavailable { seq: 300, reason: "gone".to_owned() }),
+        ToReplica::Holds(vec![path("held/1"), path("held/2")]),
     ]
 }
 
@@ -156,9 +163,10 @@ fn the_bytes_are_pinned() {
         "3 v1 0104612fc3a9[77*32]808080808020",
         "4 v1 0901610101ac02[44*32]ed13e8076401ff93ebdc030106757365722e6101310001620101ac02[44*32]ed13e8076401ff93ebdc030106757365722e61013101016101630100a40300000000000001630102042e2e2f78a40300000000000001630103a40300000000000001630104a403000000000000016301050103a4030000000000000163010608ac02a40300000000000004676f6e6500",
         "5 v1 ",
-        "6 v1 [11*16]ac0201[22*32][33*32]80c49fd50c05010468656c64ac0207",
+        "6 v1 010468656c64ad02[11*16]ac0201[22*32][33*32]80c49fd50c05ac0207",
         "7 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd",
         "8 v1 ac0204676f6e65",
+        "9 v1 020668656c642f310668656c642f32",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 01ac0201[88*16]802000",
@@ -205,7 +213,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 9, 100, 110, 200, 203, u16::MAX] {
+    for kind in [0, 10, 100, 110, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
@@ -332,6 +340,39 @@ fn what_a_peer_may_cost_is_bounded() {
     }
 }
 
+/// The directories of a list are each answered with a whole listing: few of them, and none twice.
+#[test]
+fn a_list_asks_for_few_directories_and_for_none_twice() {
+    let dirs = |n: usize| ToReplica::List((0..n).map(|i| path(&format!("{i:04}"))).collect());
+    assert!(!refused(&dirs(MAX_DIRS)));
+    assert!(refused(&dirs(MAX_DIRS + 1)), "too many");
+    assert!(!refused(&ToReplica::List(["", "a", "a/b", "a!"].map(|p| path(p)).to_vec())));
+    for bad in [["a", "a"], ["b", "a"], ["a!", "a/b"]] {
+        assert!(refused(&ToReplica::List(bad.map(path).to_vec())), "{bad:?}");
+    }
+    let empty = ToMaster::Notice("\0".repeat(1 << 20)).encode().body;
+    let error = ToReplica::decode(2, 1, &empty).unwrap_err().to_string();
+    assert!(error.contains("1048576 items"), "{error}");
+}
+
+/// An item of two bytes takes hundreds in memory: the count is refused, not the items.
+#[test]
+fn a_message_holds_few_items() {
+    for count in [MAX_ITEMS, MAX_ITEMS + 1, 1 << 15] {
+        let mut body = postcard::to_allocvec(&count).unwrap();
+        body.extend_from_slice(&[0xff; 1 << 16]);
+        let counted = |error: WireError| error.to_string().contains(&format!("{count} items"));
+        for kind in [3, 4, 6, 9] {
+            assert_eq!(counted(ToReplica::decode(kind, 1, &body).unwrap_err()), count > MAX_ITEMS, "{kind}");
+        }
+        for kind in [103, 106, 107] {
+            assert_eq!(counted(ToMaster::decode(kind, 1, &body).unwrap_err()), count > MAX_ITEMS, "{kind}");
+        }
+    }
+    let deletes = |n: usize| ToReplica::Changes(vec![Change { path: path("m"), entry: None }; n]);
+    assert!(!refused(&deletes(MAX_ITEMS)) && refused(&deletes(MAX_ITEMS + 1)));
+}
+
 /// The largest want there can be still fits.
 #[test]
 fn no_message_of_ours_is_too_long() {
@@ -358,7 +399,7 @@ fn no_message_of_ours_is_too_long() {
 fn a_count_without_its_items_is_refused() {
     // 2^63 paths, changes, children, files.
     let many = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-    for kind in [2, 3, 4] {
+    for kind in [2, 3, 4, 6, 9] {
         assert!(ToReplica::decode(kind, 1, &many).is_err(), "{kind}");
     }
     for kind in [103, 106, 107, 108] {
@@ -433,7 +474,7 @@ fn decode_any(kind: u16, version: u8, body: &[u8]) {
 }
 
 fn any_kind() -> impl Strategy<Value = u16> {
-    prop_oneof![1u16..10, 101u16..111, 201u16..204, any::<u16>()]
+    prop_oneof![1u16..11, 101u16..111, 201u16..204, any::<u16>()]
 }
 
 #[derive(Clone, Debug)]

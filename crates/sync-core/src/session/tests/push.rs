@@ -12,7 +12,7 @@ use crate::session::{
     ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
     SenderOutput, Settled,
 };
-use crate::wire::{Hello, MAX_MESSAGE, Offered, ToMaster, ToReplica};
+use crate::wire::{Envelope, Hello, MAX_MESSAGE, Offered, ToMaster, ToReplica};
 
 /// Everything that survives sessions.
 #[derive(Clone, Debug)]
@@ -372,7 +372,11 @@ impl Link {
     fn drain(&mut self, master: &Master, faults: &Faults, committed: Option<&Committed>) {
         while let Some(output) = self.sender.poll() {
             match output {
-                SenderOutput::Send(message) => self.to_replica.push_back(message),
+                SenderOutput::Send(message) => {
+                    let Envelope { kind, version, body } = message.encode();
+                    assert_eq!(ToReplica::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
+                    self.to_replica.push_back(message);
+                }
                 SenderOutput::Load(load) => self.load(master, &load),
                 SenderOutput::LoadChildren(dir) => {
                     let (own, children) = master.children(committed.unwrap(), &dir);
@@ -423,7 +427,11 @@ impl Link {
     fn collect(&mut self) {
         while let Some(output) = self.receiver.poll() {
             match output {
-                ReceiverOutput::Send(message) => self.to_master.push_back(message),
+                ReceiverOutput::Send(message) => {
+                    let Envelope { kind, version, body } = message.encode();
+                    assert_eq!(ToMaster::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
+                    self.to_master.push_back(message);
+                }
                 ReceiverOutput::End => self.finished = true,
                 output => self.work.push_back(output),
             }

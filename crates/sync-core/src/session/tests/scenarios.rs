@@ -5,9 +5,9 @@ use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version};
-use crate::monitor::Problem;
-use crate::session::{End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
-use crate::wire::{Ack, Announce, Hello, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
+use crate::monitor::{Item, Problem};
+use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
+use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
     assert_eq!(outcomes.len(), 1);
@@ -401,7 +401,7 @@ fn stand() -> Stand {
 
 fn announce() -> Announce {
     let version = super::master::Master::new().commit().version;
-    Announce { version, holds: Vec::new(), changes: 0, contents: 0 }
+    Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0 }
 }
 
 #[test]
@@ -414,6 +414,8 @@ fn what_makes_no_sense_ends_the_session() {
     assert!(to(&mut gathering(), ToReplica::Announce(announce())).is_ok());
     let more_changes = Announce { changes: 1, ..announce() };
     assert!(to(&mut gathering(), ToReplica::Announce(more_changes)).is_err(), "a change is missing");
+    let more_holds = Announce { held: 1, ..announce() };
+    assert!(to(&mut gathering(), ToReplica::Announce(more_holds)).is_err(), "a held path is missing");
     let more_contents = Announce { contents: 1, ..announce() };
     assert!(to(&mut gathering(), ToReplica::Announce(more_contents)).is_err(), "a content is missing");
 
@@ -470,4 +472,101 @@ fn long_lists_travel_in_several_messages() {
     }
     let outcome = only(world.push_exactly());
     assert_eq!((outcome.changes, outcome.lists), (20, 3));
+}
+
+/// The directories that did not fit come before those that were found meanwhile, and not in tree order.
+#[test]
+fn directories_are_asked_for_in_tree_order() {
+    let mut world = World::new(1);
+    for i in 0..300 {
+        let dir = format!("{i:03}");
+        world.source().mkdir(&dir).mkdir(&format!("{dir}/d")).write(&format!("{dir}/d/x"), "x");
+    }
+    world.push_exactly();
+    world.master.lose_index();
+    for i in 0..300 {
+        world.source().write(&format!("{i:03}/d/x"), &format!("{i}"));
+    }
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.changes, outcome.lists), (300, 4));
+}
+
+/// More held paths than one message holds: all of them are left alone, after a restart as well.
+#[test]
+fn many_paths_are_held() {
+    let mut world = settled();
+    let names: Vec<String> = (0..2500).map(|i| format!("z{i:04}")).collect();
+    for name in &names {
+        world.source().write(name, "held");
+        world.replicas[0].disk.write(name, "theirs");
+    }
+    world.master.holds = Holds::new(names.iter().map(|name| path(name)));
+    world.source().write("a", "alpha, edited");
+    world.replicas[0].disk.write("d/one", "tampered");
+    let outcome = only(world.push());
+    assert!(outcome.is_exact() && outcome.restarts == 1, "{outcome:#?}");
+    assert!(world.is_identical(0));
+    assert!(names.iter().all(|name| world.replicas[0].disk.at(&path(name)).unwrap().content == b"theirs"));
+}
+
+/// Whatever a master repeats costs it something, in one session and across its kinds of messages.
+#[test]
+fn what_a_master_sends_is_counted() {
+    let offer = ToReplica::Offer(vec![Offered { path: path("abcd"), digest: Digest::of(b"x"), size: 1 }]);
+    let change = ToReplica::Changes(vec![Change { path: path("abcd"), entry: None }]);
+    let (hold, list) = (ToReplica::Holds(vec![path("abcd")]), ToReplica::List(vec![path("abcd")]));
+    let last = ToReplica::Announce(Announce { holds: vec![path("abcd")], ..announce() });
+    let to = |receiver: &mut Receiver, message: &ToReplica| receiver.handle(ReceiverInput::Received(message.clone()));
+    for (entries, bytes) in [(4, 1 << 20), (1 << 20, 19)] {
+        for extra in [&offer, &change, &hold, &list, &last] {
+            let mut receiver = gathering();
+            receiver.budget = Budget::new(entries, bytes);
+            for message in [&offer, &change, &hold, &list] {
+                to(&mut receiver, message).unwrap();
+            }
+            let error = to(&mut receiver, extra).unwrap_err().to_string();
+            assert!(error.contains("than one session may have"), "{extra:?}: {error}");
+        }
+    }
+
+    // A restart gives nothing back.
+    let mut receiver = gathering();
+    receiver.budget = Budget::new(2, 1 << 20);
+    to(&mut receiver, &change).unwrap();
+    to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
+    receiver.handle(ReceiverInput::Planned { root: Digest::of(b"another"), items: Vec::new() }).unwrap();
+    to(&mut receiver, &ToReplica::Restart(())).unwrap();
+    to(&mut receiver, &change).unwrap();
+    assert!(to(&mut receiver, &change).is_err());
+}
+
+/// A replica may not have the same content read and sent for ever.
+#[test]
+fn a_content_is_wanted_three_times_at_most() {
+    let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
+    let want = |seq| ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]);
+    let mut sender = Sender::new(hello());
+    let file = Offered { path: path("a"), digest: Digest::of(b"x"), size: 1 };
+    sender.handle(SenderInput::Hashed(vec![file.clone(), file])).unwrap();
+    for _ in 0..3 {
+        from(&mut sender, want(0)).unwrap();
+    }
+    from(&mut sender, want(1)).unwrap();
+    assert!(from(&mut sender, want(0)).is_err());
+    let sent = std::iter::from_fn(|| sender.poll()).filter(|o| matches!(o, SenderOutput::Content(_))).count();
+    assert_eq!(sent, 4);
+}
+
+#[test]
+fn what_a_replica_reports_is_counted() {
+    let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
+    let problems = ToMaster::Problems(vec![Problem { path: None, reason: "r".to_owned() }]);
+    let items = ToMaster::Items(vec![Item { code: "c".to_owned(), path: path("a"), target: None }]);
+    for extra in [&problems, &items] {
+        let mut sender = Sender::new(hello());
+        sender.budget = Budget::new(2, 0);
+        from(&mut sender, problems.clone()).unwrap();
+        from(&mut sender, items.clone()).unwrap();
+        assert!(from(&mut sender, extra.clone()).is_err(), "{extra:?}");
+    }
 }
