@@ -10,8 +10,8 @@ use super::prepare::same_attributes;
 use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
-use crate::fs::stat::is_fixed;
-use crate::manifest::{Entry, Refused};
+use crate::fs::stat::{Stat, is_fixed};
+use crate::manifest::{Entry, Refused, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -291,7 +291,7 @@ impl Publisher {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
                 exchanged => {
                     exchanged.map_err(fail)?;
-                    Self::remove_exchanged(step, staged, &rename)?;
+                    self.remove_exchanged(step, staged, &rename)?;
                 }
             },
         }
@@ -332,17 +332,33 @@ impl Publisher {
         Ok(There::Other)
     }
 
-    /// After an exchange: the old entry is in staging and goes. A directory that is not empty after all comes back.
-    fn remove_exchanged(
+    /// After an exchange: the old entry is in staging and goes. What is another one after all comes back, and so does a
+    /// directory that is not empty.
+    pub(super) fn remove_exchanged(
+        &self,
         step: &Step,
         staged: &Staged,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
+        let put_back = || rename(RenameFlags::EXCHANGE).map_err(|errno| FsError::new("put back", &step.path, errno));
+        let is_expected = |stat: Stat| {
+            let Some((row, tuple)) = old_of(step) else { return false };
+            if row.entry.is_dir() {
+                return stat.is_dir() && inode(&stat.tuple) == inode(&tuple);
+            }
+            // The exchange itself may have moved its ctime.
+            !stat.is_dir()
+                && self.is_unchanged(&Stat { tuple: Tuple { ctime: tuple.ctime, ..stat.tuple }, ..stat }, &tuple)
+        };
+        if !self.root.stat_at(staged.stage.fd(), &staged.name[..]).is_ok_and(is_expected) {
+            put_back()?;
+            return Err(drift("replace", &step.path));
+        }
         let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(staged.stage.fd(), &staged.name, flags) {
             Ok(()) => Ok(()),
             Err(errno) => {
-                rename(RenameFlags::EXCHANGE).map_err(|errno| FsError::new("put back", &step.path, errno))?;
+                put_back()?;
                 Err(not_removable("replace", &step.path, errno))
             }
         }

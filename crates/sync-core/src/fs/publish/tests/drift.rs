@@ -357,3 +357,34 @@ fn nothing_is_placed_in_a_directory_taken_out_of_the_tree() {
     let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
     assert_eq!(failures.len(), 2, "{failures:?}");
 }
+
+#[test]
+fn what_changed_right_before_an_exchange_comes_back() {
+    for (name, was_dir) in [("f", false), ("d", true)] {
+        let bed = Bed::new();
+        Bed::write(|n| bed.dst(n), &[("f", "old")]);
+        fs::create_dir(bed.dst("d")).unwrap();
+        Bed::write(|n| bed.src(n), &[("f/x", "new"), ("d", "new")]);
+        let mut publisher = bed.publisher(&[]);
+        publisher.prepare();
+        // Between the look and the exchange: another inode, which an empty directory shows by nothing else.
+        let meta = fs::metadata(bed.dst(name)).unwrap();
+        fs::rename(bed.dst(name), bed.dst("kept")).unwrap();
+        if was_dir {
+            fs::create_dir(bed.dst(name)).unwrap();
+        } else {
+            fs::write(bed.dst(name), "own").unwrap();
+            set_mtime(&bed.dst(name), meta.mtime(), meta.mtime_nsec());
+        }
+        let theirs = fs::metadata(bed.dst(name)).unwrap().ino();
+        let i = publisher.step_of(&path(name)).unwrap();
+        let staged = publisher.work[i].staged.take().unwrap();
+        let rename = |flags| {
+            rustix::fs::renameat_with(staged.stage.fd(), &staged.name, publisher.root.fd(), path(name).name(), flags)
+        };
+        rename(rustix::fs::RenameFlags::EXCHANGE).unwrap();
+        let error = publisher.remove_exchanged(&publisher.steps[i], &staged, &rename).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot replace {name}: it was changed there")), "{error}");
+        assert_eq!(fs::metadata(bed.dst(name)).unwrap().ino(), theirs);
+    }
+}
