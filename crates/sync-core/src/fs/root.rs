@@ -177,6 +177,13 @@ impl Root {
         Ok(fd)
     }
 
+    /// Makes [`Root::dir`] give the directory that is at `path` now, or fail if there is none any more.
+    pub(crate) fn renew(&self, path: &RelPath) {
+        if self.dir_now(path).is_err() {
+            self.forget(path);
+        }
+    }
+
     /// A descriptor of the directory at `path` that nobody else has: its reading position is the caller's.
     ///
     /// # Errors

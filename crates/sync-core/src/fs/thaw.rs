@@ -57,7 +57,7 @@ impl Thaw {
         let mut dirs: Vec<_> = self.take().into_iter().collect();
         dirs.sort();
         for (path, mode) in dirs.into_iter().rev() {
-            if let Ok(dir) = root.dir(&path) {
+            if let Ok(dir) = root.dir_now(&path) {
                 let _ = Target::Open(dir.as_fd()).chmod(mode);
             }
         }
@@ -83,7 +83,8 @@ fn hold(root: &Root, path: &RelPath) -> Result<OwnedFd, Errno> {
     match path.parent() {
         None => openat(root.fd(), c".", flags, Mode::empty()).or_else(|_| rustix::io::dup(root.fd())),
         Some(parent) => {
-            let dir = root.dir(&parent).map_err(|error| error.errno().unwrap_or(Errno::IO))?;
+            // Not one from the cache, which may have been moved out of the tree: its mode is about to change.
+            let dir = root.dir_now(&parent).map_err(|error| error.errno().unwrap_or(Errno::IO))?;
             openat(&dir, path.name(), flags, Mode::empty())
         }
     }

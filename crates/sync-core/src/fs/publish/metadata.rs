@@ -17,6 +17,7 @@ impl Publisher {
     /// Changes the metadata of entries that are no directories and keep their inode.
     pub(super) fn set_metadata(&mut self, steps: &[Step]) {
         let mut done = HashMap::new();
+        self.here = None;
         for (i, step) in steps.iter().enumerate() {
             let Some(entry) = &step.new else { continue };
             if self.work[i].fate != Fate::Open || entry.is_dir() {
@@ -41,6 +42,7 @@ impl Publisher {
             return Ok(());
         };
         self.staging.mount_near(&step.path)?;
+        self.enter(&step.path);
         if let Some(copy) = self.inodes.detached.get(&inode(&tuple)).cloned() {
             self.work[i].refused = self.step_of(&copy).map(|j| self.work[j].refused).unwrap_or_default();
             return self.link_detached(step, &copy);
@@ -88,8 +90,10 @@ impl Publisher {
                 dirs.insert(step.path.clone(), Refused::default());
             }
         }
+        self.here = None;
         for (path, refused_here) in dirs.iter_mut().rev() {
             let step = self.step_of(path);
+            self.enter(path);
             let finished = self.finish_dir(path, thawed.get(path).copied());
             match (finished, step) {
                 (Ok(refused), Some(i)) if self.work[i].fate != Fate::Failed => {

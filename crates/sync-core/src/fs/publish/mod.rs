@@ -56,6 +56,8 @@ pub struct Publisher {
     inodes: Inodes,
     /// Directories whose listing was changed, with what the kernel refused of those that are no step.
     touched: BTreeMap<RelPath, Refused>,
+    /// The directory whose entries are being changed.
+    here: Option<RelPath>,
 }
 
 /// How far a step got.
@@ -111,6 +113,7 @@ impl Publisher {
             failures: Vec::new(),
             inodes: Inodes::default(),
             touched: BTreeMap::new(),
+            here: None,
         }
     }
 
@@ -178,6 +181,16 @@ impl Publisher {
         let more = self.inodes.more.get(&inode(&stat.tuple)).copied().unwrap_or(0);
         let known = || i64::try_from(self.known.names(&stat.tuple).len()).unwrap_or(i64::MAX).max(1);
         stat.nlink > 1 && i64::from(stat.nlink) > known().saturating_add(more)
+    }
+
+    /// To be called before the entry at `path` changes. An open directory is followed wherever somebody moves it, out of
+    /// the tree too: for each run of siblings it is looked up again.
+    fn enter(&mut self, path: &RelPath) {
+        let Some(parent) = path.parent() else { return };
+        if self.here.as_ref() != Some(&parent) {
+            self.root.renew(&parent);
+            self.here = Some(parent);
+        }
     }
 
     fn touch_dir(&mut self, path: &RelPath) {

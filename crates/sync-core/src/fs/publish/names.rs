@@ -10,8 +10,8 @@ use super::prepare::same_attributes;
 use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
-use crate::fs::stat::is_fixed;
-use crate::manifest::{Entry, Refused};
+use crate::fs::stat::{Stat, is_fixed};
+use crate::manifest::{Entry, Refused, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -39,7 +39,9 @@ impl Publisher {
                 self.delete_step(i, step);
             }
         }
+        self.here = None;
         self.place_all(&steps);
+        self.here = None;
         let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && in_the_way[*i].is_none());
         let stranded = self.stranded(&steps);
         for (i, step) in rest {
@@ -167,7 +169,9 @@ impl Publisher {
             return false;
         }
         let rename = |to: &RelPath| {
-            self.staging.thaw.within(&self.root, &to.parent().unwrap_or_default(), |dir| {
+            let parent = to.parent().unwrap_or_default();
+            self.root.renew(&parent);
+            self.staging.thaw.within(&self.root, &parent, |dir| {
                 let named = renameat_with(staged.stage.fd(), &staged.name, dir, to.name(), RenameFlags::NOREPLACE);
                 match named {
                     // A file system without the flag: a link replaces nothing either.
@@ -208,7 +212,7 @@ impl Publisher {
         }
     }
 
-    fn place_all(&mut self, steps: &[Step]) {
+    pub(super) fn place_all(&mut self, steps: &[Step]) {
         let mut blocked: Option<RelPath> = None;
         for (i, step) in steps.iter().enumerate() {
             let Some(entry) = &step.new else { continue };
@@ -256,6 +260,7 @@ impl Publisher {
             self.dress_moved(i, step, from, staged)?;
         }
         let parent = step.path.parent().unwrap_or_default();
+        self.enter(&step.path);
         let there = self.check_old(step)?;
         let rename = |flags: RenameFlags| {
             self.staging.thaw.within(&self.root, &parent, |dir| {
@@ -286,7 +291,7 @@ impl Publisher {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
                 exchanged => {
                     exchanged.map_err(fail)?;
-                    Self::remove_exchanged(step, staged, &rename)?;
+                    self.remove_exchanged(step, staged, &rename)?;
                 }
             },
         }
@@ -327,17 +332,33 @@ impl Publisher {
         Ok(There::Other)
     }
 
-    /// After an exchange: the old entry is in staging and goes. A directory that is not empty after all comes back.
-    fn remove_exchanged(
+    /// After an exchange: the old entry is in staging and goes. What is another one after all comes back, and so does a
+    /// directory that is not empty.
+    pub(super) fn remove_exchanged(
+        &self,
         step: &Step,
         staged: &Staged,
         rename: &dyn Fn(RenameFlags) -> Result<(), Errno>,
     ) -> Result<(), FsError> {
+        let put_back = || rename(RenameFlags::EXCHANGE).map_err(|errno| FsError::new("put back", &step.path, errno));
+        let is_expected = |stat: Stat| {
+            let Some((row, tuple)) = old_of(step) else { return false };
+            if row.entry.is_dir() {
+                return stat.is_dir() && inode(&stat.tuple) == inode(&tuple);
+            }
+            // The exchange itself may have moved its ctime.
+            !stat.is_dir()
+                && self.is_unchanged(&Stat { tuple: Tuple { ctime: tuple.ctime, ..stat.tuple }, ..stat }, &tuple)
+        };
+        if !self.root.stat_at(staged.stage.fd(), &staged.name[..]).is_ok_and(is_expected) {
+            put_back()?;
+            return Err(drift("replace", &step.path));
+        }
         let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(staged.stage.fd(), &staged.name, flags) {
             Ok(()) => Ok(()),
             Err(errno) => {
-                rename(RenameFlags::EXCHANGE).map_err(|errno| FsError::new("put back", &step.path, errno))?;
+                put_back()?;
                 Err(not_removable("replace", &step.path, errno))
             }
         }
@@ -387,6 +408,7 @@ impl Publisher {
         let fail = |errno| FsError::new("link", &step.path, errno);
         let stage = self.staging.stage_near(&step.path)?;
         let name = self.staging.fresh_name();
+        self.root.renew(&copy.parent().unwrap_or_default());
         let dir = self.staging.thaw.open(&self.root, &copy.parent().unwrap_or_default())?;
         linkat(&dir, copy.name(), stage.fd(), &name, AtFlags::empty()).map_err(fail)?;
         let staged = Staged { stage, name, linked: None };
@@ -416,7 +438,7 @@ impl Publisher {
         self.place_staged(i, step, staged)
     }
 
-    fn delete_step(&mut self, i: usize, step: &Step) {
+    pub(super) fn delete_step(&mut self, i: usize, step: &Step) {
         match self.delete(step) {
             Ok(()) => self.work[i].fate = Fate::Done,
             Err(error) => self.fail(i, error),
@@ -427,6 +449,7 @@ impl Publisher {
     fn delete(&mut self, step: &Step) -> Result<(), FsError> {
         let Some((row, tuple)) = old_of(step) else { return Ok(()) };
         let parent = step.path.parent().unwrap_or_default();
+        self.enter(&step.path);
         let stat = match self.staging.look_at(&step.path) {
             Ok(stat) => stat,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),

@@ -304,3 +304,87 @@ fn what_moves_out_of_a_replaced_directory_is_not_lost() {
     assert!(failures.iter().any(|text| text.contains("it is kept as")), "{failures:?}");
     assert_eq!((read(&bed, "b"), read(&bed, "d")), ("own".into(), "new".into()));
 }
+
+#[test]
+fn a_directory_taken_out_of_the_tree_is_followed_by_nothing() {
+    let bed = Bed::new();
+    Bed::write(
+        |n| bed.dst(n),
+        &[("d/gone", "old"), ("d/mode", "old"), ("d/new", "old"), ("e/f", "old"), ("z/f", "old")],
+    );
+    Bed::write(|n| bed.src(n), &[("d/mode", "old"), ("d/new", "new"), ("e/f", "new"), ("z/f", "new")]);
+    set_mtime(&bed.src("d/mode"), 7, 7);
+    let mut publisher = bed.publisher(&[]);
+    publisher.prepare();
+    let steps = Arc::clone(&publisher.steps);
+    let outside = bed.top.path().join("outside");
+    let look = || {
+        let all = scan(&outside).into_values();
+        all.map(|row| (row.path, row.entry, row.tuple)).collect::<Vec<_>>()
+    };
+    // Everything is placed, `d` last, so that it is cached; then it goes while others are worked on.
+    publisher.place_all(&steps);
+    publisher.root.dir(&path("d")).unwrap();
+    fs::rename(bed.dst("d"), &outside).unwrap();
+    let before = look();
+    for (i, step) in steps.iter().enumerate().filter(|(_, step)| is_delete(step)) {
+        publisher.delete_step(i, step);
+    }
+    publisher.set_metadata(&steps);
+    publisher.finish_dirs();
+    publisher.observe();
+    assert_eq!(look(), before);
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert!(failures.iter().any(|text| text.starts_with("cannot look at d/mode: ")), "{failures:?}");
+    assert!(failures.iter().any(|text| text.starts_with("cannot keep d/new: ")), "{failures:?}");
+}
+
+#[test]
+fn nothing_is_placed_in_a_directory_taken_out_of_the_tree() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("d/a", "old"), ("e/f", "old")]);
+    Bed::write(|n| bed.src(n), &[("d/a", "new"), ("d/b", "new"), ("e/f", "new")]);
+    let mut publisher = bed.publisher(&[]);
+    publisher.prepare();
+    let steps = Arc::clone(&publisher.steps);
+    publisher.root.dir(&path("d")).unwrap();
+    let outside = bed.top.path().join("outside");
+    fs::rename(bed.dst("d"), &outside).unwrap();
+    publisher.place_all(&steps);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(outside.join("a")).unwrap(), "old");
+    assert_eq!(read(&bed, "e/f"), "new");
+    let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert_eq!(failures.len(), 2, "{failures:?}");
+}
+
+#[test]
+fn what_changed_right_before_an_exchange_comes_back() {
+    for (name, was_dir) in [("f", false), ("d", true)] {
+        let bed = Bed::new();
+        Bed::write(|n| bed.dst(n), &[("f", "old")]);
+        fs::create_dir(bed.dst("d")).unwrap();
+        Bed::write(|n| bed.src(n), &[("f/x", "new"), ("d", "new")]);
+        let mut publisher = bed.publisher(&[]);
+        publisher.prepare();
+        // Between the look and the exchange: another inode, which an empty directory shows by nothing else.
+        let meta = fs::metadata(bed.dst(name)).unwrap();
+        fs::rename(bed.dst(name), bed.dst("kept")).unwrap();
+        if was_dir {
+            fs::create_dir(bed.dst(name)).unwrap();
+        } else {
+            fs::write(bed.dst(name), "own").unwrap();
+            set_mtime(&bed.dst(name), meta.mtime(), meta.mtime_nsec());
+        }
+        let theirs = fs::metadata(bed.dst(name)).unwrap().ino();
+        let i = publisher.step_of(&path(name)).unwrap();
+        let staged = publisher.work[i].staged.take().unwrap();
+        let rename = |flags| {
+            rustix::fs::renameat_with(staged.stage.fd(), &staged.name, publisher.root.fd(), path(name).name(), flags)
+        };
+        rename(rustix::fs::RenameFlags::EXCHANGE).unwrap();
+        let error = publisher.remove_exchanged(&publisher.steps[i], &staged, &rename).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot replace {name}: it was changed there")), "{error}");
+        assert_eq!(fs::metadata(bed.dst(name)).unwrap().ino(), theirs);
+    }
+}
