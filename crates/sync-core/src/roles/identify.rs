@@ -43,7 +43,7 @@ pub struct IdentifyOptions<'a> {
 }
 
 enum Outcome {
-    Known(Row, Identified),
+    Known(Box<(Row, Identified)>),
     Gone,
     Failed(FsError),
 }
@@ -62,7 +62,8 @@ pub fn identify(
     if !work.is_empty() {
         let jobs: Vec<(usize, Row)> = work.iter().map(|&i| (i, survey.pending[i].row.clone())).collect();
         read_all(root, &jobs, options, &mut |i, outcome| match outcome {
-            Outcome::Known(row, identified) => {
+            Outcome::Known(known) => {
+                let (row, identified) = *known;
                 let pending = &mut survey.pending[i];
                 pending.row = row;
                 pending.needs_hash = false;
@@ -133,7 +134,7 @@ fn known(mut row: Row, hashed: Hashed) -> Outcome {
     row.tuple = Some(hashed.tuple);
     row.proven = row.proven && hashed.proven;
     let Hashed { digest, size, chunks, content, .. } = hashed;
-    Outcome::Known(row, Identified { digest, size, chunks, content })
+    Outcome::Known(Box::new((row, Identified { digest, size, chunks, content })))
 }
 
 /// The entry as it is now, without its content.

@@ -202,7 +202,7 @@ pub fn survey(
     };
     walk.next = walk.rows.next_stored()?;
     let ended = fs::scan(root, &scan_options, &mut |item| {
-        if walk.survey.entries % 1024 == 0 && seen_so_far(walk.survey.entries).is_break() {
+        if walk.survey.entries.is_multiple_of(1024) && seen_so_far(walk.survey.entries).is_break() {
             return ControlFlow::Break(SurveyError::Stopped);
         }
         match walk.visit(item) {

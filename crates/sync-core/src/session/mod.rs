@@ -32,7 +32,10 @@ impl Budget {
     fn take(&mut self, entries: usize, bytes: usize) -> Result<(), ProtocolError> {
         let left = |left: u64, taken: usize| left.checked_sub(taken as u64);
         match (left(self.entries, entries), left(self.bytes, bytes)) {
-            (Some(entries), Some(bytes)) => Ok(*self = Self { entries, bytes }),
+            (Some(entries), Some(bytes)) => {
+                *self = Self { entries, bytes };
+                Ok(())
+            }
             (None, _) => Err(ProtocolError("more entries than one session may have".to_owned())),
             (_, None) => Err(ProtocolError("more bytes of paths and attributes than one session may have".to_owned())),
         }

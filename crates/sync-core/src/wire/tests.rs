@@ -346,7 +346,7 @@ fn a_list_asks_for_few_directories_and_for_none_twice() {
     let dirs = |n: usize| ToReplica::List((0..n).map(|i| path(&format!("{i:04}"))).collect());
     assert!(!refused(&dirs(MAX_DIRS)));
     assert!(refused(&dirs(MAX_DIRS + 1)), "too many");
-    assert!(!refused(&ToReplica::List(["", "a", "a/b", "a!"].map(|p| path(p)).to_vec())));
+    assert!(!refused(&ToReplica::List(["", "a", "a/b", "a!"].map(path).to_vec())));
     for bad in [["a", "a"], ["b", "a"], ["a!", "a/b"]] {
         assert!(refused(&ToReplica::List(bad.map(path).to_vec())), "{bad:?}");
     }

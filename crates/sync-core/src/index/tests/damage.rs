@@ -343,7 +343,7 @@ fn values_that_are_wrong_but_well_formed_never_pass() {
         drop(conn);
         let index = open(temp.path()).index;
         let mut cursor = index.cursor();
-        let read = cursor.as_mut().map(|cursor| cursor.next());
+        let read = cursor.as_mut().map(super::super::rows::RowCursor::next);
         assert!(matches!(read, Err(IndexError::Damaged(_))), "{sql}: {read:?}");
         drop((cursor, index));
         fs::remove_file(temp.path().join("index.db")).unwrap();

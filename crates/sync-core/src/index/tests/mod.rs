@@ -1,5 +1,7 @@
 //! The index against its own files: round trips, history, and every kind of damage.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the tests damage the files themselves")]
+
 mod damage;
 mod history;
 mod looking;

@@ -37,7 +37,7 @@ fn forty_four_thousand_rows() {
     timed("tidy", &mut || index.tidy().unwrap());
     timed("count", &mut || assert_eq!(index.row_count().unwrap(), rows.len() as u64));
     timed("quick_check", &mut || {
-        index.read(|conn| Ok(conn.query_row("PRAGMA quick_check(1)", [], |_| Ok(()))?)).unwrap()
+        index.read(|conn| Ok(conn.query_row("PRAGMA quick_check(1)", [], |_| Ok(()))?)).unwrap();
     });
     let size = std::fs::metadata(temp.path().join("index.db")).unwrap().len();
     println!("{} bytes, {} a row", size, size / rows.len() as u64);

@@ -241,7 +241,7 @@ impl Stream {
             && request.basis.is_empty()
             && let Some(content) = shared.source.ring.take(&file.digest)
         {
-            return self.from_memory(seq, content).await;
+            return self.whole_from_memory(seq, content).await;
         }
         let opened = tokio::task::block_in_place(|| Plan::open(&shared.source, request));
         let plan = match opened {
@@ -274,7 +274,7 @@ impl Stream {
         self.send_piece(Piece::End { seq }, Bytes::new()).await
     }
 
-    async fn from_memory(&mut self, seq: u64, content: Bytes) -> Result<(), StreamError> {
+    async fn whole_from_memory(&mut self, seq: u64, content: Bytes) -> Result<(), StreamError> {
         let most = self.shared.most(PIECE);
         let mut offset = 0;
         while offset < content.len() {

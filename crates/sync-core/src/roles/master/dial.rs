@@ -1,6 +1,6 @@
 //! From a destination in words to a connection with a replica behind it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
@@ -28,12 +28,12 @@ pub struct Dialed {
 
 /// Connects to a destination. A path gets a replica of its own in this process, reached over the loopback interface
 /// with the same protocol as any other.
-pub async fn dial(destination: &Destination, state_dir: &PathBuf, shutdown: &Shutdown) -> Result<Dialed, Problem> {
+pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdown) -> Result<Dialed, Problem> {
     let failed = |reason: String| Problem { path: None, reason };
     match destination {
         Destination::Path(path) => {
             let ends = Loopback::open(Settings::default()).await.map_err(|e| failed(e.to_string()))?;
-            let share = replica::Share::embedded(path.clone(), state_dir.clone());
+            let share = replica::Share::embedded(path.clone(), state_dir.to_owned());
             let shares = Arc::new(replica::Shares::only(share));
             let embedded = tokio::spawn(replica::serve(ends.accepted, shares, shutdown.clone()));
             let place = place::resolve(path).unwrap_or_else(|_| path.clone());

@@ -194,7 +194,7 @@ fn read_once(
         return Err(PushError::Stopped);
     }
     let hashed = started.elapsed().saturating_sub(scanned);
-    let failures = source.report_failures(&survey, monitor);
+    let failures = Source::report_failures(&survey, monitor);
     let committed = Arc::new(source.commit(survey, scanned, hashed)?);
     tell(SourceEvent::Committed(Arc::clone(&committed)));
     Ok((committed.minted.clone(), failures))

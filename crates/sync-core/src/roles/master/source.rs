@@ -191,7 +191,7 @@ impl Source {
     }
 
     /// Tells the monitor what could not be read, and how many problems that makes.
-    pub fn report_failures(&self, survey: &Survey, monitor: &dyn Monitor) -> u64 {
+    pub fn report_failures(survey: &Survey, monitor: &dyn Monitor) -> u64 {
         for failure in &survey.failures {
             monitor.problem(None, &failure.to_problem());
         }
