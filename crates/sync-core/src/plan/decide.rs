@@ -44,14 +44,14 @@ pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
     let mut plan = Plan::default();
     let changes = expand(changes, now);
     let missing = missing(&changes, now);
-    let mut movable: HashSet<&RelPath> = leaving_inodes(&changes, &missing, now);
+    let mut sources = Sources { movable: leaving_inodes(&changes, &missing, now), looked_at: HashMap::new() };
     for (path, wanted) in &changes {
         if missing.contains(path) {
             plan.missing.push(path.clone());
             continue;
         }
         // Nothing makes room for what does not come.
-        if wanted.is_none() && has_above(path, &|dir| missing.contains(dir)) {
+        if wanted.is_none() && is_beneath_any(path, &missing) {
             continue;
         }
         let old = now.rows.get(path);
@@ -68,7 +68,7 @@ pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
                 }
                 continue;
             }
-            Some(new) => choose(path, new, old, now, &mut movable),
+            Some(new) => choose(path, new, old, now, &mut sources),
         };
         plan.steps.push(Step { path: path.clone(), old: old.cloned(), new: wanted.clone(), action });
     }
@@ -105,6 +105,10 @@ fn has_above(path: &RelPath, is_one: &dyn Fn(&RelPath) -> bool) -> bool {
         above = dir.parent();
     }
     false
+}
+
+fn is_beneath_any(path: &RelPath, dirs: &HashSet<RelPath>) -> bool {
+    !dirs.is_empty() && has_above(path, &|dir| dirs.contains(dir))
 }
 
 /// Files whose content is nowhere, and the names that shall be links to them. They stay what they are, so their inodes
@@ -144,9 +148,37 @@ fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &Situa
         .iter()
         .filter(|(_, row)| row.entry.content().is_some() && row.entry.link.is_none() && row.tuple.is_some())
         .filter(|(path, row)| changes.get(*path).is_some_and(|wanted| leaves(row, wanted)))
-        .filter(|(path, _)| !missing.contains(*path) && !has_above(path, &|dir| missing.contains(dir)))
+        .filter(|(path, _)| !missing.contains(*path) && !is_beneath_any(path, missing))
         .map(|(path, _)| path)
         .collect()
+}
+
+/// Inodes that may be taken over.
+struct Sources<'a> {
+    /// By the name they lose.
+    movable: HashSet<&'a RelPath>,
+    /// Of each content, how many of its sources need not be looked at again: with thousands of equal files, each is
+    /// looked at once.
+    looked_at: HashMap<Digest, usize>,
+}
+
+impl<'a> Sources<'a> {
+    /// The next free inode among `all` that is not the one at `path`.
+    fn take(&mut self, digest: Digest, all: &'a [RelPath], path: &RelPath) -> Option<&'a RelPath> {
+        let looked_at = self.looked_at.entry(digest).or_default();
+        while let Some(from) = all.get(*looked_at) {
+            if from == path {
+                // It may serve another name: look behind it, but do not pass it.
+                let behind = all[*looked_at + 1..].iter().find(|from| self.movable.contains(from));
+                return behind.filter(|from| self.movable.remove(from));
+            }
+            *looked_at += 1;
+            if self.movable.remove(from) {
+                return Some(from);
+            }
+        }
+        None
+    }
 }
 
 /// How an entry is made whose content, if it has any, is staged or among the sources.
@@ -155,7 +187,7 @@ fn choose<'a>(
     new: &Entry,
     old: Option<&Row>,
     now: &'a Situation<'_>,
-    movable: &mut HashSet<&'a RelPath>,
+    sources: &mut Sources<'a>,
 ) -> Action {
     if let Some(first) = &new.link {
         return Action::Link { first: first.clone() };
@@ -166,14 +198,11 @@ fn choose<'a>(
     match &new.kind {
         Kind::Dir => Action::MakeDir,
         Kind::File { size: 1.., digest } if !(now.staged)(digest) => {
-            let sources = now.sources.get(digest).map_or(&[][..], Vec::as_slice);
+            let all = now.sources.get(digest).map_or(&[][..], Vec::as_slice);
             // A name that leaves a hard-link group but keeps its content copies itself.
-            match sources.iter().find(|from| *from != path && movable.contains(from)) {
-                Some(from) => {
-                    movable.remove(from);
-                    Action::Move { from: from.clone() }
-                }
-                None => sources.first().map_or(Action::Content, |from| Action::Copy { from: from.clone() }),
+            match sources.take(*digest, all, path) {
+                Some(from) => Action::Move { from: from.clone() },
+                None => all.first().map_or(Action::Content, |from| Action::Copy { from: from.clone() }),
             }
         }
         Kind::File { size: 1.., .. } => Action::Content,
@@ -197,6 +226,9 @@ fn same_body(old: &Kind, new: &Kind) -> bool {
 
 /// Deletes that lose something: a name whose very entry appears elsewhere in the same plan was renamed.
 fn count_deletes(steps: &[Step]) -> u64 {
+    if !steps.iter().any(|step| step.action == Action::Delete) {
+        return 0;
+    }
     let mut sources: HashSet<&RelPath> = HashSet::new();
     let mut appearing: HashMap<Digest, u64> = HashMap::new();
     for step in steps {
@@ -226,5 +258,8 @@ fn count_deletes(steps: &[Step]) -> u64 {
 
 /// An entry's identity apart from the names in its hard-link group.
 fn nameless(entry: &Entry) -> Digest {
-    Entry { link: None, ..entry.clone() }.hash()
+    match entry.link {
+        None => entry.hash(),
+        Some(_) => Entry { link: None, ..entry.clone() }.hash(),
+    }
 }
