@@ -363,3 +363,25 @@ fn an_embedded_push_and_a_daemon_exclude_each_other() {
         assert!(to_a.is_empty() || to_b.is_empty(), "a mix: {:?} {:?}\n{first}\n{second}", &to_a[0], &to_b[0]);
     }
 }
+
+#[test]
+fn a_signal_while_new_contents_are_read_leaves_nothing() {
+    // Contents are staged while the source is still being read; what is staged goes again when the reading is cut.
+    let scratch = Scratch::new();
+    for i in 0..2500_u64 {
+        write(scratch.src().join(format!("d{}/f{i}", i % 20)), noise(i, 60_000));
+    }
+    let mut cut = 0;
+    for moment in 1..7_u32 {
+        let dst = scratch.path(format!("dst{moment}"));
+        let mut push = push_with(&scratch.path(format!("state{moment}")), &scratch.src(), &[&dst]).start();
+        std::thread::sleep(Duration::from_millis(90) * moment);
+        push.signal(Signal::INT);
+        let ran = push.wait().one_of(&[0, 130]);
+        cut += u32::from(!ran.status.success());
+        if dst.exists() {
+            assert_no_differences(&format!("left after a signal\n{ran}"), &leftovers(&snapshot(&dst)));
+        }
+    }
+    assert!(cut >= 2, "only {cut} pushes were cut");
+}

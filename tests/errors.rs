@@ -478,3 +478,21 @@ fn one_failure_never_stops_the_others() {
     push().ok();
     exact_and_clean(&src, &dst);
 }
+
+#[test]
+fn a_source_that_is_not_mounted_is_no_empty_source() {
+    let name = "a_source_that_is_not_mounted_is_no_empty_source";
+    let scratch = Scratch::new();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.dst());
+    mount_tmpfs(&src, "size=8m");
+    many(&src, 20, 1);
+    scratch.push().ok();
+    let before = snapshot(&dst);
+    unmount(&src);
+    scratch.push().code(1).says("not mounted");
+    assert_untouched(&before, &snapshot(&dst));
+    // Whoever means it says so.
+    scratch.push().arg("--checksum").ok();
+    exact_and_clean(&src, &dst);
+}
