@@ -1,5 +1,5 @@
-//! The two roles of a push, and what both do with a tree and its index. The only place that joins the adapters, and the
-//! only one with tasks in it.
+//! The two roles of a push, and what both do with a tree and its index. The only place that joins the adapters;
+//! the tasks of a session live here, those of a connection in `transport`.
 
 // Roles drive the adapters: they measure phases with the clock and check paths of a request before a root is open.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]

@@ -5,14 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::{Envelope, MAX_DIRS, MAX_ITEMS, WireError, envelope, malformed, open};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
+use crate::filter::MAX_RULES;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
-
-/// Most filter rules in a hello.
-pub const MAX_RULES: usize = 10_000;
 
 /// Longest share name in bytes.
 const MAX_SHARE: usize = 64;

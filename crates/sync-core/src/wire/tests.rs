@@ -4,6 +4,7 @@ use super::*;
 use crate::chunk::ChunkRef;
 use crate::compress::{Compressor, decompress};
 use crate::diff::Child;
+use crate::filter::MAX_RULES;
 use crate::filter::Rule;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Lineage, Time, Version, VersionId};
