@@ -10,6 +10,7 @@ use rustix::io::{Errno, pread, read};
 use super::clock;
 use super::error::{FsError, is_gone};
 use super::root::Root;
+use super::stat::Stat;
 use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
 use crate::hash::Digest;
 use crate::manifest::Tuple;
@@ -39,7 +40,7 @@ pub struct Hashed {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// The chunks, for a file of at least [`MIN_DELTA`] bytes.
+    /// The chunks, if they were asked for and the file has at least [`MIN_DELTA`] bytes.
     pub chunks: Option<Vec<ChunkRef>>,
     /// The content itself, if it was small enough to keep.
     pub content: Option<Vec<u8>>,
@@ -49,71 +50,83 @@ pub struct Hashed {
     pub proven: bool,
 }
 
-/// Reads and hashes the file at `path`, which was seen as `expected`; keeps the content if it has at most `keep`
-/// bytes. `progress` is told the bytes of each piece; `cancel` ends the reading within a mebibyte.
+/// How to read a content, and what to make of it.
+pub struct Reading<'a> {
+    /// Contents of at most this many bytes are kept.
+    pub keep: u64,
+    /// Whether to cut it into chunks, if it has at least [`MIN_DELTA`] bytes.
+    pub chunked: bool,
+    /// Ends the reading within a mebibyte when it turns true.
+    pub cancel: &'a AtomicBool,
+    /// Is told the bytes of each piece.
+    pub progress: &'a dyn Fn(u64),
+}
+
+/// Reads and hashes the file at `path`, which was seen as `expected`.
 ///
 /// A store through an `mmap` into a page that is already dirty changes no time stamp, and so is not noticed here.
 ///
+/// Four system calls for a file of up to a mebibyte: open, read, statx, close.
+///
 /// # Errors
 /// [`ReadError::Changed`] if the file is not `expected`, before or after; retrying is up to the caller.
-pub fn hash_file(
-    root: &Root,
-    path: &RelPath,
-    expected: &Tuple,
-    keep: u64,
-    cancel: &AtomicBool,
-    progress: &dyn Fn(u64),
-) -> Result<Hashed, ReadError> {
-    // Before the first look at the file: a write at this moment or later leaves a younger stamp than this.
+pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_>) -> Result<Hashed, ReadError> {
+    // Before the file is opened: a write at this moment or later leaves a younger stamp than this.
     let start = clock::now();
-    let file = SourceFile::open(root, path, expected)?;
+    let file = SourceFile::open_unseen(root, path, expected)?;
     let size = expected.size;
-    let mut sink = Sink::new(size, keep);
-    let capacity = usize::try_from(size.saturating_add(1).min(PIECE)).unwrap_or(1);
-    let mut piece = Vec::with_capacity(capacity);
+    let kept = size <= how.keep;
+    let mut sink = Sink::new(size, how.chunked);
+    let mut piece = Vec::with_capacity(usize::try_from(if kept { size } else { size.min(PIECE) }).unwrap_or(1));
     if size > PIECE {
         // Only a hint: without it the reading is slower.
         let _ = fadvise(&file.fd, 0, None, Advice::Sequential);
     }
     let mut total = 0;
     while total < size {
-        if cancel.load(Ordering::Relaxed) {
+        if how.cancel.load(Ordering::Relaxed) {
             return Err(ReadError::Cancelled);
         }
-        piece.clear();
-        let len = match read(&file.fd, spare_capacity(&mut piece)) {
+        if !kept {
+            piece.clear();
+        }
+        let begin = piece.len();
+        match read(&file.fd, spare_capacity(&mut piece)) {
             Ok(0) => return Err(ReadError::Changed),
-            Ok(len) => len as u64,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(FsError::new("read", path, errno).into()),
-        };
-        total += len;
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                // What cannot be read may be something else by now, a directory say.
+                file.verify(root)?;
+                return Err(FsError::new("read", path, errno).into());
+            }
+        }
+        let read = &piece[begin..];
+        total += read.len() as u64;
         if total > size {
             return Err(ReadError::Changed);
         }
-        sink.take(&piece);
-        progress(len);
+        sink.take(read);
+        (how.progress)(read.len() as u64);
     }
-    file.verify(root)?;
-    let (digest, chunks, content) = sink.finish();
-    let proven = clock::settled(expected.ctime, start, file.remote);
-    Ok(Hashed { digest, size, chunks, content, tuple: *expected, proven })
+    // The look before the reading was the one that gave `expected`: whatever came between shows now.
+    let stat = file.look(root)?;
+    let (digest, chunks) = sink.finish();
+    let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
+    Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), tuple: *expected, proven })
 }
 
 /// Everything that is made of a content while it streams by.
 struct Sink {
     hasher: blake3::Hasher,
     chunker: Option<(Chunker, Vec<ChunkRef>)>,
-    content: Option<Vec<u8>>,
 }
 
 impl Sink {
-    fn new(size: u64, keep: u64) -> Self {
-        let kept = if size <= keep { usize::try_from(size).ok() } else { None };
+    fn new(size: u64, chunked: bool) -> Self {
+        let chunked = chunked && size >= MIN_DELTA;
         Self {
             hasher: blake3::Hasher::new(),
-            chunker: (size >= MIN_DELTA).then(|| (Chunker::new(Chunking::for_size(size)), Vec::new())),
-            content: kept.map(Vec::with_capacity),
+            chunker: chunked.then(|| (Chunker::new(Chunking::for_size(size)), Vec::new())),
         }
     }
 
@@ -122,17 +135,14 @@ impl Sink {
         if let Some((chunker, chunks)) = &mut self.chunker {
             chunker.push(bytes, &mut |chunk| chunks.push(chunk));
         }
-        if let Some(content) = &mut self.content {
-            content.extend_from_slice(bytes);
-        }
     }
 
-    fn finish(self) -> (Digest, Option<Vec<ChunkRef>>, Option<Vec<u8>>) {
+    fn finish(self) -> (Digest, Option<Vec<ChunkRef>>) {
         let chunks = self.chunker.map(|(mut chunker, mut chunks)| {
             chunker.finish(&mut |chunk| chunks.push(chunk));
             chunks
         });
-        (self.hasher.finalize().into(), chunks, self.content)
+        (self.hasher.finalize().into(), chunks)
     }
 }
 
@@ -142,7 +152,6 @@ pub struct SourceFile {
     fd: OwnedFd,
     path: RelPath,
     expected: Tuple,
-    remote: bool,
 }
 
 impl SourceFile {
@@ -151,6 +160,13 @@ impl SourceFile {
     /// # Errors
     /// [`ReadError::Changed`] if there is something else or nothing there.
     pub fn open(root: &Root, path: &RelPath, expected: &Tuple) -> Result<Self, ReadError> {
+        let file = Self::open_unseen(root, path, expected)?;
+        file.verify(root)?;
+        Ok(file)
+    }
+
+    /// Opens whatever is at `path` now: to be verified after the reading at the latest.
+    fn open_unseen(root: &Root, path: &RelPath, expected: &Tuple) -> Result<Self, ReadError> {
         let Some(parent) = path.parent() else { return Err(ReadError::Changed) };
         let dir = match root.dir(&parent) {
             Ok(dir) => dir,
@@ -175,13 +191,7 @@ impl SourceFile {
                 Err(errno) => return Err(FsError::new("open", path, errno).into()),
             }
         };
-        let mut file = Self { fd, path: path.clone(), expected: *expected, remote: false };
-        let stat = root.stat_fd(&file.fd).map_err(|errno| FsError::new("look at", path, errno))?;
-        if !stat.is_file() || stat.tuple != *expected {
-            return Err(ReadError::Changed);
-        }
-        file.remote = root.is_remote(&stat);
-        Ok(file)
+        Ok(Self { fd, path: path.clone(), expected: *expected })
     }
 
     /// Fills `buffer` with what the file holds from `offset` on. Believe it only after [`SourceFile::verify`].
@@ -206,8 +216,12 @@ impl SourceFile {
     /// # Errors
     /// [`ReadError::Changed`] if not.
     pub fn verify(&self, root: &Root) -> Result<(), ReadError> {
+        self.look(root).map(drop)
+    }
+
+    fn look(&self, root: &Root) -> Result<Stat, ReadError> {
         match root.stat_fd(self.fd.as_fd()) {
-            Ok(stat) if stat.tuple == self.expected => Ok(()),
+            Ok(stat) if stat.is_file() && stat.tuple == self.expected => Ok(stat),
             Ok(_) => Err(ReadError::Changed),
             Err(errno) => Err(FsError::new("look at", &self.path, errno).into()),
         }

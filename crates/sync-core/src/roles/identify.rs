@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::chunk::ChunkRef;
-use crate::fs::{self, FsError, Hashed, ReadError, Root};
+use crate::fs::{self, FsError, Hashed, ReadError, Reading, Root};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Row, Tuple};
 use crate::path::RelPath;
@@ -20,13 +20,19 @@ const TRIES: u32 = 4;
 /// How long to wait before the next try, times the number of tries so far.
 const PAUSE: Duration = Duration::from_millis(30);
 
+/// Files that a thread takes at once.
+const JOBS_AT_ONCE: usize = 32;
+
+/// Bytes after which it takes no more.
+const BYTES_AT_ONCE: u64 = 256 << 10;
+
 /// What is known of a file once it was read.
 pub struct Identified {
     /// The content.
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// The chunks, for a file large enough for a delta.
+    /// The chunks, if they were asked for and the file is large enough for a delta.
     pub chunks: Option<Vec<ChunkRef>>,
     /// The bytes themselves, for a file small enough to keep.
     pub content: Option<Vec<u8>>,
@@ -36,14 +42,26 @@ pub struct Identified {
 pub struct IdentifyOptions<'a> {
     /// Contents up to this many bytes are handed over as they were read.
     pub keep: u64,
+    /// Which contents to cut into chunks.
+    pub chunked: &'a (dyn Fn(&Pending) -> bool + Sync),
     /// Turns true when the work is to end early.
     pub stop: &'a AtomicBool,
     /// Is told bytes as they are read, from any thread.
     pub read: &'a (dyn Fn(u64) + Sync),
 }
 
+/// A file to read.
+struct Job {
+    /// Which of the pending rows.
+    i: usize,
+    path: RelPath,
+    tuple: Tuple,
+    chunked: bool,
+}
+
 enum Outcome {
-    Known(Box<(Row, Identified)>),
+    /// What was read, and the entry if the file had changed since the survey.
+    Known(Hashed, Option<Box<Entry>>),
     Gone,
     Failed(FsError),
 }
@@ -56,17 +74,14 @@ pub fn identify(
     options: &IdentifyOptions<'_>,
     found: &mut dyn FnMut(&Pending, Identified),
 ) {
-    let work: Vec<usize> =
-        survey.pending.iter().enumerate().filter(|(_, p)| p.needs_hash && !is_member(p)).map(|(i, _)| i).collect();
+    let jobs = survey.pending.iter().enumerate().filter(|(_, p)| p.needs_hash && !is_member(p));
+    let jobs: Vec<Job> = jobs.filter_map(|(i, pending)| Job::new(i, pending, options)).collect();
     let mut failed: Vec<(usize, Option<FsError>)> = Vec::new();
-    if !work.is_empty() {
-        let jobs: Vec<(usize, Row)> = work.iter().map(|&i| (i, survey.pending[i].row.clone())).collect();
+    if !jobs.is_empty() {
         read_all(root, &jobs, options, &mut |i, outcome| match outcome {
-            Outcome::Known(known) => {
-                let (row, identified) = *known;
+            Outcome::Known(hashed, entry) => {
                 let pending = &mut survey.pending[i];
-                pending.row = row;
-                pending.needs_hash = false;
+                let identified = complete(pending, hashed, entry);
                 found(pending, identified);
             }
             Outcome::Gone => failed.push((i, None)),
@@ -77,64 +92,95 @@ pub fn identify(
     drop_failed(survey, failed);
 }
 
+impl Job {
+    fn new(i: usize, pending: &Pending, options: &IdentifyOptions<'_>) -> Option<Self> {
+        let Row { path, tuple, .. } = &pending.row;
+        Some(Self { i, path: path.clone(), tuple: (*tuple)?, chunked: (options.chunked)(pending) })
+    }
+}
+
 fn is_member(pending: &Pending) -> bool {
     pending.row.entry.link.is_some()
 }
 
-fn read_all(root: &Root, jobs: &[(usize, Row)], options: &IdentifyOptions<'_>, done: &mut dyn FnMut(usize, Outcome)) {
-    let next = AtomicUsize::new(0);
+/// Calls `done` with the outcome of each job, some at a time.
+fn read_all(root: &Root, jobs: &[Job], options: &IdentifyOptions<'_>, done: &mut dyn FnMut(usize, Outcome)) {
+    let left = Mutex::new(jobs);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(8)).min(jobs.len());
     // A short queue: what is read ahead of its consumer is memory.
-    let (sender, outcomes) = mpsc::sync_channel(16);
+    let (sender, outcomes) = mpsc::sync_channel(4);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
+            let (sender, left) = (sender.clone(), &left);
             scope.spawn(move || {
-                while let Some((i, row)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if options.stop.load(Ordering::Relaxed) || sender.send((*i, read(root, row, options))).is_err() {
+                loop {
+                    let some = take_some(&mut left.lock().unwrap_or_else(PoisonError::into_inner));
+                    let outcomes: Vec<_> = some.iter().map_while(|job| read_unless_stopped(root, job, options)).collect();
+                    if outcomes.is_empty() || sender.send(outcomes).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(sender);
-        for (i, outcome) in outcomes {
-            done(i, outcome);
+        for outcomes in outcomes {
+            outcomes.into_iter().for_each(|(i, outcome)| done(i, outcome));
         }
     });
 }
 
+/// Takes the next files, as many as make a good portion.
+fn take_some<'a>(left: &mut &'a [Job]) -> &'a [Job] {
+    let mut bytes = 0;
+    let enough = left.iter().take(JOBS_AT_ONCE).position(|job| {
+        bytes += job.tuple.size;
+        bytes >= BYTES_AT_ONCE
+    });
+    let (some, rest) = left.split_at(enough.map_or(JOBS_AT_ONCE, |last| last + 1).min(left.len()));
+    *left = rest;
+    some
+}
+
+fn read_unless_stopped(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Option<(usize, Outcome)> {
+    (!options.stop.load(Ordering::Relaxed)).then(|| (job.i, read(root, job, options)))
+}
+
 /// Reads one file; looks at it anew when it changed under the reading.
-fn read(root: &Root, row: &Row, options: &IdentifyOptions<'_>) -> Outcome {
-    let mut row = row.clone();
+fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
+    let (path, mut tuple, mut entry) = (&job.path, job.tuple, None);
+    let how = Reading { keep: options.keep, chunked: job.chunked, cancel: options.stop, progress: options.read };
     for attempt in 1..=TRIES {
-        let Some(tuple) = row.tuple else { return Outcome::Gone };
-        match fs::hash_file(root, &row.path, &tuple, options.keep, options.stop, options.read) {
-            Ok(hashed) => return known(row, hashed),
+        match fs::hash_file(root, path, &tuple, &how) {
+            Ok(hashed) => return Outcome::Known(hashed, entry),
             Err(ReadError::Fs(error)) if error.is_gone() => return Outcome::Gone,
             Err(ReadError::Fs(error)) => return Outcome::Failed(error),
             Err(ReadError::Changed | ReadError::Cancelled) => {}
         }
         std::thread::sleep(PAUSE * attempt);
-        match look_again(root, &row.path) {
-            Ok(Some((entry, tuple))) if matches!(entry.kind, Kind::File { .. }) => {
-                row.entry = Entry { link: row.entry.link.take(), ..entry };
-                row.tuple = Some(tuple);
+        match look_again(root, path) {
+            Ok(Some((now, seen))) if matches!(now.kind, Kind::File { .. }) => {
+                entry = Some(Box::new(now));
+                tuple = seen;
             }
             Ok(Some(_)) => break,
             Ok(None) => return Outcome::Gone,
             Err(error) => return Outcome::Failed(error),
         }
     }
-    Outcome::Failed(FsError::because("read", &row.path, "it keeps changing while it is read; push again when it rests"))
+    Outcome::Failed(FsError::because("read", path, "it keeps changing while it is read; push again when it rests"))
 }
 
-fn known(mut row: Row, hashed: Hashed) -> Outcome {
-    row.entry.kind = Kind::File { size: hashed.size, digest: hashed.digest };
-    row.tuple = Some(hashed.tuple);
-    row.proven = row.proven && hashed.proven;
-    let Hashed { digest, size, chunks, content, .. } = hashed;
-    Outcome::Known(Box::new((row, Identified { digest, size, chunks, content })))
+fn complete(pending: &mut Pending, hashed: Hashed, entry: Option<Box<Entry>>) -> Identified {
+    let Hashed { digest, size, chunks, content, tuple, proven } = hashed;
+    let row = &mut pending.row;
+    if let Some(entry) = entry {
+        row.entry = Entry { link: row.entry.link.take(), ..*entry };
+    }
+    row.entry.kind = Kind::File { size, digest };
+    row.tuple = Some(tuple);
+    row.proven = row.proven && proven;
+    pending.needs_hash = false;
+    Identified { digest, size, chunks, content }
 }
 
 /// The entry as it is now, without its content.

@@ -20,6 +20,10 @@ fn x() -> RelPath {
     RelPath::new("x").unwrap()
 }
 
+fn reading<'a>(keep: u64, cancel: &'a AtomicBool, progress: &'a dyn Fn(u64)) -> Reading<'a> {
+    Reading { keep, chunked: true, cancel, progress }
+}
+
 impl Place {
     fn write(&self, bytes: &[u8]) -> Tuple {
         fs::write(self.top.path().join("x"), bytes).unwrap();
@@ -31,7 +35,7 @@ impl Place {
     }
 
     fn hash(&self, expected: &Tuple, keep: u64, progress: &dyn Fn(u64)) -> Result<Hashed, ReadError> {
-        hash_file(&self.root, &x(), expected, keep, &AtomicBool::new(false), progress)
+        hash_file(&self.root, &x(), expected, &reading(keep, &AtomicBool::new(false), progress))
     }
 }
 
@@ -131,10 +135,11 @@ fn cancelled_before_it_is_done() {
     let tuple = place.write(&vec![0; 4 << 20]);
     let cancel = AtomicBool::new(false);
     let told = std::cell::Cell::new(0);
-    let result = hash_file(&place.root, &x(), &tuple, 0, &cancel, &|n| {
+    let progress = |n| {
         told.set(told.get() + n);
         cancel.store(true, Ordering::Relaxed);
-    });
+    };
+    let result = hash_file(&place.root, &x(), &tuple, &reading(0, &cancel, &progress));
     assert!(matches!(result, Err(ReadError::Cancelled)));
     assert_eq!(told.get(), PIECE);
 }
@@ -181,7 +186,7 @@ fn a_directory_flipped_to_a_link_never_leads_a_reading_outside() {
             place.root.forget(&RelPath::root());
             // What a look finds there at this moment: ours or nothing, and never what is outside.
             let seen = place.root.stat(&path).ok().flatten().map_or(ours, |stat| stat.tuple);
-            match hash_file(&place.root, &path, &seen, 100, &AtomicBool::new(false), &|_| {}) {
+            match hash_file(&place.root, &path, &seen, &reading(100, &AtomicBool::new(false), &|_| {})) {
                 Ok(hashed) if hashed.content.as_deref() == Some(b"public") => read += 1,
                 Err(ReadError::Changed) => refused += 1,
                 other => {

@@ -15,7 +15,7 @@ use super::meter::Meter;
 use super::ring::Ring;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
-use crate::fs::{self, ReadError, Reserved, Root, SourceFile, StateDir};
+use crate::fs::{self, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
 use crate::index::{Counts, Index, IndexError, Next};
 use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
@@ -162,7 +162,10 @@ impl Source {
         offer: &mut dyn FnMut(Option<Offered>, bool),
     ) {
         meter.to_hash(survey.bytes_to_hash());
-        let options = IdentifyOptions { keep: KEEP, stop, read: &|bytes| meter.hashed(bytes) };
+        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before.
+        let chunked =
+            |p: &Pending| p.old_content.is_some() || p.row.entry.content().is_some_and(|(size, _)| size > PART_MIN);
+        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
         let mut batch_bytes = 0;
         identify(&self.root, survey, &options, &mut |pending, identified| {
             let new = self.keep(pending, identified);
