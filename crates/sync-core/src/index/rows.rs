@@ -49,6 +49,26 @@ pub struct RowCursor {
     inner: Arc<Inner>,
 }
 
+/// The rows as they were at one moment, whatever is written meanwhile, even by a transaction of this process that is
+/// still open.
+pub struct Snapshot {
+    conn: Connection,
+    // Last, so that the connection above is closed while the index still holds its lock.
+    inner: Arc<Inner>,
+}
+
+impl Snapshot {
+    /// The row of one path.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be read, or is not what was written.
+    pub fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
+        let found =
+            find(&self.conn, path, &mut Summer::default()).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        Ok(found.map(|stored| stored.row))
+    }
+}
+
 impl RowCursor {
     fn new(inner: Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
         let conn = inner.snapshot()?;
@@ -125,6 +145,17 @@ impl RowCursor {
 }
 
 impl Index {
+    /// The rows as they are now.
+    ///
+    /// # Errors
+    /// [`IndexError`] if they cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, IndexError> {
+        let snapshot = Snapshot { conn: self.inner.snapshot()?, inner: Arc::clone(&self.inner) };
+        // The first read is what fixes it.
+        snapshot.row(&RelPath::root())?;
+        Ok(snapshot)
+    }
+
     /// Every row in tree order, to be pulled; see [`RowCursor`].
     ///
     /// # Errors

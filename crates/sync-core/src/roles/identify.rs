@@ -115,7 +115,8 @@ fn read_all(root: &Root, jobs: &[Job], options: &IdentifyOptions<'_>, done: &mut
             scope.spawn(move || {
                 loop {
                     let some = take_some(&mut left.lock().unwrap_or_else(PoisonError::into_inner));
-                    let outcomes: Vec<_> = some.iter().map_while(|job| read_unless_stopped(root, job, options)).collect();
+                    let outcomes: Vec<_> =
+                        some.iter().map_while(|job| read_unless_stopped(root, job, options)).collect();
                     if outcomes.is_empty() || sender.send(outcomes).is_err() {
                         return;
                     }

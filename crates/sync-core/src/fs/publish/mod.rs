@@ -2,7 +2,8 @@
 //!
 //! [`Publisher::prepare`] does everything that takes time, in staging. After a flush, [`Publisher::publish`] only
 //! renames, links, unlinks and sets metadata, so that a crash in between leaves each visible file old or new. After
-//! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe.
+//! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe; with
+//! [`Publisher::tell_early`] most names are looked at before, while others are still being renamed.
 //!
 //! The disk alone decides: before each change the entry is compared with what the index said about it, and where they
 //! differ the entry is left alone and reported. One failed path never stops the others.
@@ -58,7 +59,12 @@ pub struct Publisher {
     touched: BTreeMap<RelPath, Refused>,
     /// The directory whose entries are being changed.
     here: Option<RelPath>,
+    /// Is told what was observed already while the rest is still being published.
+    early: Option<Tell>,
 }
+
+/// Takes observations, some at a time.
+pub type Tell = Box<dyn FnMut(Vec<Observed>) + Send>;
 
 /// How far a step got.
 #[derive(Debug, Default)]
@@ -75,6 +81,8 @@ enum Fate {
     Open,
     Failed,
     Done,
+    /// Done, looked at, and told.
+    Told,
 }
 
 /// An inode in staging.
@@ -114,7 +122,14 @@ impl Publisher {
             inodes: Inodes::default(),
             touched: BTreeMap::new(),
             here: None,
+            early: None,
         }
+    }
+
+    /// Has most of what is published observed while publishing goes on, so that writing it down need not wait for the
+    /// end; [`Publisher::observe`] gives the rest. A transaction it is written to must not end before the last flush.
+    pub fn tell_early(&mut self, tell: Tell) {
+        self.early = Some(tell);
     }
 
     /// Every path that publishing may change: those of the steps, their directories, and other names of their inodes

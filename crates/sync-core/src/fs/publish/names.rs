@@ -15,6 +15,9 @@ use crate::manifest::{Entry, Refused, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
+/// Steps after which those before the last so many are observed: the clock of time stamps has moved on since.
+const OBSERVED_AT_ONCE: usize = 2048;
+
 /// What stands at a name before.
 enum There {
     Nothing,
@@ -215,6 +218,9 @@ impl Publisher {
     pub(super) fn place_all(&mut self, steps: &[Step]) {
         let mut blocked: Option<RelPath> = None;
         for (i, step) in steps.iter().enumerate() {
+            if i.is_multiple_of(OBSERVED_AT_ONCE) {
+                self.observe_early(i.saturating_sub(2 * OBSERVED_AT_ONCE)..i.saturating_sub(OBSERVED_AT_ONCE));
+            }
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
                 if self.work[i].fate == Fate::Open {

@@ -1,11 +1,12 @@
 //! What is on disk after publishing, for the index.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Fate, Publisher, is_delete};
+use super::{Fate, Publisher, inode, is_delete};
 use crate::fs::clock;
 use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
@@ -47,18 +48,8 @@ impl Publisher {
             if self.work[i].fate != Fate::Done {
                 continue;
             }
-            let mut refused = self.work[i].refused;
-            refused.add(self.refused_with(step, refused));
-            let gone = is_delete(step) || refused.has(Refused::DEVICE);
-            let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
-                seen.push(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
-                continue;
-            };
-            match self.look(&step.path, entry, refused, now) {
-                Ok(observed) => {
-                    let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
-                    seen.push(Observed { mount, ..observed });
-                }
+            match self.look_at_step(i, step, now) {
+                Ok(observed) => seen.push(observed),
                 Err(error) => self.fail(i, error),
             }
         }
@@ -75,6 +66,45 @@ impl Publisher {
         }
         seen.sort_by(|a, b| a.path.cmp(&b.path));
         seen
+    }
+
+    /// Looks at those of some steps that nothing will touch again, if that proves them now; the others have time.
+    pub(super) fn observe_early(&mut self, some: Range<usize>) {
+        let Some(mut tell) = self.early.take() else { return };
+        let now = clock::now();
+        let steps = Arc::clone(&self.steps);
+        let mut seen = Vec::with_capacity(some.len());
+        for i in some {
+            let step = &steps[i];
+            // A directory is still being filled; an inode with several names may get another one.
+            let is_new = matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make);
+            if !is_new || self.work[i].fate != Fate::Done {
+                continue;
+            }
+            let looked = self.look_at_step(i, step, now).ok();
+            let settled = |seen: &Observed| {
+                seen.proven && seen.tuple.is_some_and(|tuple| !self.inodes.ours.contains_key(&inode(&tuple)))
+            };
+            if let Some(observed) = looked.filter(settled) {
+                seen.push(observed);
+                self.work[i].fate = Fate::Told;
+            }
+        }
+        tell(seen);
+        self.early = Some(tell);
+    }
+
+    /// Looks at the outcome of a step.
+    fn look_at_step(&self, i: usize, step: &Step, now: Time) -> Result<Observed, FsError> {
+        let mut refused = self.work[i].refused;
+        refused.add(self.refused_with(step, refused));
+        let gone = is_delete(step) || refused.has(Refused::DEVICE);
+        let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
+            return Ok(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
+        };
+        let observed = self.look(&step.path, entry, refused, now)?;
+        let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
+        Ok(Observed { mount, ..observed })
     }
 
     /// What the kernel refused of the inode that the step linked to: its attributes are those of every name.

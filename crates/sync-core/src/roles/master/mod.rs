@@ -197,6 +197,8 @@ fn read_once(
     let failures = Source::report_failures(&survey, monitor);
     let committed = Arc::new(source.commit(survey, scanned, hashed)?);
     tell(SourceEvent::Committed(Arc::clone(&committed)));
+    // While the destinations publish.
+    source.index.tidy()?;
     Ok((committed.minted.clone(), failures))
 }
 

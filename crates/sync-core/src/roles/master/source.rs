@@ -221,7 +221,6 @@ impl Source {
             }
             None => self.publish(&pending, &gone, tree.root, entries)?,
         };
-        self.index.tidy()?;
         let minted = (!self.policy.dry_run).then(|| version.clone());
         Ok(Committed { version, minted, holds, tree, entries, scan, hash })
     }

@@ -1,14 +1,16 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::ScopedJoinHandle;
 
+use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
-use crate::fs::{FsError, Known, Observed, Publisher};
+use crate::fs::{FsError, Known, Observed, Publisher, Staging};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Intent, Stand};
-use crate::manifest::{Entry, Holds, Refused, Row, Tuple};
+use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
+use crate::manifest::{Entry, Holds, Row, Tuple};
 use crate::monitor::Item;
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, Plan, Situation, Step};
@@ -17,6 +19,9 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
+
+/// Portions of observations that may wait for the index.
+const SEEN_AHEAD: usize = 8;
 
 /// A plan, and how far it was carried out.
 pub struct Application {
@@ -102,15 +107,16 @@ impl Application {
         failed.extend(self.left_alone.iter().map(|path| FsError::because("update", path, why)));
         self.failures += failed.len() as u64;
         opened.report(failed);
-        let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack())) };
+        let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack([0; 6]))) };
         check_place(opened)?;
         if self.steps.is_empty() {
             if opened.is_unflushed().map_err(|e| e.to_string())? {
                 staging.flush().map_err(|e| e.to_string())?;
             }
-            return self.conclude(opened, &[]).map(Some);
+            return self.conclude(opened, None).map(Some).map_err(|Reason(reason)| reason);
         }
-        let known = KnownRows { index: opened.index.clone(), names: opened.names.clone() };
+        let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
+        let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
         publisher.prepare();
         self.take_failures(opened, &mut publisher);
@@ -125,16 +131,9 @@ impl Application {
 
     /// Makes it visible and durable, and acknowledges what the disk then holds.
     pub fn publish(&mut self, opened: &mut Opened) -> Result<Ack, String> {
-        let Some(mut publisher) = self.publisher.take() else { return Err("nothing was prepared".to_owned()) };
+        let Some(publisher) = self.publisher.take() else { return Err("nothing was prepared".to_owned()) };
         check_place(opened)?;
-        publisher.publish();
-        self.take_failures(opened, &mut publisher);
-        if let Some(staging) = &opened.staging {
-            staging.flush().map_err(|e| e.to_string())?;
-        }
-        let observed = publisher.observe();
-        self.take_failures(opened, &mut publisher);
-        self.conclude(opened, &observed)
+        self.conclude(opened, Some(publisher)).map_err(|Reason(reason)| reason)
     }
 
     fn take_failures(&mut self, opened: &mut Opened, publisher: &mut Publisher) {
@@ -143,44 +142,96 @@ impl Application {
         opened.report(failures);
     }
 
-    /// Writes down what is on disk, and where the replica stands, in one transaction.
-    fn conclude(&mut self, opened: &mut Opened, observed: &[Observed]) -> Result<Ack, String> {
-        let conclusion = Conclusion::new(self, opened, observed).map_err(|e| e.to_string())?;
-        let version = &self.announce.version;
-        // What cannot be looked at here is not known to be identical.
-        let unseen = opened.holds.iter().any(|hold| !opened.apart.covers(hold));
-        let exact = conclusion.root == version.root && self.failures == 0 && !unseen;
-        let stand =
-            Stand { version: version.id(), number: version.number, lineage: version.lineage, root: conclusion.root };
-        let stands = opened.index.stand().map_err(|e| e.to_string())?;
-        let flushed = !opened.is_unflushed().map_err(|e| e.to_string())?;
-        let written = conclusion.rows.is_empty() && conclusion.deletes.is_empty();
-        let unchanged = written && flushed && exact && stands == Some(stand);
-        if !unchanged {
-            let privilege = [u8::from(rustix::process::geteuid().is_root())];
-            opened
-                .index
-                .commit_with(0, |commit| -> Result<(), IndexError> {
-                    conclusion.deletes.iter().try_for_each(|path| commit.delete(path).map(drop))?;
-                    conclusion.rows.iter().try_for_each(|row| commit.upsert(row))?;
-                    commit.set_meta(PRIVILEGE, Some(&privilege))?;
-                    commit.set_meta(UNFLUSHED, None)?;
-                    commit.set_stand(exact.then_some(&stand))?;
-                    commit.clear_intent()
-                })
-                .map_err(|e| e.to_string())?;
+    /// Publishes, if there is anything to publish, and writes down what is on disk then and where the replica stands:
+    /// in one transaction, which takes up rows while others are still being published, and ends after the last flush.
+    fn conclude(&mut self, opened: &mut Opened, publisher: Option<Publisher>) -> Result<Ack, Reason> {
+        let marks = self.marks(&opened.index)?;
+        // Every row will be what the plan made of it, and so will the root, unless something fails.
+        let foreseen = marks.is_empty() && self.announce.holds.is_empty();
+        if publisher.is_none() && marks.is_empty() && self.stands_already(opened)? {
+            opened.completed();
+            return Ok(self.ack([0; 6]));
+        }
+        let (index, staging, steps) = (opened.index.clone(), opened.staging.clone(), Arc::clone(&self.steps));
+        let mut ledger = Ledger::new(&steps, marks);
+        let (sender, seen) = mpsc::sync_channel(SEEN_AHEAD);
+        let (written, failures) = std::thread::scope(|scope| {
+            let mut publishing = publisher.map(|publisher| scope.spawn(|| carry_out(publisher, staging, sender)));
+            let mut failures = Vec::new();
+            let written = index.commit_with(0, |commit| {
+                for some in seen {
+                    some.into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
+                }
+                if let Some(publishing) = publishing.take() {
+                    failures = ended(publishing)?;
+                }
+                let refused = ledger.finish(commit)?;
+                self.failures += failures.len() as u64;
+                let stand = self.stand(opened, self.root).filter(|_| foreseen);
+                commit.set_meta(PRIVILEGE, Some(&privilege()))?;
+                commit.set_meta(UNFLUSHED, None)?;
+                commit.set_stand(stand.as_ref())?;
+                if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
+            });
+            // When the index fails, what fails on disk is told all the same.
+            if let Some(publishing) = publishing {
+                failures = ended(publishing).unwrap_or_default();
+            }
+            (written, failures)
+        });
+        opened.report(failures);
+        let refused = written?;
+        if !foreseen || self.failures > 0 {
+            self.root = root_of(opened, &self.announce.holds)?;
+        }
+        if !foreseen {
+            let stand = self.stand(opened, self.root);
+            index.commit_with(0, |commit| -> Result<(), IndexError> {
+                commit.set_stand(stand.as_ref())?;
+                commit.clear_intent()
+            })?;
         }
         if self.failures == 0 {
             opened.completed();
         }
-        self.root = conclusion.root;
-        let mut ack = self.ack();
-        ack.refused = conclusion.refused;
-        Ok(ack)
+        Ok(self.ack(refused))
     }
 
-    fn ack(&self) -> Ack {
-        Ack { version: self.announce.version.id(), root: self.root, stats: self.stats.clone(), refused: [0; 6] }
+    /// Where the replica stands with this root; `None` if it is not exactly the version.
+    fn stand(&self, opened: &Opened, root: Digest) -> Option<Stand> {
+        let version = &self.announce.version;
+        // What cannot be looked at here is not known to be identical.
+        let unseen = opened.holds.iter().any(|hold| !opened.apart.covers(hold));
+        let exact = root == version.root && self.failures == 0 && !unseen;
+        let stand = Stand { version: version.id(), number: version.number, lineage: version.lineage, root };
+        exact.then_some(stand)
+    }
+
+    /// Whether the index says already what a push without steps leads to.
+    fn stands_already(&self, opened: &Opened) -> Result<bool, IndexError> {
+        let stand = self.stand(opened, self.root);
+        Ok(stand.is_some() && opened.index.stand()? == stand && !opened.is_unflushed()?)
+    }
+
+    /// Paths whose rows change their mark: whether they are extras now.
+    fn marks(&self, index: &Index) -> Result<BTreeMap<RelPath, bool>, IndexError> {
+        let mut marks = BTreeMap::new();
+        marks.extend(self.plan.kept.iter().map(|path| (path.clone(), true)));
+        marks.extend(self.plan.adopted.iter().map(|path| (path.clone(), false)));
+        for hold in &self.announce.holds {
+            let mut held = index.cursor_beneath(hold)?;
+            marks.extend(index.row(hold)?.map(|row| (row.path, true)));
+            while let Some(row) = held.next()? {
+                if !row.extra {
+                    marks.insert(row.path, true);
+                }
+            }
+        }
+        Ok(marks)
+    }
+
+    fn ack(&self, refused: [u64; 6]) -> Ack {
+        Ack { version: self.announce.version.id(), root: self.root, stats: self.stats.clone(), refused }
     }
 }
 
@@ -194,87 +245,43 @@ fn check_place(opened: &Opened) -> Result<(), String> {
     }
 }
 
-/// What the index shall say after publishing.
-struct Conclusion {
-    rows: Vec<Row>,
-    deletes: Vec<RelPath>,
-    root: Digest,
-    refused: [u64; 6],
-}
+/// Why a push of this replica cannot go on, for a person.
+struct Reason(String);
 
-impl Conclusion {
-    fn new(application: &Application, opened: &Opened, observed: &[Observed]) -> Result<Self, IndexError> {
-        let index = &opened.index;
-        let steps: HashMap<&RelPath, &Step> = application.steps.iter().map(|step| (&step.path, step)).collect();
-        let mut rows = Vec::new();
-        let mut deletes = Vec::new();
-        let mut refused = [0; 6];
-        for seen in observed {
-            let step = steps.get(&seen.path);
-            let entry = match step {
-                Some(step) => step.new.clone(),
-                None => index.row(&seen.path)?.map(|row| row.entry),
-            };
-            let Some(entry) = entry else {
-                deletes.push(seen.path.clone());
-                continue;
-            };
-            if step.is_some() {
-                for (count, (kind, _)) in refused.iter_mut().zip(Refused::KINDS) {
-                    *count += u64::from(seen.refused.has(kind));
-                }
-            }
-            rows.push(row(seen, entry));
-        }
-        for (paths, extra) in [(&application.plan.kept, true), (&application.plan.adopted, false)] {
-            for path in paths {
-                rows.extend(index.row(path)?.map(|row| Row { extra, ..row }));
-            }
-        }
-        for hold in &application.announce.holds {
-            let mut held = index.cursor_beneath(hold)?;
-            rows.extend(index.row(hold)?.map(|row| Row { extra: true, ..row }));
-            while let Some(row) = held.next()? {
-                if !row.extra && row.path != *hold {
-                    rows.push(Row { extra: true, ..row });
-                }
-            }
-        }
-        rows.sort_by(|a, b| a.path.cmp(&b.path));
-        rows.dedup_by(|a, b| a.path == b.path);
-        let root = root_of(opened, &rows, &deletes, &application.announce.holds)?;
-        Ok(Self { rows, deletes, root, refused })
+impl From<IndexError> for Reason {
+    fn from(error: IndexError) -> Self {
+        Self(error.to_string())
     }
 }
 
-fn row(seen: &Observed, entry: Entry) -> Row {
-    Row {
-        path: seen.path.clone(),
-        entry,
-        tuple: seen.tuple,
-        proven: seen.proven,
-        refused: seen.refused,
-        extra: false,
-        mount: seen.mount,
-    }
+/// Publishes, flushes, and sends what is on disk then; returns what failed of it.
+fn carry_out(
+    mut publisher: Publisher,
+    staging: Option<Arc<Staging>>,
+    sender: mpsc::SyncSender<Vec<Observed>>,
+) -> Result<Vec<FsError>, FsError> {
+    // Nobody listens any more when the index failed: then it stays as it was, and the next push looks again.
+    let tell = move |seen| drop(sender.send(seen));
+    publisher.tell_early(Box::new(tell.clone()));
+    publisher.publish();
+    staging.map_or(Ok(()), |staging| staging.flush())?;
+    tell(publisher.observe());
+    Ok(publisher.take_failures())
 }
 
-/// The hash of the tree once these rows are written and those deleted.
-fn root_of(opened: &Opened, rows: &[Row], deletes: &[RelPath], holds: &[RelPath]) -> Result<Digest, IndexError> {
-    if rows.is_empty() && deletes.is_empty() && holds.is_empty() {
-        return Ok(opened.tree.root);
-    }
-    let skipped = |row: &Row| opened.ignores(row);
-    let mut overlay: tree::Overlay<'_> = deletes.iter().map(|path| (path, None)).collect();
-    overlay.extend(rows.iter().map(|row| {
-        let hash = (!skipped(row)).then(|| (row.entry.hash(), row.entry.is_dir()));
-        (&row.path, hash)
-    }));
-    if holds.is_empty() {
-        return Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &skipped)?.root);
-    }
+fn ended(publishing: ScopedJoinHandle<'_, Result<Vec<FsError>, FsError>>) -> Result<Vec<FsError>, Reason> {
+    let ended = publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))?;
+    ended.map_err(|error| Reason(error.to_string()))
+}
+
+fn privilege() -> [u8; 1] {
+    [u8::from(rustix::process::geteuid().is_root())]
+}
+
+/// The hash of the tree as the rows are.
+fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
-    Ok(tree::hash_with(&opened.index, &overlay, &holds, &skipped)?.root)
+    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|row| opened.ignores(row))?.root)
 }
 
 /// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
@@ -387,9 +394,9 @@ fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {
     })
 }
 
-/// The index as the publisher asks it.
+/// The index as the publisher asks it: as it was before.
 struct KnownRows {
-    index: Index,
+    rows: Snapshot,
     names: HashMap<(u64, u64), Vec<RelPath>>,
 }
 
@@ -397,7 +404,7 @@ impl Known for KnownRows {
     fn row(&self, path: &RelPath) -> Option<Row> {
         // A row that cannot be read now was read a moment ago; without it the directory's times are left as they are,
         // and the next push mends them.
-        self.index.row(path).ok().flatten()
+        self.rows.row(path).ok().flatten()
     }
 
     fn names(&self, tuple: &Tuple) -> Vec<RelPath> {

@@ -3,6 +3,7 @@
 
 mod apply;
 mod daemon;
+mod ledger;
 mod listing;
 mod open;
 mod shares;

@@ -167,9 +167,12 @@ impl Opened {
     /// The old file at the path of a new content, and its chunks, if they may save sending some of it.
     pub fn basis_for(&self, file: &Offered) -> (Option<(RelPath, Tuple)>, Vec<ChunkRef>) {
         let none = (None, Vec::new());
+        if file.size < MIN_DELTA {
+            return none;
+        }
         let (Some(root), Ok(Some(row))) = (&self.root, self.index.row(&file.path)) else { return none };
         let (Kind::File { size, .. }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return none };
-        if file.size < MIN_DELTA || !(MIN_DELTA..=MAX_BASIS).contains(size) {
+        if !(MIN_DELTA..=MAX_BASIS).contains(size) {
             return none;
         }
         // A basis that cannot be read saves nothing, and costs nothing but sending.
