@@ -12,7 +12,7 @@ use super::sparse::{self, BLOCK};
 use super::staging::{PART_MIN, Stage, Staging, State, create};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::hash::Digest;
-use crate::manifest::Tuple;
+use crate::manifest::{Metadata, Tuple};
 use crate::path::RelPath;
 
 /// What the name of an unfinished content ends with.
@@ -282,12 +282,13 @@ impl Incoming {
         Ok(())
     }
 
-    /// Ends the content: verified, it gets its digest as a name and counts as staged.
+    /// Ends the content: verified, it gets its digest as a name and counts as staged. `likely` is as for
+    /// [`Staging::store`].
     ///
     /// # Errors
     /// [`IncomingError::Mismatch`] if size or digest are wrong, and then nothing of it is left;
     /// [`IncomingError::Fs`] if the disk refuses.
-    pub fn finish(mut self) -> Result<(), IncomingError> {
+    pub fn finish(mut self, likely: Option<&Metadata>) -> Result<(), IncomingError> {
         if self.position() != self.size || Digest::from(self.hasher.finalize()) != self.digest {
             self.discard();
             return Err(IncomingError::Mismatch);
@@ -297,10 +298,13 @@ impl Incoming {
         let staging = Arc::clone(&self.staging);
         let _going_on = staging.going_on(&self.near)?;
         let ended = ftruncate(&self.fd, self.size)
-            .and_then(|()| renameat(self.stage.fd(), self.part_name(), self.stage.fd(), self.digest.to_hex()));
-        ended.map_err(|errno| self.fail(errno))?;
+            .and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), likely))
+            .and_then(|dressed| {
+                renameat(self.stage.fd(), self.part_name(), self.stage.fd(), self.digest.to_hex()).map(|()| dressed)
+            });
+        let dressed = ended.map_err(|errno| self.fail(errno))?;
         self.finished = true;
-        self.staging.settle(&self.digest, State::Whole);
+        self.staging.complete(&self.digest, dressed);
         Ok(())
     }
 

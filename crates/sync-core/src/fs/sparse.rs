@@ -11,6 +11,18 @@ pub(crate) const BLOCK: usize = 4096;
 /// How much is read and written at a time.
 const PIECE: usize = 1 << 20;
 
+/// Copies up to this size are read and written: sharing blocks would cost more calls than it saves bytes.
+const SMALL: u64 = 64 << 10;
+
+/// Writes all that an empty file shall hold, leaving out aligned blocks of zeros.
+pub(crate) fn write_whole(fd: impl AsFd, bytes: &[u8]) -> Result<(), Errno> {
+    if has_hole(bytes) {
+        write_sparse(&fd, 0, bytes)?;
+        return rustix::fs::ftruncate(fd, bytes.len() as u64);
+    }
+    write_at(fd, 0, bytes)
+}
+
 /// Writes `bytes` at `offset`, a multiple of [`BLOCK`], leaving out aligned blocks of zeros. The caller sets the length
 /// of the file in the end: a hole at the end leaves it too short.
 pub(crate) fn write_sparse(fd: impl AsFd, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
@@ -28,7 +40,7 @@ pub(crate) fn write_sparse(fd: impl AsFd, offset: u64, bytes: &[u8]) -> Result<(
 }
 
 /// Whether there is a block of zeros to leave out, so that the length of the file must be set.
-pub(crate) fn has_hole(bytes: &[u8]) -> bool {
+fn has_hole(bytes: &[u8]) -> bool {
     bytes.len() >= BLOCK && bytes.chunks_exact(BLOCK).any(is_zero)
 }
 
@@ -70,8 +82,10 @@ pub(crate) fn read_at(fd: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<u
 /// Makes `to`, an empty file, a copy of `from`: sharing its blocks where the file system can, else reading and writing
 /// what is no hole. Both may be on different file systems.
 pub(crate) fn copy_file(from: impl AsFd, to: impl AsFd, size: u64) -> Result<(), Errno> {
-    if size == 0 {
-        return Ok(());
+    if size <= SMALL {
+        let mut bytes = vec![0; size as usize];
+        let len = read_at(&from, 0, &mut bytes)?;
+        return write_whole(&to, &bytes[..len]);
     }
     if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
         return Ok(());

@@ -14,9 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::attributes::Target;
 use super::durable::Durable;
 use super::error::FsError;
 use super::incoming::IncomingError;
@@ -25,7 +26,7 @@ use super::sparse;
 use super::thaw::Thaw;
 use super::{STAGING_NAME, incoming};
 use crate::hash::Digest;
-use crate::manifest::Time;
+use crate::manifest::{Metadata, Time};
 use crate::path::RelPath;
 use place::Place;
 
@@ -85,6 +86,8 @@ struct TopTime {
 pub(crate) struct Content {
     pub stage: Arc<Stage>,
     pub state: State,
+    /// What its file was given ahead of its publication; `None`: it is as it was born.
+    pub dressed: Option<Metadata>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,14 +119,21 @@ impl Staging {
     }
 
     /// Stages a whole content in one go: for files small enough to be held in memory. `near` is a path that will have
-    /// it, which chooses the file system. The digest is verified here, so the caller need not.
+    /// it, which chooses the file system; `likely` is what that will have. The digest is verified here, so the caller
+    /// need not.
     ///
-    /// Three system calls: open, write, close.
+    /// Five system calls: open, write, chmod, utimensat, close; chown if another owner is wanted.
     ///
     /// # Errors
     /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Fs`] if they cannot be
     /// written, and then nothing of them is left.
-    pub fn store(&self, digest: &Digest, bytes: &[u8], near: &RelPath) -> Result<(), IncomingError> {
+    pub fn store(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        near: &RelPath,
+        likely: Option<&Metadata>,
+    ) -> Result<(), IncomingError> {
         if Digest::of(bytes) != *digest {
             return Err(IncomingError::Mismatch);
         }
@@ -133,14 +143,21 @@ impl Staging {
             return Ok(());
         }
         let name = digest.to_hex();
-        let written = create(stage.fd(), &name).and_then(|fd| write_whole(&fd, bytes));
-        if let Err(errno) = written {
-            let _ = unlinkat(stage.fd(), name, AtFlags::empty());
-            self.contents().remove(digest);
-            return Err(FsError::new("stage", near, errno).into());
+        let written = create(stage.fd(), &name).and_then(|fd| {
+            sparse::write_whole(&fd, bytes)?;
+            stage.dress_ahead(fd.as_fd(), likely)
+        });
+        match written {
+            Ok(dressed) => {
+                self.complete(digest, dressed);
+                Ok(())
+            }
+            Err(errno) => {
+                let _ = unlinkat(stage.fd(), name, AtFlags::empty());
+                self.contents().remove(digest);
+                Err(FsError::new("stage", near, errno).into())
+            }
         }
-        self.settle(digest, State::Whole);
-        Ok(())
     }
 
     /// Whether the whole content is staged. One left by a killed push is hashed first.
@@ -236,8 +253,15 @@ impl Staging {
                 State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
             }
         }
-        contents.insert(*digest, Content { stage: Arc::clone(stage), state: State::Receiving });
+        contents.insert(*digest, Content { stage: Arc::clone(stage), state: State::Receiving, dressed: None });
         true
+    }
+
+    /// Records that the content is whole and verified.
+    pub(crate) fn complete(&self, digest: &Digest, dressed: Option<Metadata>) {
+        if let Some(content) = self.contents().get_mut(digest) {
+            (content.state, content.dressed) = (State::Whole, dressed);
+        }
     }
 
     /// Records how the content stands now.
@@ -292,6 +316,26 @@ impl Stage {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+
+    /// Gives a whole new file owner, mode and time while it is open, which is cheaper than by its name later. Returns
+    /// what it got: nothing if that needs more care than a call each.
+    pub fn dress_ahead(&self, fd: BorrowedFd<'_>, likely: Option<&Metadata>) -> Result<Option<Metadata>, Errno> {
+        let Some(likely) = likely else { return Ok(None) };
+        let foreign = (likely.uid, likely.gid) != (self.uid, self.gid);
+        // It may have to be read again, for a copy.
+        let plain = likely.mode & !0o7777 == 0 && likely.mode & 0o400 != 0 && (0..1 << 31).contains(&likely.mtime.sec);
+        if !plain || likely.mtime.nsec >= 1_000_000_000 || (foreign && !rustix::process::geteuid().is_root()) {
+            return Ok(None);
+        }
+        if foreign && fchown(fd, Some(Uid::from_raw(likely.uid)), Some(Gid::from_raw(likely.gid))).is_err() {
+            return Ok(None);
+        }
+        if likely.mode != 0o600 {
+            fchmod(fd, Mode::from_raw_mode(likely.mode))?;
+        }
+        Target::Open(fd).set_mtime(likely.mtime)?;
+        Ok(Some(*likely))
+    }
 }
 
 impl Mount {
@@ -309,14 +353,6 @@ impl Mount {
 pub(crate) fn create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
-}
-
-fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
-    if sparse::has_hole(bytes) {
-        sparse::write_sparse(fd, 0, bytes)?;
-        return rustix::fs::ftruncate(fd, bytes.len() as u64);
-    }
-    sparse::write_at(fd, 0, bytes)
 }
 
 fn remove_name(dir: BorrowedFd<'_>, name: &str) {

@@ -76,6 +76,19 @@ pub struct Entry {
     pub link: Option<RelPath>,
 }
 
+/// What an inode has beside content and extended attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// As [`Entry::mode`].
+    pub mode: u32,
+    /// As [`Entry::uid`].
+    pub uid: u32,
+    /// As [`Entry::gid`].
+    pub gid: u32,
+    /// As [`Entry::mtime`].
+    pub mtime: Time,
+}
+
 /// Why a received entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
@@ -97,6 +110,11 @@ pub enum EntryError {
 }
 
 impl Entry {
+    /// Owner, mode and time.
+    pub fn metadata(&self) -> Metadata {
+        Metadata { mode: self.mode, uid: self.uid, gid: self.gid, mtime: self.mtime }
+    }
+
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
         matches!(self.kind, Kind::Dir)

@@ -276,7 +276,7 @@ impl Receiver {
                     if let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content())
                         && let Some((size, digest)) = entry.content()
                     {
-                        files.push(Offered { path: change.path.clone(), digest, size });
+                        files.push(Offered { path: change.path.clone(), digest, size, likely: entry.metadata() });
                     }
                     self.changes.insert(change.path, change.entry);
                 }

@@ -15,6 +15,9 @@ use crate::wire::{
 };
 
 /// How many changes and how many offers go into one message at most.
+/// Most bytes of an offered file beside its path: digest, size, owner, mode, time.
+const OFFERED: usize = 96;
+
 const PER_MESSAGE: usize = 1024;
 
 /// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
@@ -268,7 +271,7 @@ impl Sender {
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
             self.offered.extend(files.iter().map(|file| (file.clone(), 0)));
-            for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + 48) {
+            for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
                 self.send(ToReplica::Offer(part));
             }
         }
@@ -312,7 +315,7 @@ impl Sender {
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
-                self.offered.push((Offered { path: change.path.clone(), digest, size }, 0));
+                self.offered.push((Offered { path: change.path.clone(), digest, size, likely: entry.metadata() }, 0));
             }
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {

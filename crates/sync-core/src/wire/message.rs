@@ -7,7 +7,7 @@ use crate::chunk::ChunkRef;
 use crate::diff::Child;
 use crate::filter::MAX_RULES;
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, Version, VersionId};
+use crate::manifest::{Entry, Kind, Metadata, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -52,6 +52,9 @@ pub struct Offered {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
+    /// What the file will probably have when it is published. Only a hint: the replica gives it to the staged file
+    /// while it has it open, and does it again if the announced entry says otherwise.
+    pub likely: Metadata,
 }
 
 /// A content that the replica asks for, with what it has that may save sending some of it.

@@ -77,7 +77,12 @@ fn to_replica() -> Vec<ToReplica> {
     vec![
         ToReplica::Hello(hello()),
         ToReplica::List(vec![RelPath::root(), path("a/b")]),
-        ToReplica::Offer(vec![Offered { path: path("a/\u{e9}"), digest: digest(0x77), size: 1 << 40 }]),
+        ToReplica::Offer(vec![Offered {
+            path: path("a/\u{e9}"),
+            digest: digest(0x77),
+            size: 1 << 40,
+            likely: file().metadata(),
+        }]),
         ToReplica::Changes(changes),
         ToReplica::Restart(()),
         ToReplica::Announce(Announce {
@@ -161,7 +166,7 @@ fn the_bytes_are_pinned() {
     let golden = [
         "1 v1 000377777701000000000001ac020104212a2e6f",
         "2 v1 020003612f62",
-        "3 v1 0104612fc3a9[77*32]808080808020",
+        "3 v1 0104612fc3a9[77*32]808080808020ed13e8076401ff93ebdc03",
         "4 v1 0901610101ac02[44*32]ed13e8076401ff93ebdc030106757365722e6101310001620101ac02[44*32]ed13e8076401ff93ebdc030106757365722e61013101016101630100a40300000000000001630102042e2e2f78a40300000000000001630103a40300000000000001630104a403000000000000016301050103a4030000000000000163010608ac02a40300000000000004676f6e6500",
         "5 v1 ",
         "6 v1 010468656c64ad02[11*16]ac0201[22*32][33*32]80c49fd50c05ac0207",

@@ -15,7 +15,7 @@ use crate::fs::sparse;
 use crate::fs::staging::{Stage, create};
 use crate::fs::stat::Stat;
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, Refused, Row};
+use crate::manifest::{Entry, Kind, Metadata, Refused, Row, Time};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
@@ -71,7 +71,11 @@ impl Publisher {
         let name = match found {
             Some(content) if last && Arc::ptr_eq(&content.stage, &stage) => {
                 self.staging.contents().remove(&digest);
-                digest.to_hex()
+                let staged = Staged { stage, name: digest.to_hex(), linked: None };
+                if content.dressed != Some(entry.metadata()) || !entry.xattrs.is_empty() {
+                    self.dress_again(i, step, entry, &staged, content.dressed)?;
+                }
+                return Ok(staged);
             }
             Some(content) => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -329,11 +333,36 @@ impl Publisher {
         Ok(Some(staged))
     }
 
+    /// Gives a file that was dressed ahead (or not) what the entry says.
+    fn dress_again(
+        &mut self,
+        i: usize,
+        step: &Step,
+        entry: &Entry,
+        staged: &Staged,
+        dressed: Option<Metadata>,
+    ) -> Result<(), FsError> {
+        let born = Metadata { mode: 0o600, uid: staged.stage.uid, gid: staged.stage.gid, mtime: Time::default() };
+        let Metadata { mode, uid, gid, .. } = dressed.unwrap_or(born);
+        self.dress_from(i, step, entry, staged, Before { uid, gid, mode, xattrs: Some(&[]) })
+    }
+
     /// Gives an inode born in staging its attributes. A directory gets its time, and a mode that would keep us out,
     /// when everything in it is done.
     fn dress(&mut self, i: usize, step: &Step, entry: &Entry, staged: &Staged, mode: u32) -> Result<(), FsError> {
-        let target = Target::Staged(staged.stage.fd(), &staged.name);
         let before = Before { uid: staged.stage.uid, gid: staged.stage.gid, mode, xattrs: Some(&[]) };
+        self.dress_from(i, step, entry, staged, before)
+    }
+
+    fn dress_from(
+        &mut self,
+        i: usize,
+        step: &Step,
+        entry: &Entry,
+        staged: &Staged,
+        before: Before<'_>,
+    ) -> Result<(), FsError> {
+        let target = Target::Staged(staged.stage.fd(), &staged.name);
         let mut entry = Cow::Borrowed(entry);
         if entry.is_dir() && entry.mode & 0o700 != 0o700 {
             entry.to_mut().mode |= 0o700;

@@ -89,7 +89,7 @@ impl Staging {
             };
             let usable = self.root.stat_at(stage.fd(), &name[..]).is_ok_and(|stat| is_usable(&stat, state));
             if usable && make_plain(stage, name) {
-                self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state });
+                self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state, dressed: None });
             } else {
                 self.discard(stage, name);
             }

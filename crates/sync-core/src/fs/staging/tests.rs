@@ -58,7 +58,7 @@ fn nothing_is_touched_until_something_is_staged() {
     let bed = Bed::new();
     let staging = bed.session();
     assert!(!staging.is_present() && !bed.dir().exists());
-    staging.store(&Digest::of(b"x"), b"x", &near()).unwrap();
+    staging.store(&Digest::of(b"x"), b"x", &near(), None).unwrap();
     assert!(staging.is_present() && staging.has(&Digest::of(b"x")));
     let meta = fs::metadata(bed.dir()).unwrap();
     assert_eq!(meta.mode() & 0o7777, 0o700);
@@ -71,16 +71,16 @@ fn nothing_is_touched_until_something_is_staged() {
 fn what_does_not_match_is_never_there() {
     let bed = Bed::new();
     let staging = bed.session();
-    assert!(matches!(staging.store(&Digest::of(b"x"), b"y", &near()), Err(IncomingError::Mismatch)));
+    assert!(matches!(staging.store(&Digest::of(b"x"), b"y", &near(), None), Err(IncomingError::Mismatch)));
     let bytes = noise(300_000);
     let mut incoming = begin(&staging, &bytes);
     incoming.write(&bytes[..299_999]).unwrap();
     assert!(matches!(incoming.write(b"zz"), Err(IncomingError::Mismatch)), "longer than announced");
     incoming.write(&[bytes[299_999] ^ 1]).unwrap();
-    assert!(matches!(incoming.finish(), Err(IncomingError::Mismatch)));
+    assert!(matches!(incoming.finish(None), Err(IncomingError::Mismatch)));
     let mut incoming = begin(&staging, &bytes);
     incoming.write(&bytes[..5]).unwrap();
-    assert!(matches!(incoming.finish(), Err(IncomingError::Mismatch)), "shorter than announced");
+    assert!(matches!(incoming.finish(None), Err(IncomingError::Mismatch)), "shorter than announced");
     assert!(!staging.has(&Digest::of(&bytes)));
     assert_eq!(bed.names(), Vec::<String>::new());
     // Given up, nothing is left, and it can be received again.
@@ -90,7 +90,7 @@ fn what_does_not_match_is_never_there() {
     assert_eq!(bed.names(), Vec::<String>::new());
     let mut incoming = begin(&staging, &bytes);
     incoming.write(&bytes).unwrap();
-    incoming.finish().unwrap();
+    incoming.finish(None).unwrap();
     assert!(staging.has(&Digest::of(&bytes)));
 }
 
@@ -114,7 +114,7 @@ fn pieces_zeros_and_ranges_of_a_basis_add_up() {
         incoming.write(&[*byte]).unwrap();
     }
     incoming.zeros(20_000).unwrap();
-    incoming.finish().unwrap();
+    incoming.finish(None).unwrap();
     let staged = bed.dir().join(Digest::of(&want).to_hex());
     assert_eq!(fs::read(&staged).unwrap(), want);
     assert!(fs::metadata(&staged).unwrap().blocks() * 512 < 800_000);
@@ -130,7 +130,7 @@ fn a_killed_session_is_adopted() {
     let bed = Bed::new();
     let staging = bed.session();
     for text in ["good", "bad", "linked", "dressed"] {
-        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near()).unwrap();
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
     }
     // Dropped without a word, as by a kill: dropping clears nothing.
     drop(staging);
@@ -164,7 +164,7 @@ fn an_interrupted_big_file_resumes() {
     let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
     let received = usize::try_from(PART_MIN).unwrap() + 1_000_000;
     let staging = bed.session();
-    staging.store(&Digest::of(b"small"), b"small", &near()).unwrap();
+    staging.store(&Digest::of(b"small"), b"small", &near(), None).unwrap();
     let mut incoming = begin(&staging, &bytes);
     incoming.write(&bytes[..received]).unwrap();
     drop(incoming);
@@ -186,7 +186,7 @@ fn an_interrupted_big_file_resumes() {
     let mut incoming = staging.begin_at(&digest, size, &near(), offset).unwrap().unwrap();
     assert_eq!(incoming.position(), offset);
     incoming.write(&bytes[at..]).unwrap();
-    incoming.finish().unwrap();
+    incoming.finish(None).unwrap();
     assert!(fs::read(bed.dir().join(digest.to_hex())).unwrap() == bytes);
     // Whole but unpublished, it is kept as well, and believed after hashing.
     staging.keep_parts();
@@ -207,7 +207,7 @@ fn the_directory_that_held_staging_keeps_its_time() {
     };
     rustix::fs::utimensat(rustix::fs::CWD, bed.top.path(), &times, AtFlags::empty()).unwrap();
     let big = noise(usize::try_from(PART_MIN).unwrap() + 1);
-    let store = |staging: &Staging, bytes: &[u8]| staging.store(&Digest::of(bytes), bytes, &near()).unwrap();
+    let store = |staging: &Staging, bytes: &[u8]| staging.store(&Digest::of(bytes), bytes, &near(), None).unwrap();
     let ends: [(fn(&Staging), &[u8]); 4] =
         [(Staging::keep_parts, b"x"), (Staging::remove, b"x"), (Staging::keep_parts, &big), (Staging::remove, b"x")];
     for (i, (end, bytes)) in ends.into_iter().enumerate() {
@@ -252,14 +252,14 @@ fn nothing_is_staged_or_touched_after_the_end() {
     drop(late);
     assert_eq!(part(), received);
     small.write(&big[400_000..500_000]).unwrap();
-    assert!(small.finish().is_err());
-    assert!(staging.store(&Digest::of(b"x"), b"x", &near()).is_err());
+    assert!(small.finish(None).is_err());
+    assert!(staging.store(&Digest::of(b"x"), b"x", &near(), None).is_err());
     assert!(staging.begin(&Digest::of(b"x"), 1, &near()).is_err());
     incoming.write(&big[kept + 600_000..]).unwrap();
-    incoming.finish().unwrap();
+    incoming.finish(None).unwrap();
     assert!(fs::read(bed.dir().join(Digest::of(&big).to_hex())).unwrap() == big);
     next.remove();
-    assert!(staging.store(&Digest::of(b"x"), b"x", &near()).is_err());
+    assert!(staging.store(&Digest::of(b"x"), b"x", &near(), None).is_err());
     assert!(!bed.dir().exists());
 }
 
@@ -274,7 +274,7 @@ fn many_threads_store_at_once() {
                 for i in 0..200 {
                     // Half of the contents come from every thread.
                     let text = if i % 2 == 0 { format!("{i}") } else { format!("{thread} {i}") };
-                    staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near()).unwrap();
+                    staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
                 }
             });
         }
@@ -303,7 +303,7 @@ fn setgid_and_default_acls_do_not_reach_staging() {
         return eprintln!("SKIPPED: setgid_and_default_acls_do_not_reach_staging: no ACLs here");
     }
     let staging = bed.session();
-    staging.store(&Digest::of(b"x"), b"x", &near()).unwrap();
+    staging.store(&Digest::of(b"x"), b"x", &near(), None).unwrap();
     assert_eq!(fs::metadata(bed.dir()).unwrap().mode() & 0o7777, 0o700);
     assert_eq!(fs::metadata(bed.dir().join(Digest::of(b"x").to_hex())).unwrap().mode() & 0o7777, 0o600);
     assert_eq!(rustix::fs::llistxattr(bed.dir(), &mut vec![0u8; 4096][..]).unwrap_or(0), 0);

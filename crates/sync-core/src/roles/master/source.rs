@@ -190,7 +190,7 @@ impl Source {
         if let Some(content) = content {
             self.ring.put(digest, Bytes::from(content));
         }
-        Some(Offered { path: pending.row.path.clone(), digest, size })
+        Some(Offered { path: pending.row.path.clone(), digest, size, likely: pending.row.entry.metadata() })
     }
 
     /// Tells the monitor what could not be read, and how many problems that makes.

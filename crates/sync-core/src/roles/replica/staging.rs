@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::open::Opened;
 use crate::compress::decompress;
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
-use crate::manifest::Tuple;
+use crate::manifest::{Metadata, Tuple};
 use crate::monitor::Problem;
 use crate::path::RelPath;
 use crate::roles::link::LinkError;
@@ -125,6 +125,7 @@ struct Files {
 
 struct Open {
     path: RelPath,
+    likely: Metadata,
     incoming: Option<Incoming>,
     basis: Option<BasisFile>,
     /// The first failure; the rest of the file is skipped.
@@ -181,7 +182,7 @@ impl Files {
                 continue;
             }
             let stored = match content.len() as u64 == file.size {
-                true => staging.store(&file.digest, content, &file.path),
+                true => staging.store(&file.digest, content, &file.path, Some(&file.likely)),
                 false => Err(IncomingError::Mismatch),
             };
             settled.push((*seq, stored.map_or_else(|error| failed(error, &file.path), |()| Settled::Staged)));
@@ -226,7 +227,8 @@ impl Files {
             let expected = self.expected(seq)?;
             let (root, staging) = self.place()?;
             let open = if expected.given_up {
-                Open { path: expected.file.path, incoming: None, basis: None, failed: None }
+                let Offered { path, likely, .. } = expected.file;
+                Open { path, likely, incoming: None, basis: None, failed: None }
             } else {
                 Open::begin(&root, &staging, &expected, offset)
             };
@@ -251,12 +253,12 @@ impl Open {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
             Ok((incoming, basis))
         });
-        let path = file.path.clone();
+        let (path, likely) = (file.path.clone(), file.likely);
         match opened {
-            Ok((incoming, basis)) => Self { path, incoming, basis, failed: None },
+            Ok((incoming, basis)) => Self { path, likely, incoming, basis, failed: None },
             Err(error) => {
                 let failed = Some(problem(&error, &path));
-                Self { path, incoming: None, basis: None, failed }
+                Self { path, likely, incoming: None, basis: None, failed }
             }
         }
     }
@@ -280,7 +282,7 @@ impl Open {
             (Some(failed), _) => failed,
             (None, None) => Settled::Staged,
             (None, Some(incoming)) => {
-                incoming.finish().map_or_else(|error| failed(error, &self.path), |()| Settled::Staged)
+                incoming.finish(Some(&self.likely)).map_or_else(|error| failed(error, &self.path), |()| Settled::Staged)
             }
         }
     }

@@ -51,7 +51,7 @@ impl Master {
         for (path, entry) in self.entries() {
             let known = self.index.rows.get(&path).and_then(|(known, _)| known.content());
             if let Some((size, digest)) = entry.content().filter(|content| content.0 > 0 && Some(*content) != known) {
-                offers.push(Offered { path, digest, size });
+                offers.push(Offered { path, digest, size, likely: entry.metadata() });
             }
         }
         offers

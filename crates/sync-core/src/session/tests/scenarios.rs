@@ -512,7 +512,12 @@ fn many_paths_are_held() {
 /// Whatever a master repeats costs it something, in one session and across its kinds of messages.
 #[test]
 fn what_a_master_sends_is_counted() {
-    let offer = ToReplica::Offer(vec![Offered { path: path("abcd"), digest: Digest::of(b"x"), size: 1 }]);
+    let offer = ToReplica::Offer(vec![Offered {
+        path: path("abcd"),
+        digest: Digest::of(b"x"),
+        size: 1,
+        likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+    }]);
     let change = ToReplica::Changes(vec![Change { path: path("abcd"), entry: None }]);
     let (hold, list) = (ToReplica::Holds(vec![path("abcd")]), ToReplica::List(vec![path("abcd")]));
     let last = ToReplica::Announce(Announce { holds: vec![path("abcd")], ..announce() });
@@ -546,7 +551,12 @@ fn a_content_is_wanted_three_times_at_most() {
     let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
     let want = |seq| ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]);
     let mut sender = Sender::new(hello());
-    let file = Offered { path: path("a"), digest: Digest::of(b"x"), size: 1 };
+    let file = Offered {
+        path: path("a"),
+        digest: Digest::of(b"x"),
+        size: 1,
+        likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+    };
     sender.handle(SenderInput::Hashed(vec![file.clone(), file])).unwrap();
     for _ in 0..3 {
         from(&mut sender, want(0)).unwrap();

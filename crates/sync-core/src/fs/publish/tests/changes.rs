@@ -273,7 +273,7 @@ fn names_are_bytes() {
     let staging = bed.staging();
     let mut steps = Vec::new();
     for name in names {
-        staging.store(&Digest::of(name), name, &RelPath::new(name).unwrap()).unwrap();
+        staging.store(&Digest::of(name), name, &RelPath::new(name).unwrap(), None).unwrap();
         let entry = Entry { kind: Kind::File { size: name.len() as u64, digest: Digest::of(name) }, ..blank(0o640) };
         let path = RelPath::new(name).unwrap();
         steps.push(Step { path, old: None, new: Some(entry), action: Action::Content });
@@ -310,7 +310,7 @@ fn deeper_than_path_max() {
         steps.push(Step { path: at.clone(), old: None, new: Some(blank(0o755)), action: Action::MakeDir });
     }
     let file = at.join(b"f").unwrap();
-    staging.store(&Digest::of(b"deep"), b"deep", &file).unwrap();
+    staging.store(&Digest::of(b"deep"), b"deep", &file, None).unwrap();
     let entry = Entry { kind: Kind::File { size: 4, digest: Digest::of(b"deep") }, ..blank(0o600) };
     steps.push(Step { path: file.clone(), old: None, new: Some(entry), action: Action::Content });
     let index = || Box::new(Index(Tree::new()));

@@ -82,10 +82,10 @@ fn a_full_disk_fails_what_does_not_fit() {
     // One content for two names: near the first in the plan, `b`, it fits; on the mount its copy does not.
     for name in ["b", "m/small"] {
         let bytes = fs::read(bed.src(name)).unwrap();
-        staging.store(&Digest::of(&bytes), &bytes, &path(name)).unwrap();
+        staging.store(&Digest::of(&bytes), &bytes, &path(name), None).unwrap();
     }
     let other = vec![2; 600_000];
-    match staging.store(&Digest::of(&other), &other, &path("m/big")) {
+    match staging.store(&Digest::of(&other), &other, &path("m/big"), None) {
         Err(crate::fs::IncomingError::Fs(error)) => {
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOSPC));
             full += 1;
@@ -114,9 +114,9 @@ fn a_read_only_mount_fails_by_name() {
     let have = bed.replica();
     let steps = plan(&bed.source(), &have, &[]);
     let staging = bed.staging();
-    let refused = staging.store(&Digest::of(b"new"), b"new", &path("m/a")).unwrap_err().to_string();
+    let refused = staging.store(&Digest::of(b"new"), b"new", &path("m/a"), None).unwrap_err().to_string();
     assert!(refused.contains("read-only"), "{refused}");
-    staging.store(&Digest::of(b"new"), b"new", &path("b")).unwrap();
+    staging.store(&Digest::of(b"new"), b"new", &path("b"), None).unwrap();
     let mut publisher = Publisher::new(staging, steps, Box::new(Index(have)));
     run(&mut publisher);
     let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
@@ -135,7 +135,7 @@ fn no_staging_directory_is_left_where_nothing_fits_into_it() {
     };
     set_mtime(&bed.dst("m"), 5, 5);
     let staging = bed.staging();
-    let refused = staging.store(&Digest::of(b"x"), b"x", &path("m/a")).unwrap_err().to_string();
+    let refused = staging.store(&Digest::of(b"x"), b"x", &path("m/a"), None).unwrap_err().to_string();
     assert!(refused.contains("cannot write to m/"), "{refused}");
     staging.keep_parts();
     assert_eq!(fs::read_dir(bed.dst("m")).unwrap().count(), 0);

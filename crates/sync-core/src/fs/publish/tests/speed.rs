@@ -38,7 +38,7 @@ fn forty_thousand_small_files() {
     let staging = bed.staging();
     for (step, (_, bytes)) in entries.iter().zip(&want) {
         if let (Some(bytes), Some((_, digest))) = (bytes, step.new.as_ref().unwrap().content()) {
-            staging.store(&digest, bytes, &step.path).unwrap();
+            staging.store(&digest, bytes, &step.path, None).unwrap();
         }
     }
     lap("stored");

@@ -75,7 +75,7 @@ fn an_interrupted_push_gives_modes_back() {
     unprivileged(|| {
         mode(&bed.dst(""), 0o555);
         let staging = bed.staging();
-        staging.store(&Digest::of(b"x"), b"x", &path("a")).unwrap();
+        staging.store(&Digest::of(b"x"), b"x", &path("a"), None).unwrap();
         assert!(staging.is_present());
         staging.keep_parts();
         assert_eq!(fs::metadata(bed.dst("")).unwrap().mode() & 0o777, 0o555);
@@ -113,7 +113,7 @@ fn owners_devices_and_xattrs_are_refused_and_counted() {
     unprivileged(|| {
         let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
         for text in ["1", "2", "3"] {
-            staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &path("own")).unwrap();
+            staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &path("own"), None).unwrap();
         }
         let mut publisher = Publisher::new(staging, steps, Box::new(index));
         let seen = run(&mut publisher);
@@ -222,7 +222,7 @@ fn names_of_one_inode_share_what_was_refused() {
     let top = bed.top.path().join("dst");
     unprivileged(|| {
         let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
-        staging.store(&Digest::of(b"1"), b"1", &path("file")).unwrap();
+        staging.store(&Digest::of(b"1"), b"1", &path("file"), None).unwrap();
         let mut publisher = Publisher::new(staging, steps, Box::new(Index(have)));
         let seen = run(&mut publisher);
         let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
@@ -264,7 +264,7 @@ fn a_directory_of_somebody_else_keeps_what_only_its_owner_may_set() {
     let push = |have: Tree, steps: Vec<Step>, expected: Refused| {
         unprivileged(|| {
             let staging = Arc::new(Staging::new(Arc::new(Root::open(&top).unwrap())));
-            staging.store(&Digest::of(b"1"), b"1", &path("a")).unwrap();
+            staging.store(&Digest::of(b"1"), b"1", &path("a"), None).unwrap();
             let mut publisher = Publisher::new(staging, steps, Box::new(Index(have)));
             let seen = run(&mut publisher);
             let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
