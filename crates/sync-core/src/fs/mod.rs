@@ -31,7 +31,7 @@ pub use entropy::random;
 pub use error::FsError;
 pub use incoming::{BasisFile, Incoming, IncomingError, Part};
 pub use probe::{probe, probe_at};
-pub use publish::{Known, Observed, Publisher};
+pub use publish::{Known, Observed, Observer, Placed, Publisher};
 pub use read::{Hashed, ReadError, Reading, SourceFile, hash_file};
 pub use root::{Root, RootLock};
 pub use scan::{LeftOut, Reserved, ScanOptions, Scanned, Seen, scan};

@@ -162,12 +162,18 @@ impl Staging {
 
     /// Whether the whole content is staged. One left by a killed push is hashed first.
     pub fn has(&self, digest: &Digest) -> bool {
-        let found = self.contents().get(digest).cloned();
-        match found {
-            Some(content) if content.state == State::Whole => true,
-            Some(content) if content.state == State::Unverified => self.verify(digest, &content.stage),
-            _ => false,
-        }
+        self.find(digest).is_some()
+    }
+
+    /// The whole content, if it is staged.
+    pub(crate) fn find(&self, digest: &Digest) -> Option<Content> {
+        let found = self.contents().get(digest).cloned()?;
+        let good = match found.state {
+            State::Whole => true,
+            State::Unverified => self.verify(digest, &found.stage),
+            State::Receiving | State::Part => false,
+        };
+        good.then_some(found)
     }
 
     /// Whether any staging directory is there now.

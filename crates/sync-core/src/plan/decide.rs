@@ -13,7 +13,7 @@ pub type Changes = BTreeMap<RelPath, Option<Entry>>;
 /// What the planner knows about the replica.
 pub struct Situation<'a> {
     /// The rows of every changed path, and of everything beneath a path that goes away or stops being a directory.
-    pub rows: &'a BTreeMap<RelPath, Row>,
+    pub rows: BTreeMap<RelPath, Row>,
     /// Paths of regular files whose rows have the digest, for digests that are not staged. Any number, tree order.
     pub sources: &'a HashMap<Digest, Vec<RelPath>>,
     /// Whether the content is staged.
@@ -40,59 +40,65 @@ pub struct Plan {
 }
 
 /// Decides the steps that turn the rows into what the changes want.
-pub fn decide(changes: &Changes, now: &Situation<'_>) -> Plan {
+pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     let mut plan = Plan::default();
-    let changes = expand(changes, now);
-    let missing = missing(&changes, now);
-    let mut sources = Sources { movable: leaving_inodes(&changes, &missing, now), looked_at: HashMap::new() };
-    for (path, wanted) in &changes {
-        if missing.contains(path) {
-            plan.missing.push(path.clone());
-            continue;
-        }
-        // Nothing makes room for what does not come.
-        if wanted.is_none() && is_beneath_any(path, &missing) {
-            continue;
-        }
-        let old = now.rows.get(path);
-        let action = match wanted {
-            None if old.is_none() => continue,
-            None if now.no_delete && !in_the_way(path, &changes) => {
-                plan.kept.push(path.clone());
-                continue;
-            }
-            None => Action::Delete,
-            Some(new) if old.is_some_and(|row| row.entry == *new) => {
-                if old.is_some_and(|row| row.extra) {
-                    plan.adopted.push(path.clone());
-                }
-                continue;
-            }
-            Some(new) => choose(path, new, old, now, &mut sources),
-        };
-        plan.steps.push(Step { path: path.clone(), old: old.cloned(), new: wanted.clone(), action });
-    }
+    let changes = expand(changes, &now);
+    let actions = actions(&changes, &now, &mut plan);
+    let mut rows = now.rows;
+    let steps = changes.into_iter().zip(actions).filter_map(|((path, new), action)| {
+        let old = if rows.is_empty() { None } else { rows.remove(&path) };
+        Some(Step { old, new, action: action?, path })
+    });
+    plan.steps = steps.collect();
     plan.deletes = count_deletes(&plan.steps);
     plan
 }
 
+/// What to do at each changed path, if anything; the others go into the plan's lists.
+fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Option<Action>> {
+    let missing = missing(changes, now);
+    let mut sources = Sources { movable: leaving_inodes(changes, &missing, now), looked_at: HashMap::new() };
+    let mut decide = |path: &RelPath, wanted: &Option<Entry>| {
+        if missing.contains(path) {
+            plan.missing.push(path.clone());
+            return None;
+        }
+        // Nothing makes room for what does not come.
+        if wanted.is_none() && is_beneath_any(path, &missing) {
+            return None;
+        }
+        let old = now.rows.get(path);
+        match wanted {
+            None if old.is_none() => None,
+            None if now.no_delete && !in_the_way(path, changes) => {
+                plan.kept.push(path.clone());
+                None
+            }
+            None => Some(Action::Delete),
+            Some(new) if old.is_some_and(|row| row.entry == *new) => {
+                if old.is_some_and(|row| row.extra) {
+                    plan.adopted.push(path.clone());
+                }
+                None
+            }
+            Some(new) => Some(choose(path, new, old, now, &mut sources)),
+        }
+    };
+    changes.iter().map(|(path, wanted)| decide(path, wanted)).collect()
+}
+
 /// Adds what follows from the changes: everything beneath a path that goes away or stops being a directory goes away
 /// too; and drops what the holds protect.
-fn expand(changes: &Changes, now: &Situation<'_>) -> Changes {
+fn expand(mut changes: Changes, now: &Situation<'_>) -> Changes {
     let held = |path: &RelPath| now.holds.covers(path);
-    let mut all: Changes =
-        changes.iter().filter(|(path, _)| !held(path)).map(|(path, new)| (path.clone(), new.clone())).collect();
     let no_longer_dirs: HashSet<&RelPath> =
         changes.iter().filter(|(_, new)| !new.as_ref().is_some_and(Entry::is_dir)).map(|(path, _)| path).collect();
-    for path in now.rows.keys() {
-        if all.contains_key(path) || held(path) {
-            continue;
-        }
-        if has_above(path, &|dir| no_longer_dirs.contains(dir)) {
-            all.insert(path.clone(), None);
-        }
-    }
-    all
+    let beneath = |path: &RelPath| has_above(path, &|dir| no_longer_dirs.contains(dir));
+    let new = |path: &&RelPath| !changes.contains_key(*path) && !held(path) && beneath(path);
+    let gone: Vec<RelPath> = now.rows.keys().filter(new).cloned().collect();
+    changes.retain(|path, _| !held(path));
+    changes.extend(gone.into_iter().map(|path| (path, None)));
+    changes
 }
 
 /// Whether a directory above `path` is one of those.
@@ -139,7 +145,7 @@ fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
 }
 
 /// Regular files whose inode loses its name by this plan, so that another name may take it over: each once.
-fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &Situation<'a>) -> HashSet<&'a RelPath> {
+fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &'a Situation<'_>) -> HashSet<&'a RelPath> {
     let leaves = |row: &Row, wanted: &Option<Entry>| match wanted {
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),

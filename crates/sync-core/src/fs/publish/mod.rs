@@ -3,7 +3,7 @@
 //! [`Publisher::prepare`] does everything that takes time, in staging. After a flush, [`Publisher::publish`] only
 //! renames, links, unlinks and sets metadata, so that a crash in between leaves each visible file old or new. After
 //! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe; with
-//! [`Publisher::tell_early`] most names are looked at before, while others are still being renamed.
+//! [`Publisher::tell_early`] an [`Observer`] looks at most of them before, while others are still being renamed.
 //!
 //! The disk alone decides: before each change the entry is compared with what the index said about it, and where they
 //! differ the entry is left alone and reported. One failed path never stops the others.
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
-pub use observe::Observed;
+pub use observe::{Observed, Observer};
 
 use super::attributes::Failed;
 use super::error::FsError;
@@ -59,12 +59,19 @@ pub struct Publisher {
     touched: BTreeMap<RelPath, Refused>,
     /// The directory whose entries are being changed.
     here: Option<RelPath>,
-    /// Is told what was observed already while the rest is still being published.
-    early: Option<Tell>,
+    /// Is told which steps are done while the others are still being published.
+    tell: Option<Tell>,
 }
 
-/// Takes observations, some at a time.
-pub type Tell = Box<dyn FnMut(Vec<Observed>) + Send>;
+/// Is told steps that are done, some at a time.
+pub type Tell = Box<dyn FnMut(Vec<Placed>) + Send>;
+
+/// A step that is done: its name is what the plan wants, and nothing will touch it again, unless it gets further names.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    step: usize,
+    refused: Refused,
+}
 
 /// How far a step got.
 #[derive(Debug, Default)]
@@ -81,8 +88,8 @@ enum Fate {
     Open,
     Failed,
     Done,
-    /// Done, looked at, and told.
-    Told,
+    /// Done, and looked at already.
+    Observed,
 }
 
 /// An inode in staging.
@@ -122,14 +129,24 @@ impl Publisher {
             inodes: Inodes::default(),
             touched: BTreeMap::new(),
             here: None,
-            early: None,
+            tell: None,
         }
     }
 
-    /// Has most of what is published observed while publishing goes on, so that writing it down need not wait for the
-    /// end; [`Publisher::observe`] gives the rest. A transaction it is written to must not end before the last flush.
+    /// Has [`Publisher::publish`] tell which names are done while it goes on with others, so that an [`Observer`] can
+    /// look at them meanwhile. What is made of that must not outlive a failure of the last flush.
     pub fn tell_early(&mut self, tell: Tell) {
-        self.early = Some(tell);
+        self.tell = Some(tell);
+    }
+
+    /// Looks at what is done early.
+    pub fn observer(&self) -> Observer {
+        Observer::new(Arc::clone(&self.root), Arc::clone(&self.steps))
+    }
+
+    /// Leaves out of [`Publisher::observe`] what was observed early.
+    pub fn skip(&mut self, observed: &[Placed]) {
+        observed.iter().for_each(|placed| self.work[placed.step].fate = Fate::Observed);
     }
 
     /// Every path that publishing may change: those of the steps, their directories, and other names of their inodes

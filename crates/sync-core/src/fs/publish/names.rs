@@ -1,13 +1,14 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
-use super::{Fate, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
+use super::{Fate, Placed, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::stat::{Stat, is_fixed};
@@ -15,8 +16,8 @@ use crate::manifest::{Entry, Refused, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
-/// Steps after which those before the last so many are observed: the clock of time stamps has moved on since.
-const OBSERVED_AT_ONCE: usize = 2048;
+/// Steps that are told at once, when as many after them are done: the clock of time stamps has moved on since.
+const TOLD_AT_ONCE: usize = 2048;
 
 /// What stands at a name before.
 enum There {
@@ -54,6 +55,8 @@ impl Publisher {
                 None => self.delete_step(i, step),
             }
         }
+        // Whoever listens need not wait for the rest.
+        self.tell = None;
         self.drop_staged();
         self.set_metadata(&steps);
         let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
@@ -218,8 +221,8 @@ impl Publisher {
     pub(super) fn place_all(&mut self, steps: &[Step]) {
         let mut blocked: Option<RelPath> = None;
         for (i, step) in steps.iter().enumerate() {
-            if i.is_multiple_of(OBSERVED_AT_ONCE) {
-                self.observe_early(i.saturating_sub(2 * OBSERVED_AT_ONCE)..i.saturating_sub(OBSERVED_AT_ONCE));
+            if i.is_multiple_of(TOLD_AT_ONCE) {
+                self.tell_done(i.saturating_sub(2 * TOLD_AT_ONCE)..i.saturating_sub(TOLD_AT_ONCE));
             }
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
@@ -240,6 +243,14 @@ impl Publisher {
                 blocked = Some(step.path.clone());
             }
         }
+    }
+
+    /// Tells which of these steps nothing will touch again. A directory is still being filled.
+    fn tell_done(&mut self, some: Range<usize>) {
+        let Some(tell) = &mut self.tell else { return };
+        let is_last = |step: &Step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make);
+        let done = some.filter(|&i| self.work[i].fate == Fate::Done && is_last(&self.steps[i]));
+        tell(done.map(|step| Placed { step, refused: self.work[step].refused }).collect());
     }
 
     /// Gives what is staged for a step its name; `false` if only metadata is left to do.

@@ -1,14 +1,14 @@
 //! What is on disk after publishing, for the index.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Fate, Publisher, inode, is_delete};
+use super::{Fate, Placed, Publisher, is_delete};
 use crate::fs::clock;
 use crate::fs::error::FsError;
+use crate::fs::root::Root;
 use crate::fs::stat::Stat;
 use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
 use crate::path::RelPath;
@@ -68,32 +68,6 @@ impl Publisher {
         seen
     }
 
-    /// Looks at those of some steps that nothing will touch again, if that proves them now; the others have time.
-    pub(super) fn observe_early(&mut self, some: Range<usize>) {
-        let Some(mut tell) = self.early.take() else { return };
-        let now = clock::now();
-        let steps = Arc::clone(&self.steps);
-        let mut seen = Vec::with_capacity(some.len());
-        for i in some {
-            let step = &steps[i];
-            // A directory is still being filled; an inode with several names may get another one.
-            let is_new = matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make);
-            if !is_new || self.work[i].fate != Fate::Done {
-                continue;
-            }
-            let looked = self.look_at_step(i, step, now).ok();
-            let settled = |seen: &Observed| {
-                seen.proven && seen.tuple.is_some_and(|tuple| !self.inodes.ours.contains_key(&inode(&tuple)))
-            };
-            if let Some(observed) = looked.filter(settled) {
-                seen.push(observed);
-                self.work[i].fate = Fate::Told;
-            }
-        }
-        tell(seen);
-        self.early = Some(tell);
-    }
-
     /// Looks at the outcome of a step.
     fn look_at_step(&self, i: usize, step: &Step, now: Time) -> Result<Observed, FsError> {
         let mut refused = self.work[i].refused;
@@ -102,7 +76,7 @@ impl Publisher {
         let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
             return Ok(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
         };
-        let observed = self.look(&step.path, entry, refused, now)?;
+        let (observed, _) = look(&self.root, &step.path, entry, refused, now)?;
         let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
         Ok(Observed { mount, ..observed })
     }
@@ -124,37 +98,71 @@ impl Publisher {
     /// Looks at a path that the plan says nothing about: it keeps its entry, and its proof if it had one.
     fn look_again(&self, path: &RelPath, row: &Row, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
         refused.add(row.refused);
-        let observed = self.look(path, &row.entry, refused, now)?;
+        let (observed, _) = look(&self.root, path, &row.entry, refused, now)?;
         Ok(Observed { proven: observed.proven && row.proven, mount: row.mount, ..observed })
     }
+}
 
-    fn look(&self, path: &RelPath, entry: &Entry, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
-        let drift = || FsError::because("keep", path, "it was changed there while it was published");
-        let stat = self.root.stat(path)?.ok_or_else(drift)?;
-        let owner = (stat.uid, stat.gid) == (entry.uid, entry.gid) || refused.has(Refused::OWNER);
-        if !owner || !is_of_kind(&stat, &entry.kind) {
+/// Looks at names that were published, apart from the publisher and on another thread if need be.
+pub struct Observer {
+    root: Arc<Root>,
+    steps: Arc<Vec<Step>>,
+}
+
+impl Observer {
+    pub(super) fn new(root: Arc<Root>, steps: Arc<Vec<Step>>) -> Self {
+        Self { root, steps }
+    }
+
+    /// Looks at some names. Returns those that are as wanted and proven, with what was seen; the others are for
+    /// [`Publisher::observe`].
+    pub fn look(&self, some: &[Placed]) -> Vec<(Placed, Observed)> {
+        let now = clock::now();
+        let look = |placed: &Placed| {
+            let step = &self.steps[placed.step];
+            let entry = step.new.as_ref().filter(|_| !placed.refused.has(Refused::DEVICE))?;
+            let (observed, nlink) = look(&self.root, &step.path, entry, placed.refused, now).ok()?;
+            // An inode with several names changes once more when the others are made.
+            (observed.proven && nlink == 1).then_some((*placed, observed))
+        };
+        some.iter().filter_map(look).collect()
+    }
+}
+
+/// Looks at a path, which shall be `entry` but for what was refused; also tells how many names the inode has.
+fn look(
+    root: &Root,
+    path: &RelPath,
+    entry: &Entry,
+    mut refused: Refused,
+    now: Time,
+) -> Result<(Observed, u32), FsError> {
+    let drift = || FsError::because("keep", path, "it was changed there while it was published");
+    let stat = root.stat(path)?.ok_or_else(drift)?;
+    let owner = (stat.uid, stat.gid) == (entry.uid, entry.gid) || refused.has(Refused::OWNER);
+    if !owner || !is_of_kind(&stat, &entry.kind) {
+        return Err(drift());
+    }
+    if !matches!(entry.kind, Kind::Symlink { .. }) && stat.mode != entry.mode {
+        // The kernel drops setid bits without a word where we have no right to them. A directory of somebody else
+        // keeps its mode.
+        let kept = entry.is_dir() && refused.has(Refused::MODE);
+        if !kept && (stat.mode & !0o6000 != entry.mode & !0o6000 || stat.mode & !entry.mode != 0) {
             return Err(drift());
         }
-        if !matches!(entry.kind, Kind::Symlink { .. }) && stat.mode != entry.mode {
-            // The kernel drops setid bits without a word where we have no right to them. A directory of somebody else
-            // keeps its mode.
-            let kept = entry.is_dir() && refused.has(Refused::MODE);
-            if !kept && (stat.mode & !0o6000 != entry.mode & !0o6000 || stat.mode & !entry.mode != 0) {
-                return Err(drift());
-            }
-            refused.add(Refused::MODE);
-        }
-        if stat.tuple.mtime != entry.mtime {
-            if !refused.has(Refused::TIME) && !is_rounded(&stat, entry.mtime) {
-                return Err(drift());
-            }
-            refused.add(Refused::TIME);
-        }
-        // A write sets both times to the same tick. If they are equal nothing tells such a write from ours.
-        let written = stat.is_file() && stat.tuple.mtime == stat.tuple.ctime;
-        let proven = !written && clock::settled(stat.tuple.ctime, now, self.root.is_remote(&stat));
-        Ok(Observed { path: path.clone(), tuple: Some(stat.tuple), refused, proven, mount: false })
+        refused.add(Refused::MODE);
     }
+    if stat.tuple.mtime != entry.mtime {
+        if !refused.has(Refused::TIME) && !is_rounded(&stat, entry.mtime) {
+            return Err(drift());
+        }
+        refused.add(Refused::TIME);
+    }
+    // A write sets both times to the same tick. If they are equal nothing tells such a write from ours.
+    let written = stat.is_file() && stat.tuple.mtime == stat.tuple.ctime;
+    let proven = !written && clock::settled(stat.tuple.ctime, now, root.is_remote(&stat));
+    let observed = Observed { path: path.clone(), tuple: Some(stat.tuple), refused, proven, mount: false };
+    Ok((observed, stat.nlink))
 }
 
 fn is_of_kind(stat: &Stat, kind: &Kind) -> bool {

@@ -67,27 +67,26 @@ impl Publisher {
         let left = users.entry(digest).or_insert(1);
         *left = left.saturating_sub(1);
         let last = *left == 0;
-        let found = if self.staging.has(&digest) { self.staging.contents().get(&digest).cloned() } else { None };
-        let name = match found {
+        let (name, dressed) = match self.staging.find(&digest) {
             Some(content) if last && Arc::ptr_eq(&content.stage, &stage) => {
                 self.staging.contents().remove(&digest);
-                let staged = Staged { stage, name: digest.to_hex(), linked: None };
-                if content.dressed != Some(entry.metadata()) || !entry.xattrs.is_empty() {
-                    self.dress_again(i, step, entry, &staged, content.dressed)?;
-                }
-                return Ok(staged);
+                (digest.to_hex(), content.dressed)
             }
             Some(content) => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let from = openat(content.stage.fd(), digest.to_hex(), flags, Mode::empty())
                     .map_err(|errno| FsError::new("open the staged content of", &step.path, errno))?;
-                self.copy(&from, &stage, size, &step.path)?
+                self.copy_dressed(&from, &stage, size, &step.path, Some(&entry.metadata()))?
             }
-            None if size == 0 => self.copy(stage.fd(), &stage, 0, &step.path)?,
+            None if size == 0 => (self.copy(stage.fd(), &stage, 0, &step.path)?, None),
             None => return Err(FsError::because("prepare", &step.path, "its content was not received")),
         };
         let staged = Staged { stage, name, linked: None };
-        self.dress(i, step, entry, &staged, 0o600)?;
+        if dressed != Some(entry.metadata()) || !entry.xattrs.is_empty() {
+            let born = Metadata { mode: 0o600, uid: staged.stage.uid, gid: staged.stage.gid, mtime: Time::default() };
+            let Metadata { mode, uid, gid, .. } = dressed.unwrap_or(born);
+            self.dress_from(i, step, entry, &staged, Before { uid, gid, mode, xattrs: Some(&[]) })?;
+        }
         Ok(staged)
     }
 
@@ -333,20 +332,6 @@ impl Publisher {
         Ok(Some(staged))
     }
 
-    /// Gives a file that was dressed ahead (or not) what the entry says.
-    fn dress_again(
-        &mut self,
-        i: usize,
-        step: &Step,
-        entry: &Entry,
-        staged: &Staged,
-        dressed: Option<Metadata>,
-    ) -> Result<(), FsError> {
-        let born = Metadata { mode: 0o600, uid: staged.stage.uid, gid: staged.stage.gid, mtime: Time::default() };
-        let Metadata { mode, uid, gid, .. } = dressed.unwrap_or(born);
-        self.dress_from(i, step, entry, staged, Before { uid, gid, mode, xattrs: Some(&[]) })
-    }
-
     /// Gives an inode born in staging its attributes. A directory gets its time, and a mode that would keep us out,
     /// when everything in it is done.
     fn dress(&mut self, i: usize, step: &Step, entry: &Entry, staged: &Staged, mode: u32) -> Result<(), FsError> {
@@ -385,13 +370,30 @@ impl Publisher {
 
     /// A new file in `stage` with the first `size` bytes of `from`.
     fn copy(&self, from: impl AsFd, stage: &Stage, size: u64, path: &RelPath) -> Result<String, FsError> {
+        self.copy_dressed(from, stage, size, path, None).map(|(name, _)| name)
+    }
+
+    /// The same, which also gets what it will probably have, and is told to have got it.
+    fn copy_dressed(
+        &self,
+        from: impl AsFd,
+        stage: &Stage,
+        size: u64,
+        path: &RelPath,
+        likely: Option<&Metadata>,
+    ) -> Result<(String, Option<Metadata>), FsError> {
         let name = self.staging.fresh_name();
-        let copied = create(stage.fd(), &name).and_then(|to| sparse::copy_file(from, to, size));
-        copied.map_err(|errno| {
-            let _ = unlinkat(stage.fd(), &name, AtFlags::empty());
-            FsError::new("stage", path, errno)
-        })?;
-        Ok(name)
+        let copied = create(stage.fd(), &name).and_then(|to| {
+            sparse::copy_file(from, &to, size)?;
+            stage.dress_ahead(to.as_fd(), likely)
+        });
+        match copied {
+            Ok(dressed) => Ok((name, dressed)),
+            Err(errno) => {
+                let _ = unlinkat(stage.fd(), &name, AtFlags::empty());
+                Err(FsError::new("stage", path, errno))
+            }
+        }
     }
 
     /// Opens a visible file for reading. A fifo or device that took its place is not waited for, nor read: only a

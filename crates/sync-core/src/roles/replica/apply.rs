@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
-use crate::fs::{FsError, Known, Observed, Publisher, Staging};
+use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Row, Tuple};
@@ -19,9 +19,6 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
-
-/// Portions of observations that may wait for the index.
-const SEEN_AHEAD: usize = 8;
 
 /// A plan, and how far it was carried out.
 pub struct Application {
@@ -65,12 +62,12 @@ impl Application {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
         let rows = touched_rows(&opened.index, &changes)?;
         let sources = sources(&opened.index, &changes, &rows, staged)?;
-        let situation =
-            Situation { rows: &rows, sources: &sources, staged, holds: &holds, no_delete: opened.policy.no_delete };
-        let mut plan = plan::decide(&changes, &situation);
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
+        let situation =
+            Situation { rows, sources: &sources, staged, holds: &holds, no_delete: opened.policy.no_delete };
+        let mut plan = plan::decide(changes, situation);
         let stats = count(&plan, copied_bytes);
         let items = match opened.policy.itemize {
             true => plan.steps.iter().filter_map(itemize).collect(),
@@ -154,16 +151,22 @@ impl Application {
         }
         let (index, staging, steps) = (opened.index.clone(), opened.staging.clone(), Arc::clone(&self.steps));
         let mut ledger = Ledger::new(&steps, marks);
-        let (sender, seen) = mpsc::sync_channel(SEEN_AHEAD);
+        let observer = publisher.as_ref().map(Publisher::observer);
+        let (sender, placed) = mpsc::channel();
         let (written, failures) = std::thread::scope(|scope| {
             let mut publishing = publisher.map(|publisher| scope.spawn(|| carry_out(publisher, staging, sender)));
             let mut failures = Vec::new();
             let written = index.commit_with(0, |commit| {
-                for some in seen {
-                    some.into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
+                let mut observed = Vec::new();
+                for (placed, seen) in placed.iter().flat_map(|some: Vec<Placed>| look(observer.as_ref(), &some)) {
+                    ledger.write(commit, seen)?;
+                    observed.push(placed);
                 }
                 if let Some(publishing) = publishing.take() {
-                    failures = ended(publishing)?;
+                    let mut publisher = ended(publishing)?;
+                    publisher.skip(&observed);
+                    publisher.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
+                    failures = publisher.take_failures();
                 }
                 let refused = ledger.finish(commit)?;
                 self.failures += failures.len() as u64;
@@ -174,8 +177,8 @@ impl Application {
                 if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
             });
             // When the index fails, what fails on disk is told all the same.
-            if let Some(publishing) = publishing {
-                failures = ended(publishing).unwrap_or_default();
+            if let Some(Ok(mut publisher)) = publishing.map(ended) {
+                failures = publisher.take_failures();
             }
             (written, failures)
         });
@@ -254,24 +257,26 @@ impl From<IndexError> for Reason {
     }
 }
 
-/// Publishes, flushes, and sends what is on disk then; returns what failed of it.
+/// Publishes and flushes; meanwhile sends which names are done.
 fn carry_out(
     mut publisher: Publisher,
     staging: Option<Arc<Staging>>,
-    sender: mpsc::SyncSender<Vec<Observed>>,
-) -> Result<Vec<FsError>, FsError> {
+    sender: mpsc::Sender<Vec<Placed>>,
+) -> Result<Publisher, FsError> {
     // Nobody listens any more when the index failed: then it stays as it was, and the next push looks again.
-    let tell = move |seen| drop(sender.send(seen));
-    publisher.tell_early(Box::new(tell.clone()));
+    publisher.tell_early(Box::new(move |placed| drop(sender.send(placed))));
     publisher.publish();
     staging.map_or(Ok(()), |staging| staging.flush())?;
-    tell(publisher.observe());
-    Ok(publisher.take_failures())
+    Ok(publisher)
 }
 
-fn ended(publishing: ScopedJoinHandle<'_, Result<Vec<FsError>, FsError>>) -> Result<Vec<FsError>, Reason> {
+fn ended(publishing: ScopedJoinHandle<'_, Result<Publisher, FsError>>) -> Result<Publisher, Reason> {
     let ended = publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))?;
     ended.map_err(|error| Reason(error.to_string()))
+}
+
+fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed)> {
+    observer.map(|observer| observer.look(placed)).unwrap_or_default()
 }
 
 fn privilege() -> [u8; 1] {

@@ -184,7 +184,7 @@ impl Replica {
         }
         let no_delete = opened.policy.no_delete;
         let plan =
-            decide(changes, &Situation { rows: &rows, sources: &sources, staged: is_staged, holds: &holds, no_delete });
+            decide(changes.clone(), Situation { rows, sources: &sources, staged: is_staged, holds: &holds, no_delete });
         let root = self.root_after(opened, changes, &holds);
         if opened.policy.max_delete.is_some_and(|most| plan.deletes > most) && root == announce.version.root {
             return Err(Refusal { max_delete: true, reason: format!("{} deletes", plan.deletes) });
