@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use super::missing::{Missing, Names};
 use super::{Budget, ProtocolError};
 use crate::hash::Digest;
 use crate::manifest::VersionId;
@@ -40,7 +41,7 @@ pub enum ReceiverInput {
     Opened(Stand),
     /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
     Listed(Listing),
-    /// Answers [`ReceiverOutput::Consider`]: what is missing of it.
+    /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.
     Considered(Vec<Wanted>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
@@ -52,6 +53,10 @@ pub enum ReceiverInput {
         root: Digest,
         /// For a person.
         items: Vec<Item>,
+        /// Paths that stay as they are, because their content is nowhere.
+        missing: Vec<RelPath>,
+        /// The changes given back, if something is missing.
+        changes: Changes,
     },
     /// Answers [`ReceiverOutput::Prepare`]: everything is staged and flushed. With an acknowledgement if there is
     /// nothing to publish, or this is a dry run.
@@ -77,6 +82,8 @@ pub enum ReceiverOutput {
     List(Vec<RelPath>),
     /// Find out which of these contents are missing; the first has this number.
     Consider(u64, Vec<Offered>),
+    /// Contents with these numbers are missing for certain: find out what may save sending some of them.
+    Fetch(Vec<(u64, Offered)>),
     /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
     Guard(Announce, Changes),
     /// Decide the steps.
@@ -134,6 +141,8 @@ pub struct Receiver {
     set_aside: Vec<(u64, Outstanding)>,
     /// Paths and sizes of files under consideration.
     considered: BTreeMap<u64, (RelPath, u64)>,
+    /// Contents that did not come.
+    missing: Missing,
     changes: Changes,
     changes_received: u64,
     /// Held paths that came ahead of the announcement.
@@ -163,6 +172,7 @@ impl Receiver {
             outstanding: HashMap::new(),
             set_aside: Vec::new(),
             considered: BTreeMap::new(),
+            missing: Missing::default(),
             changes: Changes::new(),
             changes_received: 0,
             holds: Vec::new(),
@@ -207,7 +217,7 @@ impl Receiver {
                 }
                 self.plan_when_complete();
             }
-            ReceiverInput::Planned { root, items } => self.planned(root, items),
+            ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
             ReceiverInput::Prepared(None) => {
                 self.state = State::Prepared;
                 if let Some(root) = self.announce.as_ref().map(|a| a.version.root) {
@@ -218,12 +228,7 @@ impl Receiver {
                 self.send(ToMaster::Ack(ack));
                 self.end();
             }
-            ReceiverInput::Problems(problems) => {
-                let size = |p: &Problem| p.reason.len() + p.path.as_ref().map_or(0, |path| path.as_bytes().len()) + 16;
-                for part in in_messages(problems, PER_MESSAGE, size) {
-                    self.send(ToMaster::Problems(part));
-                }
-            }
+            ReceiverInput::Problems(problems) => self.tell(problems),
             ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));
@@ -235,6 +240,13 @@ impl Receiver {
 
     fn send(&mut self, message: ToMaster) {
         self.outputs.push_back(ReceiverOutput::Send(message));
+    }
+
+    fn tell(&mut self, problems: Vec<Problem>) {
+        let size = |p: &Problem| p.reason.len() + p.path.as_ref().map_or(0, |path| path.as_bytes().len()) + 16;
+        for part in in_messages(problems, PER_MESSAGE, size) {
+            self.send(ToMaster::Problems(part));
+        }
     }
 
     fn end(&mut self) {
@@ -280,6 +292,7 @@ impl Receiver {
                     }
                     self.changes.insert(change.path, change.entry);
                 }
+                self.missing.number(self.next_seq, &files);
                 self.consider(files);
             }
             (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
@@ -306,6 +319,7 @@ impl Receiver {
             (ToReplica::Restart(()), State::Mismatched) => {
                 self.changes.clear();
                 self.changes_received = 0;
+                self.missing.restart();
                 self.announce = None;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.state = State::Gathering;
@@ -379,25 +393,50 @@ impl Receiver {
         let Some(mut file) = self.outstanding.remove(&seq) else { return };
         let asked_again = std::mem::replace(&mut file.again, true);
         match settled {
-            Settled::Staged => {}
+            Settled::Staged => self.missing.came(seq),
             Settled::Mismatch if !asked_again => {
                 self.outstanding.insert(seq, file);
                 self.send(ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]));
             }
             Settled::Mismatch => {
                 let reason = "the content does not match its digest: the file changed while it was sent".to_owned();
-                self.send(ToMaster::Problems(vec![Problem { path: Some(file.path), reason }]));
+                let problem = Problem { path: Some(file.path.clone()), reason };
+                self.did_not_come(seq, file.path, Some(problem));
             }
             Settled::Failed(_) if !asked_again && file.size <= SET_ASIDE => self.set_aside.push((seq, file)),
-            Settled::Failed(problem) => self.send(ToMaster::Problems(vec![problem])),
+            Settled::Failed(problem) => self.did_not_come(seq, file.path, Some(problem)),
         }
         self.plan_when_complete();
     }
 
     /// The master reports such a file itself, with the reason it knows best; here it only stops being awaited.
     fn unavailable(&mut self, seq: u64, _reason: String) {
-        self.outstanding.remove(&seq);
+        if let Some(file) = self.outstanding.remove(&seq) {
+            self.did_not_come(seq, file.path, None);
+        }
         self.plan_when_complete();
+    }
+
+    /// The next name of the content is tried.
+    fn did_not_come(&mut self, seq: u64, path: RelPath, problem: Option<Problem>) {
+        if let Some(others) = self.missing.did_not_come(seq, path, problem) {
+            self.fetch(vec![others]);
+        }
+    }
+
+    /// Asks for contents, each by the first of its names.
+    fn fetch(&mut self, contents: Vec<Names>) {
+        let mut files = Vec::new();
+        for mut names in contents {
+            let Some((seq, file)) = names.pop_front() else { continue };
+            self.considered.insert(seq, (file.path.clone(), file.size));
+            self.missing.asked_for(seq, names);
+            files.push((seq, file));
+        }
+        if !files.is_empty() {
+            self.considering += 1;
+            self.outputs.push_back(ReceiverOutput::Fetch(files));
+        }
     }
 
     fn plan_when_complete(&mut self) {
@@ -420,12 +459,31 @@ impl Receiver {
         }
     }
 
-    fn planned(&mut self, root: Digest, items: Vec<Item>) {
-        if self.announce.as_ref().is_some_and(|announce| announce.version.root != root) {
-            self.state = State::Mismatched;
-            self.outputs.push_back(ReceiverOutput::Discard);
-            self.send(ToMaster::Prepared(root));
-            return;
+    fn leads_elsewhere(&self, root: Digest) -> bool {
+        self.announce.as_ref().is_some_and(|announce| announce.version.root != root)
+    }
+
+    /// The master learns that its changes do not lead to the root.
+    fn mismatched(&mut self, root: Digest) {
+        self.state = State::Mismatched;
+        self.outputs.push_back(ReceiverOutput::Discard);
+        self.send(ToMaster::Prepared(root));
+    }
+
+    fn planned(&mut self, root: Digest, items: Vec<Item>, missing: &[RelPath], changes: Changes) {
+        if self.leads_elsewhere(root) {
+            return self.mismatched(root);
+        }
+        // A dry run moves no content, and takes for granted what is missing.
+        if !self.dry_run {
+            let untried = self.missing.untried(missing, &changes);
+            if !untried.is_empty() {
+                self.state = State::Completing;
+                self.changes = changes;
+                self.outputs.push_back(ReceiverOutput::Discard);
+                return self.fetch(untried);
+            }
+            self.tell(self.missing.problems(missing));
         }
         let size = |item: &Item| {
             let target = item.target.as_ref().map_or(0, |(_, target)| target.len());

@@ -6,6 +6,7 @@ use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version};
 use crate::monitor::{Item, Problem};
+use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
 use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
 
@@ -218,7 +219,7 @@ fn content_that_arrives_wrong_twice_is_a_problem_of_that_file_alone() {
     world.faults.torn.insert(path("b"));
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
-    assert!(outcome.problem_paths().iter().all(|p| p == "b"), "{outcome:#?}");
+    assert_eq!(outcome.problem_paths(), ["b"], "told once: {outcome:#?}");
     assert_eq!(outcome.wants, 3);
     let at = |p: &str| world.replicas[0].disk.at(&path(p)).unwrap().content.clone();
     assert_eq!((at("a"), at("b")), (b"alpha, edited".to_vec(), b"beta".to_vec()));
@@ -233,7 +234,7 @@ fn content_that_cannot_be_read_any_more_keeps_the_old_file() {
     world.faults.unavailable.insert(path("b"));
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
-    assert!(!outcome.problems.is_empty());
+    assert_eq!(outcome.problem_paths(), ["b"], "told once: {outcome:#?}");
     assert_eq!(world.replicas[0].disk.at(&path("b")).unwrap().content, b"beta");
     world.faults.unavailable.clear();
     world.push_exactly();
@@ -247,9 +248,76 @@ fn a_small_file_that_could_not_be_stored_is_tried_once_more() {
         world.faults.unstorable.insert(path("b"), failures);
         let outcome = only(world.push());
         assert_eq!((outcome.is_exact(), outcome.wants), (failures == 1, wants), "{outcome:#?}");
-        assert_eq!(outcome.problem_paths().is_empty(), failures == 1);
+        assert_eq!(outcome.problem_paths().len(), failures as usize - 1, "{outcome:#?}");
         assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"one, edited");
         world.push_exactly();
+    }
+}
+
+/// What is believed to be here by the beginning of its digest may not be: the plan finds out, and asks for it.
+#[test]
+fn content_that_only_seemed_to_be_there_is_asked_for_after_all() {
+    for master_lost in [false, true] {
+        let mut world = settled();
+        world.source().write("b", "beta, edited").write("d/one", "beta, edited").write("d/e/deep", "deeper");
+        for content in ["beta, edited", "deeper"] {
+            world.replicas[0].mistaken.insert(Digest::of(content.as_bytes()));
+        }
+        if master_lost {
+            world.master.lose_index();
+        }
+        let outcome = only(world.push_exactly());
+        // Each content once, with the old file at hand.
+        assert_eq!((outcome.wants, outcome.wants_with_basis, outcome.restarts), (2, 2, 0));
+    }
+    // In a dry run it is nothing to report.
+    let mut world = settled();
+    world.source().write("b", "beta, edited");
+    world.replicas[0].mistaken.insert(Digest::of(b"beta, edited"));
+    world.policy.dry_run = true;
+    assert_eq!(only(world.push()).problems, []);
+}
+
+/// Also if it has to be asked for without a basis again, and if there is no end to its coming wrong.
+#[test]
+fn content_that_was_missing_and_comes_wrong_is_a_problem_of_that_file() {
+    let mut world = settled();
+    world.source().write("b", "beta, edited");
+    world.replicas[0].mistaken.insert(Digest::of(b"beta, edited"));
+    world.faults.false_matches = true;
+    let outcome = only(world.clone().push_exactly());
+    assert_eq!((outcome.wants, outcome.wants_with_basis), (2, 1));
+    world.faults.torn.insert(path("b"));
+    let outcome = only(world.push());
+    assert_eq!((outcome.is_exact(), outcome.problem_paths()), (false, vec!["b".to_owned()]));
+}
+
+/// The master offers the content by its first name, and cannot read that one any more.
+#[test]
+fn content_is_asked_for_by_its_other_names() {
+    let names = ["b", "new", "newer", "newest"];
+    for unreadable in 1..=names.len() {
+        for (restarts, lost) in [(0, false), (1, false), (0, true)] {
+            let mut world = settled();
+            for name in names {
+                world.source().write(name, "the same");
+            }
+            world.faults.unavailable = names[..unreadable].iter().map(|name| path(name)).collect();
+            if restarts == 1 {
+                world.replicas[0].disk.write("a", "tampered");
+            }
+            if lost {
+                world.master.lose_index();
+            }
+            let outcome = only(world.push());
+            assert_eq!(outcome.restarts, restarts);
+            assert_eq!(outcome.is_exact(), unreadable < names.len(), "{outcome:#?}");
+            // The master tells of each name that it cannot read, and nobody else.
+            assert_eq!(outcome.problem_paths(), names[..unreadable]);
+            assert_eq!(outcome.wants, names.len().min(unreadable + 1));
+            world.faults.unavailable.clear();
+            world.push_exactly();
+        }
     }
 }
 
@@ -422,7 +490,14 @@ fn what_makes_no_sense_ends_the_session() {
     let mut receiver = gathering();
     let version = announce().version;
     to(&mut receiver, ToReplica::Announce(announce())).unwrap();
-    receiver.handle(ReceiverInput::Planned { root: version.root, items: Vec::new() }).unwrap();
+    receiver
+        .handle(ReceiverInput::Planned {
+            root: version.root,
+            items: Vec::new(),
+            missing: Vec::new(),
+            changes: Changes::new(),
+        })
+        .unwrap();
     receiver.handle(ReceiverInput::Prepared(None)).unwrap();
     let other = Version { number: 2, ..version.clone() };
     assert!(to(&mut receiver, ToReplica::Publish(other.id())).is_err(), "another version than the prepared one");
@@ -539,7 +614,14 @@ fn what_a_master_sends_is_counted() {
     receiver.budget = Budget::new(2, 1 << 20);
     to(&mut receiver, &change).unwrap();
     to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
-    receiver.handle(ReceiverInput::Planned { root: Digest::of(b"another"), items: Vec::new() }).unwrap();
+    receiver
+        .handle(ReceiverInput::Planned {
+            root: Digest::of(b"another"),
+            items: Vec::new(),
+            missing: Vec::new(),
+            changes: Changes::new(),
+        })
+        .unwrap();
     to(&mut receiver, &ToReplica::Restart(())).unwrap();
     to(&mut receiver, &change).unwrap();
     assert!(to(&mut receiver, &change).is_err());
