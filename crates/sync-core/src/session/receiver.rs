@@ -45,8 +45,9 @@ pub enum ReceiverInput {
     Considered(Vec<Wanted>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
-    /// Answers [`ReceiverOutput::Guard`]: the plan keeps to the delete limit. (One that does not is refused.)
-    Guarded,
+    /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan
+    /// keeps to the delete limit. (One that does not is refused.)
+    Guarded(Digest),
     /// Answers [`ReceiverOutput::Plan`]: the root that the plan leads to, and the changed entries if asked for.
     Planned {
         /// The root.
@@ -211,12 +212,7 @@ impl Receiver {
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
-            ReceiverInput::Guarded => {
-                for (first, files) in self.guarded.take().unwrap_or_default() {
-                    self.ask_about(first, files);
-                }
-                self.plan_when_complete();
-            }
+            ReceiverInput::Guarded(root) => self.guarded(root),
             ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
             ReceiverInput::Prepared(None) => {
                 self.state = State::Prepared;
@@ -468,6 +464,19 @@ impl Receiver {
         self.state = State::Mismatched;
         self.outputs.push_back(ReceiverOutput::Discard);
         self.send(ToMaster::Prepared(root));
+    }
+
+    /// Nothing is asked for before the guard has seen a plan that leads to the root: a refusal leaves nothing behind.
+    fn guarded(&mut self, root: Digest) {
+        if self.leads_elsewhere(root) {
+            // What is needed of these comes again with the changes after the restart.
+            self.guarded = None;
+            return self.mismatched(root);
+        }
+        for (first, files) in self.guarded.take().unwrap_or_default() {
+            self.ask_about(first, files);
+        }
+        self.plan_when_complete();
     }
 
     fn planned(&mut self, root: Digest, items: Vec<Item>, missing: &[RelPath], changes: Changes) {

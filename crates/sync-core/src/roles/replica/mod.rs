@@ -248,9 +248,10 @@ impl Session {
 
     /// Refuses a plan that would delete too much before anything of it touches the disk.
     fn guard(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
-        match Application::preview(self.opened()?, announce, changes)?.refusal() {
+        let preview = Application::preview(self.opened()?, announce, changes)?;
+        match preview.refusal() {
             Some(refusal) => Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?),
-            None => Ok(self.receiver.handle(ReceiverInput::Guarded)?),
+            None => Ok(self.receiver.handle(ReceiverInput::Guarded(preview.root()))?),
         }
     }
 

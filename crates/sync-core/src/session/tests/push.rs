@@ -465,8 +465,8 @@ impl Link {
                 self.tell_receiver(ReceiverInput::Considered(wants));
             }
             (ReceiverOutput::Guard(announce, changes), Some(opened)) => {
-                let refusal = replica.guard(opened, announce, &changes);
-                self.tell_receiver(refusal.map_or(ReceiverInput::Guarded, ReceiverInput::Refuse));
+                let guarded = replica.guard(opened, announce, &changes);
+                self.tell_receiver(guarded.map_or_else(ReceiverInput::Refuse, ReceiverInput::Guarded));
             }
             (ReceiverOutput::Plan(announce, changes), Some(opened)) => {
                 let input = match replica.plan(opened, announce, &changes) {

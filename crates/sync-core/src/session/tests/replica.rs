@@ -154,9 +154,9 @@ impl Replica {
         Some(good)
     }
 
-    /// Why a plan for these changes would be refused, once every missing content is there.
-    pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Option<Refusal> {
-        self.decide(opened, announce, changes, &|digest| !self.has(*digest)).err()
+    /// The root of a plan for these changes once every missing content is there, or why it would be refused.
+    pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Result<Digest, Refusal> {
+        Ok(self.decide(opened, announce, changes, &|digest| !self.has(*digest))?.0.root)
     }
 
     /// The root, the items and what is missing, or why not. A dry run takes for granted what is missing.

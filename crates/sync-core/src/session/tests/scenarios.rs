@@ -184,6 +184,23 @@ fn too_many_deletes_refuse_the_whole_plan() {
     world.push_exactly();
 }
 
+/// The first plan, from what the master's index says changed, is no plan at all: nothing may be staged for it.
+#[test]
+fn too_many_deletes_after_a_restart_leave_nothing_behind() {
+    let mut world = settled();
+    world.source().rm("d").write("a", "new");
+    world.replicas[0].disk.write("b", "tampered");
+    world.policy.max_delete = Some(3);
+    let before = world.replicas[0].disk.entries(|_| true);
+    let outcome = only(world.push());
+    assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
+    assert_eq!((outcome.restarts, outcome.wants, world.replicas[0].staged.len()), (1, 0, 0));
+    assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+    world.policy.max_delete = Some(6);
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.restarts, 1);
+}
+
 #[test]
 fn a_dry_run_tells_and_changes_nothing() {
     for master_lost in [false, true] {
