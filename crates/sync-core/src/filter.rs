@@ -72,15 +72,7 @@ impl Filter {
     /// # Errors
     /// [`FilterError`] names the first rule that is wrong, or the bound that is exceeded.
     pub fn new(rules: &[Rule]) -> Result<Self, FilterError> {
-        if rules.len() > MAX_RULES {
-            return Err(FilterError::TooMany(rules.len()));
-        }
-        if let Some(long) = rules.iter().position(|rule| rule.pattern.len() > MAX_PATTERN) {
-            return Err(FilterError::TooLong(long + 1));
-        }
-        if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > MAX_RULES_BYTES {
-            return Err(FilterError::TooMuch);
-        }
+        check_length(rules)?;
         let mut patterns = Vec::new();
         let mut hasher = blake3::Hasher::new();
         for (i, Rule { pattern }) in rules.iter().enumerate() {
@@ -120,6 +112,20 @@ impl Filter {
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
+}
+
+/// Whether rules keep to the bounds in number and length.
+pub(crate) fn check_length(rules: &[Rule]) -> Result<(), FilterError> {
+    if rules.len() > MAX_RULES {
+        return Err(FilterError::TooMany(rules.len()));
+    }
+    if let Some(long) = rules.iter().position(|rule| rule.pattern.len() > MAX_PATTERN) {
+        return Err(FilterError::TooLong(long + 1));
+    }
+    if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > MAX_RULES_BYTES {
+        return Err(FilterError::TooMuch);
+    }
+    Ok(())
 }
 
 /// Cuts the blanks at the end, but for one that a backslash takes literally.

@@ -1,6 +1,10 @@
 //! The replica's end of a push.
 
+mod io;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
+
+pub use io::{ReceiverInput, ReceiverOutput, Settled};
 
 use super::missing::{Missing, Names};
 use super::{Budget, ProtocolError};
@@ -10,8 +14,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Refusal, Stand, ToMaster,
-    ToReplica, Unavailable, Wanted, in_messages,
+    Announce, Change, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, ToMaster, ToReplica, Unavailable, Wanted,
+    in_messages,
 };
 
 /// How many wants, problems or items go into one message at most; and of wants, how many chunks.
@@ -21,83 +25,8 @@ const CHUNKS_PER_MESSAGE: usize = 1 << 17;
 /// Contents up to this size that could not be stored are tried again when the others are done.
 const SET_ASIDE: u64 = 1 << 20;
 
-/// What became of a wanted content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// Verified and staged.
-    Staged,
-    /// What came was not that content: a false match of chunks, or a file that changed underway.
-    Mismatch,
-    /// It could not be stored.
-    Failed(Problem),
-}
-
-/// What the driver tells the receiver.
-#[derive(Clone, Debug)]
-pub enum ReceiverInput {
-    /// A message from the master.
-    Received(ToReplica),
-    /// The share is open and its tree was looked at.
-    Opened(Stand),
-    /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
-    Listed(Listing),
-    /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.
-    Considered(Vec<Wanted>),
-    /// A wanted content is dealt with.
-    Settled(u64, Settled),
-    /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan
-    /// keeps to the delete limit. (One that does not is refused.)
-    Guarded(Digest),
-    /// Answers [`ReceiverOutput::Plan`]: the root that the plan leads to, and the changed entries if asked for.
-    Planned {
-        /// The root.
-        root: Digest,
-        /// For a person.
-        items: Vec<Item>,
-        /// Paths that stay as they are, because their content is nowhere.
-        missing: Vec<RelPath>,
-        /// The changes given back, if something is missing.
-        changes: Changes,
-    },
-    /// Answers [`ReceiverOutput::Prepare`]: everything is staged and flushed. With an acknowledgement if there is
-    /// nothing to publish, or this is a dry run.
-    Prepared(Option<Ack>),
-    /// Answers [`ReceiverOutput::Publish`].
-    Published(Ack),
-    /// Entries that failed; may come at any time.
-    Problems(Vec<Problem>),
-    /// Worth a line to a person.
-    Notice(String),
-    /// The replica cannot go on.
-    Refuse(Refusal),
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReceiverOutput {
-    /// Send a control message.
-    Send(ToMaster),
-    /// Lock the share and look at its tree.
-    Open(Hello),
-    /// Read these directories' children from the index.
-    List(Vec<RelPath>),
-    /// Find out which of these contents are missing; the first has this number.
-    Consider(u64, Vec<Offered>),
-    /// Contents with these numbers are missing for certain: find out what may save sending some of them.
-    Fetch(Vec<(u64, Offered)>),
-    /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
-    Guard(Announce, Changes),
-    /// Decide the steps.
-    Plan(Announce, Changes),
-    /// Stage everything and flush it.
-    Prepare,
-    /// Make it visible and durable.
-    Publish,
-    /// Forget a plan that does not lead to the announced root.
-    Discard,
-    /// It is over: the last message was sent.
-    End,
-}
+/// How often a master may start over with its changes: after a descent there is nothing else to compare.
+const RESTARTS: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -149,6 +78,8 @@ pub struct Receiver {
     /// Held paths that came ahead of the announcement.
     holds: Vec<RelPath>,
     announce: Option<Announce>,
+    /// How many there were.
+    restarts: u8,
     dry_run: bool,
     max_delete: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
@@ -178,6 +109,7 @@ impl Receiver {
             changes_received: 0,
             holds: Vec::new(),
             announce: None,
+            restarts: 0,
             dry_run: false,
             max_delete: false,
             guarded: None,
@@ -312,7 +244,11 @@ impl Receiver {
                 self.announce = Some(announce);
                 self.plan_when_complete();
             }
+            (ToReplica::Restart(()), State::Mismatched) if self.restarts == RESTARTS => {
+                return Err(ProtocolError(format!("more than {RESTARTS} restart in one session")));
+            }
             (ToReplica::Restart(()), State::Mismatched) => {
+                self.restarts += 1;
                 self.changes.clear();
                 self.changes_received = 0;
                 self.missing.restart();
@@ -324,7 +260,7 @@ impl Receiver {
                 self.state = State::Publishing;
                 self.outputs.push_back(ReceiverOutput::Publish);
             }
-            (ToReplica::Unavailable(Unavailable { seq, reason }), _) => self.unavailable(seq, reason),
+            (ToReplica::Unavailable(Unavailable { seq, .. }), _) => return self.unavailable(seq),
             (message, state) => {
                 return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message))));
             }
@@ -406,11 +342,13 @@ impl Receiver {
     }
 
     /// The master reports such a file itself, with the reason it knows best; here it only stops being awaited.
-    fn unavailable(&mut self, seq: u64, _reason: String) {
-        if let Some(file) = self.outstanding.remove(&seq) {
-            self.did_not_come(seq, file.path, None);
-        }
+    /// There is one for each want at most, so what is not awaited is not answered.
+    fn unavailable(&mut self, seq: u64) -> Result<(), ProtocolError> {
+        let unasked = || ProtocolError(format!("content {seq} is said to be unavailable, and is not awaited"));
+        let file = self.outstanding.remove(&seq).ok_or_else(unasked)?;
+        self.did_not_come(seq, file.path, None);
         self.plan_when_complete();
+        Ok(())
     }
 
     /// The next name of the content is tried.

@@ -8,7 +8,9 @@ use crate::manifest::{Holds, Version};
 use crate::monitor::{Item, Problem};
 use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
-use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
+use crate::wire::{
+    Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+};
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
     assert_eq!(outcomes.len(), 1);
@@ -664,6 +666,55 @@ fn a_content_is_wanted_three_times_at_most() {
     assert!(from(&mut sender, want(0)).is_err());
     let sent = std::iter::from_fn(|| sender.poll()).filter(|o| matches!(o, SenderOutput::Content(_))).count();
     assert_eq!(sent, 4);
+}
+
+/// A plan costs a look at the index, also for no changes at all.
+#[test]
+fn a_master_starts_over_once() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let mut receiver = gathering();
+    let plan_fails = |receiver: &mut Receiver| {
+        to(receiver, ToReplica::Announce(announce())).unwrap();
+        let root = Digest::of(b"another");
+        let planned = ReceiverInput::Planned { root, items: Vec::new(), missing: Vec::new(), changes: Changes::new() };
+        receiver.handle(planned).unwrap();
+    };
+    plan_fails(&mut receiver);
+    to(&mut receiver, ToReplica::Restart(())).unwrap();
+    plan_fails(&mut receiver);
+    let error = to(&mut receiver, ToReplica::Restart(())).unwrap_err().to_string();
+    assert!(error.contains("more than 1 restart"), "{error}");
+}
+
+/// What is awaited is answered once.
+#[test]
+fn only_awaited_contents_are_unavailable() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let unavailable = |seq| ToReplica::Unavailable(Unavailable { seq, reason: "r".to_owned() });
+    let mut receiver = gathering();
+    let file = Offered {
+        path: path("a"),
+        digest: Digest::of(b"x"),
+        size: 1,
+        likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+    };
+    to(&mut receiver, ToReplica::Offer(vec![file.clone(), file])).unwrap();
+    receiver.handle(ReceiverInput::Considered(vec![Wanted { seq: 0, basis: Vec::new(), part: Vec::new() }])).unwrap();
+    let error = to(&mut receiver, unavailable(1)).unwrap_err().to_string();
+    assert!(error.contains("content 1 is said to be unavailable"), "{error}");
+    to(&mut receiver, unavailable(0)).unwrap();
+    assert!(to(&mut receiver, unavailable(0)).is_err());
+}
+
+#[test]
+fn a_replica_has_few_notices() {
+    let mut sender = Sender::new(hello());
+    let mut notice = || sender.handle(SenderInput::Received(ToMaster::Notice("n".to_owned())));
+    for _ in 0..64 {
+        notice().unwrap();
+    }
+    let error = notice().unwrap_err().to_string();
+    assert!(error.contains("more than 64 notices"), "{error}");
 }
 
 #[test]
