@@ -170,11 +170,6 @@ impl Staging {
         }
     }
 
-    /// Whether any staging directory is there now.
-    pub fn is_present(&self) -> bool {
-        self.mounts().iter().any(|mount| mount.stage_if_open().is_some())
-    }
-
     /// What went wrong without failing a call, such as a foreign file in a staging directory; each is told once.
     pub fn take_problems(&self) -> Vec<FsError> {
         std::mem::take(&mut *self.problems.lock().unwrap_or_else(PoisonError::into_inner))
