@@ -88,6 +88,25 @@ fn a_plan_over_max_delete_is_refused_whole_and_nothing_is_changed() {
     assert_exact(&src, &dst);
 }
 
+/// The replica was changed, so that what the master's index says leads nowhere and the trees are compared: no content,
+/// not even one large enough to be kept for a resume, may be there when the plan is refused in the end.
+#[test]
+fn a_plan_that_is_refused_after_a_comparison_leaves_nothing_behind() {
+    let scratch = pushed();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    for i in 0..4 {
+        remove(&src.join(format!("f{i}")));
+    }
+    write(src.join("new"), noise(7, (64 << 20) + 1));
+    write(dst.join("f5"), b"drift");
+    let before = snapshot(&dst);
+    scratch.push().arg("--max-delete=3").code(1).says("delet");
+    assert_untouched(&before, &snapshot(&dst));
+    assert!(!dst.join(STAGING).exists());
+    scratch.push().arg("--max-delete=4").ok();
+    assert_exact(&src, &dst);
+}
+
 #[test]
 fn a_directory_counts_with_all_that_is_in_it() {
     let scratch = pushed();

@@ -196,7 +196,7 @@ pub enum Difference<'a> {
     },
 }
 
-/// Compares two listings, both sorted bytewise by name without duplicates (see [`is_listing`]), in the order of names.
+/// Compares two listings, both sorted bytewise by name without duplicates, in the order of names.
 ///
 /// Time is linear and nothing is kept. An unsorted listing gives wrong differences, and no panic.
 pub fn compare_children<'a>(left: &'a [Child], right: &'a [Child]) -> impl Iterator<Item = Difference<'a>> {
@@ -230,11 +230,6 @@ pub fn compare_children<'a>(left: &'a [Child], right: &'a [Child]) -> impl Itera
             }
         }
     })
-}
-
-/// Whether the names rise strictly: the check for a listing from a peer.
-pub fn is_listing(children: &[Child]) -> bool {
-    children.windows(2).all(|pair| pair[0].name < pair[1].name)
 }
 
 #[cfg(test)]
@@ -553,9 +548,6 @@ mod tests {
                 OnlyRight(&right[6]),
             ]
         );
-        assert!(is_listing(&left));
-        assert!(!is_listing(&[left[1].clone(), left[0].clone()]));
-        assert!(!is_listing(&[left[0].clone(), left[0].clone()]));
     }
 
     proptest! {

@@ -16,7 +16,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hash::Digest;
 use crate::path::{RelPath, escape};
 
 /// One `--exclude` or `--include`.
@@ -63,7 +62,6 @@ pub enum FilterError {
 #[derive(Clone, Debug)]
 pub struct Filter {
     patterns: Vec<Pattern>,
-    fingerprint: Digest,
 }
 
 impl Filter {
@@ -72,17 +70,8 @@ impl Filter {
     /// # Errors
     /// [`FilterError`] names the first rule that is wrong, or the bound that is exceeded.
     pub fn new(rules: &[Rule]) -> Result<Self, FilterError> {
-        if rules.len() > MAX_RULES {
-            return Err(FilterError::TooMany(rules.len()));
-        }
-        if let Some(long) = rules.iter().position(|rule| rule.pattern.len() > MAX_PATTERN) {
-            return Err(FilterError::TooLong(long + 1));
-        }
-        if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > MAX_RULES_BYTES {
-            return Err(FilterError::TooMuch);
-        }
+        check_length(rules)?;
         let mut patterns = Vec::new();
-        let mut hasher = blake3::Hasher::new();
         for (i, Rule { pattern }) in rules.iter().enumerate() {
             let text = without_trailing_blanks(pattern.as_bytes());
             let parsed = Pattern::parse(text).map_err(|reason| FilterError::Pattern {
@@ -90,13 +79,9 @@ impl Filter {
                 pattern: escape(pattern.as_bytes()),
                 reason,
             })?;
-            if let Some(parsed) = parsed {
-                hasher.update(&(text.len() as u64).to_le_bytes());
-                hasher.update(text);
-                patterns.push(parsed);
-            }
+            patterns.extend(parsed);
         }
-        Ok(Self { patterns, fingerprint: hasher.finalize().into() })
+        Ok(Self { patterns })
     }
 
     /// Whether the rules leave this entry out. The top directory always belongs to a push. Whether a directory above
@@ -114,12 +99,20 @@ impl Filter {
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
+}
 
-    /// Names the rules: equal for lists that differ only in comments, empty lines and trailing blanks. Part of a stand:
-    /// a replica that was made under other rules does not hold the same tree. [`Digest::empty`] if there are none.
-    pub fn fingerprint(&self) -> Digest {
-        self.fingerprint
+/// Whether rules keep to the bounds in number and length.
+pub(crate) fn check_length(rules: &[Rule]) -> Result<(), FilterError> {
+    if rules.len() > MAX_RULES {
+        return Err(FilterError::TooMany(rules.len()));
     }
+    if let Some(long) = rules.iter().position(|rule| rule.pattern.len() > MAX_PATTERN) {
+        return Err(FilterError::TooLong(long + 1));
+    }
+    if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > MAX_RULES_BYTES {
+        return Err(FilterError::TooMuch);
+    }
+    Ok(())
 }
 
 /// Cuts the blanks at the end, but for one that a backslash takes literally.
@@ -553,18 +546,9 @@ mod tests {
         assert!(excludes(&[&format!("{}b", "**/a/".repeat(50))], deep.as_bytes()));
     }
 
-    /// The fingerprint is compared across hosts and kept in indexes. Never edit it once released.
     #[test]
-    fn the_fingerprint_is_pinned_and_ignores_comments() {
-        assert_eq!(filter(&[]).fingerprint(), Digest::empty());
-        assert!(filter(&["# note", "", "  "]).is_empty());
-        assert_eq!(filter(&["# note", "", "  "]).fingerprint(), Digest::empty());
-        assert_eq!(filter(&["a", "#", "!b/ "]).fingerprint(), filter(&["a", "!b/"]).fingerprint());
-        assert_ne!(filter(&["a", "b"]).fingerprint(), filter(&["b", "a"]).fingerprint());
-        assert_ne!(filter(&["ab"]).fingerprint(), filter(&["a", "b"]).fingerprint());
-        assert_eq!(
-            filter(&["*.o", "!keep.o"]).fingerprint().to_hex(),
-            "52465ad6aa42f30e57359014279058594dd85f9ce9c0ba749a0656a1eec489ac"
-        );
+    fn comments_and_blanks_are_no_rules() {
+        assert!(filter(&[]).is_empty() && filter(&["# note", "", "  "]).is_empty());
+        assert!(!filter(&["# note", "a "]).is_empty());
     }
 }

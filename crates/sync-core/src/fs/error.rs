@@ -52,6 +52,17 @@ impl FsError {
     }
 }
 
+/// Why a content could not be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    /// The bytes are not what the digest and size say.
+    #[error("the content does not match its digest")]
+    Mismatch,
+    /// The disk refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
 /// Whether `errno` tells that a name is absent or has become something that cannot be walked through.
 pub(crate) fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)

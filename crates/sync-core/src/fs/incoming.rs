@@ -6,31 +6,17 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use super::error::FsError;
+use super::error::{FsError, IncomingError};
 use super::root::Root;
 use super::sparse::{self, BLOCK};
-use super::staging::{PART_MIN, Stage, Staging, State, create};
+use super::staging::{PART_MIN, Stage, Staging, State, create, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Tuple};
 use crate::path::RelPath;
 
-/// What the name of an unfinished content ends with.
-pub(crate) const PART: &str = ".part";
-
 /// How many bytes are gathered before they are written, and read at a time.
 const PIECE: usize = 256 << 10;
-
-/// Why a content could not be staged.
-#[derive(Debug, thiserror::Error)]
-pub enum IncomingError {
-    /// The bytes are not what the digest and size say.
-    #[error("the content does not match its digest")]
-    Mismatch,
-    /// The disk refused.
-    #[error(transparent)]
-    Fs(#[from] FsError),
-}
 
 /// The beginning of a big content, left by an interrupted push.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +173,8 @@ impl Staging {
         let fd = open_part(&stage, digest).map_err(fail)?;
         let mut chunker = Chunker::new(Chunking::for_size(target_size));
         let mut chunks = Vec::new();
-        each_piece(&fd, target_size, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk))).map_err(fail)?;
+        sparse::each_piece(&fd, target_size, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk)))
+            .map_err(fail)?;
         // What the chunker still holds is the last chunk, which a boundary beyond the part may end.
         let size = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
         Ok((size > 0).then_some(Part { size, chunks }))
@@ -349,37 +336,6 @@ impl Drop for Incoming {
     }
 }
 
-/// The name of an unfinished content.
-pub(crate) fn part_name(digest: &Digest) -> String {
-    let mut name = digest.to_hex();
-    name.push_str(PART);
-    name
-}
-
-/// Hashes the first `limit` bytes of a file, or all if it is shorter.
-pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
-    let mut hasher = blake3::Hasher::new();
-    each_piece(fd, limit, |piece| {
-        hasher.update(piece);
-    })?;
-    Ok(hasher)
-}
-
-fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])) -> Result<u64, Errno> {
-    let mut buffer = vec![0; PIECE];
-    let mut at = 0;
-    while at < limit {
-        let want = usize::try_from(limit - at).map_or(PIECE, |left| left.min(PIECE));
-        let n = sparse::read_at(&fd, at, &mut buffer[..want])?;
-        visit(&buffer[..n]);
-        at += n as u64;
-        if n < want {
-            break;
-        }
-    }
-    Ok(at)
-}
-
 fn open_part(stage: &Stage, digest: &Digest) -> Result<OwnedFd, Errno> {
     openat(stage.fd(), part_name(digest), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
@@ -392,6 +348,6 @@ fn resume(stage: &Stage, digest: &Digest, size: u64, offset: u64) -> Result<(Own
         return Err(Errno::INVAL);
     }
     ftruncate(&fd, offset)?;
-    let hasher = hash(&fd, offset)?;
+    let hasher = sparse::hash(&fd, offset)?;
     Ok((fd, hasher))
 }

@@ -28,8 +28,8 @@ mod staging;
 mod thaw;
 
 pub use entropy::random;
-pub use error::FsError;
-pub use incoming::{BasisFile, Incoming, IncomingError, Part};
+pub use error::{FsError, IncomingError};
+pub use incoming::{BasisFile, Incoming, Part};
 pub use probe::{probe, probe_at};
 pub use publish::{Known, Observed, Observer, Placed, Publisher};
 pub use read::{Hashed, ReadError, Reading, SourceFile, hash_file};

@@ -1,4 +1,4 @@
-//! Holes: zero runs are left out when content is written, and skipped when a file is copied.
+//! Content on disk in pieces: zero runs are left out when it is written, and skipped when a file is copied.
 
 use std::os::fd::AsFd;
 
@@ -130,4 +130,27 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
         at += n as u64;
     }
     Ok(())
+}
+/// Hashes the first `limit` bytes of a file, or all if it is shorter.
+pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    each_piece(fd, limit, |piece| {
+        hasher.update(piece);
+    })?;
+    Ok(hasher)
+}
+
+pub(crate) fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])) -> Result<u64, Errno> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < limit {
+        let want = usize::try_from(limit - at).map_or(PIECE, |left| left.min(PIECE));
+        let n = read_at(&fd, at, &mut buffer[..want])?;
+        visit(&buffer[..n]);
+        at += n as u64;
+        if n < want {
+            break;
+        }
+    }
+    Ok(at)
 }

@@ -17,14 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::STAGING_NAME;
 use super::attributes::Target;
 use super::durable::Durable;
-use super::error::FsError;
-use super::incoming::IncomingError;
+use super::error::{FsError, IncomingError};
 use super::root::Root;
 use super::sparse;
 use super::thaw::Thaw;
-use super::{STAGING_NAME, incoming};
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Time};
 use crate::path::RelPath;
@@ -32,6 +31,9 @@ use place::Place;
 
 /// Files of at least this many bytes keep what was received of them when a push is interrupted, for the next one.
 pub const PART_MIN: u64 = 64 << 20;
+
+/// What the name of an unfinished content ends with.
+pub(crate) const PART: &str = ".part";
 
 /// The staging of one push session into one replica. It may be used from several threads at once.
 #[derive(Debug)]
@@ -176,11 +178,6 @@ impl Staging {
         good.then_some(found)
     }
 
-    /// Whether any staging directory is there now.
-    pub fn is_present(&self) -> bool {
-        self.mounts().iter().any(|mount| mount.stage_if_open().is_some())
-    }
-
     /// What went wrong without failing a call, such as a foreign file in a staging directory; each is told once.
     pub fn take_problems(&self) -> Vec<FsError> {
         std::mem::take(&mut *self.problems.lock().unwrap_or_else(PoisonError::into_inner))
@@ -255,7 +252,7 @@ impl Staging {
         if let Some(old) = contents.get(digest) {
             match old.state {
                 State::Whole | State::Receiving => return false,
-                State::Part => remove_name(old.stage.fd(), &incoming::part_name(digest)),
+                State::Part => remove_name(old.stage.fd(), &part_name(digest)),
                 State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
             }
         }
@@ -353,6 +350,13 @@ impl Mount {
     pub fn staging_path(&self) -> RelPath {
         self.top.join(STAGING_NAME.as_bytes()).unwrap_or_else(|_| self.top.clone())
     }
+}
+
+/// The name of an unfinished content.
+pub(crate) fn part_name(digest: &Digest) -> String {
+    let mut name = digest.to_hex();
+    name.push_str(PART);
+    name
 }
 
 /// Makes a new file that only we can open.

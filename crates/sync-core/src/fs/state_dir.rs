@@ -230,48 +230,6 @@ impl StateDir {
         }
     }
 
-    /// The ids of all masters that are accepted, sorted.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub fn trusted(&self) -> Result<Vec<String>, StateError> {
-        let path = self.path.join(TRUSTED);
-        let fail = |source| StateError::Io { doing: "list", path: path.clone(), source };
-        let items = match fs::read_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(fail)?,
-        };
-        let mut ids = Vec::new();
-        for item in items {
-            // Names that are no ids are temporaries of a crashed write, or not ours.
-            if let Ok(id) = item.map_err(fail)?.file_name().into_string()
-                && self.is_trusted(&id)?
-            {
-                ids.push(id);
-            }
-        }
-        ids.sort();
-        Ok(ids)
-    }
-
-    /// No longer accepts the master with this id; says whether it did before.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub fn distrust(&self, id: &str) -> Result<bool, StateError> {
-        let dir = self.path.join(TRUSTED);
-        let path = dir.join(id);
-        if !is_id(id) {
-            return Ok(false);
-        }
-        let _lock = self.lock()?;
-        match fs::remove_file(&path) {
-            Ok(()) => flush_dir(&dir).map(|()| true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(StateError::Io { doing: "remove", path, source }),
-        }
-    }
-
     /// Remembers which replica (its id in text form) answers at an address, as `host:port`. A later call replaces it.
     ///
     /// # Errors

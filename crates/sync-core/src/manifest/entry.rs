@@ -8,6 +8,9 @@ use crate::path::RelPath;
 /// Most bytes of extended attributes (names and values together) that one entry may have.
 pub const MAX_XATTRS_BYTES: usize = 1 << 20;
 
+/// Most extended attributes of one entry. The kernel lists at most 64 KiB of names (xattr(7)), of two bytes at least.
+pub const MAX_XATTRS: usize = 1 << 15;
+
 /// Longest symlink target in bytes (`PATH_MAX` with its NUL is 4096; file systems hold at most 4095).
 const MAX_TARGET: usize = 4095;
 
@@ -98,8 +101,8 @@ pub enum EntryError {
     /// Nanoseconds outside `0..1e9`.
     #[error("nanoseconds out of range")]
     Time,
-    /// Names unsorted, doubled, empty, with NUL or over 255 bytes, or too many bytes in all.
-    #[error("extended attributes are unsorted, malformed or over {MAX_XATTRS_BYTES} bytes")]
+    /// Names unsorted, doubled, empty, with NUL or over 255 bytes, or too many or too many bytes in all.
+    #[error("extended attributes are unsorted, malformed, over {MAX_XATTRS} or over {MAX_XATTRS_BYTES} bytes")]
     Xattrs,
     /// A symlink target that is empty, too long or holds NUL.
     #[error("a symlink's target is empty, too long or holds a NUL byte")]
@@ -148,7 +151,7 @@ impl Entry {
         let sorted = self.xattrs.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let clean = self.xattrs.iter().all(|(name, _)| (1..=255).contains(&name.len()) && !name.contains(&0));
         let bytes: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if !sorted || !clean || bytes > MAX_XATTRS_BYTES {
+        if !sorted || !clean || self.xattrs.len() > MAX_XATTRS || bytes > MAX_XATTRS_BYTES {
             return Err(EntryError::Xattrs);
         }
         if let Kind::Symlink { target } = &self.kind

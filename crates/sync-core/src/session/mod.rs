@@ -3,6 +3,7 @@
 //! A driver (in `roles`) hands in what it received and what its disk and index answered, and carries out what comes
 //! out. So a crash between two steps, a lost connection or a message that comes twice is an ordinary unit test.
 
+mod missing;
 mod receiver;
 mod sender;
 #[cfg(test)]

@@ -1,7 +1,12 @@
 //! The replica's end of a push.
 
+mod io;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+pub use io::{ReceiverInput, ReceiverOutput, Settled};
+
+use super::missing::{Missing, Names};
 use super::{Budget, ProtocolError};
 use crate::hash::Digest;
 use crate::manifest::VersionId;
@@ -9,8 +14,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Refusal, Stand, ToMaster,
-    ToReplica, Unavailable, Wanted, in_messages,
+    Announce, Change, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, ToMaster, ToReplica, Unavailable, Wanted,
+    in_messages,
 };
 
 /// How many wants, problems or items go into one message at most; and of wants, how many chunks.
@@ -20,76 +25,8 @@ const CHUNKS_PER_MESSAGE: usize = 1 << 17;
 /// Contents up to this size that could not be stored are tried again when the others are done.
 const SET_ASIDE: u64 = 1 << 20;
 
-/// What became of a wanted content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// Verified and staged.
-    Staged,
-    /// What came was not that content: a false match of chunks, or a file that changed underway.
-    Mismatch,
-    /// It could not be stored.
-    Failed(Problem),
-}
-
-/// What the driver tells the receiver.
-#[derive(Clone, Debug)]
-pub enum ReceiverInput {
-    /// A message from the master.
-    Received(ToReplica),
-    /// The share is open and its tree was looked at.
-    Opened(Stand),
-    /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
-    Listed(Listing),
-    /// Answers [`ReceiverOutput::Consider`]: what is missing of it.
-    Considered(Vec<Wanted>),
-    /// A wanted content is dealt with.
-    Settled(u64, Settled),
-    /// Answers [`ReceiverOutput::Guard`]: the plan keeps to the delete limit. (One that does not is refused.)
-    Guarded,
-    /// Answers [`ReceiverOutput::Plan`]: the root that the plan leads to, and the changed entries if asked for.
-    Planned {
-        /// The root.
-        root: Digest,
-        /// For a person.
-        items: Vec<Item>,
-    },
-    /// Answers [`ReceiverOutput::Prepare`]: everything is staged and flushed. With an acknowledgement if there is
-    /// nothing to publish, or this is a dry run.
-    Prepared(Option<Ack>),
-    /// Answers [`ReceiverOutput::Publish`].
-    Published(Ack),
-    /// Entries that failed; may come at any time.
-    Problems(Vec<Problem>),
-    /// Worth a line to a person.
-    Notice(String),
-    /// The replica cannot go on.
-    Refuse(Refusal),
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReceiverOutput {
-    /// Send a control message.
-    Send(ToMaster),
-    /// Lock the share and look at its tree.
-    Open(Hello),
-    /// Read these directories' children from the index.
-    List(Vec<RelPath>),
-    /// Find out which of these contents are missing; the first has this number.
-    Consider(u64, Vec<Offered>),
-    /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
-    Guard(Announce, Changes),
-    /// Decide the steps.
-    Plan(Announce, Changes),
-    /// Stage everything and flush it.
-    Prepare,
-    /// Make it visible and durable.
-    Publish,
-    /// Forget a plan that does not lead to the announced root.
-    Discard,
-    /// It is over: the last message was sent.
-    End,
-}
+/// How often a master may start over with its changes: after a descent there is nothing else to compare.
+const RESTARTS: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -134,11 +71,15 @@ pub struct Receiver {
     set_aside: Vec<(u64, Outstanding)>,
     /// Paths and sizes of files under consideration.
     considered: BTreeMap<u64, (RelPath, u64)>,
+    /// Contents that did not come.
+    missing: Missing,
     changes: Changes,
     changes_received: u64,
     /// Held paths that came ahead of the announcement.
     holds: Vec<RelPath>,
     announce: Option<Announce>,
+    /// How many there were.
+    restarts: u8,
     dry_run: bool,
     max_delete: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
@@ -163,10 +104,12 @@ impl Receiver {
             outstanding: HashMap::new(),
             set_aside: Vec::new(),
             considered: BTreeMap::new(),
+            missing: Missing::default(),
             changes: Changes::new(),
             changes_received: 0,
             holds: Vec::new(),
             announce: None,
+            restarts: 0,
             dry_run: false,
             max_delete: false,
             guarded: None,
@@ -201,13 +144,8 @@ impl Receiver {
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
-            ReceiverInput::Guarded => {
-                for (first, files) in self.guarded.take().unwrap_or_default() {
-                    self.ask_about(first, files);
-                }
-                self.plan_when_complete();
-            }
-            ReceiverInput::Planned { root, items } => self.planned(root, items),
+            ReceiverInput::Guarded(root) => self.guarded(root),
+            ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
             ReceiverInput::Prepared(None) => {
                 self.state = State::Prepared;
                 if let Some(root) = self.announce.as_ref().map(|a| a.version.root) {
@@ -218,12 +156,7 @@ impl Receiver {
                 self.send(ToMaster::Ack(ack));
                 self.end();
             }
-            ReceiverInput::Problems(problems) => {
-                let size = |p: &Problem| p.reason.len() + p.path.as_ref().map_or(0, |path| path.as_bytes().len()) + 16;
-                for part in in_messages(problems, PER_MESSAGE, size) {
-                    self.send(ToMaster::Problems(part));
-                }
-            }
+            ReceiverInput::Problems(problems) => self.tell(problems),
             ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));
@@ -235,6 +168,13 @@ impl Receiver {
 
     fn send(&mut self, message: ToMaster) {
         self.outputs.push_back(ReceiverOutput::Send(message));
+    }
+
+    fn tell(&mut self, problems: Vec<Problem>) {
+        let size = |p: &Problem| p.reason.len() + p.path.as_ref().map_or(0, |path| path.as_bytes().len()) + 16;
+        for part in in_messages(problems, PER_MESSAGE, size) {
+            self.send(ToMaster::Problems(part));
+        }
     }
 
     fn end(&mut self) {
@@ -280,6 +220,7 @@ impl Receiver {
                     }
                     self.changes.insert(change.path, change.entry);
                 }
+                self.missing.number(self.next_seq, &files);
                 self.consider(files);
             }
             (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
@@ -303,9 +244,14 @@ impl Receiver {
                 self.announce = Some(announce);
                 self.plan_when_complete();
             }
+            (ToReplica::Restart(()), State::Mismatched) if self.restarts == RESTARTS => {
+                return Err(ProtocolError(format!("more than {RESTARTS} restart in one session")));
+            }
             (ToReplica::Restart(()), State::Mismatched) => {
+                self.restarts += 1;
                 self.changes.clear();
                 self.changes_received = 0;
+                self.missing.restart();
                 self.announce = None;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.state = State::Gathering;
@@ -314,7 +260,7 @@ impl Receiver {
                 self.state = State::Publishing;
                 self.outputs.push_back(ReceiverOutput::Publish);
             }
-            (ToReplica::Unavailable(Unavailable { seq, reason }), _) => self.unavailable(seq, reason),
+            (ToReplica::Unavailable(Unavailable { seq, .. }), _) => return self.unavailable(seq),
             (message, state) => {
                 return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message))));
             }
@@ -379,25 +325,52 @@ impl Receiver {
         let Some(mut file) = self.outstanding.remove(&seq) else { return };
         let asked_again = std::mem::replace(&mut file.again, true);
         match settled {
-            Settled::Staged => {}
+            Settled::Staged => self.missing.came(seq),
             Settled::Mismatch if !asked_again => {
                 self.outstanding.insert(seq, file);
                 self.send(ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]));
             }
             Settled::Mismatch => {
                 let reason = "the content does not match its digest: the file changed while it was sent".to_owned();
-                self.send(ToMaster::Problems(vec![Problem { path: Some(file.path), reason }]));
+                let problem = Problem { path: Some(file.path.clone()), reason };
+                self.did_not_come(seq, file.path, Some(problem));
             }
             Settled::Failed(_) if !asked_again && file.size <= SET_ASIDE => self.set_aside.push((seq, file)),
-            Settled::Failed(problem) => self.send(ToMaster::Problems(vec![problem])),
+            Settled::Failed(problem) => self.did_not_come(seq, file.path, Some(problem)),
         }
         self.plan_when_complete();
     }
 
     /// The master reports such a file itself, with the reason it knows best; here it only stops being awaited.
-    fn unavailable(&mut self, seq: u64, _reason: String) {
-        self.outstanding.remove(&seq);
+    /// There is one for each want at most, so what is not awaited is not answered.
+    fn unavailable(&mut self, seq: u64) -> Result<(), ProtocolError> {
+        let unasked = || ProtocolError(format!("content {seq} is said to be unavailable, and is not awaited"));
+        let file = self.outstanding.remove(&seq).ok_or_else(unasked)?;
+        self.did_not_come(seq, file.path, None);
         self.plan_when_complete();
+        Ok(())
+    }
+
+    /// The next name of the content is tried.
+    fn did_not_come(&mut self, seq: u64, path: RelPath, problem: Option<Problem>) {
+        if let Some(others) = self.missing.did_not_come(seq, path, problem) {
+            self.fetch(vec![others]);
+        }
+    }
+
+    /// Asks for contents, each by the first of its names.
+    fn fetch(&mut self, contents: Vec<Names>) {
+        let mut files = Vec::new();
+        for mut names in contents {
+            let Some((seq, file)) = names.pop_front() else { continue };
+            self.considered.insert(seq, (file.path.clone(), file.size));
+            self.missing.asked_for(seq, names);
+            files.push((seq, file));
+        }
+        if !files.is_empty() {
+            self.considering += 1;
+            self.outputs.push_back(ReceiverOutput::Fetch(files));
+        }
     }
 
     fn plan_when_complete(&mut self) {
@@ -420,12 +393,44 @@ impl Receiver {
         }
     }
 
-    fn planned(&mut self, root: Digest, items: Vec<Item>) {
-        if self.announce.as_ref().is_some_and(|announce| announce.version.root != root) {
-            self.state = State::Mismatched;
-            self.outputs.push_back(ReceiverOutput::Discard);
-            self.send(ToMaster::Prepared(root));
-            return;
+    fn leads_elsewhere(&self, root: Digest) -> bool {
+        self.announce.as_ref().is_some_and(|announce| announce.version.root != root)
+    }
+
+    /// The master learns that its changes do not lead to the root.
+    fn mismatched(&mut self, root: Digest) {
+        self.state = State::Mismatched;
+        self.outputs.push_back(ReceiverOutput::Discard);
+        self.send(ToMaster::Prepared(root));
+    }
+
+    /// Nothing is asked for before the guard has seen a plan that leads to the root: a refusal leaves nothing behind.
+    fn guarded(&mut self, root: Digest) {
+        if self.leads_elsewhere(root) {
+            // What is needed of these comes again with the changes after the restart.
+            self.guarded = None;
+            return self.mismatched(root);
+        }
+        for (first, files) in self.guarded.take().unwrap_or_default() {
+            self.ask_about(first, files);
+        }
+        self.plan_when_complete();
+    }
+
+    fn planned(&mut self, root: Digest, items: Vec<Item>, missing: &[RelPath], changes: Changes) {
+        if self.leads_elsewhere(root) {
+            return self.mismatched(root);
+        }
+        // A dry run moves no content, and takes for granted what is missing.
+        if !self.dry_run {
+            let untried = self.missing.untried(missing, &changes);
+            if !untried.is_empty() {
+                self.state = State::Completing;
+                self.changes = changes;
+                self.outputs.push_back(ReceiverOutput::Discard);
+                return self.fetch(untried);
+            }
+            self.tell(self.missing.problems(missing));
         }
         let size = |item: &Item| {
             let target = item.target.as_ref().map_or(0, |(_, target)| target.len());

@@ -23,6 +23,9 @@ const PER_MESSAGE: usize = 1024;
 /// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
 const WANTS: u8 = 3;
 
+/// Most notices in one session. A replica has a handful of occasions.
+const NOTICES: u8 = 64;
+
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
 pub enum SenderInput {
@@ -155,6 +158,8 @@ pub struct Sender {
     offered: Vec<(Offered, u8)>,
     /// For problems and items.
     pub(super) budget: Budget,
+    /// How many there were.
+    notices: u8,
     stand: Option<Stand>,
     version: Option<Version>,
     holds: Holds,
@@ -180,6 +185,7 @@ impl Sender {
             outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
             offered: Vec::new(),
             budget: Budget::new(MAX_ENTRIES, u64::MAX),
+            notices: 0,
             stand: None,
             version: None,
             holds: Holds::default(),
@@ -246,7 +252,13 @@ impl Sender {
                 self.budget.take(items.len(), 0)?;
                 self.outputs.extend(items.into_iter().map(|i| SenderOutput::Report(Report::Item(i))));
             }
-            (ToMaster::Notice(text), _) => self.outputs.push_back(SenderOutput::Report(Report::Notice(text))),
+            (ToMaster::Notice(_), _) if self.notices == NOTICES => {
+                return Err(ProtocolError(format!("more than {NOTICES} notices in one session")));
+            }
+            (ToMaster::Notice(text), _) => {
+                self.notices += 1;
+                self.outputs.push_back(SenderOutput::Report(Report::Notice(text)));
+            }
             (ToMaster::Refuse(refusal), _) => self.end(End::Refused(refusal)),
             (ToMaster::Stand(stand), State::Opening) if self.stand.is_none() => {
                 self.stand = Some(stand);

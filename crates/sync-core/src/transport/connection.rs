@@ -28,10 +28,6 @@ pub enum Code {
     NoInvitation,
     /// 4: the program ends.
     ShuttingDown,
-    /// 5: somebody else is being served.
-    Busy,
-    /// 6: a newer connection of the same peer took over.
-    Superseded,
     /// 7: the peer broke the protocol.
     Protocol,
     /// 8: a person or a deadline ended it.
@@ -43,14 +39,12 @@ pub enum Code {
 }
 
 impl Code {
-    const KNOWN: [(u32, Self); 10] = [
+    const KNOWN: [(u32, Self); 8] = [
         (0, Self::Abandoned),
         (1, Self::Done),
         (2, Self::UnknownKey),
         (3, Self::NoInvitation),
         (4, Self::ShuttingDown),
-        (5, Self::Busy),
-        (6, Self::Superseded),
         (7, Self::Protocol),
         (8, Self::Cancelled),
         (9, Self::Internal),
@@ -80,8 +74,6 @@ impl fmt::Display for Code {
             Self::UnknownKey => "it does not know this machine's key",
             Self::NoInvitation => "it has no open invitation",
             Self::ShuttingDown => "it is shutting down",
-            Self::Busy => "it is busy with another push",
-            Self::Superseded => "a newer connection took over",
             Self::Protocol => "it did not understand what it was told",
             Self::Cancelled => "it was cancelled there",
             Self::Internal => "it failed",
@@ -207,11 +199,6 @@ impl Connection {
     /// The peer's id.
     pub fn peer(&self) -> PeerId {
         self.peer.id()
-    }
-
-    /// The peer's key, to verify what it signed.
-    pub fn peer_key(&self) -> PublicKey {
-        self.peer
     }
 
     /// What was negotiated.

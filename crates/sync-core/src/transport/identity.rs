@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use data_encoding::{BASE32_NOPAD_NOCASE, BASE64};
 use quinn::rustls;
-use rustls::SignatureScheme;
 use rustls::crypto::aws_lc_rs::sign::any_eddsa_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::sign::CertifiedKey;
 
 use super::tls;
 
@@ -25,7 +24,6 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 /// A machine's private key, ready for handshakes. Cheap to clone; the key itself is never printed.
 #[derive(Clone)]
 pub struct Identity {
-    signing: Arc<dyn SigningKey>,
     certified: Arc<CertifiedKey>,
     public: PublicKey,
     /// Derived from the private key, so that a restarted daemon still recognises the connections of the one before it
@@ -51,27 +49,14 @@ impl Identity {
         let spki = signing.public_key().ok_or(IdentityError::NotEd25519)?;
         let public = PublicKey::from_spki(spki.as_ref()).ok_or(IdentityError::NotEd25519)?;
         let certificate = CertificateDer::from(spki.as_ref().to_vec());
-        let certified = Arc::new(CertifiedKey::new(vec![certificate], Arc::clone(&signing)));
+        let certified = Arc::new(CertifiedKey::new(vec![certificate], signing));
         let reset = blake3::derive_key("synccli 1 stateless reset", der.secret_pkcs8_der());
-        Ok(Self { signing, certified, public, reset })
-    }
-
-    /// The public half.
-    pub fn public(&self) -> PublicKey {
-        self.public
+        Ok(Self { certified, public, reset })
     }
 
     /// The id others pin.
     pub fn id(&self) -> PeerId {
         self.public.id()
-    }
-
-    /// An Ed25519 signature of `message` for the purpose `context`, for [`PublicKey::verify`]. A context keeps a
-    /// signature given for one thing from being shown for another (TLS itself signs with the same key).
-    pub fn sign(&self, context: &str, message: &[u8]) -> Result<[u8; 64], IdentityError> {
-        let signer = self.signing.choose_scheme(&[SignatureScheme::ED25519]).ok_or(IdentityError::NotEd25519)?;
-        let signature = signer.sign(&signed_bytes(context, message)).map_err(|_| IdentityError::NotEd25519)?;
-        signature.try_into().map_err(|_| IdentityError::NotEd25519)
     }
 
     pub(super) fn certified(&self) -> Arc<CertifiedKey> {
@@ -87,14 +72,6 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Identity({})", self.id())
     }
-}
-
-/// The bytes that are signed for a context: hashed, so that no context and message run into each other.
-fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
-    let mut bytes = b"synccli signature 1\0".to_vec();
-    bytes.extend_from_slice(blake3::hash(context.as_bytes()).as_bytes());
-    bytes.extend_from_slice(blake3::hash(message).as_bytes());
-    bytes
 }
 
 /// An Ed25519 public key.
@@ -117,11 +94,6 @@ impl PublicKey {
     /// BLAKE3 of the SubjectPublicKeyInfo.
     pub fn id(&self) -> PeerId {
         PeerId(*blake3::hash(&self.to_spki()).as_bytes())
-    }
-
-    /// Whether `signature` was made over `message` for `context` by the holder of this key.
-    pub fn verify(&self, context: &str, message: &[u8], signature: &[u8]) -> bool {
-        tls::verify_ed25519(&self.0, &signed_bytes(context, message), signature)
     }
 }
 

@@ -86,17 +86,6 @@ pub(super) fn random(bytes: &mut [u8]) -> Result<(), ()> {
     provider().secure_random.fill(bytes).map_err(|_| ())
 }
 
-/// Whether `signature` over `message` is by the Ed25519 key `public`.
-pub(super) fn verify_ed25519(public: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
-    let provider = provider();
-    let mapping = provider.signature_verification_algorithms.mapping;
-    mapping
-        .iter()
-        .filter(|(scheme, _)| *scheme == SignatureScheme::ED25519)
-        .flat_map(|(_, algorithms)| algorithms.iter())
-        .any(|algorithm| algorithm.verify_signature(public, message, signature).is_ok())
-}
-
 /// Why no TLS configuration could be made; only a broken build can cause it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot set up TLS: {0}")]

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, MAX_DIRS, MAX_ITEMS, WireError, envelope, malformed, open};
+use super::{
+    Envelope, MAX_BATCH, MAX_DIRS, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN, WireError,
+    envelope, malformed, open,
+};
 use crate::chunk::ChunkRef;
 use crate::diff::Child;
-use crate::filter::MAX_RULES;
+use crate::filter;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Metadata, Version, VersionId};
 use crate::monitor::{Item, Problem};
@@ -255,12 +258,27 @@ fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
         3 | 4 | 6 | 9 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        201 => Some(MAX_BATCH),
         _ => None,
     }
 }
 
-/// Refuses too long a list by its count alone: an item of one byte may take hundreds in memory.
-pub(super) fn check_count(kind: u16, body: &[u8]) -> Result<(), WireError> {
+/// Most bytes in the body of a control message. Frames of content are bounded where they are read.
+fn most_bytes(kind: u16) -> usize {
+    match kind {
+        2 | 3 | 4 | 6 | 9 | 106 | 107 => MAX_LIST,
+        102 | 103 => MAX_MESSAGE,
+        201.. => usize::MAX,
+        _ => MAX_PLAIN,
+    }
+}
+
+/// Refuses too long a message, and too long a list by its count alone: an item of one byte may take hundreds in memory.
+pub(super) fn check_length(kind: u16, body: &[u8]) -> Result<(), WireError> {
+    let (bytes, most) = (body.len(), most_bytes(kind));
+    if bytes > most {
+        return Err(malformed(kind, format!("{bytes} bytes, more than the {most} allowed")));
+    }
     let Some(most) = most_items(kind) else { return Ok(()) };
     let (count, _) = postcard::take_from_bytes::<u64>(body).map_err(|e| malformed(kind, e))?;
     if count > most as u64 {
@@ -275,8 +293,13 @@ impl ToReplica {
         match self {
             Self::Hello(hello) => hello.validate(),
             Self::Changes(changes) => {
+                let mut xattrs = 0;
                 for Change { path, entry } in changes {
                     let Some(entry) = entry else { continue };
+                    xattrs += entry.xattrs.len();
+                    if xattrs > MAX_MESSAGE_XATTRS {
+                        return Err(format!("more than {MAX_MESSAGE_XATTRS} extended attributes"));
+                    }
                     entry.validate().map_err(|e| format!("entry {path}: {e}"))?;
                     if entry.link.as_ref().is_some_and(|first| first >= path) {
                         return Err(format!("entry {path}: its hard-link group starts after it"));
@@ -320,10 +343,10 @@ impl Change {
 
 impl Hello {
     fn validate(&self) -> Result<(), String> {
-        if self.share.len() > MAX_SHARE || self.policy.rules.len() > MAX_RULES {
-            return Err(format!("a share name over {MAX_SHARE} bytes or over {MAX_RULES} filter rules"));
+        if self.share.len() > MAX_SHARE {
+            return Err(format!("a share name over {MAX_SHARE} bytes"));
         }
-        Ok(())
+        filter::check_length(&self.policy.rules).map_err(|error| error.to_string())
     }
 }
 

@@ -20,6 +20,20 @@ pub use message::{
 /// Most bytes of one control message. Senders stay below by sending several.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
+/// Most bytes of a control message that is neither a list nor has lists of chunks or children: texts and filter rules.
+pub(crate) const MAX_PLAIN: usize = 1 << 20;
+
+/// Most bytes of a list in one control message: [`MESSAGE`], or a single item, which has less than 1.5 MiB.
+pub(crate) const MAX_LIST: usize = 2 << 20;
+
+/// Most extended attributes in one message of changes: each takes 9 bytes of [`MESSAGE`] at least. Small ones take
+/// twenty times as much in memory as in a message.
+pub(crate) const MAX_MESSAGE_XATTRS: usize = 1 << 17;
+
+/// Most files in one batch of contents. Senders stay below by sending at most 512 KiB in one: contents are distinct, so
+/// that nearly all of them have three bytes or more.
+pub(crate) const MAX_BATCH: usize = 1 << 18;
+
 /// Long lists are sent in messages of about this many bytes, far below [`MAX_MESSAGE`]: no single item comes near it.
 const MESSAGE: usize = 1 << 20;
 
@@ -106,7 +120,7 @@ fn open<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -
     if version != LAYOUT {
         return Err(WireError::Version { kind, version });
     }
-    message::check_count(kind, body)?;
+    message::check_length(kind, body)?;
     postcard::take_from_bytes(body).map_err(|e| malformed(kind, e))
 }
 

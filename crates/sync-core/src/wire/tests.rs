@@ -4,10 +4,9 @@ use super::*;
 use crate::chunk::ChunkRef;
 use crate::compress::{Compressor, decompress};
 use crate::diff::Child;
-use crate::filter::MAX_RULES;
-use crate::filter::Rule;
+use crate::filter::{MAX_PATTERN, MAX_RULES, MAX_RULES_BYTES, Rule};
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, Lineage, Time, Version, VersionId};
+use crate::manifest::{Entry, Kind, Lineage, MAX_XATTRS, Time, Version, VersionId};
 use crate::monitor::{Arrow, Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -337,6 +336,15 @@ fn what_a_peer_may_cost_is_bounded() {
     greeting.policy.rules.push(rule);
     assert!(refused(&ToReplica::Hello(greeting)), "too many rules");
     assert!(refused(&ToReplica::Hello(Hello { share: "s".repeat(65), ..hello() })), "too long a share");
+    let rules = |pattern: usize, rules: usize| {
+        let mut greeting = hello();
+        greeting.policy.rules = vec![Rule { pattern: "r".repeat(pattern) }; rules];
+        ToReplica::Hello(greeting)
+    };
+    let fits = MAX_RULES_BYTES / MAX_PATTERN;
+    assert!(!refused(&rules(MAX_PATTERN, fits)));
+    assert!(refused(&rules(MAX_PATTERN, fits + 1)), "too long rules");
+    assert!(refused(&rules(MAX_PATTERN + 1, 1)), "too long a rule");
 
     let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
     let most = MAX_CHUNKS;
@@ -391,13 +399,68 @@ fn no_message_of_ours_is_too_long() {
     for change in [large.clone(), upsert("m", file()), Change { path: path("m"), entry: None }] {
         let size = change.size();
         let bytes = ToReplica::Changes(vec![change]).encode().body.len();
-        assert!(bytes <= size && bytes < MAX_MESSAGE, "{bytes} bytes, said to be {size}");
+        assert!(bytes <= size && bytes < MAX_LIST, "{bytes} bytes, said to be {size}");
     }
     let parts = in_messages(vec![large; 40], 1000, Change::size);
     assert_eq!(parts.len(), 40);
     let parts = in_messages((0..10).collect(), 4, |_| 1);
     assert_eq!(parts, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
     assert!(in_messages(Vec::<u8>::new(), 4, |_| 1).is_empty());
+}
+
+/// Attributes of three bytes take many times as much in memory: as many as an entry or a message of ours may have.
+#[test]
+fn attributes_are_counted() {
+    let attributes = |n: usize| {
+        let names = (0..n).map(|i| format!("{i:05}").into_bytes().into_boxed_slice());
+        Entry { xattrs: names.map(|name| (name, Box::default())).collect(), ..file() }
+    };
+    assert!(!refused(&ToReplica::Changes(vec![upsert("m", attributes(MAX_XATTRS))])));
+    assert!(refused(&ToReplica::Changes(vec![upsert("m", attributes(MAX_XATTRS + 1))])));
+    let most = MAX_MESSAGE_XATTRS / 128;
+    let entries = |n| ToReplica::Changes(vec![upsert("m", attributes(128)); n]);
+    assert!(!refused(&entries(most)));
+    let Envelope { kind, body, .. } = entries(most + 1).encode();
+    let error = ToReplica::decode(kind, 1, &body).unwrap_err().to_string();
+    assert!(error.contains("131072 extended attributes"), "{error}");
+    // None of ours comes near it.
+    let tiny = Entry { xattrs: Box::new([(b"a"[..].into(), Box::default())]), ..file() };
+    let messages = in_messages(vec![upsert("m", tiny); 200_000], usize::MAX, Change::size);
+    assert!(messages[0].len() < MAX_MESSAGE_XATTRS / 8, "{}", messages[0].len());
+}
+
+#[test]
+fn every_kind_of_message_has_its_length() {
+    for (kind, most) in [
+        (1, MAX_PLAIN),
+        (2, MAX_LIST),
+        (3, MAX_LIST),
+        (4, MAX_LIST),
+        (5, MAX_PLAIN),
+        (6, MAX_LIST),
+        (7, MAX_PLAIN),
+        (8, MAX_PLAIN),
+        (9, MAX_LIST),
+        (101, MAX_PLAIN),
+        (102, MAX_MESSAGE),
+        (103, MAX_MESSAGE),
+        (104, MAX_PLAIN),
+        (105, MAX_PLAIN),
+        (106, MAX_LIST),
+        (107, MAX_LIST),
+        (108, MAX_PLAIN),
+        (109, MAX_PLAIN),
+    ] {
+        for len in [most, most + 1] {
+            let body = vec![0; len];
+            let error = match kind {
+                0..100 => ToReplica::decode(kind, 1, &body).err(),
+                _ => ToMaster::decode(kind, 1, &body).err(),
+            };
+            let too_long = error.is_some_and(|e| e.to_string().contains(&format!("more than the {most} allowed")));
+            assert_eq!(too_long, len > most, "message {kind} of {len} bytes");
+        }
+    }
 }
 
 /// A length is believed only as far as there are bytes: a message that claims gigabytes costs what it is long.
@@ -426,6 +489,10 @@ fn content_is_as_long_as_it_says_and_within_the_bound() {
     assert!(!batch(&[(0, 4)], Encoding::Plain, b"abc"));
     assert!(batch(&[(0, most)], Encoding::Zstd, b"z"));
     assert!(!batch(&[(0, most), (1, 1)], Encoding::Zstd, b"z"));
+    // As many as fit; the count comes first, and is refused before any file is decoded.
+    let many: Vec<(u64, u32)> = (0..=MAX_BATCH as u64).map(|seq| (seq, 1)).collect();
+    assert!(batch(&many[1..], Encoding::Zstd, b"z"));
+    assert!(!batch(&many, Encoding::Zstd, b"z"), "more than {MAX_BATCH} files");
     // The sum must not wrap around.
     assert!(!batch(&[(0, u32::MAX); 5], Encoding::Zstd, b"z"));
 

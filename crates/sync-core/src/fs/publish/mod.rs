@@ -149,18 +149,6 @@ impl Publisher {
         observed.iter().for_each(|placed| self.work[placed.step].fate = Fate::Observed);
     }
 
-    /// Every path that publishing may change: those of the steps, their directories, and other names of their inodes
-    /// as far as known. For the intent that is recorded before [`Publisher::publish`].
-    pub fn intent(&self) -> BTreeSet<RelPath> {
-        let mut paths = self.inodes.siblings.clone();
-        for step in &*self.steps {
-            paths.insert(step.path.clone());
-            paths.extend(step.path.parent());
-        }
-        paths.extend(self.staging.mounts().iter().map(|mount| mount.top.clone()));
-        paths
-    }
-
     /// What failed since this was last called; each failure is told once.
     pub fn take_failures(&mut self) -> Vec<FsError> {
         std::mem::take(&mut self.failures)

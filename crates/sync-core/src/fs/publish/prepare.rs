@@ -125,7 +125,7 @@ impl Publisher {
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = openat(staged.stage.fd(), &staged.name, flags, Mode::empty())
-            .and_then(|fd| crate::fs::incoming::hash(&fd, size));
+            .and_then(|fd| crate::fs::sparse::hash(&fd, size));
         if found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == digest) {
             return Ok(staged);
         }

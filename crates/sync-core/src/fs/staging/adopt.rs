@@ -8,16 +8,18 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::place::BORN;
-use super::{Content, PART_MIN, Stage, Staging, State};
+use super::{Content, PART, PART_MIN, Stage, Staging, State};
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
-use crate::fs::incoming;
 use crate::fs::root::Root;
+use crate::fs::sparse;
 use crate::fs::stat::Stat;
 use crate::hash::Digest;
 use crate::path::RelPath;
+
+/// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
+pub(super) const BORN: &str = "born";
 
 /// What a name in a staging directory stands for.
 enum Name {
@@ -36,7 +38,7 @@ impl Name {
         if let Some(digest) = Digest::from_hex(name) {
             return Self::Content(digest);
         }
-        if let Some(digest) = name.strip_suffix(incoming::PART.as_bytes()).and_then(Digest::from_hex) {
+        if let Some(digest) = name.strip_suffix(PART.as_bytes()).and_then(Digest::from_hex) {
             return Self::Part(digest);
         }
         let numbered =
@@ -100,7 +102,7 @@ impl Staging {
     pub(super) fn verify(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
         let name = digest.to_hex();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| incoming::hash(&fd, u64::MAX));
+        let found = openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, u64::MAX));
         let good = found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == *digest);
         if good {
             self.settle(digest, State::Whole);

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fremovexattr, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::adopt::{self, BORN};
 use super::{Mount, Stage, Staging, TopTime, create};
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
@@ -13,9 +14,6 @@ use crate::fs::error::FsError;
 use crate::fs::stat::Stat;
 use crate::manifest::Time;
 use crate::path::RelPath;
-
-/// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
-pub(super) const BORN: &str = "born";
 
 /// What is known of a directory: the mount it is on, and whether it is there yet.
 #[derive(Clone, Debug)]
@@ -194,7 +192,7 @@ impl Staging {
         if stat.uid == rustix::process::geteuid().as_raw() && stat.mode & 0o077 == 0 && stat.dev == mount.dev {
             return Ok(fd);
         }
-        super::adopt::empty_foreign(&self.root, fd.as_fd());
+        adopt::empty_foreign(&self.root, fd.as_fd());
         let renewed = unlinkat(&top, STAGING_NAME, AtFlags::REMOVEDIR).and_then(|()| self.make_stage(mount));
         match renewed {
             Ok(Some(fd)) => Ok(fd),

@@ -57,9 +57,9 @@ fn begin(staging: &Arc<Staging>, bytes: &[u8]) -> Incoming {
 fn nothing_is_touched_until_something_is_staged() {
     let bed = Bed::new();
     let staging = bed.session();
-    assert!(!staging.is_present() && !bed.dir().exists());
+    assert!(!bed.dir().exists());
     staging.store(&Digest::of(b"x"), b"x", &near(), None).unwrap();
-    assert!(staging.is_present() && staging.has(&Digest::of(b"x")));
+    assert!(staging.has(&Digest::of(b"x")));
     let meta = fs::metadata(bed.dir()).unwrap();
     assert_eq!(meta.mode() & 0o7777, 0o700);
     assert_eq!(fs::metadata(bed.dir().join(Digest::of(b"x").to_hex())).unwrap().mode() & 0o7777, 0o600);
@@ -142,7 +142,7 @@ fn a_killed_session_is_adopted() {
     fs::hard_link(name("good"), bed.dir().join("t7")).unwrap();
     fs::set_permissions(name("dressed"), fs::Permissions::from_mode(0o4755)).unwrap();
     fs::create_dir(bed.dir().join("t8")).unwrap();
-    fs::write(bed.dir().join(incoming::part_name(&Digest::of(b"small"))), "sm").unwrap();
+    fs::write(bed.dir().join(part_name(&Digest::of(b"small"))), "sm").unwrap();
     fs::write(bed.dir().join("thesis"), "somebody's").unwrap();
 
     let staging = bed.session();
@@ -170,7 +170,7 @@ fn an_interrupted_big_file_resumes() {
     drop(incoming);
     staging.keep_parts();
     assert!(staging.take_problems().is_empty());
-    assert_eq!(bed.names(), [incoming::part_name(&digest)]);
+    assert_eq!(bed.names(), [part_name(&digest)]);
 
     let staging = bed.session();
     let part = staging.part(&digest, size).unwrap().unwrap();
@@ -240,10 +240,10 @@ fn nothing_is_staged_or_touched_after_the_end() {
     let mut small = begin(&staging, &big[..500_000]);
     small.write(&big[..400_000]).unwrap();
     staging.keep_parts();
-    assert_eq!(bed.names(), [incoming::part_name(&Digest::of(&big))]);
+    assert_eq!(bed.names(), [part_name(&Digest::of(&big))]);
     // A later session goes on with the part, while a stream of the one before has not heard of its end.
     let next = bed.session();
-    let part = || fs::metadata(bed.dir().join(incoming::part_name(&Digest::of(&big)))).unwrap().len();
+    let part = || fs::metadata(bed.dir().join(part_name(&Digest::of(&big)))).unwrap().len();
     let mut incoming = next.begin_at(&Digest::of(&big), big.len() as u64, &near(), kept as u64).unwrap().unwrap();
     incoming.write(&big[kept..kept + 600_000]).unwrap();
     let received = part();

@@ -82,18 +82,15 @@ fn damaged_invitations_are_an_error_with_the_line() {
 #[test]
 fn trusted_masters() {
     let (_top, state) = state();
-    assert_eq!(state.trusted().unwrap(), [""; 0]);
     assert!(!state.is_trusted("abc-2").unwrap());
     state.trust("abc-2").unwrap();
     state.trust("abc-1").unwrap();
     state.trust("abc-2").unwrap();
     assert!(state.is_trusted("abc-2").unwrap());
-    assert_eq!(state.trusted().unwrap(), ["abc-1", "abc-2"]);
     for bad in ["", "..", "../identity.key", "A", "a/b", &"x".repeat(201)] {
         assert!(state.trust(bad).is_err() && !state.is_trusted(bad).unwrap(), "{bad:?}");
     }
-    assert!(state.distrust("abc-2").unwrap() && !state.distrust("abc-2").unwrap());
-    assert!(!state.is_trusted("abc-2").unwrap());
+    assert!(state.is_trusted("abc-1").unwrap() && !state.is_trusted("abc-3").unwrap());
     fs::write(state.path().join("trusted/abc-1"), "").unwrap();
     let error = state.is_trusted("abc-1").unwrap_err().to_string();
     assert!(error.contains("trusted/abc-1: line 1"), "{error}");

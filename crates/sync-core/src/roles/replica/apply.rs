@@ -34,6 +34,8 @@ pub struct Application {
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
     failures: u64,
+    /// Kept for another plan, if this one misses contents.
+    changes: Changes,
 }
 
 impl Application {
@@ -76,7 +78,9 @@ impl Application {
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
         let steps = Arc::new(std::mem::take(&mut plan.steps));
-        Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher: None, failures: 0 })
+        let changes = if plan.missing.is_empty() { Changes::new() } else { changes };
+        let (publisher, failures) = (None, 0);
+        Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher, failures, changes })
     }
 
     /// Why the plan is not to be carried out.
@@ -95,14 +99,17 @@ impl Application {
         self.items.clone()
     }
 
+    /// Paths whose content is nowhere, and the changes if there are any.
+    pub fn take_missing(&mut self) -> (Vec<RelPath>, Changes) {
+        (self.plan.missing.clone(), std::mem::take(&mut self.changes))
+    }
+
     /// Stages everything, flushes it, and records the intent. Acknowledges at once if there is nothing to publish.
     pub fn prepare(&mut self, opened: &mut Opened) -> Result<Option<Ack>, String> {
-        let missing = "its content could not be had; the next push tries again";
-        let mut failed: Vec<FsError> =
-            self.plan.missing.iter().map(|path| FsError::because("update", path, missing)).collect();
         let why = "something is mounted there, or it is our own state directory: it is left alone";
-        failed.extend(self.left_alone.iter().map(|path| FsError::because("update", path, why)));
-        self.failures += failed.len() as u64;
+        let failed: Vec<FsError> = self.left_alone.iter().map(|path| FsError::because("update", path, why)).collect();
+        // The session tells what is missing.
+        self.failures += (failed.len() + self.plan.missing.len()) as u64;
         opened.report(failed);
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack([0; 6]))) };
         check_place(opened)?;

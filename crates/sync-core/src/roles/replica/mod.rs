@@ -8,6 +8,8 @@ mod listing;
 mod open;
 mod shares;
 mod staging;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +25,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Hello, Refusal, ToReplica, Wanted};
+use crate::wire::{Hello, Offered, Refusal, ToReplica, Wanted};
 use apply::Application;
 use open::Opened;
 use staging::{Expected, Stager};
@@ -154,6 +156,10 @@ impl Session {
                 let wants = self.consider(first, files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
+            ReceiverOutput::Fetch(files) => {
+                let wants = self.fetch(files);
+                Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
+            }
             ReceiverOutput::Guard(announce, changes) => self.guard(&announce, changes),
             ReceiverOutput::Plan(announce, changes) => self.plan(&announce, changes),
             ReceiverOutput::Discard => {
@@ -214,15 +220,24 @@ impl Session {
         Ok(())
     }
 
-    /// What is missing of these contents, with what may save sending some of it.
-    fn consider(&mut self, first: u64, files: Vec<crate::wire::Offered>) -> Vec<Wanted> {
+    /// What is missing of these contents, as far as can be told before the plan.
+    fn consider(&mut self, first: u64, files: Vec<Offered>) -> Vec<Wanted> {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
-        let mut wants = Vec::new();
+        let mut missing = Vec::new();
         for (seq, file) in (first..).zip(files) {
             let left_alone = opened.holds.covers(&file.path);
-            if left_alone || opened.has(&file.digest) || !opened.wants_once(file.digest) {
-                continue;
+            if !left_alone && !opened.has(&file.digest) && opened.wants_once(&file.digest) {
+                missing.push((seq, file));
             }
+        }
+        self.fetch(missing)
+    }
+
+    /// Makes ready for these contents; with what may save sending some of them.
+    fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<Wanted> {
+        let Some(opened) = self.opened.as_mut() else { return Vec::new() };
+        let mut wants = Vec::new();
+        for (seq, file) in files {
             let (basis_file, basis) = opened.basis_for(&file);
             let part = opened.part_of(&file);
             self.stager.expect(seq, Expected { file, basis: basis_file, given_up: false });
@@ -233,21 +248,23 @@ impl Session {
 
     /// Refuses a plan that would delete too much before anything of it touches the disk.
     fn guard(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
-        match Application::preview(self.opened()?, announce, changes)?.refusal() {
+        let preview = Application::preview(self.opened()?, announce, changes)?;
+        match preview.refusal() {
             Some(refusal) => Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?),
-            None => Ok(self.receiver.handle(ReceiverInput::Guarded)?),
+            None => Ok(self.receiver.handle(ReceiverInput::Guarded(preview.root()))?),
         }
     }
 
     fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
         let copied = self.stager.copied_bytes();
-        let planned = Application::plan(self.opened()?, announce, changes, copied)?;
+        let mut planned = Application::plan(self.opened()?, announce, changes, copied)?;
         if let Some(refusal) = planned.refusal() {
             return Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?);
         }
         let (root, items) = (planned.root(), planned.items());
+        let (missing, changes) = planned.take_missing();
         self.application = Some(planned);
-        Ok(self.receiver.handle(ReceiverInput::Planned { root, items })?)
+        Ok(self.receiver.handle(ReceiverInput::Planned { root, items, missing, changes })?)
     }
 
     fn prepare(&mut self) -> Result<(), LinkError> {

@@ -67,8 +67,9 @@ pub struct Opened {
     /// Names of inodes that have several, by file system and inode.
     pub names: HashMap<(u64, u64), Vec<RelPath>>,
     entries: u64,
+    /// By the beginnings of their digests. One that only seems to be here is found missing by the plan.
     contents: HashSet<u64>,
-    asked: HashSet<Digest>,
+    asked: HashSet<u64>,
     problems: Vec<Problem>,
     complete: bool,
     fresh: bool,
@@ -154,14 +155,14 @@ impl Opened {
         self.problems.extend(failures.into_iter().map(FsError::into_problem));
     }
 
-    /// Whether the content is here, staged or in the tree.
+    /// Whether the content is here, staged or in the tree, as far as can be told without looking for it.
     pub fn has(&self, digest: &Digest) -> bool {
         self.contents.contains(&digest.prefix()) || self.staging.as_ref().is_some_and(|staging| staging.has(digest))
     }
 
     /// Whether this is the first time that a missing content comes up.
-    pub fn wants_once(&mut self, digest: Digest) -> bool {
-        self.staging.is_some() && self.asked.insert(digest)
+    pub fn wants_once(&mut self, digest: &Digest) -> bool {
+        self.staging.is_some() && self.asked.insert(digest.prefix())
     }
 
     /// The old file at the path of a new content, and its chunks, if they may save sending some of it.

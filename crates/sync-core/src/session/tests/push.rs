@@ -460,13 +460,17 @@ impl Link {
                 let wants = replica.consider(opened, first, files);
                 self.tell_receiver(ReceiverInput::Considered(wants));
             }
+            (ReceiverOutput::Fetch(files), Some(opened)) => {
+                let wants = replica.fetch(opened, files);
+                self.tell_receiver(ReceiverInput::Considered(wants));
+            }
             (ReceiverOutput::Guard(announce, changes), Some(opened)) => {
-                let refusal = replica.guard(opened, announce, &changes);
-                self.tell_receiver(refusal.map_or(ReceiverInput::Guarded, ReceiverInput::Refuse));
+                let guarded = replica.guard(opened, announce, &changes);
+                self.tell_receiver(guarded.map_or_else(ReceiverInput::Refuse, ReceiverInput::Guarded));
             }
             (ReceiverOutput::Plan(announce, changes), Some(opened)) => {
                 let input = match replica.plan(opened, announce, &changes) {
-                    Ok((root, items)) => ReceiverInput::Planned { root, items },
+                    Ok((root, items, missing)) => ReceiverInput::Planned { root, items, missing, changes },
                     Err(refusal) => ReceiverInput::Refuse(refusal),
                 };
                 self.tell_receiver(input);

@@ -22,6 +22,8 @@ pub struct Replica {
     pub stand: Option<VersionId>,
     /// Verified contents in the staging directory, by digest.
     pub staged: BTreeMap<Digest, Vec<u8>>,
+    /// Contents that seem to be there and are not.
+    pub mistaken: HashSet<Digest>,
 }
 
 /// What a session knows, and a crash forgets.
@@ -67,7 +69,13 @@ impl Opened {
 
 impl Replica {
     pub fn new() -> Self {
-        Self { disk: Disk::new(), rows: BTreeMap::new(), stand: None, staged: BTreeMap::new() }
+        Self {
+            disk: Disk::new(),
+            rows: BTreeMap::new(),
+            stand: None,
+            staged: BTreeMap::new(),
+            mistaken: HashSet::new(),
+        }
     }
 
     fn visible(&self, policy: &Policy) -> impl Iterator<Item = (&RelPath, &Entry)> {
@@ -114,15 +122,19 @@ impl Replica {
 
     fn has(&self, digest: Digest) -> bool {
         self.staged.contains_key(&digest)
+            || self.mistaken.contains(&digest)
             || self.rows.values().any(|row| row.entry.content().is_some_and(|(_, d)| d == digest))
     }
 
     pub fn consider(&self, opened: &mut Opened, first: u64, files: Vec<Offered>) -> Vec<Wanted> {
+        let mut missing: Vec<_> = (first..).zip(files).collect();
+        missing.retain(|(_, file)| !self.has(file.digest) && opened.asked.insert(file.digest));
+        self.fetch(opened, missing)
+    }
+
+    pub fn fetch(&self, opened: &mut Opened, files: Vec<(u64, Offered)>) -> Vec<Wanted> {
         let mut wants = Vec::new();
-        for (seq, file) in (first..).zip(files) {
-            if self.has(file.digest) || !opened.asked.insert(file.digest) {
-                continue;
-            }
+        for (seq, file) in files {
             let old = self.disk.at(&file.path).filter(|inode| inode.entry.content().is_some());
             let basis = old.map(|inode| ChunkRef::of(&inode.content)).into_iter().collect();
             opened.expected.insert(seq, file);
@@ -142,25 +154,25 @@ impl Replica {
         Some(good)
     }
 
-    /// Why a plan for these changes would be refused, once every missing content is there.
-    pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Option<Refusal> {
-        self.decide(opened, announce, changes, &|digest| !self.has(*digest)).err()
+    /// The root of a plan for these changes once every missing content is there, or why it would be refused.
+    pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Result<Digest, Refusal> {
+        Ok(self.decide(opened, announce, changes, &|digest| !self.has(*digest))?.0.root)
     }
 
-    /// The root and the items, or why not. A dry run takes for granted what is missing.
+    /// The root, the items and what is missing, or why not. A dry run takes for granted what is missing.
     pub fn plan(
         &self,
         opened: &mut Opened,
         announce: Announce,
         changes: &Changes,
-    ) -> Result<(Digest, Vec<Item>), Refusal> {
+    ) -> Result<(Digest, Vec<Item>, Vec<RelPath>), Refusal> {
         let (application, items) = self.decide(opened, announce, changes, &|digest| match opened.policy.dry_run {
             true => !self.has(*digest),
             false => self.staged.contains_key(digest),
         })?;
-        let root = application.root;
+        let (root, missing) = (application.root, application.plan.missing.clone());
         opened.application = Some(application);
-        Ok((root, items))
+        Ok((root, items, missing))
     }
 
     fn decide(
@@ -214,9 +226,7 @@ impl Replica {
     /// Stages every inode of the plan, or acknowledges if there is nothing to publish.
     pub fn prepare(&mut self, opened: &mut Opened) -> (Option<Ack>, Vec<Problem>) {
         let mut application = opened.application.take().unwrap();
-        for path in application.plan.missing.clone() {
-            application.fail(&path, "its content could not be had");
-        }
+        application.failed.extend(application.plan.missing.iter().cloned());
         let problems = std::mem::take(&mut application.problems);
         if opened.policy.dry_run {
             return (Some(application.ack(application.root)), problems);

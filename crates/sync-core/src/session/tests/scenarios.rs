@@ -6,8 +6,11 @@ use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version};
 use crate::monitor::{Item, Problem};
+use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
-use crate::wire::{Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Wanted};
+use crate::wire::{
+    Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+};
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
     assert_eq!(outcomes.len(), 1);
@@ -183,6 +186,23 @@ fn too_many_deletes_refuse_the_whole_plan() {
     world.push_exactly();
 }
 
+/// The first plan, from what the master's index says changed, is no plan at all: nothing may be staged for it.
+#[test]
+fn too_many_deletes_after_a_restart_leave_nothing_behind() {
+    let mut world = settled();
+    world.source().rm("d").write("a", "new");
+    world.replicas[0].disk.write("b", "tampered");
+    world.policy.max_delete = Some(3);
+    let before = world.replicas[0].disk.entries(|_| true);
+    let outcome = only(world.push());
+    assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
+    assert_eq!((outcome.restarts, outcome.wants, world.replicas[0].staged.len()), (1, 0, 0));
+    assert_eq!(world.replicas[0].disk.entries(|_| true), before);
+    world.policy.max_delete = Some(6);
+    let outcome = only(world.push_exactly());
+    assert_eq!(outcome.restarts, 1);
+}
+
 #[test]
 fn a_dry_run_tells_and_changes_nothing() {
     for master_lost in [false, true] {
@@ -218,7 +238,7 @@ fn content_that_arrives_wrong_twice_is_a_problem_of_that_file_alone() {
     world.faults.torn.insert(path("b"));
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
-    assert!(outcome.problem_paths().iter().all(|p| p == "b"), "{outcome:#?}");
+    assert_eq!(outcome.problem_paths(), ["b"], "told once: {outcome:#?}");
     assert_eq!(outcome.wants, 3);
     let at = |p: &str| world.replicas[0].disk.at(&path(p)).unwrap().content.clone();
     assert_eq!((at("a"), at("b")), (b"alpha, edited".to_vec(), b"beta".to_vec()));
@@ -233,7 +253,7 @@ fn content_that_cannot_be_read_any_more_keeps_the_old_file() {
     world.faults.unavailable.insert(path("b"));
     let outcome = only(world.push());
     assert!(matches!(outcome.end, Some(End::Acknowledged { exact: false, .. })), "{outcome:#?}");
-    assert!(!outcome.problems.is_empty());
+    assert_eq!(outcome.problem_paths(), ["b"], "told once: {outcome:#?}");
     assert_eq!(world.replicas[0].disk.at(&path("b")).unwrap().content, b"beta");
     world.faults.unavailable.clear();
     world.push_exactly();
@@ -247,9 +267,76 @@ fn a_small_file_that_could_not_be_stored_is_tried_once_more() {
         world.faults.unstorable.insert(path("b"), failures);
         let outcome = only(world.push());
         assert_eq!((outcome.is_exact(), outcome.wants), (failures == 1, wants), "{outcome:#?}");
-        assert_eq!(outcome.problem_paths().is_empty(), failures == 1);
+        assert_eq!(outcome.problem_paths().len(), failures as usize - 1, "{outcome:#?}");
         assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"one, edited");
         world.push_exactly();
+    }
+}
+
+/// What is believed to be here by the beginning of its digest may not be: the plan finds out, and asks for it.
+#[test]
+fn content_that_only_seemed_to_be_there_is_asked_for_after_all() {
+    for master_lost in [false, true] {
+        let mut world = settled();
+        world.source().write("b", "beta, edited").write("d/one", "beta, edited").write("d/e/deep", "deeper");
+        for content in ["beta, edited", "deeper"] {
+            world.replicas[0].mistaken.insert(Digest::of(content.as_bytes()));
+        }
+        if master_lost {
+            world.master.lose_index();
+        }
+        let outcome = only(world.push_exactly());
+        // Each content once, with the old file at hand.
+        assert_eq!((outcome.wants, outcome.wants_with_basis, outcome.restarts), (2, 2, 0));
+    }
+    // In a dry run it is nothing to report.
+    let mut world = settled();
+    world.source().write("b", "beta, edited");
+    world.replicas[0].mistaken.insert(Digest::of(b"beta, edited"));
+    world.policy.dry_run = true;
+    assert_eq!(only(world.push()).problems, []);
+}
+
+/// Also if it has to be asked for without a basis again, and if there is no end to its coming wrong.
+#[test]
+fn content_that_was_missing_and_comes_wrong_is_a_problem_of_that_file() {
+    let mut world = settled();
+    world.source().write("b", "beta, edited");
+    world.replicas[0].mistaken.insert(Digest::of(b"beta, edited"));
+    world.faults.false_matches = true;
+    let outcome = only(world.clone().push_exactly());
+    assert_eq!((outcome.wants, outcome.wants_with_basis), (2, 1));
+    world.faults.torn.insert(path("b"));
+    let outcome = only(world.push());
+    assert_eq!((outcome.is_exact(), outcome.problem_paths()), (false, vec!["b".to_owned()]));
+}
+
+/// The master offers the content by its first name, and cannot read that one any more.
+#[test]
+fn content_is_asked_for_by_its_other_names() {
+    let names = ["b", "new", "newer", "newest"];
+    for unreadable in 1..=names.len() {
+        for (restarts, lost) in [(0, false), (1, false), (0, true)] {
+            let mut world = settled();
+            for name in names {
+                world.source().write(name, "the same");
+            }
+            world.faults.unavailable = names[..unreadable].iter().map(|name| path(name)).collect();
+            if restarts == 1 {
+                world.replicas[0].disk.write("a", "tampered");
+            }
+            if lost {
+                world.master.lose_index();
+            }
+            let outcome = only(world.push());
+            assert_eq!(outcome.restarts, restarts);
+            assert_eq!(outcome.is_exact(), unreadable < names.len(), "{outcome:#?}");
+            // The master tells of each name that it cannot read, and nobody else.
+            assert_eq!(outcome.problem_paths(), names[..unreadable]);
+            assert_eq!(outcome.wants, names.len().min(unreadable + 1));
+            world.faults.unavailable.clear();
+            world.push_exactly();
+        }
     }
 }
 
@@ -422,7 +509,14 @@ fn what_makes_no_sense_ends_the_session() {
     let mut receiver = gathering();
     let version = announce().version;
     to(&mut receiver, ToReplica::Announce(announce())).unwrap();
-    receiver.handle(ReceiverInput::Planned { root: version.root, items: Vec::new() }).unwrap();
+    receiver
+        .handle(ReceiverInput::Planned {
+            root: version.root,
+            items: Vec::new(),
+            missing: Vec::new(),
+            changes: Changes::new(),
+        })
+        .unwrap();
     receiver.handle(ReceiverInput::Prepared(None)).unwrap();
     let other = Version { number: 2, ..version.clone() };
     assert!(to(&mut receiver, ToReplica::Publish(other.id())).is_err(), "another version than the prepared one");
@@ -539,7 +633,14 @@ fn what_a_master_sends_is_counted() {
     receiver.budget = Budget::new(2, 1 << 20);
     to(&mut receiver, &change).unwrap();
     to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
-    receiver.handle(ReceiverInput::Planned { root: Digest::of(b"another"), items: Vec::new() }).unwrap();
+    receiver
+        .handle(ReceiverInput::Planned {
+            root: Digest::of(b"another"),
+            items: Vec::new(),
+            missing: Vec::new(),
+            changes: Changes::new(),
+        })
+        .unwrap();
     to(&mut receiver, &ToReplica::Restart(())).unwrap();
     to(&mut receiver, &change).unwrap();
     assert!(to(&mut receiver, &change).is_err());
@@ -565,6 +666,55 @@ fn a_content_is_wanted_three_times_at_most() {
     assert!(from(&mut sender, want(0)).is_err());
     let sent = std::iter::from_fn(|| sender.poll()).filter(|o| matches!(o, SenderOutput::Content(_))).count();
     assert_eq!(sent, 4);
+}
+
+/// A plan costs a look at the index, also for no changes at all.
+#[test]
+fn a_master_starts_over_once() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let mut receiver = gathering();
+    let plan_fails = |receiver: &mut Receiver| {
+        to(receiver, ToReplica::Announce(announce())).unwrap();
+        let root = Digest::of(b"another");
+        let planned = ReceiverInput::Planned { root, items: Vec::new(), missing: Vec::new(), changes: Changes::new() };
+        receiver.handle(planned).unwrap();
+    };
+    plan_fails(&mut receiver);
+    to(&mut receiver, ToReplica::Restart(())).unwrap();
+    plan_fails(&mut receiver);
+    let error = to(&mut receiver, ToReplica::Restart(())).unwrap_err().to_string();
+    assert!(error.contains("more than 1 restart"), "{error}");
+}
+
+/// What is awaited is answered once.
+#[test]
+fn only_awaited_contents_are_unavailable() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let unavailable = |seq| ToReplica::Unavailable(Unavailable { seq, reason: "r".to_owned() });
+    let mut receiver = gathering();
+    let file = Offered {
+        path: path("a"),
+        digest: Digest::of(b"x"),
+        size: 1,
+        likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+    };
+    to(&mut receiver, ToReplica::Offer(vec![file.clone(), file])).unwrap();
+    receiver.handle(ReceiverInput::Considered(vec![Wanted { seq: 0, basis: Vec::new(), part: Vec::new() }])).unwrap();
+    let error = to(&mut receiver, unavailable(1)).unwrap_err().to_string();
+    assert!(error.contains("content 1 is said to be unavailable"), "{error}");
+    to(&mut receiver, unavailable(0)).unwrap();
+    assert!(to(&mut receiver, unavailable(0)).is_err());
+}
+
+#[test]
+fn a_replica_has_few_notices() {
+    let mut sender = Sender::new(hello());
+    let mut notice = || sender.handle(SenderInput::Received(ToMaster::Notice("n".to_owned())));
+    for _ in 0..64 {
+        notice().unwrap();
+    }
+    let error = notice().unwrap_err().to_string();
+    assert!(error.contains("more than 64 notices"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,102 @@
+//! A replica on a real disk, served to a master that these tests play themselves.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{Share, Shares, serve};
+use crate::hash::Digest;
+use crate::manifest::{Entry, Kind, Lineage, Merkle, Time, Version};
+use crate::options::Policy;
+use crate::path::RelPath;
+use crate::roles::link::Control;
+use crate::transport::{Code, Connection, Loopback, Settings};
+use crate::wire::{Announce, Batch, Change, ContentFrame, Encoding, Hello, ToMaster, ToReplica, Unavailable};
+
+fn change(path: &str, kind: Kind) -> Change {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mtime = Time { sec: 1_000_000, nsec: 1 };
+    let entry = Entry { kind, mode: 0o755, uid, gid, mtime, xattrs: Box::default(), link: None };
+    Change { path: RelPath::new(path).unwrap(), entry: Some(entry) }
+}
+
+fn version(changes: &[Change]) -> Version {
+    let mut merkle = Merkle::new();
+    for Change { path, entry } in changes {
+        let entry = entry.as_ref().unwrap();
+        merkle.push(path, entry.hash(), entry.is_dir());
+    }
+    Version { lineage: Lineage([1; 16]), number: 1, parent: None, root: merkle.finish().root, time: Time::default() }
+}
+
+/// The master's end.
+struct Played {
+    connection: Connection,
+    control: Control<ToMaster>,
+}
+
+impl Played {
+    /// Says hello to a replica at `top`.
+    async fn greet(top: &Path, state: &Path) -> Self {
+        let ends = Loopback::open(Settings::default()).await.unwrap();
+        let shares = Arc::new(Shares::only(Share::embedded(top.to_owned(), state.to_owned())));
+        let (stop, shutdown) = watch::channel(false);
+        tokio::spawn(async move {
+            serve(ends.accepted, shares, shutdown).await;
+            drop(stop);
+        });
+        let control = Control::open(&ends.dialed).await.unwrap();
+        let played = Self { connection: ends.dialed, control };
+        played.say(ToReplica::Hello(Hello { features: 0, share: String::new(), policy: Policy::default() }));
+        played
+    }
+
+    fn say(&self, message: ToReplica) {
+        self.control.send(message.encode()).unwrap();
+    }
+
+    /// The numbers of the next contents that are wanted.
+    async fn wanted(&mut self) -> Vec<u64> {
+        match self.control.next().await.unwrap() {
+            ToMaster::Want(wants) => wants.iter().map(|want| want.seq).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn send(&self, seq: u64, content: &'static [u8]) {
+        let batch = Batch { files: vec![(seq, content.len() as u32)], encoding: Encoding::Plain };
+        let head = ContentFrame::Batch(batch, &[]).head();
+        let mut writer = self.connection.open_uni().await.unwrap();
+        writer.send_with(head.kind, head.version, &head.body, Bytes::from_static(content)).await.unwrap();
+        writer.finish().unwrap();
+    }
+}
+
+/// The first name of a content cannot be read any more: it comes by the second, in the same push.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_content_comes_by_its_second_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let top = temp.path().join("top");
+    let mut master = Played::greet(&top, &temp.path().join("state")).await;
+    assert!(matches!(master.control.next().await.unwrap(), ToMaster::Stand(_)));
+    let file = || Kind::File { size: 4, digest: Digest::of(b"same") };
+    let changes = vec![change("", Kind::Dir), change("a", file()), change("b", file())];
+    let version = version(&changes);
+    master.say(ToReplica::Changes(changes));
+    let announce = Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 3, contents: 2 };
+    master.say(ToReplica::Announce(announce));
+    assert_eq!(master.wanted().await, [0]);
+    master.say(ToReplica::Unavailable(Unavailable { seq: 0, reason: "gone".to_owned() }));
+    assert_eq!(master.wanted().await, [1]);
+    master.send(1, b"same").await;
+    assert_eq!(master.control.next().await.unwrap(), ToMaster::Prepared(version.root));
+    master.say(ToReplica::Publish(version.id()));
+    let ToMaster::Ack(ack) = master.control.next().await.unwrap() else { panic!("no acknowledgement") };
+    assert_eq!(ack.root, version.root);
+    master.connection.close(Code::Done, "").await;
+    for name in ["a", "b"] {
+        assert_eq!(std::fs::read(top.join(name)).unwrap(), b"same");
+    }
+}
