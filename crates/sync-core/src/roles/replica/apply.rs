@@ -63,12 +63,13 @@ impl Application {
     ) -> Result<Self, IndexError> {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
         let rows = touched_rows(&opened.index, &changes)?;
-        let sources = sources(&opened.index, &changes, &rows, staged)?;
+        let (sources, complete) = sources(&opened.index, &changes, &rows, staged)?;
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
         let situation =
             Situation { rows, sources: &sources, staged, holds: &holds, no_delete: opened.policy.no_delete };
+        let again = if complete { Changes::new() } else { changes.clone() };
         let mut plan = plan::decide(changes, situation);
         let stats = count(&plan, copied_bytes);
         let items = match opened.policy.itemize {
@@ -78,7 +79,7 @@ impl Application {
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
         let steps = Arc::new(std::mem::take(&mut plan.steps));
-        let changes = if plan.missing.is_empty() { Changes::new() } else { changes };
+        let changes = if plan.missing.is_empty() { Changes::new() } else { again };
         let (publisher, failures) = (None, 0);
         Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher, failures, changes })
     }
@@ -328,24 +329,26 @@ fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Ro
     Ok(rows)
 }
 
-/// Files of the replica that hold a content which is needed and not staged.
+/// Files of the replica that hold a content which is needed and not staged, and whether there is one for each.
 fn sources(
     index: &Index,
     changes: &Changes,
     rows: &BTreeMap<RelPath, Row>,
     staged: &dyn Fn(&Digest) -> bool,
-) -> Result<HashMap<Digest, Vec<RelPath>>, IndexError> {
+) -> Result<(HashMap<Digest, Vec<RelPath>>, bool), IndexError> {
     let mut needed: HashMap<Digest, Vec<RelPath>> = HashMap::new();
     for (path, wanted) in changes {
         let Some(new) = wanted.as_ref().filter(|new| new.needs_content()) else { continue };
         let Some((_, digest)) = new.content() else { continue };
-        let there = rows.get(path).is_some_and(|row| row.entry.content() == new.content() && row.entry.link.is_none());
+        let there = rows
+            .get(path)
+            .is_some_and(|row| row.tuple.is_some() && row.entry.content() == new.content() && row.entry.link.is_none());
         if !there && !staged(&digest) {
             needed.entry(digest).or_default();
         }
     }
     if needed.is_empty() {
-        return Ok(needed);
+        return Ok((needed, true));
     }
     let mut cursor = index.cursor()?;
     while let Some(row) = cursor.next()? {
@@ -355,8 +358,10 @@ fn sources(
             paths.push(row.path);
         }
     }
+    let all = needed.len();
     needed.retain(|_, paths| !paths.is_empty());
-    Ok(needed)
+    let complete = needed.len() == all;
+    Ok((needed, complete))
 }
 
 /// The hash of the tree that the changes lead to.
