@@ -33,13 +33,15 @@ pub enum SenderInput {
     Received(ToMaster),
     /// Contents that were hashed and that the published version does not have at their paths.
     Hashed(Vec<Offered>),
-    /// The version is in the master's index; it is announced from here on.
-    Committed {
+    /// What the version will be. Changes may go out; it is not announced yet.
+    Decided {
         /// Which version.
         version: Version,
         /// Paths that could not be read.
         holds: Holds,
     },
+    /// The version is in the master's index; it may be announced from here on.
+    Committed,
     /// A part of the answer to a load; `done` on the last.
     Changes {
         /// In tree order.
@@ -162,6 +164,7 @@ pub struct Sender {
     notices: u8,
     stand: Option<Stand>,
     version: Option<Version>,
+    committed: bool,
     holds: Holds,
     /// Changes sent since the hello or the last restart.
     changes: u64,
@@ -188,6 +191,7 @@ impl Sender {
             notices: 0,
             stand: None,
             version: None,
+            committed: false,
             holds: Holds::default(),
             changes: 0,
             loads: 0,
@@ -220,10 +224,14 @@ impl Sender {
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
-            SenderInput::Committed { version, holds } => {
+            SenderInput::Decided { version, holds } => {
                 self.version = Some(version);
                 self.holds = holds;
                 self.compare();
+            }
+            SenderInput::Committed => {
+                self.committed = true;
+                self.announce_when_complete();
             }
             SenderInput::Changes { changes, done } => self.loaded(changes, done),
             SenderInput::UnknownVersion => {
@@ -294,7 +302,8 @@ impl Sender {
         let (Some(stand), Some(version)) = (&self.stand, &self.version) else { return };
         if stand.root == version.root {
             self.compared = true;
-            self.announce();
+            self.state = State::Loading;
+            self.announce_when_complete();
         } else if stand.entries == 0 {
             self.compared = true;
             self.state = State::Loading;
@@ -336,7 +345,7 @@ impl Sender {
     }
 
     fn announce_when_complete(&mut self) {
-        let waiting = self.loads > 0 || self.asked > 0 || !self.frontier.is_empty();
+        let waiting = !self.committed || self.loads > 0 || self.asked > 0 || !self.frontier.is_empty();
         if !waiting && matches!(self.state, State::Loading | State::Descending) {
             self.announce();
         }

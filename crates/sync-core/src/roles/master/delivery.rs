@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::content::{ContentSender, SendFailure};
 use super::dial::{Dialed, dial};
 use super::meter::Meter;
-use super::source::{Committed, Source};
+use super::source::{Decided, Difference, Source};
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
 use crate::manifest::Row;
@@ -23,7 +23,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Change, Hello, Offered, ToMaster};
+use crate::wire::{Ack, Change, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -33,8 +33,10 @@ const CHANGES_PER_MESSAGE: usize = 512;
 pub enum SourceEvent {
     /// Contents that were just hashed.
     Hashed(Arc<Vec<Offered>>),
-    /// The version to bring everybody to.
-    Committed(Arc<Committed>),
+    /// The version to bring everybody to, and how it differs from the one before. It is not in the index yet.
+    Decided(Arc<Decided>, Arc<Difference>),
+    /// It is.
+    Committed,
 }
 
 /// How a delivery ended.
@@ -75,7 +77,12 @@ struct Session<'a> {
     sender: Sender,
     contents: ContentSender,
     failures: mpsc::UnboundedReceiver<SendFailure>,
-    committed: Option<Arc<Committed>>,
+    decided: Option<Arc<Decided>>,
+    /// Until the changes are announced.
+    difference: Option<Arc<Difference>>,
+    committed: bool,
+    /// What only the index can answer once the version is in it.
+    waiting: Vec<SenderOutput>,
     problems: u64,
     source_changed: Vec<Problem>,
     timing: Timing,
@@ -150,7 +157,10 @@ impl<'a> Session<'a> {
             sender: Sender::new(hello),
             contents,
             failures,
-            committed: None,
+            decided: None,
+            difference: None,
+            committed: false,
+            waiting: Vec::new(),
             problems: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
@@ -175,7 +185,7 @@ impl<'a> Session<'a> {
                 _ = shutdown.wait_for(|stop| *stop) => break Err(LinkError::Interrupted),
                 message = self.control.next() => message.map(SenderInput::Received),
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
-                event = source.recv(), if self.committed.is_none() => match event {
+                event = source.recv(), if !self.committed => match event {
                     Some(event) => Ok(self.source_event(event)),
                     // The source failed as a whole, and said why.
                     None => break Err(LinkError::NoSource),
@@ -191,11 +201,14 @@ impl<'a> Session<'a> {
     fn source_event(&mut self, event: SourceEvent) -> SenderInput {
         match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
-            SourceEvent::Committed(committed) => {
-                let input =
-                    SenderInput::Committed { version: committed.version.clone(), holds: committed.holds.clone() };
-                self.committed = Some(committed);
+            SourceEvent::Decided(decided, difference) => {
+                let input = SenderInput::Decided { version: decided.version.clone(), holds: decided.holds.clone() };
+                (self.decided, self.difference) = (Some(decided), Some(difference));
                 input
+            }
+            SourceEvent::Committed => {
+                self.committed = true;
+                SenderInput::Committed
             }
         }
     }
@@ -218,16 +231,27 @@ impl<'a> Session<'a> {
 
     /// Does what the sender wants done.
     async fn carry_out(&mut self) -> Result<ControlFlow<End>, LinkError> {
-        while let Some(output) = self.sender.poll() {
+        while let Some(output) = self.next_output() {
             match output {
                 SenderOutput::Send(message) => {
-                    if matches!(message, crate::wire::ToReplica::Publish(_)) {
-                        self.timing.publishing = Some(Instant::now());
-                        self.delivery.meter.publishing();
+                    match message {
+                        ToReplica::Announce(_) => self.difference = None,
+                        ToReplica::Publish(_) => {
+                            self.timing.publishing = Some(Instant::now());
+                            self.delivery.meter.publishing();
+                        }
+                        _ => {}
                     }
                     self.control.send(message.encode())?;
                 }
-                SenderOutput::Load(load) => tokio::task::block_in_place(|| self.load(&load))?,
+                SenderOutput::Load(load) => match self.difference.as_ref().and_then(|known| known.answer(&load)) {
+                    Some(changes) => self.sender.handle(SenderInput::Changes { changes, done: true })?,
+                    None if !self.committed => self.waiting.push(SenderOutput::Load(load)),
+                    None => tokio::task::block_in_place(|| self.load(&load))?,
+                },
+                SenderOutput::LoadChildren(dir) if !self.committed => {
+                    self.waiting.push(SenderOutput::LoadChildren(dir));
+                }
                 SenderOutput::LoadChildren(dir) => tokio::task::block_in_place(|| self.load_children(dir))?,
                 SenderOutput::Content(request) => {
                     self.timing.first_want.get_or_insert_with(Instant::now);
@@ -239,6 +263,12 @@ impl<'a> Session<'a> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// What waited for the index comes first once the version is in it.
+    fn next_output(&mut self) -> Option<SenderOutput> {
+        let waited = if self.committed { self.waiting.pop() } else { None };
+        waited.or_else(|| self.sender.poll())
     }
 
     fn report(&mut self, report: Report) {
@@ -309,9 +339,9 @@ impl<'a> Session<'a> {
     }
 
     fn load_children(&mut self, dir: RelPath) -> Result<(), LinkError> {
-        let Some(committed) = self.committed.clone() else { return Ok(()) };
-        let held = |row: &Row| committed.holds.covers(&row.path);
-        let found = tree::children(&self.delivery.source.index, &committed.tree.dirs, &dir, &held)?;
+        let Some(decided) = self.decided.clone() else { return Ok(()) };
+        let held = |row: &Row| decided.holds.covers(&row.path);
+        let found = tree::children(&self.delivery.source.index, &decided.tree.dirs, &dir, &held)?;
         let (own, children) = found.map_or((None, Vec::new()), |(own, children)| (Some(own), children));
         Ok(self.sender.handle(SenderInput::Children { dir, own, children })?)
     }
@@ -365,7 +395,7 @@ impl<'a> Session<'a> {
 
     fn stats(&self, literal_bytes: u64) -> Stats {
         let (scan, hash, entries) =
-            self.committed.as_ref().map_or_else(Default::default, |c| (c.scan, c.hash, c.entries));
+            self.decided.as_ref().map_or_else(Default::default, |d| (d.scan, d.hash, d.entries));
         Stats {
             scanned: entries,
             literal_bytes,
@@ -379,11 +409,11 @@ impl<'a> Session<'a> {
 
     /// Remembers the acknowledgement; the replica has it in any case, so a failure here is only told.
     fn record(&mut self, ack: &Ack, exact: bool, replica: &str) {
-        let Some(committed) = &self.committed else { return };
+        let Some(decided) = &self.decided else { return };
         let indexed = IndexedAck {
             replica: replica.to_owned(),
             version: ack.version,
-            number: committed.version.number,
+            number: decided.version.number,
             root: ack.root,
             time: fs::clock::now(),
             exact,

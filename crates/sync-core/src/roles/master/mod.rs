@@ -195,11 +195,15 @@ fn read_once(
     }
     let hashed = started.elapsed().saturating_sub(scanned);
     let failures = Source::report_failures(&survey, monitor);
-    let committed = Arc::new(source.commit(survey, scanned, hashed)?);
-    tell(SourceEvent::Committed(Arc::clone(&committed)));
+    let (decided, difference) = source.decide(survey, scanned, hashed)?;
+    let (decided, difference) = (Arc::new(decided), Arc::new(difference));
+    tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
+    source.commit(&decided, &difference)?;
+    tell(SourceEvent::Committed);
+    drop(difference);
     // While the destinations publish.
     source.index.tidy()?;
-    Ok((committed.minted.clone(), failures))
+    Ok((decided.minted.clone(), failures))
 }
 
 /// A file that changed under several destinations is one problem of the source.

@@ -17,14 +17,15 @@ use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{self, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
-use crate::index::{Counts, Index, IndexError, Next};
+use crate::index::{Counts, Index, IndexError, Next, Writer};
 use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
 use crate::monitor::Monitor;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
 use crate::roles::identify::{Identified, IdentifyOptions, identify};
 use crate::roles::survey::{Pending, Survey, SurveyOptions, survey};
-use crate::wire::Offered;
+use crate::session::Load;
+use crate::wire::{Change, Offered};
 
 /// How long to wait for another push of the same source.
 const BUSY: Duration = Duration::from_secs(600);
@@ -55,7 +56,7 @@ pub struct Source {
 }
 
 /// What every destination is brought to.
-pub struct Committed {
+pub struct Decided {
     /// The version.
     pub version: Version,
     /// The same, unless this is a dry run, which mints none.
@@ -70,6 +71,35 @@ pub struct Committed {
     pub scan: Duration,
     /// Time for reading and hashing.
     pub hash: Duration,
+}
+
+/// What the index is about to get, and so what differs from the last version.
+pub struct Difference {
+    /// The last version; `None` if there is none, and so no row either.
+    previous: Option<VersionId>,
+    /// In tree order.
+    pending: Vec<Pending>,
+    /// In tree order.
+    gone: Vec<Row>,
+}
+
+impl Difference {
+    /// The answer to a load as far as it is known without the index, in tree order.
+    pub fn answer(&self, load: &Load) -> Option<Vec<Change>> {
+        let known = match load {
+            Load::Since(version) => self.previous == Some(*version),
+            Load::Subtree(top) => self.previous.is_none() && top.is_root(),
+            Load::Entry(_) => false,
+        };
+        known.then(|| {
+            let changed = self.pending.iter().filter(|pending| pending.changes_entry());
+            let changed = changed.map(|p| Change { path: p.row.path.clone(), entry: Some(p.row.entry.clone()) });
+            let gone = self.gone.iter().map(|row| Change { path: row.path.clone(), entry: None });
+            let mut changes: Vec<Change> = changed.chain(gone).collect();
+            changes.sort_by(|a, b| a.path.cmp(&b.path));
+            changes
+        })
+    }
 }
 
 impl Source {
@@ -201,52 +231,65 @@ impl Source {
         survey.failures.len() as u64
     }
 
-    /// Makes what was found the next version, durable in the index, unless it is the last version already.
-    pub fn commit(&self, mut survey: Survey, scan: Duration, hash: Duration) -> Result<Committed, PushError> {
+    /// Decides what version was found: the next one, unless it is the last version already. To be committed.
+    pub fn decide(
+        &self,
+        mut survey: Survey,
+        scan: Duration,
+        hash: Duration,
+    ) -> Result<(Decided, Difference), PushError> {
         let holds = survey.holds();
         survey.pending.retain(|p| !holds.covers(&p.row.path));
         survey.gone.retain(|row| !holds.covers(&row.path));
         let tree = survey.tree(&self.index, &|_| false)?;
         let Survey { pending, gone, entries, .. } = survey;
         let latest = self.index.latest_version()?.map(|published| published.version);
+        let previous = latest.as_ref().map(Version::id);
         let version = match latest.filter(|latest| latest.root == tree.root) {
-            Some(latest) => {
-                if !pending.is_empty() || !gone.is_empty() {
-                    self.index.write(latest.number, |writer| {
-                        gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
-                        pending.iter().try_for_each(|p| writer.upsert(&p.row))
-                    })?;
-                }
-                latest
-            }
-            None => self.publish(&pending, &gone, tree.root, entries)?,
+            Some(latest) => latest,
+            None => self.next_version(tree.root)?,
         };
         let minted = (!self.policy.dry_run).then(|| version.clone());
-        Ok(Committed { version, minted, holds, tree, entries, scan, hash })
+        let decided = Decided { version, minted, holds, tree, entries, scan, hash };
+        Ok((decided, Difference { previous, pending, gone }))
     }
 
-    fn publish(&self, pending: &[Pending], gone: &[Row], root: Digest, entries: u64) -> Result<Version, PushError> {
-        let next = self.index.next_version()?;
-        let first = next.is_none();
-        let Next { lineage, number, parent } = match next {
+    fn next_version(&self, root: Digest) -> Result<Version, PushError> {
+        let Next { lineage, number, parent } = match self.index.next_version()? {
             Some(next) => next,
             None => Next { lineage: Lineage(random()?), number: 1, parent: None },
         };
-        let version = Version { lineage, number, parent, root, time: fs::clock::now() };
+        Ok(Version { lineage, number, parent, root, time: fs::clock::now() })
+    }
+
+    /// Makes the version durable in the index.
+    pub fn commit(&self, decided: &Decided, difference: &Difference) -> Result<(), PushError> {
+        let Difference { previous, pending, gone } = difference;
+        let version = &decided.version;
+        let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
+            gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
+            pending.iter().try_for_each(|p| writer.upsert(&p.row))
+        };
+        if *previous == Some(version.id()) {
+            if !pending.is_empty() || !gone.is_empty() {
+                self.index.write(version.number, write)?;
+            }
+            return Ok(());
+        }
         let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
         let updated = pending.iter().filter(|p| p.before.is_some() && p.changes_entry()).count() as u64;
-        let counts = Counts { entries, created, updated, deleted: gone.len() as u64 };
+        let counts = Counts { entries: decided.entries, created, updated, deleted: gone.len() as u64 };
         let chunks = std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner));
-        self.index.commit_with(number, |commit| {
+        let first = self.index.next_version()?.is_none();
+        self.index.commit_with(version.number, |commit| {
             if first {
-                commit.mint_lineage(lineage.0, parent)?;
+                commit.mint_lineage(version.lineage.0, version.parent)?;
             }
-            gone.iter().try_for_each(|row| commit.delete(&row.path).map(drop))?;
-            pending.iter().try_for_each(|p| commit.upsert(&p.row))?;
+            write(commit)?;
             chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
-            commit.add_version(&version, &counts)
+            commit.add_version(version, &counts)
         })?;
-        Ok(version)
+        Ok(())
     }
 
     /// A replica stands at a version that this index does not know: it was restored from an old copy, cloned, or made

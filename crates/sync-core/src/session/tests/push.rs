@@ -114,6 +114,9 @@ pub struct Push {
 #[derive(Clone, Debug)]
 enum SourceEvent {
     Hashed(Vec<Offered>),
+    /// What the version will be.
+    Decide,
+    /// It is in the index.
     Commit,
 }
 
@@ -162,6 +165,8 @@ struct Link {
     /// The receiver said that it is over.
     finished: bool,
     cut: bool,
+    /// The version is in the master's index.
+    may_announce: bool,
     outcome: Outcome,
 }
 
@@ -169,7 +174,7 @@ impl Push {
     pub fn new(world: &World) -> Self {
         let offers = world.master.look();
         let mut source: VecDeque<_> = offers.chunks(2).map(|files| SourceEvent::Hashed(files.to_vec())).collect();
-        source.push_back(SourceEvent::Commit);
+        source.extend([SourceEvent::Decide, SourceEvent::Commit]);
         let links = (0..world.replicas.len()).map(|replica| Link::new(replica, world.policy.clone())).collect();
         let mut push = Self { source, committed: None, links };
         for link in &mut push.links {
@@ -220,16 +225,20 @@ impl Push {
 
     fn source_step(&mut self, master: &mut Master, faults: &Faults) {
         let event = self.source.pop_front().unwrap();
-        if matches!(event, SourceEvent::Commit) {
+        if matches!(event, SourceEvent::Decide) {
             self.committed = Some(master.commit());
         }
         for link in self.links.iter_mut().filter(|link| !link.is_over()) {
             let input = match (&event, &self.committed) {
-                (SourceEvent::Commit, Some(Committed { version, holds, .. })) => {
-                    SenderInput::Committed { version: version.clone(), holds: holds.clone() }
+                (SourceEvent::Decide, Some(Committed { version, holds, .. })) => {
+                    SenderInput::Decided { version: version.clone(), holds: holds.clone() }
                 }
                 (SourceEvent::Hashed(files), _) => SenderInput::Hashed(files.clone()),
-                (SourceEvent::Commit, None) => unreachable!(),
+                (SourceEvent::Decide, None) => unreachable!(),
+                (SourceEvent::Commit, _) => {
+                    link.may_announce = true;
+                    SenderInput::Committed
+                }
             };
             link.tell_sender(input);
             link.drain(master, faults, self.committed.as_ref());
@@ -315,6 +324,7 @@ impl Link {
             opened: None,
             finished: false,
             cut: false,
+            may_announce: false,
             outcome: Outcome::default(),
         }
     }
@@ -373,6 +383,7 @@ impl Link {
         while let Some(output) = self.sender.poll() {
             match output {
                 SenderOutput::Send(message) => {
+                    assert!(self.may_announce || !matches!(message, ToReplica::Announce(_)), "announced too early");
                     let Envelope { kind, version, body } = message.encode();
                     assert_eq!(ToReplica::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
                     self.to_replica.push_back(message);
