@@ -30,7 +30,7 @@ mod thaw;
 pub use entropy::random;
 pub use error::{FsError, IncomingError};
 pub use incoming::{BasisFile, Incoming, Part};
-pub use probe::{probe, probe_at};
+pub use probe::{plain_file, probe, probe_at};
 pub use publish::{Known, Observed, Observer, Placed, Publisher};
 pub use read::{Hashed, ReadError, Reading, SourceFile, hash_file};
 pub use root::{Root, RootLock};

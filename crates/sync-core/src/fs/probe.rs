@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::fs::{lgetxattr, llistxattr, readlinkat};
+use rustix::fs::{fgetxattr, flistxattr, lgetxattr, llistxattr, readlinkat};
 use rustix::io::Errno;
 
 use super::error::FsError;
@@ -12,7 +12,7 @@ use super::root::Root;
 use super::scan::Seen;
 use super::stat::{FileType, Stat};
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, MAX_XATTRS_BYTES};
+use crate::manifest::{Entry, Kind, MAX_XATTRS_BYTES, Xattrs};
 use crate::path::RelPath;
 
 /// Largest list of xattr names and largest value that Linux hands out (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
@@ -20,9 +20,6 @@ const MOST: usize = 64 << 10;
 
 /// How often an entry is read whose xattrs change meanwhile.
 const TRIES: u32 = 8;
-
-/// Names and values, as in [`Entry`].
-type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
 
 /// The entry that was seen, with its xattrs and a symlink's target.
 ///
@@ -68,19 +65,7 @@ pub fn probe_at(
             return Err(FsError::because("look at", path, "it is of a kind that we do not know").into());
         }
     };
-    let xattrs = match xattrs(dir, name) {
-        Ok(xattrs) => xattrs,
-        // That the name is there now tells nothing: it may have been away for the moment.
-        Err(Errno::NOENT) if std::fs::metadata("/proc/self/fd").is_err() => {
-            let reason = "/proc is not mounted, and there is no other safe way to read xattrs: mount it";
-            return Err(FsError::because("read the xattrs of", path, reason).into());
-        }
-        Err(Errno::TOOBIG) => {
-            let reason = format!("they take more than {MAX_XATTRS_BYTES} bytes");
-            return Err(FsError::because("read the xattrs of", path, reason).into());
-        }
-        Err(errno) => return Err(failed("read the xattrs of", errno)),
-    };
+    let xattrs = by_name(dir, name).map_err(|errno| unreadable(path, errno))?;
     if !stat.is_file() {
         let now = root.stat_at(dir, name).map_err(|errno| failed("look at", errno))?;
         if now.tuple != stat.tuple {
@@ -92,18 +77,55 @@ pub fn probe_at(
     Ok(Entry { kind, mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime, xattrs, link: None })
 }
 
+/// The entry of a regular file as far as its `stat` tells, for the caller to add digest and xattrs.
+pub fn plain_file(stat: &Stat) -> Entry {
+    let kind = Kind::File { size: stat.tuple.size, digest: Digest::empty() };
+    let Stat { mode, uid, gid, .. } = *stat;
+    Entry { kind, mode, uid, gid, mtime: stat.tuple.mtime, xattrs: Box::default(), link: None }
+}
+
+/// The xattrs of an open file, sorted.
+///
+/// # Errors
+/// [`ReadError`]; that they belong together only a look at the file afterwards confirms.
+pub(crate) fn xattrs_of(file: BorrowedFd<'_>, path: &RelPath) -> Result<Xattrs, ReadError> {
+    let list = |buffer: &mut [u8]| flistxattr(file, buffer);
+    let get = |name: &CStr, buffer: &mut [u8]| fgetxattr(file, name, buffer);
+    read(&list, &get).map_err(|errno| unreadable(path, errno))
+}
+
+fn unreadable(path: &RelPath, errno: Errno) -> ReadError {
+    let because = |reason: String| ReadError::Fs(FsError::because("read the xattrs of", path, reason));
+    match errno {
+        // That the name is there now tells nothing: it may have been away for the moment.
+        Errno::NOENT if std::fs::metadata("/proc/self/fd").is_err() => {
+            because("/proc is not mounted, and there is no other safe way to read xattrs: mount it".to_owned())
+        }
+        Errno::NOENT => ReadError::Changed,
+        Errno::TOOBIG => because(format!("they take more than {MAX_XATTRS_BYTES} bytes")),
+        errno => ReadError::Fs(FsError::new("read the xattrs of", path, errno)),
+    }
+}
+
 /// The xattrs of `name` in `dir`, sorted. `E2BIG` if there are more bytes than an entry may have.
-fn xattrs(dir: BorrowedFd<'_>, name: &CStr) -> Result<Xattrs, Errno> {
+fn by_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<Xattrs, Errno> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    read(&|buffer| llistxattr(&path, buffer), &|name, buffer| lgetxattr(&path, name, buffer))
+}
+
+type List<'a> = dyn Fn(&mut [u8]) -> Result<usize, Errno> + 'a;
+type Get<'a> = dyn Fn(&CStr, &mut [u8]) -> Result<usize, Errno> + 'a;
+
+fn read(list: &List<'_>, get: &Get<'_>) -> Result<Xattrs, Errno> {
     for _ in 0..TRIES {
-        let list = match grown(|buffer| llistxattr(&path, buffer)) {
+        let names = match grown(list) {
             // The file system has none at all.
             Err(Errno::OPNOTSUPP) => return Ok(Box::default()),
             other => other?,
         };
-        if let Some(xattrs) = values(&path, &list)? {
+        if let Some(xattrs) = values(get, &names)? {
             return Ok(xattrs);
         }
     }
@@ -111,7 +133,7 @@ fn xattrs(dir: BorrowedFd<'_>, name: &CStr) -> Result<Xattrs, Errno> {
 }
 
 /// The value of each attribute in `list`; `None` if one of them is gone.
-fn values(path: &CStr, list: &[u8]) -> Result<Option<Xattrs>, Errno> {
+fn values(get: &Get<'_>, list: &[u8]) -> Result<Option<Xattrs>, Errno> {
     let mut found = Vec::new();
     let mut bytes = 0;
     for name in list.split_inclusive(|&b| b == 0) {
@@ -119,7 +141,7 @@ fn values(path: &CStr, list: &[u8]) -> Result<Option<Xattrs>, Errno> {
         if !is_ours(name.to_bytes()) {
             continue;
         }
-        let value = match grown(|buffer| lgetxattr(path, name, buffer)) {
+        let value = match grown(|buffer| get(name, buffer)) {
             Err(Errno::NODATA) => return Ok(None),
             // Listed, but not to be had by anybody: some network file systems do that.
             Err(Errno::OPNOTSUPP) => continue,
@@ -142,7 +164,7 @@ fn is_ours(name: &[u8]) -> bool {
 }
 
 /// What `read` fills in: a small buffer first, because most lists and values are, then the largest there can be.
-fn grown(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+fn grown(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut small = [0; 1024];
     match read(&mut small) {
         Ok(len) => Ok(small.get(..len).ok_or(Errno::RANGE)?.to_vec()),

@@ -7,13 +7,13 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
 use rustix::io::{Errno, pread, read};
 
-use super::clock;
 use super::error::{FsError, is_gone};
 use super::root::Root;
 use super::stat::Stat;
+use super::{clock, probe};
 use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
 use crate::hash::Digest;
-use crate::manifest::Tuple;
+use crate::manifest::{Tuple, Xattrs};
 use crate::path::RelPath;
 
 /// How much is read at once, and so how long a cancelled reading may go on.
@@ -44,6 +44,8 @@ pub struct Hashed {
     pub chunks: Option<Vec<ChunkRef>>,
     /// The content itself, if it was small enough to keep.
     pub content: Option<Vec<u8>>,
+    /// The extended attributes, if they were asked for.
+    pub xattrs: Option<Xattrs>,
     /// What it was before and after the reading.
     pub tuple: Tuple,
     /// Whether the tuple proves the digest: any later write must change it.
@@ -56,6 +58,8 @@ pub struct Reading<'a> {
     pub keep: u64,
     /// Whether to cut it into chunks, if it has at least [`MIN_DELTA`] bytes.
     pub chunked: bool,
+    /// Whether to read the extended attributes as well.
+    pub xattrs: bool,
     /// Ends the reading within a mebibyte when it turns true.
     pub cancel: &'a AtomicBool,
     /// Is told the bytes of each piece.
@@ -66,7 +70,7 @@ pub struct Reading<'a> {
 ///
 /// A store through an `mmap` into a page that is already dirty changes no time stamp, and so is not noticed here.
 ///
-/// Four system calls for a file of up to a mebibyte: open, read, statx, close.
+/// Four system calls for a file of up to a mebibyte: open, read, statx, close; for extended attributes flistxattr.
 ///
 /// # Errors
 /// [`ReadError::Changed`] if the file is not `expected`, before or after; retrying is up to the caller.
@@ -108,11 +112,12 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
         sink.take(read);
         (how.progress)(read.len() as u64);
     }
+    let xattrs = if how.xattrs { Some(probe::xattrs_of(file.fd.as_fd(), path)?) } else { None };
     // The look before the reading was the one that gave `expected`: whatever came between shows now.
     let stat = file.look(root)?;
     let (digest, chunks) = sink.finish();
     let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
-    Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), tuple: *expected, proven })
+    Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), xattrs, tuple: *expected, proven })
 }
 
 /// Everything that is made of a content while it streams by.

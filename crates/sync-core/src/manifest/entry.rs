@@ -74,10 +74,13 @@ pub struct Entry {
     /// Last modification.
     pub mtime: Time,
     /// Extended attributes sorted by name, ACLs and capabilities among them as the kernel stores them.
-    pub xattrs: Box<[(Box<[u8]>, Box<[u8]>)]>,
+    pub xattrs: Xattrs,
     /// For a member of a hard-link group other than its first name in tree order: that first name.
     pub link: Option<RelPath>,
 }
+
+/// Names and values of extended attributes.
+pub type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
 
 /// What an inode has beside content and extended attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

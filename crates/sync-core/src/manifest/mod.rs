@@ -6,7 +6,7 @@ mod merkle;
 mod row;
 mod version;
 
-pub use entry::{Entry, EntryError, Kind, MAX_XATTRS, MAX_XATTRS_BYTES, Metadata, Time};
+pub use entry::{Entry, EntryError, Kind, MAX_XATTRS, MAX_XATTRS_BYTES, Metadata, Time, Xattrs};
 pub use holds::Holds;
 pub use merkle::{DirHashes, Merkle, TreeHash, dir_hash};
 pub use row::{Refused, Row, Tuple};

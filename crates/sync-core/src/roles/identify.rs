@@ -57,6 +57,7 @@ struct Job {
     path: RelPath,
     tuple: Tuple,
     chunked: bool,
+    xattrs: bool,
 }
 
 enum Outcome {
@@ -95,7 +96,13 @@ pub fn identify(
 impl Job {
     fn new(i: usize, pending: &Pending, options: &IdentifyOptions<'_>) -> Option<Self> {
         let Row { path, tuple, .. } = &pending.row;
-        Some(Self { i, path: path.clone(), tuple: (*tuple)?, chunked: (options.chunked)(pending) })
+        Some(Self {
+            i,
+            path: path.clone(),
+            tuple: (*tuple)?,
+            chunked: (options.chunked)(pending),
+            xattrs: pending.needs_xattrs,
+        })
     }
 }
 
@@ -149,7 +156,8 @@ fn read_unless_stopped(root: &Root, job: &Job, options: &IdentifyOptions<'_>) ->
 /// Reads one file; looks at it anew when it changed under the reading.
 fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
     let (path, mut tuple, mut entry) = (&job.path, job.tuple, None);
-    let how = Reading { keep: options.keep, chunked: job.chunked, cancel: options.stop, progress: options.read };
+    let Job { chunked, xattrs, .. } = *job;
+    let how = Reading { keep: options.keep, chunked, xattrs, cancel: options.stop, progress: options.read };
     for attempt in 1..=TRIES {
         match fs::hash_file(root, path, &tuple, &how) {
             Ok(hashed) => return Outcome::Known(hashed, entry),
@@ -172,12 +180,15 @@ fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
 }
 
 fn complete(pending: &mut Pending, hashed: Hashed, entry: Option<Box<Entry>>) -> Identified {
-    let Hashed { digest, size, chunks, content, tuple, proven } = hashed;
+    let Hashed { digest, size, chunks, content, xattrs, tuple, proven } = hashed;
     let row = &mut pending.row;
     if let Some(entry) = entry {
         row.entry = Entry { link: row.entry.link.take(), ..*entry };
     }
     row.entry.kind = Kind::File { size, digest };
+    if let Some(xattrs) = xattrs {
+        row.entry.xattrs = xattrs;
+    }
     row.tuple = Some(tuple);
     row.proven = row.proven && proven;
     pending.needs_hash = false;

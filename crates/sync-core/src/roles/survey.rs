@@ -9,7 +9,7 @@ use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, RowCursor, Stored};
-use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple};
+use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::tree;
 
@@ -38,6 +38,8 @@ pub struct Pending {
     pub row: Row,
     /// Whether the content must be read.
     pub needs_hash: bool,
+    /// Whether the extended attributes must be read with it.
+    pub needs_xattrs: bool,
     /// The hash of the entry that the index has for this path.
     pub before: Option<Digest>,
     /// The content that the index has for this path.
@@ -51,8 +53,8 @@ impl Pending {
     }
 }
 
-/// Contents of inodes, by what proves them.
-pub type KnownContents = HashMap<Tuple, Kind>;
+/// Contents and extended attributes of inodes, by what proves them.
+pub type KnownContents = HashMap<Tuple, (Kind, Xattrs)>;
 
 /// What a look at a tree found.
 #[derive(Debug, Default)]
@@ -92,9 +94,12 @@ impl Survey {
     /// Takes over contents that an earlier look hashed, for inodes that are the same.
     pub fn recall(&mut self, known: &KnownContents) {
         for pending in self.pending.iter_mut().filter(|pending| pending.needs_hash) {
-            if let Some(kind) = pending.row.tuple.and_then(|tuple| known.get(&tuple)) {
+            if let Some((kind, xattrs)) = pending.row.tuple.and_then(|tuple| known.get(&tuple)) {
                 pending.row.entry.kind = kind.clone();
-                pending.needs_hash = false;
+                if pending.needs_xattrs {
+                    pending.row.entry.xattrs.clone_from(xattrs);
+                }
+                (pending.needs_hash, pending.needs_xattrs) = (false, false);
             }
         }
     }
@@ -102,7 +107,7 @@ impl Survey {
     /// What this look hashed.
     pub fn hashed(&self) -> KnownContents {
         let proven = self.pending.iter().filter(|p| p.row.proven && !p.needs_hash && p.row.entry.content().is_some());
-        proven.filter_map(|p| Some((p.row.tuple?, p.row.entry.kind.clone()))).collect()
+        proven.filter_map(|p| known_of(&p.row)).collect()
     }
 
     /// Whether something seems gone that may only have moved: a directory changed since it was listed.
@@ -384,7 +389,7 @@ impl Walk<'_> {
         let before = Some(row.entry.hash());
         let old_content = row.entry.content().map(|(_, digest)| digest);
         let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, extra, ..row };
-        self.survey.pending.push(Pending { row, needs_hash: false, before, old_content });
+        self.survey.pending.push(Pending { row, needs_hash: false, needs_xattrs: false, before, old_content });
     }
 
     fn remember(&mut self, seen: &Seen<'_>, entry: &Entry) {
@@ -402,7 +407,14 @@ impl Walk<'_> {
         group: Option<(RelPath, Option<Kind>)>,
         extra: bool,
     ) -> Result<(), FsError> {
-        let Some((mut entry, stat)) = look(self.root, seen)? else {
+        // Whoever reads the content reads the attributes through the same descriptor, which is cheaper than by name.
+        let is_known = old.is_some_and(|row| row.tuple == Some(seen.stat.tuple));
+        let needs_xattrs = seen.stat.is_file() && seen.stat.tuple.size > 0 && seen.stat.nlink == 1 && !is_known;
+        let looked = match needs_xattrs {
+            true => Some((fs::plain_file(&seen.stat), seen.stat)),
+            false => look(self.root, seen)?,
+        };
+        let Some((mut entry, stat)) = looked else {
             self.survey.gone.extend(old.cloned());
             self.survey.vanished.push(seen.path.clone());
             return Ok(());
@@ -432,7 +444,7 @@ impl Walk<'_> {
         };
         let before = old.map(|row| row.entry.hash());
         let old_content = old.and_then(|row| row.entry.content()).map(|(_, digest)| digest);
-        self.survey.pending.push(Pending { row, needs_hash, before, old_content });
+        self.survey.pending.push(Pending { row, needs_hash, needs_xattrs, before, old_content });
         Ok(())
     }
 
@@ -487,9 +499,14 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
     Err(FsError::because("look at", &seen.path, "it keeps changing; push again when it rests"))
 }
 
+fn known_of(row: &Row) -> Option<(Tuple, (Kind, Xattrs))> {
+    Some((row.tuple?, (row.entry.kind.clone(), row.entry.xattrs.clone())))
+}
+
 /// A file under a renamed directory keeps its tuple, and with it the proof of its content: no need to read it.
 fn recognise_moved_inodes(survey: &mut Survey) {
-    let proven = survey.gone.iter().filter(|row| row.proven && row.entry.content().is_some());
-    let moved: KnownContents = proven.filter_map(|row| Some((row.tuple?, row.entry.kind.clone()))).collect();
+    // Where something was refused, the row does not tell what the inode has.
+    let proven = survey.gone.iter().filter(|row| row.proven && row.entry.content().is_some() && row.refused.is_empty());
+    let moved: KnownContents = proven.filter_map(known_of).collect();
     survey.recall(&moved);
 }
