@@ -33,14 +33,16 @@ pub enum SenderInput {
     Received(ToMaster),
     /// Contents that were hashed and that the published version does not have at their paths.
     Hashed(Vec<Offered>),
-    /// What the version will be. Changes may go out; it is not announced yet.
+    /// What the version will be. It may be prepared, not published yet.
     Decided {
         /// Which version.
         version: Version,
         /// Paths that could not be read.
         holds: Holds,
+        /// Whether it is in the master's index already, because nothing changed.
+        committed: bool,
     },
-    /// The version is in the master's index; it may be announced from here on.
+    /// The version is in the master's index; it may be published from here on.
     Committed,
     /// A part of the answer to a load; `done` on the last.
     Changes {
@@ -145,6 +147,8 @@ enum State {
     Descending,
     /// Waiting for the replica's plan.
     Announced,
+    /// The replica is ready; the version is not in the master's index yet.
+    Prepared,
     /// Waiting for the acknowledgement.
     Publishing,
     /// Nothing more is expected.
@@ -224,14 +228,15 @@ impl Sender {
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
-            SenderInput::Decided { version, holds } => {
+            SenderInput::Decided { version, holds, committed } => {
                 self.version = Some(version);
                 self.holds = holds;
+                self.committed = committed;
                 self.compare();
             }
             SenderInput::Committed => {
                 self.committed = true;
-                self.announce_when_complete();
+                self.publish_when_committed();
             }
             SenderInput::Changes { changes, done } => self.loaded(changes, done),
             SenderInput::UnknownVersion => {
@@ -276,7 +281,8 @@ impl Sender {
             (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
             (ToMaster::Prepared(root), State::Announced) => return self.prepared(root),
             // A plan without steps is acknowledged at once.
-            (ToMaster::Ack(ack), State::Announced | State::Publishing) => return self.acknowledged(ack),
+            (ToMaster::Ack(ack), State::Announced) if self.committed || self.dry_run => return self.acknowledged(ack),
+            (ToMaster::Ack(ack), State::Publishing) => return self.acknowledged(ack),
             (message, state) => return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message)))),
         }
         Ok(())
@@ -302,8 +308,7 @@ impl Sender {
         let (Some(stand), Some(version)) = (&self.stand, &self.version) else { return };
         if stand.root == version.root {
             self.compared = true;
-            self.state = State::Loading;
-            self.announce_when_complete();
+            self.announce();
         } else if stand.entries == 0 {
             self.compared = true;
             self.state = State::Loading;
@@ -345,7 +350,7 @@ impl Sender {
     }
 
     fn announce_when_complete(&mut self) {
-        let waiting = !self.committed || self.loads > 0 || self.asked > 0 || !self.frontier.is_empty();
+        let waiting = self.loads > 0 || self.asked > 0 || !self.frontier.is_empty();
         if !waiting && matches!(self.state, State::Loading | State::Descending) {
             self.announce();
         }
@@ -361,7 +366,8 @@ impl Sender {
             for part in parts {
                 self.send(ToReplica::Holds(part));
             }
-            self.send(ToReplica::Announce(Announce { holds, held, version, changes: self.changes, contents }));
+            let (changes, committed) = (self.changes, self.committed);
+            self.send(ToReplica::Announce(Announce { holds, held, version, changes, contents, committed }));
         }
     }
 
@@ -457,9 +463,8 @@ impl Sender {
     fn prepared(&mut self, root: Digest) -> Result<(), ProtocolError> {
         let Some(version) = &self.version else { return Ok(()) };
         if root == version.root {
-            self.state = State::Publishing;
-            let id = version.id();
-            self.send(ToReplica::Publish(id));
+            self.state = State::Prepared;
+            self.publish_when_committed();
         } else if self.compared {
             // Both sides compared every differing directory and still disagree: no diff of ours will mend that.
             return Err(ProtocolError("the replica's tree does not add up to the announced root".to_owned()));
@@ -469,6 +474,15 @@ impl Sender {
             self.descend();
         }
         Ok(())
+    }
+
+    /// No replica may stand at a version that a crash can make this index forget.
+    fn publish_when_committed(&mut self) {
+        if let (State::Prepared, true, Some(version)) = (self.state, self.committed, &self.version) {
+            let id = version.id();
+            self.state = State::Publishing;
+            self.send(ToReplica::Publish(id));
+        }
     }
 
     fn acknowledged(&mut self, ack: Ack) -> Result<(), ProtocolError> {

@@ -94,6 +94,9 @@ pub struct Announce {
     pub changes: u64,
     /// How many contents have a number by now: see [`Wanted::seq`].
     pub contents: u64,
+    /// Whether the master's index has the version already: then a plan without steps is acknowledged at once. Else the
+    /// master publishes it when its index has it.
+    pub committed: bool,
 }
 
 /// The children of one directory as the replica has them.

@@ -202,7 +202,9 @@ impl<'a> Session<'a> {
         match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
             SourceEvent::Decided(decided, difference) => {
-                let input = SenderInput::Decided { version: decided.version.clone(), holds: decided.holds.clone() };
+                let (version, holds) = (decided.version.clone(), decided.holds.clone());
+                let committed = difference.is_of(&version);
+                let input = SenderInput::Decided { version, holds, committed };
                 (self.decided, self.difference) = (Some(decided), Some(difference));
                 input
             }

@@ -84,6 +84,11 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// Whether the version is the last one, and only what proves its entries changed.
+    pub fn is_of(&self, version: &Version) -> bool {
+        self.previous == Some(version.id())
+    }
+
     /// The answer to a load as far as it is known without the index, in tree order.
     pub fn answer(&self, load: &Load) -> Option<Vec<Change>> {
         let known = match load {
@@ -264,13 +269,13 @@ impl Source {
 
     /// Makes the version durable in the index.
     pub fn commit(&self, decided: &Decided, difference: &Difference) -> Result<(), PushError> {
-        let Difference { previous, pending, gone } = difference;
+        let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
             gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
             pending.iter().try_for_each(|p| writer.upsert(&p.row))
         };
-        if *previous == Some(version.id()) {
+        if difference.is_of(version) {
             if !pending.is_empty() || !gone.is_empty() {
                 self.index.write(version.number, write)?;
             }

@@ -115,10 +115,7 @@ impl Application {
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack([0; 6]))) };
         check_place(opened)?;
         if self.steps.is_empty() {
-            if opened.is_unflushed().map_err(|e| e.to_string())? {
-                staging.flush().map_err(|e| e.to_string())?;
-            }
-            return self.conclude(opened, None).map(Some).map_err(|Reason(reason)| reason);
+            return if self.announce.committed { self.publish(opened).map(Some) } else { Ok(None) };
         }
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
         let known = KnownRows { rows, names: opened.names.clone() };
@@ -136,9 +133,14 @@ impl Application {
 
     /// Makes it visible and durable, and acknowledges what the disk then holds.
     pub fn publish(&mut self, opened: &mut Opened) -> Result<Ack, String> {
-        let Some(publisher) = self.publisher.take() else { return Err("nothing was prepared".to_owned()) };
         check_place(opened)?;
-        self.conclude(opened, Some(publisher)).map_err(|Reason(reason)| reason)
+        if let (None, Some(staging)) = (&self.publisher, &opened.staging)
+            && opened.is_unflushed().map_err(|e| e.to_string())?
+        {
+            staging.flush().map_err(|e| e.to_string())?;
+        }
+        let publisher = self.publisher.take();
+        self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
     }
 
     fn take_failures(&mut self, opened: &mut Opened, publisher: &mut Publisher) {

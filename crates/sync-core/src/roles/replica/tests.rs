@@ -85,7 +85,8 @@ async fn a_content_comes_by_its_second_name() {
     let changes = vec![change("", Kind::Dir), change("a", file()), change("b", file())];
     let version = version(&changes);
     master.say(ToReplica::Changes(changes));
-    let announce = Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 3, contents: 2 };
+    let announce =
+        Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 3, contents: 2, committed: true };
     master.say(ToReplica::Announce(announce));
     assert_eq!(master.wanted().await, [0]);
     master.say(ToReplica::Unavailable(Unavailable { seq: 0, reason: "gone".to_owned() }));

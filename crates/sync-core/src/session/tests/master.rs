@@ -31,6 +31,8 @@ pub struct Master {
 #[derive(Clone, Debug)]
 pub struct Committed {
     pub version: Version,
+    /// Whether it was in the index before.
+    pub known: bool,
     pub holds: Holds,
     pub tree: TreeHash,
 }
@@ -64,6 +66,7 @@ impl Master {
         let holds = self.holds.clone();
         let index = &mut self.index;
         let latest = index.versions.last().filter(|latest| latest.root == tree.root).cloned();
+        let known = latest.is_some();
         let version = latest.unwrap_or_else(|| {
             let (number, parent) = (index.versions.len() as u64 + 1, index.versions.last().map(Version::id));
             let lineage = Lineage([index.lineage; 16]);
@@ -84,7 +87,7 @@ impl Master {
                 index.rows.insert(path, (entry, number));
             }
         }
-        Committed { version, holds, tree }
+        Committed { version, known, holds, tree }
     }
 
     /// The index is gone: history starts anew.

@@ -166,7 +166,7 @@ struct Link {
     finished: bool,
     cut: bool,
     /// The version is in the master's index.
-    may_announce: bool,
+    committed: bool,
     outcome: Outcome,
 }
 
@@ -230,13 +230,14 @@ impl Push {
         }
         for link in self.links.iter_mut().filter(|link| !link.is_over()) {
             let input = match (&event, &self.committed) {
-                (SourceEvent::Decide, Some(Committed { version, holds, .. })) => {
-                    SenderInput::Decided { version: version.clone(), holds: holds.clone() }
+                (SourceEvent::Decide, Some(Committed { version, holds, known, .. })) => {
+                    link.committed = *known;
+                    SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed: *known }
                 }
                 (SourceEvent::Hashed(files), _) => SenderInput::Hashed(files.clone()),
                 (SourceEvent::Decide, None) => unreachable!(),
                 (SourceEvent::Commit, _) => {
-                    link.may_announce = true;
+                    link.committed = true;
                     SenderInput::Committed
                 }
             };
@@ -324,7 +325,7 @@ impl Link {
             opened: None,
             finished: false,
             cut: false,
-            may_announce: false,
+            committed: false,
             outcome: Outcome::default(),
         }
     }
@@ -383,7 +384,7 @@ impl Link {
         while let Some(output) = self.sender.poll() {
             match output {
                 SenderOutput::Send(message) => {
-                    assert!(self.may_announce || !matches!(message, ToReplica::Announce(_)), "announced too early");
+                    assert!(self.committed || !matches!(message, ToReplica::Publish(_)), "published too early");
                     let Envelope { kind, version, body } = message.encode();
                     assert_eq!(ToReplica::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
                     self.to_replica.push_back(message);

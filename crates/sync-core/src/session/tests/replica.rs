@@ -231,7 +231,7 @@ impl Replica {
         if opened.policy.dry_run {
             return (Some(application.ack(application.root)), problems);
         }
-        if application.plan.steps.is_empty() {
+        if application.plan.steps.is_empty() && application.announce.committed {
             return (Some(self.conclude(opened, &mut application)), problems);
         }
         for i in 0..application.plan.steps.len() {

@@ -461,8 +461,9 @@ fn nothing_is_said_after_the_end() {
     let refusal = Refusal { max_delete: false, reason: "no".to_owned() };
     sender.handle(SenderInput::Received(ToMaster::Refuse(refusal.clone()))).unwrap();
     assert_eq!(sender.poll(), Some(SenderOutput::End(End::Refused(refusal.clone()))));
-    sender.handle(SenderInput::Decided { version: announce().version, holds: Holds::default() }).unwrap();
-    sender.handle(SenderInput::Committed).unwrap();
+    sender
+        .handle(SenderInput::Decided { version: announce().version, holds: Holds::default(), committed: true })
+        .unwrap();
     sender.handle(SenderInput::Unavailable { seq: 0, reason: String::new() }).unwrap();
     assert_eq!(sender.poll(), None);
 
@@ -489,7 +490,7 @@ fn stand() -> Stand {
 
 fn announce() -> Announce {
     let version = super::master::Master::new().commit().version;
-    Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0 }
+    Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0, committed: true }
 }
 
 #[test]
@@ -529,8 +530,7 @@ fn what_makes_no_sense_ends_the_session() {
     assert!(from(&mut sender, ToMaster::Want(vec![wanted])).is_err(), "nothing is offered");
     from(&mut sender, ToMaster::Stand(stand())).unwrap();
     assert!(from(&mut sender, ToMaster::Stand(stand())).is_err(), "two stands");
-    sender.handle(SenderInput::Decided { version: version.clone(), holds: Holds::default() }).unwrap();
-    sender.handle(SenderInput::Committed).unwrap();
+    sender.handle(SenderInput::Decided { version: version.clone(), holds: Holds::default(), committed: true }).unwrap();
     sender.handle(SenderInput::Changes { changes: Vec::new(), done: true }).unwrap();
     let ack = Ack { version: other.id(), root: version.root, stats: ReplicaStats::default(), refused: [0; 6] };
     assert!(from(&mut sender, ToMaster::Ack(ack.clone())).is_err(), "an acknowledgement of another version");
