@@ -1,8 +1,6 @@
-//! How a run ends: the documented exit codes, and the one place where a failure becomes text.
+//! How a run ends: the documented exit codes.
 
 use std::process::ExitCode;
-
-use crate::output::{Sink, json};
 
 /// The documented exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,29 +55,4 @@ impl Failure {
     pub fn failed(message: impl ToString) -> Self {
         Self { exit: Exit::Failed, message: message.to_string() }
     }
-
-    /// Says it on standard error and, if the caller reads JSON, on standard output too.
-    pub fn report(self, out: &Sink, err: &Sink, json: bool) -> Exit {
-        err.line(&format!("error: {}", self.message));
-        if json {
-            out.line(&json::failure(&self.message, self.exit).to_string());
-        }
-        self.exit
-    }
-}
-
-/// Prints what clap has to say about the arguments: help and version are no errors.
-pub fn refuse_arguments(refusal: &clap::Error, json: bool) -> Exit {
-    let _ = refusal.print();
-    if !refusal.use_stderr() {
-        return Exit::Done;
-    }
-    if json {
-        let text = refusal.render().to_string();
-        let message = text.trim().trim_start_matches("error: ");
-        let out = Sink::stdout();
-        out.line(&json::failure(message, Exit::Usage).to_string());
-        out.flush();
-    }
-    Exit::Usage
 }

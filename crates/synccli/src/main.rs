@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let argv: Vec<_> = std::env::args_os().collect();
     let exit = match args::parse(&argv) {
         Ok(cli) => command::run(cli),
-        Err(refusal) => exit::refuse_arguments(&refusal, args::asks_for_json(&argv)),
+        Err(refusal) => output::failure::arguments(&refusal, args::asks_for_json(&argv)),
     };
     exit.into()
 }

@@ -131,6 +131,7 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
     }
     Ok(())
 }
+
 /// Hashes the first `limit` bytes of a file, or all if it is shorter.
 pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
     let mut hasher = blake3::Hasher::new();
@@ -140,8 +141,9 @@ pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
     Ok(hasher)
 }
 
+/// Shows the first `limit` bytes of a file, or all if it is shorter, from its beginning; returns how many there were.
 pub(crate) fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])) -> Result<u64, Errno> {
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; usize::try_from(limit).map_or(PIECE, |limit| limit.min(PIECE))];
     let mut at = 0;
     while at < limit {
         let want = usize::try_from(limit - at).map_or(PIECE, |left| left.min(PIECE));

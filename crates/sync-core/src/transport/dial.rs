@@ -1,6 +1,5 @@
 //! The side that dials: every address of a name is tried, and every way to fail has its own words.
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,50 +11,15 @@ use std::time::Duration;
 use quinn::{ClientConfig, Endpoint, TokioRuntime};
 use tokio::task::JoinSet;
 
-use super::connection::{Closed, Code, Connection};
+use super::address::Address;
+use super::closed::{Closed, Code};
+use super::connection::Connection;
 use super::error::ConnectError;
 use super::identity::{Identity, PeerId};
 use super::listen::{WELCOME, key_of};
 use super::tls::{self, Purpose};
 use super::tuning::{self, Settings};
 use super::vigil;
-
-/// A host and a port as the user wrote them, for dialing and for messages.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Address {
-    host: String,
-    port: u16,
-}
-
-impl Address {
-    /// `host` is a name, an IPv4 address, or an IPv6 address without brackets.
-    pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self { host: host.into(), port }
-    }
-
-    /// The host.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// The UDP port.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl From<SocketAddr> for Address {
-    fn from(address: SocketAddr) -> Self {
-        Self::new(address.ip().to_string(), address.port())
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = crate::path::escape(self.host.as_bytes());
-        if host.contains(':') { write!(f, "[{host}]:{}", self.port) } else { write!(f, "{host}:{}", self.port) }
-    }
-}
 
 /// Who dials whom for what: the same for every address of a name.
 #[derive(Clone)]

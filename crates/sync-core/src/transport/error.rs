@@ -3,8 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::connection::Closed;
-use super::dial::Address;
+use super::address::Address;
+use super::closed::Closed;
 use super::identity::PeerId;
 use super::tls::SetupError;
 

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::connection::Code;
+use super::closed::Code;
 use super::error::StreamError;
 use super::vigil::Fate;
 

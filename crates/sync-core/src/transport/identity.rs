@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::tls;
+use super::crypto;
 
 /// What precedes the 32 bytes of an Ed25519 private key in PKCS #8 version 1 (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] =
@@ -35,7 +35,7 @@ impl Identity {
     /// A new identity, and the bytes to keep: the private key as PEM text (PKCS #8), which other tools read too.
     pub fn generate() -> Result<(Self, Vec<u8>), IdentityError> {
         let mut seed = [0_u8; 32];
-        tls::random(&mut seed).map_err(|()| IdentityError::NoRandomness)?;
+        crypto::random(&mut seed).map_err(|()| IdentityError::NoRandomness)?;
         let mut der = PKCS8_PREFIX.to_vec();
         der.extend_from_slice(&seed);
         let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(&der));

@@ -8,7 +8,8 @@ use quinn::rustls::pki_types::CertificateDer;
 use quinn::{Endpoint, Incoming, ServerConfig, TokioRuntime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connection::{Closed, Code, Connection};
+use super::closed::{Closed, Code};
+use super::connection::Connection;
 use super::error::{AcceptError, BindError};
 use super::identity::{Identity, PublicKey};
 use super::tls::{self, Purpose, Trust};

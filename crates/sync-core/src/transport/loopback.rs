@@ -4,8 +4,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::address::Address;
 use super::connection::Connection;
-use super::dial::{Address, connect};
+use super::dial::connect;
 use super::error::{AcceptError, BindError, ConnectError};
 use super::identity::{Identity, IdentityError};
 use super::listen::Listener;

@@ -10,7 +10,10 @@
 // An adapter lives with the clock: deadlines of handshakes, idle timeouts.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod address;
+mod closed;
 mod connection;
+mod crypto;
 mod dial;
 mod error;
 mod frames;
@@ -22,8 +25,10 @@ mod tls;
 mod tuning;
 mod vigil;
 
-pub use connection::{Closed, Code, Connection, Traffic};
-pub use dial::{Address, connect};
+pub use address::Address;
+pub use closed::{Closed, Code};
+pub use connection::{Connection, Traffic};
+pub use dial::connect;
 pub use error::{AcceptError, BindError, ConnectError, StreamError};
 pub use frames::{Assembler, Frame, FrameReader, FrameWriter, Header};
 pub use identity::{Identity, IdentityError, PeerId, PeerIdError, PublicKey};

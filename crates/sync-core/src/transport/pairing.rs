@@ -10,11 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD_NOCASE;
 
-use super::connection::{Code, Connection};
-use super::dial::{Address, connect};
+use super::address::Address;
+use super::closed::Code;
+use super::connection::Connection;
+use super::crypto;
+use super::dial::connect;
 use super::error::{ConnectError, StreamError};
 use super::identity::{Identity, IdentityError, PeerId};
-use super::tls::{self, Purpose};
+use super::tls::Purpose;
 use super::tuning::Settings;
 use crate::hash::Digest;
 
@@ -61,7 +64,7 @@ impl Token {
     /// A new token of `replica`, with a random secret.
     pub fn generate(replica: PeerId) -> Result<Self, IdentityError> {
         let mut secret = [0; 16];
-        tls::random(&mut secret).map_err(|()| IdentityError::NoRandomness)?;
+        crypto::random(&mut secret).map_err(|()| IdentityError::NoRandomness)?;
         Ok(Self { replica, secret: Secret(secret) })
     }
 

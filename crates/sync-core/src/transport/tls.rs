@@ -10,13 +10,13 @@ use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerCo
 use quinn::rustls;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use rustls::crypto::aws_lc_rs::{self, cipher_suite};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::crypto::verify_tls13_signature_with_raw_key;
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::crypto::provider;
 use super::identity::{Identity, PeerId, PublicKey};
 
 /// What a connection is for. The protocol's version is part of the name that TLS negotiates (ALPN, RFC 7301).
@@ -63,27 +63,6 @@ impl Trust for Only {
     fn invitation_open(&self) -> bool {
         false
     }
-}
-
-/// aws-lc-rs with AES-128-GCM first: it is the fastest where AES is in hardware, and QUIC needs it for its first
-/// packets anyway.
-fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let make = || {
-        let mut provider = aws_lc_rs::default_provider();
-        provider.cipher_suites = vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ];
-        Arc::new(provider)
-    };
-    Arc::clone(PROVIDER.get_or_init(make))
-}
-
-/// Fills `bytes` from the system's generator.
-pub(super) fn random(bytes: &mut [u8]) -> Result<(), ()> {
-    provider().secure_random.fill(bytes).map_err(|_| ())
 }
 
 /// Why no TLS configuration could be made; only a broken build can cause it.

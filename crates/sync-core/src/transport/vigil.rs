@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connection::Closed;
+use super::closed::Closed;
 use super::tuning::{self, Settings};
 
 /// How long an answer to a knock is listened for.

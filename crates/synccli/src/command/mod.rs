@@ -9,7 +9,7 @@ mod push;
 
 use crate::args::{Cli, Command};
 use crate::exit::{Exit, Failure};
-use crate::output::Sink;
+use crate::output::{Sink, failure};
 
 /// Runs the command and says on standard error why, if it fails.
 pub fn run(cli: Cli) -> Exit {
@@ -30,7 +30,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Completions { shell } => Ok(completions::run(shell, &out)),
         Command::Man { verb } => man::run(verb.as_deref(), &out),
     };
-    let exit = result.unwrap_or_else(|failure: Failure| failure.report(&out, &err, json));
+    let exit = result.unwrap_or_else(|failure: Failure| failure::command(&failure, &out, &err, json));
     match out.finish() {
         Ok(()) => exit,
         Err(error) => {
