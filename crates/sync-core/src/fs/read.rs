@@ -58,6 +58,8 @@ pub struct Reading<'a> {
     pub keep: u64,
     /// Whether to cut it into chunks, if it has at least [`MIN_DELTA`] bytes.
     pub chunked: bool,
+    /// The content that it probably still is: then chunks are of no use.
+    pub old: Option<Digest>,
     /// Whether to read the extended attributes as well.
     pub xattrs: bool,
     /// Ends the reading within a mebibyte when it turns true.
@@ -80,7 +82,7 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
     let file = SourceFile::open_unseen(root, path, expected)?;
     let size = expected.size;
     let kept = size <= how.keep;
-    let mut sink = Sink::new(size, how.chunked);
+    let mut sink = Sink::new(size, how.chunked && !kept);
     let mut piece = Vec::with_capacity(usize::try_from(if kept { size } else { size.min(PIECE) }).unwrap_or(1));
     if size > PIECE {
         // Only a hint: without it the reading is slower.
@@ -115,9 +117,20 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
     let xattrs = if how.xattrs { Some(probe::xattrs_of(file.fd.as_fd(), path)?) } else { None };
     // The look before the reading was the one that gave `expected`: whatever came between shows now.
     let stat = file.look(root)?;
-    let (digest, chunks) = sink.finish();
+    let (digest, mut chunks) = sink.finish();
+    if kept && how.chunked && size >= MIN_DELTA && how.old != Some(digest) {
+        chunks = Some(chunks_of(&piece));
+    }
     let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
     Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), xattrs, tuple: *expected, proven })
+}
+
+fn chunks_of(content: &[u8]) -> Vec<ChunkRef> {
+    let mut chunks = Vec::new();
+    let mut chunker = Chunker::new(Chunking::for_size(content.len() as u64));
+    chunker.push(content, &mut |chunk| chunks.push(chunk));
+    chunker.finish(&mut |chunk| chunks.push(chunk));
+    chunks
 }
 
 /// Everything that is made of a content while it streams by.

@@ -44,9 +44,10 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     let mut plan = Plan::default();
     let changes = expand(changes, &now);
     let actions = actions(&changes, &now, &mut plan);
-    let mut rows = now.rows;
+    let mut rows = now.rows.into_iter().peekable();
     let steps = changes.into_iter().zip(actions).filter_map(|((path, new), action)| {
-        let old = if rows.is_empty() { None } else { rows.remove(&path) };
+        while rows.next_if(|(at, _)| *at < path).is_some() {}
+        let old = rows.next_if(|(at, _)| *at == path).map(|(_, row)| row);
         Some(Step { old, new, action: action?, path })
     });
     plan.steps = steps.collect();
@@ -58,7 +59,7 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
 fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Option<Action>> {
     let missing = missing(changes, now);
     let mut sources = Sources { movable: leaving_inodes(changes, &missing, now), looked_at: HashMap::new() };
-    let mut decide = |path: &RelPath, wanted: &Option<Entry>| {
+    let mut decide = |path: &RelPath, wanted: &Option<Entry>, old: Option<&Row>| {
         if missing.contains(path) {
             plan.missing.push(path.clone());
             return None;
@@ -67,7 +68,6 @@ fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Optio
         if wanted.is_none() && is_beneath_any(path, &missing) {
             return None;
         }
-        let old = now.rows.get(path);
         match wanted {
             None if old.is_none() => None,
             None if now.no_delete && !in_the_way(path, changes) => {
@@ -84,18 +84,24 @@ fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Optio
             Some(new) => Some(choose(path, new, old, now, &mut sources)),
         }
     };
-    changes.iter().map(|(path, wanted)| decide(path, wanted)).collect()
+    beside(changes, &now.rows).map(|(path, wanted, old)| decide(path, wanted, old)).collect()
 }
 
 /// Adds what follows from the changes: everything beneath a path that goes away or stops being a directory goes away
 /// too; and drops what the holds protect.
 fn expand(mut changes: Changes, now: &Situation<'_>) -> Changes {
     let held = |path: &RelPath| now.holds.covers(path);
-    let no_longer_dirs: HashSet<&RelPath> =
-        changes.iter().filter(|(_, new)| !new.as_ref().is_some_and(Entry::is_dir)).map(|(path, _)| path).collect();
+    let closes = |new: &Option<Entry>, old: Option<&Row>| {
+        !new.as_ref().is_some_and(Entry::is_dir) && old.is_some_and(|row| row.entry.is_dir())
+    };
+    let closed = beside(&changes, &now.rows).filter(|(_, new, old)| closes(new, *old));
+    let no_longer_dirs: HashSet<&RelPath> = closed.map(|(path, ..)| path).collect();
     let beneath = |path: &RelPath| has_above(path, &|dir| no_longer_dirs.contains(dir));
     let new = |path: &&RelPath| !changes.contains_key(*path) && !held(path) && beneath(path);
-    let gone: Vec<RelPath> = now.rows.keys().filter(new).cloned().collect();
+    let gone: Vec<RelPath> = match no_longer_dirs.is_empty() {
+        true => Vec::new(),
+        false => now.rows.keys().filter(new).cloned().collect(),
+    };
     changes.retain(|path, _| !held(path));
     changes.extend(gone.into_iter().map(|path| (path, None)));
     changes
@@ -121,13 +127,13 @@ fn is_beneath_any(path: &RelPath, dirs: &HashSet<RelPath>) -> bool {
 /// are nobody else's, and a link to them would show the old content under a new name.
 fn missing(changes: &Changes, now: &Situation<'_>) -> HashSet<RelPath> {
     let mut missing = HashSet::new();
-    for (path, wanted) in changes {
+    for (path, wanted, old) in beside(changes, &now.rows) {
         let Some(new) = wanted else { continue };
         // A group's first name comes before the others.
         let is_missing = match (&new.link, &new.kind) {
             (Some(first), _) => missing.contains(first),
             (None, Kind::File { size: 1.., digest }) => {
-                let stays = now.rows.get(path).is_some_and(|row| keeps_inode(row, new));
+                let stays = old.is_some_and(|row| keeps_inode(row, new));
                 !stays && !(now.staged)(digest) && now.sources.get(digest).is_none_or(Vec::is_empty)
             }
             _ => false,
@@ -150,13 +156,24 @@ fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &'a Si
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),
     };
-    now.rows
-        .iter()
-        .filter(|(_, row)| row.entry.content().is_some() && row.entry.link.is_none() && row.tuple.is_some())
-        .filter(|(path, row)| changes.get(*path).is_some_and(|wanted| leaves(row, wanted)))
-        .filter(|(path, _)| !missing.contains(*path) && !is_beneath_any(path, missing))
-        .map(|(path, _)| path)
-        .collect()
+    let leaves = |(path, wanted, row): (_, _, Option<&'a Row>)| {
+        let row = row.filter(|row| row.entry.content().is_some() && row.entry.link.is_none() && row.tuple.is_some())?;
+        let stays = !leaves(row, wanted) || missing.contains(path) || is_beneath_any(path, missing);
+        (!stays).then_some(&row.path)
+    };
+    beside(changes, &now.rows).filter_map(leaves).collect()
+}
+
+/// Every change with the row of its path: a walk along both, which are in tree order, rather than a search for each.
+pub fn beside<'c, 'r>(
+    changes: &'c Changes,
+    rows: &'r BTreeMap<RelPath, Row>,
+) -> impl Iterator<Item = (&'c RelPath, &'c Option<Entry>, Option<&'r Row>)> {
+    let mut rows = rows.iter().peekable();
+    changes.iter().map(move |(path, wanted)| {
+        while rows.next_if(|(at, _)| *at < path).is_some() {}
+        (path, wanted, rows.next_if(|(at, _)| *at == path).map(|(_, row)| row))
+    })
 }
 
 /// Inodes that may be taken over.

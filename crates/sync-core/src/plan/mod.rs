@@ -4,7 +4,7 @@ mod decide;
 #[cfg(test)]
 mod tests;
 
-pub use decide::{Changes, Plan, Situation, decide};
+pub use decide::{Changes, Plan, Situation, beside, decide};
 
 use crate::manifest::{Entry, Row};
 use crate::path::RelPath;

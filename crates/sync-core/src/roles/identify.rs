@@ -57,6 +57,7 @@ struct Job {
     path: RelPath,
     tuple: Tuple,
     chunked: bool,
+    old: Option<Digest>,
     xattrs: bool,
 }
 
@@ -101,6 +102,7 @@ impl Job {
             path: path.clone(),
             tuple: (*tuple)?,
             chunked: (options.chunked)(pending),
+            old: pending.old_content,
             xattrs: pending.needs_xattrs,
         })
     }
@@ -156,8 +158,8 @@ fn read_unless_stopped(root: &Root, job: &Job, options: &IdentifyOptions<'_>) ->
 /// Reads one file; looks at it anew when it changed under the reading.
 fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
     let (path, mut tuple, mut entry) = (&job.path, job.tuple, None);
-    let Job { chunked, xattrs, .. } = *job;
-    let how = Reading { keep: options.keep, chunked, xattrs, cancel: options.stop, progress: options.read };
+    let Job { chunked, old, xattrs, .. } = *job;
+    let how = Reading { keep: options.keep, chunked, old, xattrs, cancel: options.stop, progress: options.read };
     for attempt in 1..=TRIES {
         match fs::hash_file(root, path, &tuple, &how) {
             Ok(hashed) => return Outcome::Known(hashed, entry),
@@ -212,6 +214,9 @@ fn look_again(root: &Root, path: &RelPath) -> Result<Option<(Entry, Tuple)>, FsE
 
 /// The other names of a file share the inode, so its content and metadata too.
 fn give_members_their_content(survey: &mut Survey) {
+    if !survey.pending.iter().any(|pending| pending.needs_hash && is_member(pending)) {
+        return;
+    }
     let firsts: HashMap<RelPath, (Kind, Option<Tuple>, bool)> = survey
         .pending
         .iter()
@@ -232,6 +237,9 @@ fn give_members_their_content(survey: &mut Survey) {
 
 /// Takes out what has no content now: it vanished, or it is held.
 fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
+    if failed.is_empty() && !survey.pending.iter().any(|pending| pending.needs_hash) {
+        return;
+    }
     let mut failed: HashMap<usize, Option<FsError>> = failed.into_iter().collect();
     for (i, pending) in std::mem::take(&mut survey.pending).into_iter().enumerate() {
         match failed.remove(&i) {

@@ -19,6 +19,8 @@ impl Publisher {
         let mut done = HashMap::new();
         self.here = None;
         for (i, step) in steps.iter().enumerate() {
+            // A directory is not done before the end.
+            self.tell_some(i, |step| step.action == Action::Metadata && !step.new.as_ref().is_some_and(Entry::is_dir));
             let Some(entry) = &step.new else { continue };
             if self.work[i].fate != Fate::Open || entry.is_dir() {
                 continue;

@@ -1,7 +1,6 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renameat_with, unlinkat};
@@ -55,10 +54,10 @@ impl Publisher {
                 None => self.delete_step(i, step),
             }
         }
-        // Whoever listens need not wait for the rest.
-        self.tell = None;
         self.drop_staged();
         self.set_metadata(&steps);
+        // Whoever listens need not wait for the rest.
+        self.tell = None;
         let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
         self.touched.extend(tops.into_iter().map(|mount| (mount.top.clone(), Refused::default())));
         self.staging.remove_for_now();
@@ -221,9 +220,7 @@ impl Publisher {
     pub(super) fn place_all(&mut self, steps: &[Step]) {
         let mut blocked: Option<RelPath> = None;
         for (i, step) in steps.iter().enumerate() {
-            if i.is_multiple_of(TOLD_AT_ONCE) {
-                self.tell_done(i.saturating_sub(2 * TOLD_AT_ONCE)..i.saturating_sub(TOLD_AT_ONCE));
-            }
+            self.tell_some(i, |step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make));
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
                 if self.work[i].fate == Fate::Open {
@@ -245,10 +242,10 @@ impl Publisher {
         }
     }
 
-    /// Tells which of these steps nothing will touch again. A directory is still being filled.
-    fn tell_done(&mut self, some: Range<usize>) {
-        let Some(tell) = &mut self.tell else { return };
-        let is_last = |step: &Step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make);
+    /// Every so often, tells which steps some way before step `i` are done, of those that nothing will touch again.
+    pub(super) fn tell_some(&mut self, i: usize, is_last: fn(&Step) -> bool) {
+        let Some(tell) = self.tell.as_mut().filter(|_| i.is_multiple_of(TOLD_AT_ONCE)) else { return };
+        let some = i.saturating_sub(2 * TOLD_AT_ONCE)..i.saturating_sub(TOLD_AT_ONCE);
         let done = some.filter(|&i| self.work[i].fate == Fate::Done && is_last(&self.steps[i]));
         tell(done.map(|step| Placed { step, refused: self.work[step].refused }).collect());
     }

@@ -21,7 +21,7 @@ fn x() -> RelPath {
 }
 
 fn reading<'a>(keep: u64, cancel: &'a AtomicBool, progress: &'a dyn Fn(u64)) -> Reading<'a> {
-    Reading { keep, chunked: true, xattrs: true, cancel, progress }
+    Reading { keep, chunked: true, old: None, xattrs: true, cancel, progress }
 }
 
 impl Place {

@@ -307,19 +307,23 @@ fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Ro
         rows.extend(index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)));
     } else {
         // One pass over all rows is cheaper than looking up so many.
+        let mut found = Vec::new();
+        let mut wanted = changes.keys().peekable();
         let mut cursor = index.cursor()?;
         while let Some(row) = cursor.next()? {
-            if changes.contains_key(&row.path) {
-                rows.insert(row.path.clone(), row);
+            while wanted.next_if(|path| **path < row.path).is_some() {}
+            if wanted.next_if(|path| **path == row.path).is_some() {
+                found.push((row.path.clone(), row));
             }
         }
+        rows = found.into_iter().collect();
     }
     let mut closed: Option<RelPath> = None;
     let mut beneath = Vec::new();
-    for (path, wanted) in changes {
+    for (path, wanted, row) in plan::beside(changes, &rows) {
         let inside = closed.as_ref().is_some_and(|top| path.is_beneath(top));
         let closes = !wanted.as_ref().is_some_and(Entry::is_dir);
-        if !inside && closes && rows.get(path).is_some_and(|row| row.entry.is_dir()) {
+        if !inside && closes && row.is_some_and(|row| row.entry.is_dir()) {
             let mut cursor = index.cursor_beneath(path)?;
             while let Some(row) = cursor.next()? {
                 beneath.push(row);
@@ -339,11 +343,10 @@ fn sources(
     staged: &dyn Fn(&Digest) -> bool,
 ) -> Result<(HashMap<Digest, Vec<RelPath>>, bool), IndexError> {
     let mut needed: HashMap<Digest, Vec<RelPath>> = HashMap::new();
-    for (path, wanted) in changes {
+    for (_, wanted, row) in plan::beside(changes, rows) {
         let Some(new) = wanted.as_ref().filter(|new| new.needs_content()) else { continue };
         let Some((_, digest)) = new.content() else { continue };
-        let there = rows
-            .get(path)
+        let there = row
             .is_some_and(|row| row.tuple.is_some() && row.entry.content() == new.content() && row.entry.link.is_none());
         if !there && !staged(&digest) {
             needed.entry(digest).or_default();
