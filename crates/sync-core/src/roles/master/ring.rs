@@ -33,6 +33,8 @@ struct Inner {
     bytes: usize,
     /// Nobody takes anything: do not wait again until somebody does.
     ignored: bool,
+    /// Whether the reader waits. Waking nobody costs a system call as well.
+    waiting: bool,
 }
 
 impl Ring {
@@ -52,8 +54,10 @@ impl Ring {
                 inner.evict();
                 continue;
             }
+            inner.waiting = true;
             let (next, timeout) = self.taken.wait_timeout(inner, PATIENCE).unwrap_or_else(PoisonError::into_inner);
             inner = next;
+            inner.waiting = false;
             inner.ignored = timeout.timed_out();
         }
         inner.insert(digest, content);
@@ -69,7 +73,9 @@ impl Ring {
         if self.single {
             inner.forget(digest);
         }
-        self.taken.notify_one();
+        if inner.waiting {
+            self.taken.notify_one();
+        }
         Some(content)
     }
 }
