@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::chunk::ChunkRef;
 use crate::fs::{self, FsError, Hashed, ReadError, Reading, Root};
 use crate::hash::Digest;
-use crate::manifest::{Entry, Kind, Row, Tuple};
+use crate::manifest::{Entry, Kind, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::survey::{Pending, Survey};
 
@@ -50,22 +50,23 @@ pub struct IdentifyOptions<'a> {
     pub read: &'a (dyn Fn(u64) + Sync),
 }
 
-/// A file to read.
-struct Job {
-    /// Which of the pending rows.
-    i: usize,
-    path: RelPath,
-    tuple: Tuple,
-    chunked: bool,
-    old: Option<Digest>,
-    xattrs: bool,
-}
-
 enum Outcome {
-    /// What was read, and the entry if the file had changed since the survey.
-    Known(Hashed, Option<Box<Entry>>),
+    /// What was read, and the entry with its tuple if the file had changed since the survey.
+    Known(Hashed, Again),
     Gone,
     Failed(FsError),
+}
+
+type Again = Option<Box<(Entry, Tuple)>>;
+
+/// What is to be written into a pending row. Kept apart while the rows are being read from several threads.
+struct Done {
+    i: usize,
+    digest: Digest,
+    size: u64,
+    xattrs: Option<Xattrs>,
+    proven: bool,
+    again: Again,
 }
 
 /// Completes the pending rows of a survey: hashes contents, drops what vanished, holds what cannot be read. Calls
@@ -76,56 +77,66 @@ pub fn identify(
     options: &IdentifyOptions<'_>,
     found: &mut dyn FnMut(&Pending, Identified),
 ) {
-    let jobs = survey.pending.iter().enumerate().filter(|(_, p)| p.needs_hash && !is_member(p));
-    let jobs: Vec<Job> = jobs.filter_map(|(i, pending)| Job::new(i, pending, options)).collect();
+    let rows = &survey.pending[..];
+    let jobs = rows.iter().enumerate().filter(|(_, p)| p.needs_hash && !is_member(p) && p.row.tuple.is_some());
+    let jobs: Vec<usize> = jobs.map(|(i, _)| i).collect();
+    let mut done: Vec<Done> = Vec::with_capacity(jobs.len());
     let mut failed: Vec<(usize, Option<FsError>)> = Vec::new();
     if !jobs.is_empty() {
-        read_all(root, &jobs, options, &mut |i, outcome| match outcome {
-            Outcome::Known(hashed, entry) => {
-                let pending = &mut survey.pending[i];
-                let identified = complete(pending, hashed, entry);
-                found(pending, identified);
+        read_all(root, rows, &jobs, options, &mut |i, outcome| match outcome {
+            Outcome::Known(hashed, again) => {
+                let Hashed { digest, size, chunks, content, xattrs, proven, .. } = hashed;
+                found(&rows[i], Identified { digest, size, chunks, content });
+                done.push(Done { i, digest, size, xattrs, proven, again });
             }
             Outcome::Gone => failed.push((i, None)),
             Outcome::Failed(error) => failed.push((i, Some(error))),
         });
     }
+    for Done { i, digest, size, xattrs, proven, again } in done {
+        let pending = &mut survey.pending[i];
+        let row = &mut pending.row;
+        if let Some(again) = again {
+            let (entry, tuple) = *again;
+            row.entry = Entry { link: row.entry.link.take(), ..entry };
+            row.tuple = Some(tuple);
+        }
+        row.entry.kind = Kind::File { size, digest };
+        if let Some(xattrs) = xattrs {
+            row.entry.xattrs = xattrs;
+        }
+        row.proven = row.proven && proven;
+        (pending.needs_hash, pending.needs_xattrs) = (false, false);
+    }
     give_members_their_content(survey);
     drop_failed(survey, failed);
-}
-
-impl Job {
-    fn new(i: usize, pending: &Pending, options: &IdentifyOptions<'_>) -> Option<Self> {
-        let Row { path, tuple, .. } = &pending.row;
-        Some(Self {
-            i,
-            path: path.clone(),
-            tuple: (*tuple)?,
-            chunked: (options.chunked)(pending),
-            old: pending.old_content,
-            xattrs: pending.needs_xattrs,
-        })
-    }
 }
 
 fn is_member(pending: &Pending) -> bool {
     pending.row.entry.link.is_some()
 }
 
-/// Calls `done` with the outcome of each job, some at a time.
-fn read_all(root: &Root, jobs: &[Job], options: &IdentifyOptions<'_>, done: &mut dyn FnMut(usize, Outcome)) {
+/// Calls `done` with the outcome for each of the rows `jobs`, some at a time.
+fn read_all(
+    root: &Root,
+    rows: &[Pending],
+    jobs: &[usize],
+    options: &IdentifyOptions<'_>,
+    done: &mut dyn FnMut(usize, Outcome),
+) {
     let left = Mutex::new(jobs);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(8)).min(jobs.len());
     // A short queue: what is read ahead of its consumer is memory.
     let (sender, outcomes) = mpsc::sync_channel(4);
+    let read_unless_stopped =
+        |i: &usize| (!options.stop.load(Ordering::Relaxed)).then(|| (*i, read(root, &rows[*i], options)));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let (sender, left) = (sender.clone(), &left);
             scope.spawn(move || {
                 loop {
-                    let some = take_some(&mut left.lock().unwrap_or_else(PoisonError::into_inner));
-                    let outcomes: Vec<_> =
-                        some.iter().map_while(|job| read_unless_stopped(root, job, options)).collect();
+                    let some = take_some(&mut left.lock().unwrap_or_else(PoisonError::into_inner), rows);
+                    let outcomes: Vec<_> = some.iter().map_while(read_unless_stopped).collect();
                     if outcomes.is_empty() || sender.send(outcomes).is_err() {
                         return;
                     }
@@ -140,10 +151,10 @@ fn read_all(root: &Root, jobs: &[Job], options: &IdentifyOptions<'_>, done: &mut
 }
 
 /// Takes the next files, as many as make a good portion.
-fn take_some<'a>(left: &mut &'a [Job]) -> &'a [Job] {
+fn take_some<'a>(left: &mut &'a [usize], rows: &[Pending]) -> &'a [usize] {
     let mut bytes = 0;
-    let enough = left.iter().take(JOBS_AT_ONCE).position(|job| {
-        bytes += job.tuple.size;
+    let enough = left.iter().take(JOBS_AT_ONCE).position(|&i| {
+        bytes += rows[i].row.tuple.map_or(0, |tuple| tuple.size);
         bytes >= BYTES_AT_ONCE
     });
     let (some, rest) = left.split_at(enough.map_or(JOBS_AT_ONCE, |last| last + 1).min(left.len()));
@@ -151,26 +162,30 @@ fn take_some<'a>(left: &mut &'a [Job]) -> &'a [Job] {
     some
 }
 
-fn read_unless_stopped(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Option<(usize, Outcome)> {
-    (!options.stop.load(Ordering::Relaxed)).then(|| (job.i, read(root, job, options)))
-}
-
 /// Reads one file; looks at it anew when it changed under the reading.
-fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
-    let (path, mut tuple, mut entry) = (&job.path, job.tuple, None);
-    let Job { chunked, old, xattrs, .. } = *job;
-    let how = Reading { keep: options.keep, chunked, old, xattrs, cancel: options.stop, progress: options.read };
+fn read(root: &Root, pending: &Pending, options: &IdentifyOptions<'_>) -> Outcome {
+    let path = &pending.row.path;
+    let Some(mut tuple) = pending.row.tuple else { return Outcome::Gone };
+    let mut again = None;
+    let how = Reading {
+        keep: options.keep,
+        chunked: (options.chunked)(pending),
+        old: pending.old_content(),
+        xattrs: pending.needs_xattrs,
+        cancel: options.stop,
+        progress: options.read,
+    };
     for attempt in 1..=TRIES {
         match fs::hash_file(root, path, &tuple, &how) {
-            Ok(hashed) => return Outcome::Known(hashed, entry),
+            Ok(hashed) => return Outcome::Known(hashed, again),
             Err(ReadError::Fs(error)) if error.is_gone() => return Outcome::Gone,
             Err(ReadError::Fs(error)) => return Outcome::Failed(error),
             Err(ReadError::Changed | ReadError::Cancelled) => {}
         }
         std::thread::sleep(PAUSE * attempt);
         match look_again(root, path) {
-            Ok(Some((now, seen))) if matches!(now.kind, Kind::File { .. }) => {
-                entry = Some(Box::new(now));
+            Ok(Some((entry, seen))) if matches!(entry.kind, Kind::File { .. }) => {
+                again = Some(Box::new((entry, seen)));
                 tuple = seen;
             }
             Ok(Some(_)) => break,
@@ -179,22 +194,6 @@ fn read(root: &Root, job: &Job, options: &IdentifyOptions<'_>) -> Outcome {
         }
     }
     Outcome::Failed(FsError::because("read", path, "it keeps changing while it is read; push again when it rests"))
-}
-
-fn complete(pending: &mut Pending, hashed: Hashed, entry: Option<Box<Entry>>) -> Identified {
-    let Hashed { digest, size, chunks, content, xattrs, tuple, proven } = hashed;
-    let row = &mut pending.row;
-    if let Some(entry) = entry {
-        row.entry = Entry { link: row.entry.link.take(), ..*entry };
-    }
-    row.entry.kind = Kind::File { size, digest };
-    if let Some(xattrs) = xattrs {
-        row.entry.xattrs = xattrs;
-    }
-    row.tuple = Some(tuple);
-    row.proven = row.proven && proven;
-    pending.needs_hash = false;
-    Identified { digest, size, chunks, content }
 }
 
 /// The entry as it is now, without its content.

@@ -40,16 +40,28 @@ pub struct Pending {
     pub needs_hash: bool,
     /// Whether the extended attributes must be read with it.
     pub needs_xattrs: bool,
-    /// The hash of the entry that the index has for this path.
-    pub before: Option<Digest>,
-    /// The content that the index has for this path.
-    pub old_content: Option<Digest>,
+    /// What the index has for this path. Boxed, because a first look finds tens of thousands of paths and it has none.
+    pub before: Option<Box<Before>>,
+}
+
+/// What an index has for a path.
+#[derive(Debug)]
+pub struct Before {
+    /// The hash of the entry.
+    pub hash: Digest,
+    /// The content.
+    pub content: Option<Digest>,
 }
 
 impl Pending {
     /// Whether the entry itself differs from the index, not only the proof of it.
     pub fn changes_entry(&self) -> bool {
-        self.before != Some(self.row.entry.hash())
+        self.before.as_ref().is_none_or(|before| before.hash != self.row.entry.hash())
+    }
+
+    /// The content that the index has for this path.
+    pub fn old_content(&self) -> Option<Digest> {
+        self.before.as_ref().and_then(|before| before.content)
     }
 }
 
@@ -86,6 +98,14 @@ pub struct Survey {
 }
 
 impl Survey {
+    fn add(&mut self, pending: Pending) {
+        // By an eighth rather than twofold: this is the largest list there is.
+        if self.pending.len() == self.pending.capacity() {
+            self.pending.reserve_exact(1024 + self.pending.len() / 8);
+        }
+        self.pending.push(pending);
+    }
+
     /// The paths that must be left alone.
     pub fn holds(&self) -> Holds {
         Holds::new(self.failures.iter().map(|failure| &failure.path).chain(&self.apart).cloned())
@@ -386,10 +406,9 @@ impl Walk<'_> {
         if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
             return;
         }
-        let before = Some(row.entry.hash());
-        let old_content = row.entry.content().map(|(_, digest)| digest);
+        let before = Some(before_of(&row));
         let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, extra, ..row };
-        self.survey.pending.push(Pending { row, needs_hash: false, needs_xattrs: false, before, old_content });
+        self.survey.add(Pending { row, needs_hash: false, needs_xattrs: false, before });
     }
 
     fn remember(&mut self, seen: &Seen<'_>, entry: &Entry) {
@@ -442,9 +461,8 @@ impl Walk<'_> {
             extra,
             mount: seen.mount,
         };
-        let before = old.map(|row| row.entry.hash());
-        let old_content = old.and_then(|row| row.entry.content()).map(|(_, digest)| digest);
-        self.survey.pending.push(Pending { row, needs_hash, needs_xattrs, before, old_content });
+        let before = old.map(before_of);
+        self.survey.add(Pending { row, needs_hash, needs_xattrs, before });
         Ok(())
     }
 
@@ -497,6 +515,10 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
         }
     }
     Err(FsError::because("look at", &seen.path, "it keeps changing; push again when it rests"))
+}
+
+fn before_of(row: &Row) -> Box<Before> {
+    Box::new(Before { hash: row.entry.hash(), content: row.entry.content().map(|(_, digest)| digest) })
 }
 
 fn known_of(row: &Row) -> Option<(Tuple, (Kind, Xattrs))> {

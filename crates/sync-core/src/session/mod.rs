@@ -4,6 +4,7 @@
 //! out. So a crash between two steps, a lost connection or a message that comes twice is an ordinary unit test.
 
 mod missing;
+mod offered;
 mod receiver;
 mod sender;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::offered::Contents;
 use super::{Budget, ProtocolError};
 use crate::chunk::ChunkRef;
 use crate::diff::{Child, Difference, compare_children};
@@ -19,9 +20,6 @@ use crate::wire::{
 const OFFERED: usize = 96;
 
 const PER_MESSAGE: usize = 1024;
-
-/// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
-const WANTS: u8 = 3;
 
 /// Most notices in one session. A replica has a handful of occasions.
 const NOTICES: u8 = 64;
@@ -46,7 +44,7 @@ pub enum SenderInput {
     Committed,
     /// A part of the answer to a load; `done` on the last.
     Changes {
-        /// In tree order.
+        /// Each path once.
         changes: Vec<Change>,
         /// Whether that load is answered.
         done: bool,
@@ -160,8 +158,8 @@ enum State {
 pub struct Sender {
     state: State,
     outputs: VecDeque<SenderOutput>,
-    /// Files by their number in this session, and how often each was wanted.
-    offered: Vec<(Offered, u8)>,
+    /// Files by their number in this session.
+    contents: Contents,
     /// For problems and items.
     pub(super) budget: Budget,
     /// How many there were.
@@ -190,7 +188,7 @@ impl Sender {
         Self {
             state: State::Opening,
             outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
-            offered: Vec::new(),
+            contents: Contents::default(),
             budget: Budget::new(MAX_ENTRIES, u64::MAX),
             notices: 0,
             stand: None,
@@ -296,7 +294,7 @@ impl Sender {
     /// Offers contents ahead of the version.
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
-            self.offered.extend(files.iter().map(|file| (file.clone(), 0)));
+            files.iter().for_each(|file| self.contents.number(file.clone()));
             for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
                 self.send(ToReplica::Offer(part));
             }
@@ -341,7 +339,7 @@ impl Sender {
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
-                self.offered.push((Offered { path: change.path.clone(), digest, size, likely: entry.metadata() }, 0));
+                self.contents.number(Offered { path: change.path.clone(), digest, size, likely: entry.metadata() });
             }
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {
@@ -360,7 +358,7 @@ impl Sender {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
             let all: Vec<RelPath> = self.holds.iter().cloned().collect();
-            let (held, contents) = (all.len() as u64, self.offered.len() as u64);
+            let (held, contents) = (all.len() as u64, self.contents.len());
             let mut parts = in_messages(all, PER_MESSAGE, |path| path.as_bytes().len() + 4);
             let holds = parts.pop().unwrap_or_default();
             for part in parts {
@@ -447,14 +445,7 @@ impl Sender {
 
     fn wanted(&mut self, wants: Vec<Wanted>) -> Result<(), ProtocolError> {
         for Wanted { seq, basis, part } in wants {
-            let file = usize::try_from(seq).ok().and_then(|i| self.offered.get_mut(i));
-            let (file, wanted) =
-                file.ok_or_else(|| ProtocolError(format!("content {seq} was wanted but never offered")))?;
-            if *wanted >= WANTS {
-                return Err(ProtocolError(format!("content {seq} was wanted more than {WANTS} times")));
-            }
-            *wanted += 1;
-            let file = file.clone();
+            let file = self.contents.want(seq).map_err(ProtocolError)?;
             self.outputs.push_back(SenderOutput::Content(ContentRequest { seq, file, basis, part }));
         }
         Ok(())

@@ -80,6 +80,8 @@ struct Session<'a> {
     decided: Option<Arc<Decided>>,
     /// Until the changes are announced.
     difference: Option<Arc<Difference>>,
+    /// How far its changes were told, while they are.
+    telling: Option<usize>,
     committed: bool,
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
@@ -159,6 +161,7 @@ impl<'a> Session<'a> {
             failures,
             decided: None,
             difference: None,
+            telling: None,
             committed: false,
             waiting: Vec::new(),
             problems: 0,
@@ -233,7 +236,7 @@ impl<'a> Session<'a> {
 
     /// Does what the sender wants done.
     async fn carry_out(&mut self) -> Result<ControlFlow<End>, LinkError> {
-        while let Some(output) = self.next_output() {
+        while let Some(output) = self.next_output()? {
             match output {
                 SenderOutput::Send(message) => {
                     match message {
@@ -246,11 +249,11 @@ impl<'a> Session<'a> {
                     }
                     self.control.send(message.encode())?;
                 }
-                SenderOutput::Load(load) => match self.difference.as_ref().and_then(|known| known.answer(&load)) {
-                    Some(changes) => self.sender.handle(SenderInput::Changes { changes, done: true })?,
-                    None if !self.committed => self.waiting.push(SenderOutput::Load(load)),
-                    None => tokio::task::block_in_place(|| self.load(&load))?,
-                },
+                SenderOutput::Load(load) if self.difference.as_ref().is_some_and(|d| d.answers(&load)) => {
+                    self.telling = Some(0);
+                }
+                SenderOutput::Load(load) if !self.committed => self.waiting.push(SenderOutput::Load(load)),
+                SenderOutput::Load(load) => tokio::task::block_in_place(|| self.load(&load))?,
                 SenderOutput::LoadChildren(dir) if !self.committed => {
                     self.waiting.push(SenderOutput::LoadChildren(dir));
                 }
@@ -267,10 +270,21 @@ impl<'a> Session<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// What waited for the index comes first once the version is in it.
-    fn next_output(&mut self) -> Option<SenderOutput> {
-        let waited = if self.committed { self.waiting.pop() } else { None };
-        waited.or_else(|| self.sender.poll())
+    /// The next thing to do. What waited for the index comes first once the version is in it; changes that are known
+    /// without are told some at a time, when nothing else is to do.
+    fn next_output(&mut self) -> Result<Option<SenderOutput>, LinkError> {
+        if let Some(waited) = if self.committed { self.waiting.pop() } else { None } {
+            return Ok(Some(waited));
+        }
+        loop {
+            if let Some(output) = self.sender.poll() {
+                return Ok(Some(output));
+            }
+            let (Some(from), Some(difference)) = (self.telling, &self.difference) else { return Ok(None) };
+            let (changes, next) = difference.changes(from, CHANGES_PER_MESSAGE);
+            self.telling = next;
+            self.sender.handle(SenderInput::Changes { changes, done: next.is_none() })?;
+        }
     }
 
     fn report(&mut self, report: Report) {

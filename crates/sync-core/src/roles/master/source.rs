@@ -89,21 +89,26 @@ impl Difference {
         self.previous == Some(version.id())
     }
 
-    /// The answer to a load as far as it is known without the index, in tree order.
-    pub fn answer(&self, load: &Load) -> Option<Vec<Change>> {
-        let known = match load {
+    /// Whether the answer to a load is known without the index: [`Difference::changes`].
+    pub fn answers(&self, load: &Load) -> bool {
+        match load {
             Load::Since(version) => self.previous == Some(*version),
             Load::Subtree(top) => self.previous.is_none() && top.is_root(),
             Load::Entry(_) => false,
-        };
-        known.then(|| {
-            let changed = self.pending.iter().filter(|pending| pending.changes_entry());
-            let changed = changed.map(|p| Change { path: p.row.path.clone(), entry: Some(p.row.entry.clone()) });
-            let gone = self.gone.iter().map(|row| Change { path: row.path.clone(), entry: None });
-            let mut changes: Vec<Change> = changed.chain(gone).collect();
-            changes.sort_by(|a, b| a.path.cmp(&b.path));
-            changes
-        })
+        }
+    }
+
+    /// Some of the changes, from the given place on, and where the next begin: what is changed in tree order, then what
+    /// is gone. `None` after the last.
+    pub fn changes(&self, from: usize, most: usize) -> (Vec<Change>, Option<usize>) {
+        let upsert = |p: &Pending| Change { path: p.row.path.clone(), entry: Some(p.row.entry.clone()) };
+        let delete = |row: &Row| Change { path: row.path.clone(), entry: None };
+        let (pending, gone) = (self.pending.len(), self.gone.len());
+        let end = pending.saturating_add(gone).min(from.saturating_add(most));
+        let changed = self.pending[from.min(pending)..end.min(pending)].iter().filter(|p| p.changes_entry());
+        let changed = changed.map(upsert);
+        let gone_now = self.gone[from.max(pending) - pending..end.max(pending) - pending].iter().map(delete);
+        (changed.chain(gone_now).collect(), (end < pending + gone).then_some(end))
     }
 }
 
@@ -199,7 +204,7 @@ impl Source {
         meter.to_hash(survey.bytes_to_hash());
         // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before.
         let chunked =
-            |p: &Pending| p.old_content.is_some() || p.row.entry.content().is_some_and(|(size, _)| size > PART_MIN);
+            |p: &Pending| p.old_content().is_some() || p.row.entry.content().is_some_and(|(size, _)| size > PART_MIN);
         let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
         let mut batch_bytes = 0;
         identify(&self.root, survey, &options, &mut |pending, identified| {
@@ -219,7 +224,7 @@ impl Source {
         if let Some(chunks) = chunks {
             self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, chunks);
         }
-        if pending.old_content == Some(digest) || size == 0 {
+        if pending.old_content() == Some(digest) || size == 0 {
             return None;
         }
         if let Some(content) = content {

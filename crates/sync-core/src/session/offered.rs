@@ -1,0 +1,59 @@
+//! The contents of a session by their numbers, each kept once however often it is numbered.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use crate::wire::Offered;
+
+/// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
+pub(super) const WANTS: u8 = 3;
+
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    files: Vec<Offered>,
+    /// For each number: which file, and how often it was wanted.
+    numbers: Vec<(u32, u8)>,
+    /// Files by a hash of path and digest, salted so that nobody can make two meet; the last one if two do.
+    known: HashMap<u64, u32>,
+    salt: RandomState,
+}
+
+impl Contents {
+    /// How many numbers were given.
+    pub fn len(&self) -> u64 {
+        self.numbers.len() as u64
+    }
+
+    /// Gives the file the next number. One that was offered is numbered again when it comes in a change.
+    pub fn number(&mut self, file: Offered) {
+        let hash = self.salt.hash_one((&file.path, &file.digest));
+        let same = |i: &&u32| {
+            let known = &self.files[**i as usize];
+            (&known.path, known.digest) == (&file.path, file.digest)
+        };
+        let index = match self.known.get(&hash).filter(same) {
+            Some(known) => *known,
+            None => {
+                let index = self.files.len() as u32;
+                self.known.insert(hash, index);
+                if self.files.len() == self.files.capacity() {
+                    self.files.reserve_exact(1024 + self.files.len() / 8);
+                }
+                self.files.push(file);
+                index
+            }
+        };
+        self.numbers.push((index, 0));
+    }
+
+    /// The file of that number, wanted once more; an error says why it cannot be had.
+    pub fn want(&mut self, seq: u64) -> Result<Offered, String> {
+        let number = usize::try_from(seq).ok().and_then(|i| self.numbers.get_mut(i));
+        let (index, wanted) = number.ok_or_else(|| format!("content {seq} was wanted but never offered"))?;
+        if *wanted >= WANTS {
+            return Err(format!("content {seq} was wanted more than {WANTS} times"));
+        }
+        *wanted += 1;
+        Ok(self.files[*index as usize].clone())
+    }
+}
