@@ -308,7 +308,10 @@ fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, 
     let number = to_sql(number)?;
     let mut changes = Vec::new();
     // The second condition is what lets SQLite use the partial index.
-    let mut statement = conn.prepare("SELECT path FROM entries WHERE changed_in > ?1 AND changed_in > 0")?;
+    let mut statement = conn.prepare(match number {
+        0 => "SELECT path FROM entries WHERE changed_in > ?1",
+        _ => "SELECT path FROM entries WHERE changed_in > ?1 AND changed_in > 1",
+    })?;
     let mut rows = statement.query([number])?;
     while let Some(row) = rows.next()? {
         changes.push((fact::path_of(blob(row, 0)?)?, false));

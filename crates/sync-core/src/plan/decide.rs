@@ -44,13 +44,16 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     let mut plan = Plan::default();
     let changes = expand(changes, &now);
     let actions = actions(&changes, &now, &mut plan);
+    let count = actions.iter().flatten().count();
     let mut rows = now.rows.into_iter().peekable();
     let steps = changes.into_iter().zip(actions).filter_map(|((path, new), action)| {
         while rows.next_if(|(at, _)| *at < path).is_some() {}
-        let old = rows.next_if(|(at, _)| *at == path).map(|(_, row)| row);
+        let old = rows.next_if(|(at, _)| *at == path).map(|(_, row)| Box::new(row));
         Some(Step { old, new, action: action?, path })
     });
-    plan.steps = steps.collect();
+    // Exactly as many as there are, or it would be the largest list by far.
+    plan.steps = Vec::with_capacity(count);
+    plan.steps.extend(steps);
     plan.deletes = count_deletes(&plan.steps);
     plan
 }

@@ -45,7 +45,8 @@ pub struct Step {
     /// Which entry.
     pub path: RelPath,
     /// What the index says is there; the executor rechecks its tuple, and a mismatch is drift.
-    pub old: Option<Row>,
+    /// Boxed, because a first push has tens of thousands of steps and no rows.
+    pub old: Option<Box<Row>>,
     /// What shall be there; `None` exactly for [`Action::Delete`].
     pub new: Option<Entry>,
     /// How.

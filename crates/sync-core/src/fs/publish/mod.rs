@@ -168,7 +168,7 @@ impl Publisher {
     /// What the index said about `path` before the plan.
     fn row_of(&self, path: &RelPath) -> Option<Row> {
         match self.step_of(path) {
-            Some(i) => self.steps[i].old.clone(),
+            Some(i) => self.steps[i].old.as_deref().cloned(),
             None => self.known.row(path),
         }
     }
@@ -249,7 +249,7 @@ fn failed(path: &RelPath) -> impl Fn(Failed) -> FsError + '_ {
 
 /// The row of what the step finds on disk; `None` if nothing is there.
 fn old_of(step: &Step) -> Option<(&Row, Tuple)> {
-    step.old.as_ref().and_then(|row| Some((row, row.tuple?)))
+    step.old.as_deref().and_then(|row| Some((row, row.tuple?)))
 }
 
 /// Whether the step finds a directory on disk.

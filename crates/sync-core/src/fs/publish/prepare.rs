@@ -298,7 +298,7 @@ impl Publisher {
             return self.make(i, step, entry, &stage);
         }
         let source = self.open_visible(&step.path)?;
-        let staged = self.copy_checked(step, entry, &source, step.old.as_ref(), stage)?;
+        let staged = self.copy_checked(step, entry, &source, step.old.as_deref(), stage)?;
         self.dress(i, step, entry, &staged, 0o600)?;
         Ok(Some(staged))
     }

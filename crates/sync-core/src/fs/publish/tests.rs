@@ -248,7 +248,7 @@ fn plan(want: &Tree, have: &Tree, moves: Moves<'_>) -> Vec<Step> {
     let mut paths: BTreeSet<&RelPath> = want.keys().collect();
     paths.extend(have.keys());
     for path in paths {
-        let old = have.get(path).cloned();
+        let old = have.get(path).cloned().map(Box::new);
         let Some(new) = want.get(path).map(|row| row.entry.clone()) else {
             steps.push(Step { path: path.clone(), old, new: None, action: Action::Delete });
             continue;

@@ -14,8 +14,9 @@ CREATE TABLE entries (
     sum        BLOB    NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What changed since a version, without reading the rest. Partial, so that a replica (which tracks nothing) pays nothing.
-CREATE INDEX entries_by_change ON entries (changed_in, path) WHERE changed_in > 0;
+-- What changed since a version, without reading the rest. Partial, so that a replica (which tracks nothing) pays
+-- nothing, and neither does a first version: nobody stands at one before it.
+CREATE INDEX entries_by_change ON entries (changed_in, path) WHERE changed_in > 1;
 
 -- Paths that went away, and in which version. The oldest are forgotten (meta `oldest_diffable`).
 CREATE TABLE tombstones (

@@ -323,7 +323,7 @@ fn deeper_than_path_max() {
         let entry = step.new.take().unwrap();
         let tuple = tuples[&step.path];
         let (path, refused) = (step.path.clone(), Refused::default());
-        step.old = Some(Row { path, entry, tuple, proven: true, refused, extra: false, mount: false });
+        step.old = Some(Box::new(Row { path, entry, tuple, proven: true, refused, extra: false, mount: false }));
         step.action = Action::Delete;
     }
     let mut publisher = Publisher::new(bed.staging(), steps, index());
