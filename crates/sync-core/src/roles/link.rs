@@ -2,15 +2,20 @@
 //! another, so that neither side ever waits to write while the other waits to write too.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::index::IndexError;
 use crate::session::ProtocolError;
 use crate::transport::{Code, Connection, Frame, FrameReader, FrameWriter, StreamError};
 use crate::wire::{Envelope, MAX_MESSAGE, ToMaster, ToReplica, WireError};
+
+/// Bytes of messages after which a sender with more of them waits.
+const MOST_QUEUED: usize = 1 << 20;
 
 /// Messages read ahead of the session.
 const READ_AHEAD: usize = 64;
@@ -73,10 +78,18 @@ impl Incoming for ToReplica {
     }
 }
 
+/// What is queued to be written.
+#[derive(Default)]
+struct Backlog {
+    bytes: AtomicUsize,
+    shorter: Notify,
+}
+
 /// The control stream.
 pub struct Control<M> {
     incoming: mpsc::Receiver<Result<M, LinkError>>,
     outgoing: mpsc::UnboundedSender<Envelope>,
+    backlog: Arc<Backlog>,
     reader: JoinHandle<()>,
     writer: JoinHandle<Result<(), StreamError>>,
     message: PhantomData<M>,
@@ -108,16 +121,35 @@ impl<M: Incoming> Control<M> {
                 }
             }
         });
-        // What waits here is bounded by the manifest, which is in memory anyway.
+        // Whoever has much to say looks at the backlog; the rest is bounded by the manifest, which is in memory anyway.
         let (outgoing, mut to_write) = mpsc::unbounded_channel::<Envelope>();
+        let backlog = Arc::new(Backlog::default());
+        let left = Arc::clone(&backlog);
         let writer = tokio::spawn(async move {
             let mut writer = writer;
             while let Some(Envelope { kind, version, body }) = to_write.recv().await {
+                let len = body.len();
                 writer.send(kind, version, Bytes::from(body)).await?;
+                left.bytes.fetch_sub(len, Ordering::Relaxed);
+                left.shorter.notify_one();
             }
             writer.finish()
         });
-        Self { incoming, outgoing, reader, writer, message: PhantomData }
+        Self { incoming, outgoing, backlog, reader, writer, message: PhantomData }
+    }
+
+    /// Whether more is queued than is worth having in memory ahead of the network.
+    pub fn is_backed_up(&self) -> bool {
+        self.backlog.bytes.load(Ordering::Relaxed) > MOST_QUEUED
+    }
+
+    /// The next message; `None` if something that was queued is written before one comes, and `or_room` asks for that.
+    /// Cancel safe.
+    pub async fn next_or_room(&mut self, or_room: bool) -> Option<Result<M, LinkError>> {
+        tokio::select! {
+            message = self.incoming.recv() => Some(message.unwrap_or(Err(LinkError::Ended))),
+            () = self.backlog.shorter.notified(), if or_room => None,
+        }
     }
 
     /// The next message. Cancel safe.
@@ -127,6 +159,7 @@ impl<M: Incoming> Control<M> {
 
     /// Queues a message.
     pub fn send(&self, message: Envelope) -> Result<(), LinkError> {
+        self.backlog.bytes.fetch_add(message.body.len(), Ordering::Relaxed);
         self.outgoing.send(message).map_err(|_| LinkError::Ended)
     }
 

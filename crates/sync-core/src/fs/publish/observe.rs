@@ -43,7 +43,7 @@ impl Publisher {
         // What was opened before may have been renamed by somebody since: look at what the names lead to.
         self.root.forget(&RelPath::root());
         let steps = Arc::clone(&self.steps);
-        let mut seen = Vec::with_capacity(steps.len() + self.touched.len());
+        let mut seen = Vec::new();
         for (i, step) in steps.iter().enumerate() {
             if self.work[i].fate != Fate::Done {
                 continue;

@@ -39,6 +39,8 @@ impl Publisher {
                 Err(error) => self.fail(i, error),
             }
         }
+        // Most of it was taken, and its room is wanted for what comes.
+        self.staging.contents().shrink_to_fit();
     }
 
     fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users) -> Result<Option<Staged>, FsError> {

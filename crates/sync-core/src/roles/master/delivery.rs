@@ -186,7 +186,10 @@ impl<'a> Session<'a> {
             let input = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => break Err(LinkError::Interrupted),
-                message = self.control.next() => message.map(SenderInput::Received),
+                message = self.control.next_or_room(self.telling.is_some()) => match message {
+                    Some(message) => message.map(SenderInput::Received),
+                    None => continue,
+                },
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
                 event = source.recv(), if !self.committed => match event {
                     Some(event) => Ok(self.source_event(event)),
@@ -281,6 +284,9 @@ impl<'a> Session<'a> {
                 return Ok(Some(output));
             }
             let (Some(from), Some(difference)) = (self.telling, &self.difference) else { return Ok(None) };
+            if self.control.is_backed_up() {
+                return Ok(None);
+            }
             let (changes, next) = difference.changes(from, CHANGES_PER_MESSAGE);
             self.telling = next;
             self.sender.handle(SenderInput::Changes { changes, done: next.is_none() })?;

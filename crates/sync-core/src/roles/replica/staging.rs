@@ -161,6 +161,9 @@ impl Files {
             // What failed may be asked for once more.
             let staged = settled.iter().filter(|(_, settled)| *settled == Settled::Staged);
             staged.for_each(|(seq, _)| drop(expected.remove(seq)));
+            if expected.is_empty() {
+                expected.shrink_to_fit();
+            }
         }
         // If the session is over, nobody needs to know.
         let _ = self.shared.settled.send(settled);
