@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::{Content, PART, PART_MIN, Stage, Staging, State};
+use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
+use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
@@ -25,9 +26,9 @@ pub(super) const BORN: &str = "born";
 enum Name {
     /// A content, whole.
     Content(Digest),
-    /// The beginning of a content.
+    /// The beginning of a big content: smaller ones are received as temporaries.
     Part(Digest),
-    /// An inode that was about to be published.
+    /// An inode that was about to be published, or the beginning of a content that is not big.
     Temporary,
     /// Not one of ours.
     Foreign,
@@ -79,9 +80,9 @@ impl Staging {
             }
         }
         for name in &names {
-            let (digest, state) = match Name::parse(name) {
-                Name::Content(digest) => (digest, State::Unverified),
-                Name::Part(digest) => (digest, State::Part),
+            let (digest, state, usable) = match Name::parse(name) {
+                Name::Content(digest) => (digest, State::Unverified, self.is(stage, name, is_usable)),
+                Name::Part(digest) => (digest, State::Part, self.is(stage, name, is_usable_part)),
                 Name::Temporary => continue,
                 Name::Foreign => {
                     let path = stage.mount.staging_path().join(name).unwrap_or_default();
@@ -89,7 +90,6 @@ impl Staging {
                     continue;
                 }
             };
-            let usable = self.root.stat_at(stage.fd(), &name[..]).is_ok_and(|stat| is_usable(&stat, state));
             if usable && make_plain(stage, name) {
                 self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state, dressed: None });
             } else {
@@ -126,7 +126,10 @@ impl Staging {
         for name in &names {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
-                Name::Content(_) | Name::Part(_) => keep_parts && self.is_big(stage, name),
+                Name::Content(_) => {
+                    keep_parts && self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size))
+                }
+                Name::Part(_) => keep_parts && self.is(stage, name, is_usable_part),
                 Name::Foreign => true,
             };
             if keep || !self.discard(stage, name) {
@@ -136,8 +139,8 @@ impl Staging {
         empty
     }
 
-    fn is_big(&self, stage: &Stage, name: &[u8]) -> bool {
-        self.root.stat_at(stage.fd(), name).is_ok_and(|stat| is_usable(&stat, State::Part))
+    fn is(&self, stage: &Stage, name: &[u8], wanted: impl Fn(&Stat) -> bool) -> bool {
+        self.root.stat_at(stage.fd(), name).is_ok_and(|stat| wanted(&stat))
     }
 
     /// Removes a name of ours. A directory goes only if it is empty: what somebody put into it is not ours to lose.
@@ -166,11 +169,14 @@ pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
     }
 }
 
-/// A file with no other name. A content that is published under another name already must not be touched again, and
-/// a part is worth keeping only if it is big.
-fn is_usable(stat: &Stat, state: State) -> bool {
-    let big = stat.tuple.size >= PART_MIN;
-    stat.is_file() && stat.nlink == 1 && (state != State::Part || big)
+/// A file with no other name: a content that is published under another name already must not be touched again.
+fn is_usable(stat: &Stat) -> bool {
+    stat.is_file() && stat.nlink == 1
+}
+
+/// Shorter than the shortest chunk of any big file, there is nothing in it to go on from.
+fn is_usable_part(stat: &Stat) -> bool {
+    is_usable(stat) && stat.tuple.size >= Chunking::for_size(PART_MIN).min() as u64
 }
 
 /// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.
