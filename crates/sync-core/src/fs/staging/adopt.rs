@@ -22,6 +22,10 @@ use crate::path::RelPath;
 /// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
 pub(super) const BORN: &str = "born";
 
+/// Threads that remove what a push left, and the least that is worth one.
+const REMOVERS: usize = 8;
+const PORTION: usize = 500;
+
 /// What a name in a staging directory stands for.
 enum Name {
     /// A content, whole.
@@ -122,8 +126,20 @@ impl Staging {
                 return false;
             }
         };
+        let clear = |names: &[Vec<u8>]| self.clear_names(stage, names, keep_parts);
+        // A file system may take milliseconds for each, such as one that discards the blocks of a file when it goes; a
+        // push that is interrupted has seconds.
+        std::thread::scope(|scope| {
+            let portions = names.chunks(names.len().div_ceil(REMOVERS).max(PORTION));
+            let threads: Vec<_> = portions.map(|names| scope.spawn(move || clear(names))).collect();
+            threads.into_iter().all(|thread| thread.join().unwrap_or(false))
+        })
+    }
+
+    /// Removes those of the names that are ours and not to be kept; tells whether that is all of them.
+    fn clear_names(&self, stage: &Stage, names: &[Vec<u8>], keep_parts: bool) -> bool {
         let mut empty = true;
-        for name in &names {
+        for name in names {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
                 Name::Content(_) => {

@@ -354,6 +354,29 @@ fn many_threads_store_at_once() {
 }
 
 #[test]
+fn much_is_cleared_as_little_is() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    // Several portions, and what is not ours in one of them only.
+    for i in 0..2100 {
+        let text = i.to_string();
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
+    }
+    fs::write(bed.dir().join("thesis"), "somebody's").unwrap();
+    staging.keep_parts();
+    assert_eq!(bed.names(), ["thesis"]);
+    assert!(staging.take_problems().is_empty());
+    fs::remove_file(bed.dir().join("thesis")).unwrap();
+    let staging = bed.session();
+    for i in 0..2100 {
+        let text = i.to_string();
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
+    }
+    staging.keep_parts();
+    assert!(!bed.dir().exists() && staging.take_problems().is_empty());
+}
+
+#[test]
 fn a_file_of_the_reserved_name_is_refused() {
     let bed = Bed::new();
     fs::write(bed.dir(), "mine").unwrap();
