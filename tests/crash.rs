@@ -12,6 +12,7 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -384,4 +385,68 @@ fn a_signal_while_new_contents_are_read_leaves_nothing() {
         }
     }
     assert!(cut >= 2, "only {cut} pushes were cut");
+}
+
+/// A push of many files, at the moment when the first of their names are visible.
+fn publishing(scratch: &Scratch, mut push: Run) -> Running {
+    many(&scratch.src(), 12_000, 1);
+    let mut running = push.timeout(60).start();
+    while !scratch.dst().join("d000").exists() {
+        assert!(running.is_running(), "ended before anything was visible");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    running
+}
+
+/// The last name of that push.
+fn last(scratch: &Scratch) -> PathBuf {
+    scratch.dst().join(format!("d{:03}/f{:05}", 12_000 / 50 - 1, 12_000 - 1))
+}
+
+/// It was stopped in between: what is there is whole, and nothing else is left.
+#[track_caller]
+fn stopped_between_names(scratch: &Scratch, ran: &Ran) {
+    let seen = snapshot(&scratch.dst());
+    assert!(!last(scratch).exists(), "it published everything first\n{ran}");
+    assert_old_or_new(&Tree::new(), &snapshot(&scratch.src()), &seen);
+    assert_no_differences("left after a signal", &leftovers(&seen));
+}
+
+#[test]
+fn a_signal_stops_a_push_between_two_names() {
+    let scratch = Scratch::new();
+    let mut push = publishing(&scratch, scratch.push());
+    push.signal(Signal::INT);
+    stopped_between_names(&scratch, &push.wait().by_signal(2));
+    scratch.push().ok();
+    exact_and_clean(&scratch);
+}
+
+#[test]
+fn sigterm_stops_a_daemon_between_two_names() {
+    let scratch = Scratch::new();
+    mkdir(scratch.dst());
+    let mut daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
+    daemon.pair(&scratch.state());
+    let push = publishing(&scratch, scratch.push_to(&[daemon.dest("www")]));
+    let (took, status) = daemon.term();
+    assert!(took < Duration::from_secs(5) && status.success(), "{took:?} {status}");
+    stopped_between_names(&scratch, &push.wait().one_of(&[1]).says("asked to stop"));
+    daemon.up();
+    scratch.push_to(&[daemon.dest("www")]).ok();
+    exact_and_clean(&scratch);
+}
+
+#[test]
+fn a_daemon_that_is_publishing_goes_on_when_its_master_is_gone() {
+    let scratch = Scratch::new();
+    mkdir(scratch.dst());
+    let daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
+    daemon.pair(&scratch.state());
+    let mut push = publishing(&scratch, scratch.push_to(&[daemon.dest("www")]));
+    push.signal(Signal::INT);
+    push.wait().by_signal(2);
+    wait_for("the rest to be published", 30, || last(&scratch).exists());
+    scratch.push_to(&[daemon.dest("www")]).ok();
+    exact_and_clean(&scratch);
 }

@@ -40,8 +40,12 @@ struct Big {
 
 impl Big {
     fn new() -> Big {
+        Big::of(mebibytes())
+    }
+
+    fn of(mebibytes: u64) -> Big {
         let scratch = Scratch::new();
-        let size = mebibytes() << 20;
+        let size = mebibytes << 20;
         write(scratch.src().join("big"), noise(1, usize::try_from(size).unwrap()));
         many(&scratch.src(), 100, 1);
         mkdir(scratch.dst());
@@ -51,7 +55,7 @@ impl Big {
     /// Starts a push at a rate that takes some seconds, waits until this share of the big file is staged, and gives it
     /// to `cut`. Returns what was staged by then.
     fn cut_at(&self, mut push: Run, share: f64, cut: impl FnOnce(&mut Running)) -> u64 {
-        let rate = format!("--bwlimit={}m", (mebibytes() / 4).max(20));
+        let rate = format!("--bwlimit={}m", (self.size >> 22).max(20));
         let mut running = push.args(&[rate.as_str(), "--compress=never"]).timeout(200).start();
         let goal = (self.size as f64 * share) as u64;
         let dst = self.scratch.dst();
@@ -105,6 +109,37 @@ fn an_interrupted_push_keeps_only_the_parts_of_large_files_and_resumes() {
         assert_eq!(node.mode, private, "{} is not private", shown(path));
     }
     big.resumes(big.scratch.push(), staged);
+}
+
+#[test]
+fn however_little_arrived_of_a_file_over_64_mib_is_not_sent_again() {
+    let big = Big::of(80);
+    big.cut_at(big.scratch.push(), 0.125, |push| push.signal(Signal::INT));
+    let (path, kept) = part(&big.scratch.dst()).expect("nothing was kept");
+    assert!(kept < 60 << 20, "{kept} bytes of {} were kept: too late a cut", path.display());
+    let ran = big.scratch.push().args(&["--json", "--compress=never"]).timeout(200).ok();
+    assert_exact(&big.scratch.src(), &big.scratch.dst());
+    assert_no_differences("left over", &leftovers(&snapshot(&big.scratch.dst())));
+    let (literal, wire) = (ran.summary().count("literal_bytes"), ran.summary().count("wire_sent"));
+    // Slack: a chunk that was cut short, the small files.
+    assert!(literal < big.size - kept + (1 << 20), "{literal} of {} although {kept} were kept\n{ran}", big.size);
+    assert!(wire < big.size - kept / 2, "sent {wire} of {} although {kept} were kept\n{ran}", big.size);
+}
+
+#[test]
+fn nothing_is_kept_of_a_file_that_is_not_over_64_mib() {
+    for mebibytes in [10, 64] {
+        let big = Big::of(mebibytes);
+        big.cut_at(big.scratch.push(), 0.4, |push| push.signal(Signal::INT));
+        assert_no_differences("left after a signal", &leftovers(&snapshot(&big.scratch.dst())));
+        // Killed, it cannot clear up: the next push does, and sends all of it again.
+        big.cut_at(big.scratch.push(), 0.4, |push| push.signal(Signal::KILL));
+        assert!(part(&big.scratch.dst()).is_some());
+        let ran = big.scratch.push().args(&["--json", "--compress=never"]).timeout(200).ok();
+        assert_exact(&big.scratch.src(), &big.scratch.dst());
+        assert_no_differences("left over", &leftovers(&snapshot(&big.scratch.dst())));
+        assert!(ran.summary().count("literal_bytes") >= big.size, "{ran}");
+    }
 }
 
 #[test]

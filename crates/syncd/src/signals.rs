@@ -1,4 +1,4 @@
-//! Ends the daemon on SIGINT and SIGTERM: it may finish what it is publishing, for less than five seconds.
+//! Ends the daemon on SIGINT and SIGTERM: each push has less than five seconds to stop between two entries and clear up.
 
 use std::future::Future;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::error::{FsError, IncomingError};
 use super::root::Root;
 use super::sparse::{self, BLOCK};
-use super::staging::{PART_MIN, Stage, Staging, State, create, part_name};
+use super::staging::{Stage, Staging, State, create, is_big, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Tuple};
@@ -28,7 +28,8 @@ pub struct Part {
     pub chunks: Vec<ChunkRef>,
 }
 
-/// One content being received. Dropped before it is finished, a big one leaves its part and a small one nothing.
+/// One content being received. Dropped before it is finished, a big one leaves what has arrived of it as its part, if
+/// that holds a whole chunk, and a smaller one nothing.
 #[derive(Debug)]
 pub struct Incoming {
     staging: Arc<Staging>,
@@ -37,6 +38,8 @@ pub struct Incoming {
     digest: Digest,
     size: u64,
     fd: OwnedFd,
+    /// What the file is called until it is whole.
+    name: String,
     hasher: blake3::Hasher,
     /// Bytes that went to the file (or became holes), always a multiple of [`BLOCK`] until the end.
     written: u64,
@@ -101,12 +104,12 @@ impl Staging {
         if !self.claim(digest, &stage) {
             return Ok(None);
         }
-        let name = part_name(digest);
+        let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
         let fd = create(stage.fd(), &name).map_err(|errno| {
             self.contents().remove(digest);
             FsError::new("stage", near, errno)
         })?;
-        Ok(Some(self.incoming(stage, fd, digest, size, near)))
+        Ok(Some(self.incoming(stage, fd, name, digest, size, near)))
     }
 
     /// Goes on with a part from `offset`, which must end a chunk that the peer confirmed (or be 0). What the part has
@@ -141,7 +144,7 @@ impl Staging {
         drop(going_on);
         match resumed {
             Ok((fd, hasher)) => {
-                let mut incoming = self.incoming(stage, fd, digest, size, near);
+                let mut incoming = self.incoming(stage, fd, part_name(digest), digest, size, near);
                 // Writing goes on at a block's beginning: the bytes of a begun block are gathered again.
                 let aligned = offset - offset % BLOCK as u64;
                 let mut begun = vec![0; (offset - aligned) as usize];
@@ -171,11 +174,7 @@ impl Staging {
         };
         let fail = |errno| FsError::new("read the part in", &stage.mount.staging_path(), errno);
         let fd = open_part(&stage, digest).map_err(fail)?;
-        let mut chunker = Chunker::new(Chunking::for_size(target_size));
-        let mut chunks = Vec::new();
-        sparse::each_piece(&fd, target_size, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk)))
-            .map_err(fail)?;
-        // What the chunker still holds is the last chunk, which a boundary beyond the part may end.
+        let chunks = whole_chunks(&fd, target_size, target_size).map_err(fail)?;
         let size = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
         Ok((size > 0).then_some(Part { size, chunks }))
     }
@@ -184,6 +183,7 @@ impl Staging {
         self: &Arc<Self>,
         stage: Arc<Stage>,
         fd: OwnedFd,
+        name: String,
         digest: &Digest,
         size: u64,
         near: &RelPath,
@@ -195,6 +195,7 @@ impl Staging {
             digest: *digest,
             size,
             fd,
+            name,
             hasher: blake3::Hasher::new(),
             written: 0,
             gathered: Vec::new(),
@@ -287,7 +288,7 @@ impl Incoming {
         let ended = ftruncate(&self.fd, self.size)
             .and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), likely))
             .and_then(|dressed| {
-                renameat(self.stage.fd(), self.part_name(), self.stage.fd(), self.digest.to_hex()).map(|()| dressed)
+                renameat(self.stage.fd(), &self.name, self.stage.fd(), self.digest.to_hex()).map(|()| dressed)
             });
         let dressed = ended.map_err(|errno| self.fail(errno))?;
         self.finished = true;
@@ -295,10 +296,15 @@ impl Incoming {
         Ok(())
     }
 
-    /// Writes bytes that begin at a block.
+    /// Writes bytes that begin at a block. If the disk refuses, what it has of the content goes: on a full one it would
+    /// take the room of everything after it.
     fn put(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
-        let _going_on = self.staging.going_on(&self.near)?;
-        sparse::write_sparse(&self.fd, self.written, bytes).map_err(|errno| self.fail(errno))?;
+        let staging = Arc::clone(&self.staging);
+        let _going_on = staging.going_on(&self.near)?;
+        if let Err(errno) = sparse::write_sparse(&self.fd, self.written, bytes) {
+            self.discard();
+            return Err(self.fail(errno).into());
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -307,13 +313,22 @@ impl Incoming {
         FsError::new("stage", &self.near, errno)
     }
 
-    fn part_name(&self) -> String {
-        part_name(&self.digest)
+    /// Makes what has arrived a part, whose holes at the end count; `false` if it is none worth keeping.
+    fn keep_part(&mut self) -> bool {
+        let last = std::mem::take(&mut self.gathered);
+        let arrived = self.written + last.len() as u64;
+        let whole = || {
+            sparse::write_sparse(&self.fd, self.written, &last)?;
+            ftruncate(&self.fd, arrived)?;
+            // No chunk is longer, so that the first, if it is whole, ends within this.
+            whole_chunks(&self.fd, arrived.min(Chunking::for_size(self.size).max() as u64), self.size)
+        };
+        is_big(self.size) && whole().is_ok_and(|chunks| !chunks.is_empty())
     }
 
-    /// Removes the file: a wrong beginning is of no use to anybody.
+    /// Removes the file: there is nothing in it that could be of use.
     fn discard(&mut self) {
-        let _ = unlinkat(self.stage.fd(), self.part_name(), AtFlags::empty());
+        let _ = unlinkat(self.stage.fd(), &self.name, AtFlags::empty());
         self.staging.contents().remove(&self.digest);
         self.finished = true;
     }
@@ -327,13 +342,24 @@ impl Drop for Incoming {
         let staging = Arc::clone(&self.staging);
         // When the session is over it has been dealt with, and a part may be a later session's by now.
         let Ok(_going_on) = staging.going_on(&self.near) else { return };
-        // Holes at the end count as received.
-        if self.written >= PART_MIN && ftruncate(&self.fd, self.written).is_ok() {
+        if self.keep_part() {
             self.staging.settle(&self.digest, State::Part);
         } else {
             self.discard();
         }
     }
+}
+
+/// The chunks of the first `limit` bytes, cut with the sizes for a content of `target_size`. The last is left out unless
+/// it has the greatest length: what comes after it may belong to it.
+fn whole_chunks(fd: impl AsFd, limit: u64, target_size: u64) -> Result<Vec<ChunkRef>, Errno> {
+    let chunking = Chunking::for_size(target_size);
+    let mut chunker = Chunker::new(chunking);
+    let mut chunks: Vec<ChunkRef> = Vec::new();
+    sparse::each_piece(fd, limit, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk)))?;
+    chunker.finish(&mut |chunk| chunks.push(chunk));
+    chunks.pop_if(|last| (last.len as usize) < chunking.max());
+    Ok(chunks)
 }
 
 fn open_part(stage: &Stage, digest: &Digest) -> Result<OwnedFd, Errno> {

@@ -29,10 +29,11 @@ use crate::manifest::{Metadata, Time};
 use crate::path::RelPath;
 use place::Place;
 
-/// Files of at least this many bytes keep what was received of them when a push is interrupted, for the next one.
+/// Files of more bytes than this keep what was received of them when a push is interrupted, for the next one.
 pub const PART_MIN: u64 = 64 << 20;
 
-/// What the name of an unfinished content ends with.
+/// What the name of an unfinished big content ends with. It tells the next session which beginnings are worth keeping;
+/// a smaller content is received under a name of the moment, and its beginning is never kept.
 pub(crate) const PART: &str = ".part";
 
 /// The staging of one push session into one replica. It may be used from several threads at once.
@@ -215,8 +216,8 @@ impl Staging {
         self.durable.flush()
     }
 
-    /// Ends an interrupted push: leaves what a resume can use, the contents and parts over [`PART_MIN`] bytes, and
-    /// gives read-only directories their modes back, and the directories that held staging their times. What cannot be
+    /// Ends an interrupted push: leaves what a resume can use, the parts of files over [`PART_MIN`] bytes, whole ones
+    /// too, and gives read-only directories their modes back, and the directories that held staging their times. What cannot be
     /// removed is among the problems. Nothing can be staged any more.
     pub fn keep_parts(&self) {
         self.clear(true, true);
@@ -352,11 +353,16 @@ impl Mount {
     }
 }
 
-/// The name of an unfinished content.
+/// The name of an unfinished big content.
 pub(crate) fn part_name(digest: &Digest) -> String {
     let mut name = digest.to_hex();
     name.push_str(PART);
     name
+}
+
+/// Whether what arrived of a content of this size is kept for a resume, however little it is.
+pub(crate) fn is_big(size: u64) -> bool {
+    size > PART_MIN
 }
 
 /// Makes a new file that only we can open.

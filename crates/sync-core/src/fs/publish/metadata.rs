@@ -19,6 +19,9 @@ impl Publisher {
         let mut done = HashMap::new();
         self.here = None;
         for (i, step) in steps.iter().enumerate() {
+            if self.is_stopped() {
+                return;
+            }
             // A directory is not done before the end.
             self.tell_some(i, |step| step.action == Action::Metadata && !step.new.as_ref().is_some_and(Entry::is_dir));
             let Some(entry) = &step.new else { continue };

@@ -5,6 +5,9 @@
 //! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe; with
 //! [`Publisher::tell_early`] an [`Observer`] looks at most of them before, while others are still being renamed.
 //!
+//! Both can be asked to stop, and look for that between two steps: [`Publisher::stop_on`]. What is visible by then is
+//! whole, and the caller gives the rest up with the staging, as after a crash.
+//!
 //! The disk alone decides: before each change the entry is compared with what the index said about it, and where they
 //! differ the entry is left alone and reported. One failed path never stops the others.
 //!
@@ -21,6 +24,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
@@ -61,6 +65,9 @@ pub struct Publisher {
     here: Option<RelPath>,
     /// Is told which steps are done while the others are still being published.
     tell: Option<Tell>,
+    stop: Arc<AtomicBool>,
+    /// Whether steps were left out because of it.
+    stopped: bool,
 }
 
 /// Is told steps that are done, some at a time.
@@ -130,6 +137,8 @@ impl Publisher {
             touched: BTreeMap::new(),
             here: None,
             tell: None,
+            stop: Arc::default(),
+            stopped: false,
         }
     }
 
@@ -137,6 +146,22 @@ impl Publisher {
     /// look at them meanwhile. What is made of that must not outlive a failure of the last flush.
     pub fn tell_early(&mut self, tell: Tell) {
         self.tell = Some(tell);
+    }
+
+    /// From now on, no step is begun once `stop` is raised.
+    pub fn stop_on(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = stop;
+    }
+
+    /// Whether steps were left out because of that: then nothing may follow but [`Staging::keep_parts`] and, some time,
+    /// a new look at the tree.
+    pub fn was_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    fn is_stopped(&mut self) -> bool {
+        self.stopped |= self.stop.load(Ordering::Relaxed);
+        self.stopped
     }
 
     /// Looks at what is done early.

@@ -30,7 +30,8 @@ impl Publisher {
     /// is flushed and the intent is recorded. Failures are kept for [`Publisher::take_failures`].
     ///
     /// The order: what stands in the way of a type change goes first; then everything new, directories before what
-    /// they hold; then the other deletions, deepest first; then metadata, directories last and deepest first.
+    /// they hold; then the other deletions, deepest first; then metadata, directories last and deepest first. If it is
+    /// stopped, only what would be lost otherwise is done yet.
     pub fn publish(&mut self) {
         let steps = Arc::clone(&self.steps);
         // Directories that were opened before may have been renamed by somebody since.
@@ -38,7 +39,7 @@ impl Publisher {
         let in_the_way = in_the_way(&steps);
         self.keep_what_cannot_be_replaced(&steps, &in_the_way);
         for (i, step) in steps.iter().enumerate().rev().filter(|(i, _)| in_the_way[*i].is_some()) {
-            if self.work[i].fate == Fate::Open {
+            if self.work[i].fate == Fate::Open && !self.is_stopped() {
                 self.delete_step(i, step);
             }
         }
@@ -48,6 +49,9 @@ impl Publisher {
         let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && in_the_way[*i].is_none());
         let stranded = self.stranded(&steps);
         for (i, step) in rest {
+            if self.is_stopped() {
+                break;
+            }
             match stranded.get(&step.path) {
                 // What could not be moved is not lost for that: the next push moves it without sending it again.
                 Some(to) => self.fail(i, FsError::because("delete", &step.path, format!("moving it to {to} failed"))),
@@ -58,6 +62,9 @@ impl Publisher {
         self.set_metadata(&steps);
         // Whoever listens need not wait for the rest.
         self.tell = None;
+        if self.stopped {
+            return;
+        }
         let tops: Vec<_> = self.staging.mounts().into_iter().filter(|mount| mount.stage_if_open().is_some()).collect();
         self.touched.extend(tops.into_iter().map(|mount| (mount.top.clone(), Refused::default())));
         self.staging.remove_for_now();
@@ -211,7 +218,10 @@ impl Publisher {
         for i in 0..self.work.len() {
             if let Some(staged) = self.work[i].staged.take() {
                 let kept = self.keep_last_name(i, &staged);
-                staged.remove();
+                // After a stop, a whole content may be of use to the next push: that is not decided here.
+                if !self.stopped {
+                    staged.remove();
+                }
                 staged.linked.filter(|_| !kept).into_iter().for_each(|inode| self.inodes.count(inode, -1));
             }
         }
@@ -220,6 +230,9 @@ impl Publisher {
     pub(super) fn place_all(&mut self, steps: &[Step]) {
         let mut blocked: Option<RelPath> = None;
         for (i, step) in steps.iter().enumerate() {
+            if self.is_stopped() {
+                return;
+            }
             self.tell_some(i, |step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make));
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {

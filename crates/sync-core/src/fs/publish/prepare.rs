@@ -34,6 +34,9 @@ impl Publisher {
             }
         }
         for (i, step) in steps.iter().enumerate() {
+            if self.is_stopped() {
+                return;
+            }
             match self.prepare_step(i, step, &mut users) {
                 Ok(staged) => self.work[i].staged = staged,
                 Err(error) => self.fail(i, error),

@@ -15,6 +15,7 @@ mod drift;
 mod hostile;
 mod mounts;
 mod speed;
+mod stop;
 mod unprivileged;
 
 type Tree = BTreeMap<RelPath, Row>;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::{Content, PART, PART_MIN, Stage, Staging, State};
+use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
+use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
@@ -21,13 +22,17 @@ use crate::path::RelPath;
 /// A file made and removed at once to learn which owner new files get: a mount option or a setgid directory decides.
 pub(super) const BORN: &str = "born";
 
+/// Threads that remove what a push left, and the least that is worth one.
+const REMOVERS: usize = 8;
+const PORTION: usize = 500;
+
 /// What a name in a staging directory stands for.
 enum Name {
     /// A content, whole.
     Content(Digest),
-    /// The beginning of a content.
+    /// The beginning of a big content: smaller ones are received as temporaries.
     Part(Digest),
-    /// An inode that was about to be published.
+    /// An inode that was about to be published, or the beginning of a content that is not big.
     Temporary,
     /// Not one of ours.
     Foreign,
@@ -79,9 +84,9 @@ impl Staging {
             }
         }
         for name in &names {
-            let (digest, state) = match Name::parse(name) {
-                Name::Content(digest) => (digest, State::Unverified),
-                Name::Part(digest) => (digest, State::Part),
+            let (digest, state, usable) = match Name::parse(name) {
+                Name::Content(digest) => (digest, State::Unverified, self.is(stage, name, is_usable)),
+                Name::Part(digest) => (digest, State::Part, self.is(stage, name, is_usable_part)),
                 Name::Temporary => continue,
                 Name::Foreign => {
                     let path = stage.mount.staging_path().join(name).unwrap_or_default();
@@ -89,7 +94,6 @@ impl Staging {
                     continue;
                 }
             };
-            let usable = self.root.stat_at(stage.fd(), &name[..]).is_ok_and(|stat| is_usable(&stat, state));
             if usable && make_plain(stage, name) {
                 self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state, dressed: None });
             } else {
@@ -122,11 +126,26 @@ impl Staging {
                 return false;
             }
         };
+        let clear = |names: &[Vec<u8>]| self.clear_names(stage, names, keep_parts);
+        // A file system may take milliseconds for each, such as one that discards the blocks of a file when it goes; a
+        // push that is interrupted has seconds.
+        std::thread::scope(|scope| {
+            let portions = names.chunks(names.len().div_ceil(REMOVERS).max(PORTION));
+            let threads: Vec<_> = portions.map(|names| scope.spawn(move || clear(names))).collect();
+            threads.into_iter().all(|thread| thread.join().unwrap_or(false))
+        })
+    }
+
+    /// Removes those of the names that are ours and not to be kept; tells whether that is all of them.
+    fn clear_names(&self, stage: &Stage, names: &[Vec<u8>], keep_parts: bool) -> bool {
         let mut empty = true;
-        for name in &names {
+        for name in names {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
-                Name::Content(_) | Name::Part(_) => keep_parts && self.is_big(stage, name),
+                Name::Content(_) => {
+                    keep_parts && self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size))
+                }
+                Name::Part(_) => keep_parts && self.is(stage, name, is_usable_part),
                 Name::Foreign => true,
             };
             if keep || !self.discard(stage, name) {
@@ -136,8 +155,8 @@ impl Staging {
         empty
     }
 
-    fn is_big(&self, stage: &Stage, name: &[u8]) -> bool {
-        self.root.stat_at(stage.fd(), name).is_ok_and(|stat| is_usable(&stat, State::Part))
+    fn is(&self, stage: &Stage, name: &[u8], wanted: impl Fn(&Stat) -> bool) -> bool {
+        self.root.stat_at(stage.fd(), name).is_ok_and(|stat| wanted(&stat))
     }
 
     /// Removes a name of ours. A directory goes only if it is empty: what somebody put into it is not ours to lose.
@@ -166,11 +185,14 @@ pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
     }
 }
 
-/// A file with no other name. A content that is published under another name already must not be touched again, and
-/// a part is worth keeping only if it is big.
-fn is_usable(stat: &Stat, state: State) -> bool {
-    let big = stat.tuple.size >= PART_MIN;
-    stat.is_file() && stat.nlink == 1 && (state != State::Part || big)
+/// A file with no other name: a content that is published under another name already must not be touched again.
+fn is_usable(stat: &Stat) -> bool {
+    stat.is_file() && stat.nlink == 1
+}
+
+/// Shorter than the shortest chunk of any big file, there is nothing in it to go on from.
+fn is_usable_part(stat: &Stat) -> bool {
+    is_usable(stat) && stat.tuple.size >= Chunking::for_size(PART_MIN).min() as u64
 }
 
 /// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.

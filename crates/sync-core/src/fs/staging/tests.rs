@@ -142,7 +142,7 @@ fn a_killed_session_is_adopted() {
     fs::hard_link(name("good"), bed.dir().join("t7")).unwrap();
     fs::set_permissions(name("dressed"), fs::Permissions::from_mode(0o4755)).unwrap();
     fs::create_dir(bed.dir().join("t8")).unwrap();
-    fs::write(bed.dir().join(part_name(&Digest::of(b"small"))), "sm").unwrap();
+    fs::write(bed.dir().join(part_name(&Digest::of(b"short"))), "less than a chunk").unwrap();
     fs::write(bed.dir().join("thesis"), "somebody's").unwrap();
 
     let staging = bed.session();
@@ -162,7 +162,7 @@ fn an_interrupted_big_file_resumes() {
     let bed = Bed::new();
     let bytes = noise(usize::try_from(PART_MIN).unwrap() + 3_000_000);
     let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-    let received = usize::try_from(PART_MIN).unwrap() + 1_000_000;
+    let received = 10_000_000;
     let staging = bed.session();
     staging.store(&Digest::of(b"small"), b"small", &near(), None).unwrap();
     let mut incoming = begin(&staging, &bytes);
@@ -174,7 +174,9 @@ fn an_interrupted_big_file_resumes() {
 
     let staging = bed.session();
     let part = staging.part(&digest, size).unwrap().unwrap();
-    assert!(part.size > PART_MIN && part.size <= received as u64);
+    // All that has arrived but for a chunk whose end has not.
+    let longest = Chunking::for_size(size).max() as u64;
+    assert!(part.size <= received as u64 && part.size + longest > received as u64, "{}", part.size);
     let mut chunks = Vec::new();
     let mut chunker = Chunker::new(Chunking::for_size(size));
     chunker.push(&bytes, &mut |chunk| chunks.push(chunk));
@@ -195,6 +197,75 @@ fn an_interrupted_big_file_resumes() {
     assert!(staging.part(&digest, size).unwrap().is_none());
     staging.remove();
     assert!(!bed.dir().exists());
+}
+
+#[test]
+fn only_of_files_over_64_mib_is_what_arrived_kept() {
+    let over = PART_MIN + 1;
+    let chunk = Chunking::for_size(over).max();
+    // Size of the file, how much of it arrives, whether that is kept.
+    let table = [
+        (PART_MIN, PART_MIN as usize - 1, false),
+        (10 << 20, 5 << 20, false),
+        (over, 1, false),
+        (over, Chunking::for_size(over).min() - 1, false),
+        (over, chunk, true),
+        (over, 10 << 20, true),
+        (over, over as usize - 1, true),
+    ];
+    let bytes = noise(over as usize);
+    for (size, arrived, kept) in table {
+        let digest = Digest::of(&bytes[..size as usize]);
+        let part = part_name(&digest);
+        // Interrupted, and killed: as when nothing is dropped, and the next session finds what is there.
+        for killed in [false, true] {
+            let told = format!("{arrived} of {size} bytes, killed: {killed}");
+            let bed = Bed::new();
+            let staging = bed.session();
+            let mut incoming = staging.begin(&digest, size, &near()).unwrap().unwrap();
+            incoming.write(&bytes[..arrived]).unwrap();
+            if killed {
+                let _ = std::mem::ManuallyDrop::new(incoming);
+                assert_eq!(bed.names().len(), 1, "{told}");
+                drop(bed.session());
+            } else {
+                drop(incoming);
+                staging.keep_parts();
+                assert_eq!(bed.dir().exists(), kept, "{told}");
+            }
+            // What was gathered and not written yet is lost in a kill.
+            let kept = kept && (!killed || arrived > 1 << 20);
+            assert_eq!(bed.names(), if kept { vec![part.clone()] } else { vec![] }, "{told}");
+            let found = bed.session().part(&digest, size).unwrap();
+            assert_eq!(found.is_some(), kept, "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_part_loses_nothing_where_a_resume_is_cut_at_once() {
+    let bed = Bed::new();
+    let bytes = noise(PART_MIN as usize + 1);
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    let staging = bed.session();
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..3_000_000]).unwrap();
+    drop(incoming);
+    let part = staging.part(&digest, size).unwrap().unwrap();
+    // The peer confirms all but the last chunk. That one is now at the end, and so left out, but nothing before it.
+    let confirmed = &part.chunks[..part.chunks.len() - 1];
+    let offset = crate::chunk::covered(confirmed);
+    assert_ne!(offset % 4096, 0, "not at a block's end");
+    staging.keep_parts();
+    for _ in 0..2 {
+        let staging = bed.session();
+        drop(staging.begin_at(&digest, size, &near(), offset).unwrap().unwrap());
+        staging.keep_parts();
+        let name = bed.dir().join(part_name(&digest));
+        assert_eq!(fs::metadata(name).unwrap().len(), offset);
+    }
+    let cut = bed.session().part(&digest, size).unwrap().unwrap();
+    assert_eq!(cut.chunks, confirmed[..confirmed.len() - 1]);
 }
 
 #[test]
@@ -233,7 +304,7 @@ fn the_directory_that_held_staging_keeps_its_time() {
 fn nothing_is_staged_or_touched_after_the_end() {
     let bed = Bed::new();
     let big = noise(usize::try_from(PART_MIN).unwrap() + 1_000_000);
-    let kept = usize::try_from(PART_MIN).unwrap();
+    let kept = 10 << 20;
     let staging = bed.session();
     let mut late = begin(&staging, &big);
     late.write(&big[..kept]).unwrap();
@@ -280,6 +351,29 @@ fn many_threads_store_at_once() {
         }
     });
     assert_eq!(bed.names().len(), 100 + 4 * 100);
+}
+
+#[test]
+fn much_is_cleared_as_little_is() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    // Several portions, and what is not ours in one of them only.
+    for i in 0..2100 {
+        let text = i.to_string();
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
+    }
+    fs::write(bed.dir().join("thesis"), "somebody's").unwrap();
+    staging.keep_parts();
+    assert_eq!(bed.names(), ["thesis"]);
+    assert!(staging.take_problems().is_empty());
+    fs::remove_file(bed.dir().join("thesis")).unwrap();
+    let staging = bed.session();
+    for i in 0..2100 {
+        let text = i.to_string();
+        staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
+    }
+    staging.keep_parts();
+    assert!(!bed.dir().exists() && staging.take_problems().is_empty());
 }
 
 #[test]

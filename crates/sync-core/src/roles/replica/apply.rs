@@ -1,6 +1,7 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::thread::ScopedJoinHandle;
 
@@ -19,6 +20,9 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
+
+/// Why a plan was not carried out to its end.
+const STOPPED: &str = "it was asked to stop; every file there is whole, and the next push goes on";
 
 /// A plan, and how far it was carried out.
 pub struct Application {
@@ -106,7 +110,8 @@ impl Application {
     }
 
     /// Stages everything, flushes it, and records the intent. Acknowledges at once if there is nothing to publish.
-    pub fn prepare(&mut self, opened: &mut Opened) -> Result<Option<Ack>, String> {
+    /// Once `stop` is raised it gives the plan up, and nothing has changed.
+    pub fn prepare(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Option<Ack>, String> {
         let why = "something is mounted there, or it is our own state directory: it is left alone";
         let failed: Vec<FsError> = self.left_alone.iter().map(|path| FsError::because("update", path, why)).collect();
         // The session tells what is missing.
@@ -115,13 +120,17 @@ impl Application {
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack([0; 6]))) };
         check_place(opened)?;
         if self.steps.is_empty() {
-            return if self.announce.committed { self.publish(opened).map(Some) } else { Ok(None) };
+            return if self.announce.committed { self.publish(opened, stop).map(Some) } else { Ok(None) };
         }
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
         let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
+        publisher.stop_on(Arc::clone(stop));
         publisher.prepare();
         self.take_failures(opened, &mut publisher);
+        if publisher.was_stopped() {
+            return Err(STOPPED.to_owned());
+        }
         staging.flush().map_err(|e| e.to_string())?;
         // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
         // the stand is none from here on.
@@ -131,15 +140,17 @@ impl Application {
         Ok(None)
     }
 
-    /// Makes it visible and durable, and acknowledges what the disk then holds.
-    pub fn publish(&mut self, opened: &mut Opened) -> Result<Ack, String> {
+    /// Makes it visible and durable, and acknowledges what the disk then holds. Once `stop` is raised it gives up what
+    /// is left of the plan; the intent stays, and the next session finds out by looking how far this one came.
+    pub fn publish(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Ack, String> {
         check_place(opened)?;
         if let (None, Some(staging)) = (&self.publisher, &opened.staging)
             && opened.is_unflushed().map_err(|e| e.to_string())?
         {
             staging.flush().map_err(|e| e.to_string())?;
         }
-        let publisher = self.publisher.take();
+        let mut publisher = self.publisher.take();
+        publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
         self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
     }
 
@@ -174,6 +185,10 @@ impl Application {
                 }
                 if let Some(publishing) = publishing.take() {
                     let mut publisher = ended(publishing)?;
+                    if publisher.was_stopped() {
+                        failures = publisher.take_failures();
+                        return Err(Reason(STOPPED.to_owned()));
+                    }
                     publisher.skip(&observed);
                     publisher.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
                     failures = publisher.take_failures();
@@ -267,7 +282,7 @@ impl From<IndexError> for Reason {
     }
 }
 
-/// Publishes and flushes; meanwhile sends which names are done.
+/// Publishes and flushes, unless it is stopped; meanwhile sends which names are done.
 fn carry_out(
     mut publisher: Publisher,
     staging: Option<Arc<Staging>>,
@@ -276,7 +291,9 @@ fn carry_out(
     // Nobody listens any more when the index failed: then it stays as it was, and the next push looks again.
     publisher.tell_early(Box::new(move |placed| drop(sender.send(placed))));
     publisher.publish();
-    staging.map_or(Ok(()), |staging| staging.flush())?;
+    if !publisher.was_stopped() {
+        staging.map_or(Ok(()), |staging| staging.flush())?;
+    }
     Ok(publisher)
 }
 

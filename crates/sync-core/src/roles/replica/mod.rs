@@ -50,10 +50,9 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
             return;
         }
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let session = Session::new(connection.clone(), shares, Arc::clone(&stop));
+    let session = Session::new(connection.clone(), shares);
     let interrupt = {
-        let (stop, connection) = (Arc::clone(&stop), connection.clone());
+        let (stop, ending) = (Arc::clone(&session.stop), Arc::clone(&session.ending));
         async move {
             // Long work looks at the flag; it is raised as well when nobody listens any more.
             tokio::select! {
@@ -61,6 +60,7 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
                 _ = connection.closed() => {}
             }
             stop.store(true, Ordering::Relaxed);
+            ending.store(shutdown.wait_for(|stop| *stop).await.is_ok(), Ordering::Relaxed);
         }
     };
     let interrupt = tokio::spawn(interrupt);
@@ -73,7 +73,10 @@ struct Session {
     connection: Connection,
     shares: Arc<Shares>,
     receiver: Receiver,
+    /// Whether there is no point in going on: shutdown, or the master is gone.
     stop: Arc<AtomicBool>,
+    /// Shutdown alone. A version that is being published is better published to its end, also without a master.
+    ending: Arc<AtomicBool>,
     opened: Option<Opened>,
     stager: Stager,
     settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
@@ -81,14 +84,15 @@ struct Session {
 }
 
 impl Session {
-    fn new(connection: Connection, shares: Arc<Shares>, stop: Arc<AtomicBool>) -> Self {
+    fn new(connection: Connection, shares: Arc<Shares>) -> Self {
         let (sender, settled) = mpsc::unbounded_channel();
         Self {
             stager: Stager::new(connection.clone(), sender),
             connection,
             shares,
             receiver: Receiver::new(),
-            stop,
+            stop: Arc::default(),
+            ending: Arc::default(),
             opened: None,
             settled,
             application: None,
@@ -271,7 +275,7 @@ impl Session {
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
-        let prepared = application.prepare(opened);
+        let prepared = application.prepare(opened, &self.stop);
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match prepared {
@@ -284,7 +288,7 @@ impl Session {
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
-        let published = application.publish(opened);
+        let published = application.publish(opened, &self.ending);
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {

@@ -103,6 +103,24 @@ fn a_full_disk_fails_what_does_not_fit() {
 }
 
 #[test]
+fn a_big_file_that_does_not_fit_takes_the_room_of_nothing_else() {
+    let bed = Bed::new();
+    let Some(_mounted) = Mounted::new(bed.dst("m"), "size=2m,mode=755") else {
+        return skip("a_big_file_that_does_not_fit_takes_the_room_of_nothing_else", "may not mount");
+    };
+    let staging = bed.staging();
+    let digest = Digest::of(b"never whole");
+    let mut big = staging.begin(&digest, crate::fs::PART_MIN + 1, &path("m/big")).unwrap().unwrap();
+    big.write(&vec![1; 3 << 19]).unwrap();
+    let refused = big.write(&vec![1; 3 << 19]).unwrap_err().to_string();
+    assert!(refused.contains("No space left"), "{refused}");
+    drop(big);
+    staging.store(&Digest::of(&[2; 1 << 20]), &[2; 1 << 20], &path("m/other"), None).unwrap();
+    staging.keep_parts();
+    assert_eq!(fs::read_dir(bed.dst("m")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_read_only_mount_fails_by_name() {
     let bed = Bed::new();
     let Some(mounted) = Mounted::new(bed.dst("m"), "size=1m,mode=755") else {
