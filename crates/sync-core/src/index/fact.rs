@@ -90,6 +90,14 @@ fn tag(kind: &Kind) -> u8 {
     }
 }
 
+/// Whether the entry is a directory, and whether the row is an extra.
+pub(super) fn kind_of(key: &[u8], fact: &[u8]) -> Result<(bool, bool), Fault> {
+    match fact {
+        [FORMAT, kind, flags, ..] => Ok((*kind == tag(&Kind::Dir), flags & EXTRA != 0)),
+        _ => Err(bad(key, "its layout is wrong")),
+    }
+}
+
 fn put_time(out: &mut Vec<u8>, time: Time) {
     out.extend_from_slice(&time.sec.to_le_bytes());
     out.extend_from_slice(&time.nsec.to_le_bytes());

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, RowCursor, Stored};
+use crate::index::{Index, IndexError, Leaf, RowCursor, Stored};
 use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::tree;
@@ -147,20 +147,22 @@ impl Survey {
         self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
     }
 
-    /// The hash of the tree as it was found. The index still is what it was before the look.
+    /// The hash of the tree as it was found, without extras if asked. The index still is what it was before the look.
     ///
     /// # Errors
     /// [`IndexError`] if the rows cannot be read.
-    pub fn tree(&mut self, index: &Index, skip: &dyn Fn(&Row) -> bool) -> Result<TreeHash, IndexError> {
+    pub fn tree(&mut self, index: &Index, ignore_extras: bool) -> Result<TreeHash, IndexError> {
         let holds = self.holds();
         let before = self.before.take().filter(|_| holds.is_empty());
         let mut overlay: tree::Overlay<'_> = self.gone.iter().map(|row| (&row.path, None)).collect();
-        let found = |p: &Pending| (!skip(&p.row)).then(|| (p.row.entry.hash(), p.row.entry.is_dir()));
+        let ignored = |extra: bool| extra && ignore_extras;
+        let skip = |leaf: &Leaf| ignored(leaf.extra);
+        let found = |p: &Pending| (!ignored(p.row.extra)).then(|| (p.row.entry.hash(), p.row.entry.is_dir()));
         overlay.extend(self.pending.iter().map(|p| (&p.row.path, found(p))));
         match before {
             Some(before) if overlay.is_empty() => Ok(before),
-            Some(before) => tree::rehash(index, before, &overlay, skip),
-            None => tree::hash_with(index, &overlay, &holds, skip),
+            Some(before) => tree::rehash(index, before, &overlay, &skip),
+            None => tree::hash_with(index, &overlay, &holds, &skip),
         }
     }
 

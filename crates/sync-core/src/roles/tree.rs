@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diff::Child;
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Stored};
+use crate::index::{Index, IndexError, Leaf};
 use crate::manifest::{DirHashes, Holds, Merkle, Row, TreeHash, dir_hash};
 use crate::path::RelPath;
 
@@ -23,7 +23,7 @@ pub fn rehash(
     index: &Index,
     mut before: TreeHash,
     changes: &Overlay<'_>,
-    skip: &dyn Fn(&Row) -> bool,
+    skip: &dyn Fn(&Leaf) -> bool,
 ) -> Result<TreeHash, IndexError> {
     if changes.len() > FEW {
         return hash_with(index, changes, &Holds::default(), skip);
@@ -41,18 +41,19 @@ pub fn rehash(
     for dir in above.into_iter().rev() {
         let own = match changes.get(&dir) {
             Some(wanted) => wanted.filter(|(_, is_dir)| *is_dir).map(|(own, _)| own),
-            None => index.row(&dir)?.filter(|row| row.entry.is_dir() && !skip(row)).map(|row| row.entry.hash()),
+            None => index.row(&dir)?.map(leaf).filter(|dir| dir.is_dir && !skip(dir)).map(|dir| dir.hash),
         };
         let Some(own) = own else {
             before.dirs.remove(&dir);
             continue;
         };
         let mut children: BTreeMap<RelPath, Digest> = BTreeMap::new();
-        for row in index.children(&dir)?.into_iter().filter(|row| !skip(row) && !changes.contains_key(&row.path)) {
-            let beneath = if row.entry.is_dir() { before.dirs.get(&row.path).copied() } else { None };
-            let hash = beneath.unwrap_or_else(|| row.entry.hash());
-            children.insert(row.path, hash);
-        }
+        let unchanged =
+            index.leaves_in(&dir)?.into_iter().filter(|leaf| !skip(leaf) && !changes.contains_key(&leaf.path));
+        children.extend(unchanged.map(|leaf| {
+            let beneath = if leaf.is_dir { before.dirs.get(&leaf.path).copied() } else { None };
+            (leaf.path, beneath.unwrap_or(leaf.hash))
+        }));
         for (path, wanted) in changes.iter().filter(|(path, _)| path.parent().as_ref() == Some(&dir)) {
             if let Some((hash, is_dir)) = wanted {
                 let beneath = if *is_dir { before.dirs.get(*path).copied() } else { None };
@@ -75,27 +76,31 @@ pub fn hash_with(
     index: &Index,
     changes: &Overlay<'_>,
     holds: &Holds,
-    skip: &dyn Fn(&Row) -> bool,
+    skip: &dyn Fn(&Leaf) -> bool,
 ) -> Result<TreeHash, IndexError> {
     let mut merkle = Merkle::new();
-    let mut rows = index.cursor()?;
     let mut changes = changes.iter().filter(|(path, _)| !holds.covers(path)).peekable();
     // The topmost path that is no directory any more: its old rows do not count.
     let mut closed: Option<RelPath> = None;
-    while let Some(Stored { row, hash, .. }) = rows.next_stored()? {
-        while let Some((path, wanted)) = changes.next_if(|(path, _)| ***path < row.path) {
+    index.leaves(&mut |leaf| {
+        while let Some((path, wanted)) = changes.next_if(|(path, _)| ***path < leaf.path) {
             lay(&mut merkle, &mut closed, path, *wanted);
         }
-        if let Some((path, wanted)) = changes.next_if(|(path, _)| ***path == row.path) {
+        if let Some((path, wanted)) = changes.next_if(|(path, _)| ***path == leaf.path) {
             lay(&mut merkle, &mut closed, path, *wanted);
-        } else if !skip(&row) && !holds.covers(&row.path) && !closed.as_ref().is_some_and(|c| row.path.is_beneath(c)) {
-            merkle.push(&row.path, hash, row.entry.is_dir());
+        } else if !skip(&leaf) && !holds.covers(&leaf.path) && !closed.as_ref().is_some_and(|c| leaf.path.is_beneath(c))
+        {
+            merkle.push(&leaf.path, leaf.hash, leaf.is_dir);
         }
-    }
+    })?;
     for (path, wanted) in changes {
         lay(&mut merkle, &mut closed, path, *wanted);
     }
     Ok(merkle.finish())
+}
+
+fn leaf(row: Row) -> Leaf {
+    Leaf { hash: row.entry.hash(), is_dir: row.entry.is_dir(), extra: row.extra, path: row.path }
 }
 
 fn lay(merkle: &mut Merkle, closed: &mut Option<RelPath>, path: &RelPath, wanted: Option<(Digest, bool)>) {
@@ -117,17 +122,16 @@ pub fn children(
     index: &Index,
     dirs: &DirHashes,
     dir: &RelPath,
-    skip: &dyn Fn(&Row) -> bool,
+    skip: &dyn Fn(&Leaf) -> bool,
 ) -> Result<Option<(Digest, Vec<Child>)>, IndexError> {
-    let Some(own) = index.row(dir)?.filter(|row| row.entry.is_dir() && !skip(row)) else { return Ok(None) };
-    let child = |row: Row| {
-        let own = row.entry.hash();
-        let is_dir = row.entry.is_dir();
-        let hash = if is_dir { dirs.get(&row.path).copied().unwrap_or(own) } else { own };
-        Child { name: row.path.name().into(), hash, own, is_dir }
+    let Some(own) = index.row(dir)?.map(leaf).filter(|own| own.is_dir && !skip(own)) else { return Ok(None) };
+    let child = |leaf: Leaf| {
+        let Leaf { path, hash: own, is_dir, .. } = leaf;
+        let hash = if is_dir { dirs.get(&path).copied().unwrap_or(own) } else { own };
+        Child { name: path.name().into(), hash, own, is_dir }
     };
-    let children = index.children(dir)?.into_iter().filter(|row| !skip(row)).map(child).collect();
-    Ok(Some((own.entry.hash(), children)))
+    let children = index.leaves_in(dir)?.into_iter().filter(|leaf| !skip(leaf)).map(child).collect();
+    Ok(Some((own.hash, children)))
 }
 
 #[cfg(test)]

@@ -121,9 +121,9 @@ impl Specimen {
         for row in index.rows_for(&self.written.iter().map(|row| row.path.clone()).collect::<Vec<_>>())? {
             assert!(row.is_none_or(|row| self.wrote(&row)));
         }
-        for child in index.children(&RelPath::root())? {
-            assert!(self.wrote(&child));
-        }
+        // Sums are not checked here: damage may show as an error or as another hash, never as a panic.
+        index.leaves_in(&RelPath::root())?;
+        index.leaves(&mut |_| {})?;
         index.row_count()?;
         for published in index.versions()? {
             assert_eq!(published.version, version(published.version.number));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{Batch, IndexError};
+use crate::index::{Batch, IndexError, Leaf};
 
 /// One row of each kind with every optional part somewhere.
 fn zoo() -> Vec<Row> {
@@ -121,6 +121,10 @@ fn a_cursor_sees_one_moment() {
     }
 }
 
+fn leaf(row: &Row) -> Leaf {
+    Leaf { path: row.path.clone(), hash: row.entry.hash(), is_dir: row.entry.is_dir(), extra: row.extra }
+}
+
 #[test]
 fn children_are_those_and_no_others() {
     let index = Index::in_memory().unwrap();
@@ -131,7 +135,7 @@ fn children_are_those_and_no_others() {
         upsert(&index, 0, &[if is_dir { dir(name) } else { file(name, 1) }]);
     }
     let children = |of: &str| -> Vec<String> {
-        let rows = index.children(&path(of)).unwrap();
+        let rows = index.leaves_in(&path(of)).unwrap();
         rows.iter().map(|row| String::from_utf8(row.path.as_bytes().to_vec()).unwrap()).collect()
     };
     assert_eq!(children(""), ["a", "a\u{1}", "a-", "b"]);
@@ -228,8 +232,11 @@ proptest! {
         }
         prop_assert_eq!(all(&index), model.values().cloned().collect::<Vec<_>>());
         for dir in model.keys().chain([&RelPath::root()]) {
-            let expected: Vec<_> = model.values().filter(|row| row.path.parent().as_ref() == Some(dir)).cloned().collect();
-            prop_assert_eq!(index.children(dir).unwrap(), expected);
+            let expected: Vec<_> = model.values().filter(|row| row.path.parent().as_ref() == Some(dir)).map(leaf).collect();
+            prop_assert_eq!(index.leaves_in(dir).unwrap(), expected);
         }
+        let mut leaves = Vec::new();
+        index.leaves(&mut |leaf| leaves.push(leaf)).unwrap();
+        prop_assert_eq!(leaves, model.values().map(leaf).collect::<Vec<_>>());
     }
 }

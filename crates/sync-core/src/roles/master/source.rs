@@ -251,7 +251,7 @@ impl Source {
         let holds = survey.holds();
         survey.pending.retain(|p| !holds.covers(&p.row.path));
         survey.gone.retain(|row| !holds.covers(&row.path));
-        let tree = survey.tree(&self.index, &|_| false)?;
+        let tree = survey.tree(&self.index, false)?;
         let Survey { pending, gone, entries, .. } = survey;
         let latest = self.index.latest_version()?.map(|published| published.version);
         let previous = latest.as_ref().map(Version::id);

@@ -10,7 +10,7 @@ use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Staging};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
+use crate::index::{Index, IndexError, Intent, Leaf, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Row, Tuple};
 use crate::monitor::Item;
 use crate::path::RelPath;
@@ -313,7 +313,7 @@ fn privilege() -> [u8; 1] {
 /// The hash of the tree as the rows are.
 fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
-    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|row| opened.ignores(row))?.root)
+    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|leaf| opened.ignores(leaf.extra))?.root)
 }
 
 /// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
@@ -393,7 +393,7 @@ fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Diges
     }
     let overlay: tree::Overlay<'_> =
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    let ignored = |row: &Row| opened.ignores(row);
+    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
     match holds.is_empty() {
         true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
         false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),

@@ -1,7 +1,7 @@
 //! The replica's directories as the master asks for them.
 
 use super::open::Opened;
-use crate::index::IndexError;
+use crate::index::{IndexError, Leaf};
 use crate::path::RelPath;
 use crate::roles::tree;
 use crate::wire::Listing;
@@ -11,7 +11,7 @@ const CHILDREN_PER_MESSAGE: usize = 20_000;
 
 /// The listing of one directory, in as many messages as it takes.
 pub fn list(opened: &Opened, dir: &RelPath) -> Result<Vec<Listing>, IndexError> {
-    let ignored = |row: &crate::manifest::Row| opened.ignores(row);
+    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
     let Some((own, children)) = tree::children(&opened.index, &opened.tree.dirs, dir, &ignored)? else {
         return Ok(vec![Listing { dir: dir.clone(), own: None, children: Vec::new(), last: true }]);
     };

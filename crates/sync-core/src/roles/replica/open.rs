@@ -12,8 +12,8 @@ use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
 use crate::filter::Filter;
 use crate::fs::{BasisFile, FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError};
-use crate::manifest::{Holds, Kind, Row, TreeHash, Tuple};
+use crate::index::{Index, IndexError, Leaf};
+use crate::manifest::{Holds, Kind, TreeHash, Tuple};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
@@ -138,9 +138,9 @@ impl Opened {
         Ok(self.index.meta(UNFLUSHED)?.is_some())
     }
 
-    /// Whether a row stays out of the tree that the master is told of.
-    pub fn ignores(&self, row: &Row) -> bool {
-        row.extra && self.policy.no_delete
+    /// Whether a row, which is an extra or not, stays out of the tree that the master is told of.
+    pub fn ignores(&self, extra: bool) -> bool {
+        extra && self.policy.no_delete
     }
 
     /// Problems since this was last called.
@@ -281,7 +281,7 @@ impl Opened {
         let no_delete = self.policy.no_delete;
         // What is held here is as the index has it: the tree is told with it.
         let tree = match found.holds().is_empty() {
-            true => Some(found.tree(&self.index, &|row| row.extra && no_delete)?),
+            true => Some(found.tree(&self.index, no_delete)?),
             false => None,
         };
         let Survey { pending, gone, entries, contents, names, failures, mounts, .. } = found;
@@ -308,7 +308,7 @@ impl Opened {
         self.tree = match tree {
             Some(tree) => tree,
             None => {
-                let ignores = |row: &Row| row.extra && self.policy.no_delete;
+                let ignores = |leaf: &Leaf| self.ignores(leaf.extra);
                 tree::hash_with(&self.index, &tree::Overlay::new(), &Holds::default(), &ignores)?
             }
         };
