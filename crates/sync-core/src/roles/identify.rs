@@ -170,7 +170,7 @@ fn read(root: &Root, pending: &Pending, options: &IdentifyOptions<'_>) -> Outcom
     let how = Reading {
         keep: options.keep,
         chunked: (options.chunked)(pending),
-        old: pending.old_content(),
+        old: pending.old_content().map(|(_, digest)| digest),
         xattrs: pending.needs_xattrs,
         cancel: options.stop,
         progress: options.read,

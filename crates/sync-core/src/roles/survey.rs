@@ -49,8 +49,8 @@ pub struct Pending {
 pub struct Before {
     /// The hash of the entry.
     pub hash: Digest,
-    /// The content.
-    pub content: Option<Digest>,
+    /// Size and digest of the content.
+    pub content: Option<(u64, Digest)>,
 }
 
 impl Pending {
@@ -59,8 +59,8 @@ impl Pending {
         self.before.as_ref().is_none_or(|before| before.hash != self.row.entry.hash())
     }
 
-    /// The content that the index has for this path.
-    pub fn old_content(&self) -> Option<Digest> {
+    /// Size and digest of the content that the index has for this path.
+    pub fn old_content(&self) -> Option<(u64, Digest)> {
         self.before.as_ref().and_then(|before| before.content)
     }
 }
@@ -520,7 +520,7 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
 }
 
 fn before_of(row: &Row) -> Box<Before> {
-    Box::new(Before { hash: row.entry.hash(), content: row.entry.content().map(|(_, digest)| digest) })
+    Box::new(Before { hash: row.entry.hash(), content: row.entry.content() })
 }
 
 fn known_of(row: &Row) -> Option<(Tuple, (Kind, Xattrs))> {

@@ -202,9 +202,12 @@ impl Source {
         offer: &mut dyn FnMut(Option<Offered>, bool),
     ) {
         meter.to_hash(survey.bytes_to_hash());
-        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before.
-        let chunked =
-            |p: &Pending| p.old_content().is_some() || p.row.entry.content().is_some_and(|(size, _)| size > PART_MIN);
+        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. A large one of the
+        // same size as before has probably just been touched; if not, it is read again for its chunks.
+        let chunked = |p: &Pending| {
+            let Some((size, _)) = p.row.entry.content() else { return false };
+            p.old_content().map_or(size > PART_MIN, |(old, _)| size <= KEEP || old != size)
+        };
         let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
         let mut batch_bytes = 0;
         identify(&self.root, survey, &options, &mut |pending, identified| {
@@ -224,7 +227,7 @@ impl Source {
         if let Some(chunks) = chunks {
             self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, chunks);
         }
-        if pending.old_content() == Some(digest) || size == 0 {
+        if pending.old_content() == Some((size, digest)) || size == 0 {
             return None;
         }
         if let Some(content) = content {
