@@ -88,6 +88,20 @@ fn hint(errno: Errno) -> Option<&'static str> {
     })
 }
 
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is not what was seen before, or did not stay so: look again.
+    #[error("it changed")]
+    Changed,
+    /// The caller gave it up.
+    #[error("cancelled")]
+    Cancelled,
+    /// It cannot be read.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{fgetxattr, flistxattr, lgetxattr, llistxattr, readlinkat};
 use rustix::io::Errno;
 
-use super::error::FsError;
-use super::read::ReadError;
+use super::error::{FsError, ReadError};
 use super::root::Root;
 use super::scan::Seen;
 use super::stat::{FileType, Stat};

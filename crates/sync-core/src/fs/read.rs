@@ -7,7 +7,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
 use rustix::io::{Errno, pread, read};
 
-use super::error::{FsError, is_gone};
+use super::error::{FsError, ReadError, is_gone};
 use super::root::Root;
 use super::stat::Stat;
 use super::{clock, probe};
@@ -18,20 +18,6 @@ use crate::path::RelPath;
 
 /// How much is read at once, and so how long a cancelled reading may go on.
 const PIECE: u64 = 1 << 20;
-
-/// Why something could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// It is not what was seen before, or did not stay so: look again.
-    #[error("it changed")]
-    Changed,
-    /// The caller gave it up.
-    #[error("cancelled")]
-    Cancelled,
-    /// It cannot be read.
-    #[error(transparent)]
-    Fs(#[from] FsError),
-}
 
 /// A file's content, read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]

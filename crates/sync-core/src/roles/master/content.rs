@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use super::delivery::Delivery;
 use super::meter::Meter;
 use super::source::Source;
 use crate::chunk::{self, ChunkRef};
@@ -48,6 +47,20 @@ pub struct SendFailure {
     pub changed: bool,
 }
 
+/// What to send from, and how.
+pub struct Sending {
+    /// Which destination, for the meter.
+    pub dest: usize,
+    /// Where contents come from.
+    pub source: Arc<Source>,
+    /// Progress.
+    pub meter: Arc<Meter>,
+    /// Compression on the wire.
+    pub compress: Compress,
+    /// Bytes per second.
+    pub bandwidth: Option<u64>,
+}
+
 /// Everything the streams share.
 struct Shared {
     dest: usize,
@@ -71,17 +84,18 @@ pub struct ContentSender {
 
 impl ContentSender {
     /// Starts the streams; they are opened when there is something to send.
-    pub fn start(delivery: &Delivery, connection: &Connection, failures: mpsc::UnboundedSender<SendFailure>) -> Self {
+    pub fn start(sending: Sending, connection: &Connection, failures: mpsc::UnboundedSender<SendFailure>) -> Self {
+        let Sending { dest, source, meter, compress, bandwidth } = sending;
         let shared = Arc::new(Shared {
-            dest: delivery.dest,
-            source: Arc::clone(&delivery.source),
-            meter: Arc::clone(&delivery.meter),
+            dest,
+            source,
+            meter,
             queue: Mutex::default(),
             more: Notify::new(),
             failures,
-            compress: choose(delivery.compress, connection),
+            compress: choose(compress, connection),
             auto: Mutex::new(AutoCompress::new()),
-            pace: delivery.bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
+            pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
             started: Instant::now(),
             literal_bytes: AtomicU64::new(0),
         });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::content::{ContentSender, SendFailure};
+use super::content::{ContentSender, SendFailure, Sending};
 use super::dial::{Dialed, dial};
 use super::meter::Meter;
 use super::source::{Decided, Difference, Source};
@@ -151,7 +151,10 @@ impl<'a> Session<'a> {
     async fn open(delivery: &'a Delivery, connection: Connection, hello: Hello) -> Result<Self, LinkError> {
         let control = Control::open(&connection).await?;
         let (failure_sender, failures) = mpsc::unbounded_channel();
-        let contents = ContentSender::start(delivery, &connection, failure_sender);
+        let Delivery { dest, compress, bandwidth, .. } = *delivery;
+        let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
+        let sending = Sending { dest, source, meter, compress, bandwidth };
+        let contents = ContentSender::start(sending, &connection, failure_sender);
         Ok(Self {
             delivery,
             connection,
