@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
-use rustix::io::{Errno, pread, read};
+use rustix::io::{Errno, pread};
 
 use super::error::{FsError, ReadError, is_gone};
 use super::root::Root;
@@ -83,7 +83,8 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
             piece.clear();
         }
         let begin = piece.len();
-        match read(&file.fd, spare_capacity(&mut piece)) {
+        // By position, which a fifo or socket that took the name refuses, so that nothing is taken out of it.
+        match pread(&file.fd, spare_capacity(&mut piece), total) {
             Ok(0) => return Err(ReadError::Changed),
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => {

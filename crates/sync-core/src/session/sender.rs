@@ -16,10 +16,10 @@ use crate::wire::{
 };
 
 /// How many changes and how many offers go into one message at most.
+const PER_MESSAGE: usize = 1024;
+
 /// Most bytes of an offered file beside its path: digest, size, owner, mode, time.
 const OFFERED: usize = 96;
-
-const PER_MESSAGE: usize = 1024;
 
 /// Most notices in one session. A replica has a handful of occasions.
 const NOTICES: u8 = 64;

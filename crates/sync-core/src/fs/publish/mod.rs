@@ -171,7 +171,12 @@ impl Publisher {
 
     /// Leaves out of [`Publisher::observe`] what was observed early.
     pub fn skip(&mut self, observed: &[Placed]) {
-        observed.iter().for_each(|placed| self.work[placed.step].fate = Fate::Observed);
+        for placed in observed {
+            // Another name of the inode may have been made after the look.
+            if !self.inodes.siblings.contains(&self.steps[placed.step].path) {
+                self.work[placed.step].fate = Fate::Observed;
+            }
+        }
     }
 
     /// What failed since this was last called; each failure is told once.

@@ -16,7 +16,10 @@ use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
 /// Steps that are told at once, when as many after them are done: the clock of time stamps has moved on since.
+#[cfg(not(test))]
 const TOLD_AT_ONCE: usize = 2048;
+#[cfg(test)]
+const TOLD_AT_ONCE: usize = 1;
 
 /// What stands at a name before.
 enum There {

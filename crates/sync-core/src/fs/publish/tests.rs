@@ -2,11 +2,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
 use super::*;
-use crate::fs::STAGING_NAME;
+use crate::fs::{STAGING_NAME, clock};
 use crate::hash::Digest;
 use crate::manifest::{Kind, Metadata, Time};
 
@@ -153,9 +155,21 @@ impl Bed {
 
 /// Prepares and publishes without flushing: that takes long, and these tests cut no power.
 fn run(publisher: &mut Publisher) -> Vec<Observed> {
+    let early: Arc<Mutex<Vec<(Placed, Observed)>>> = Arc::default();
+    let (observer, told) = (publisher.observer(), Arc::clone(&early));
+    publisher.tell_early(Box::new(move |some| {
+        // What was just made is proven a tick later.
+        clock::wait_past(clock::now(), Duration::from_millis(20));
+        told.lock().unwrap().extend(observer.look(&some));
+    }));
     publisher.prepare();
     publisher.publish();
-    publisher.observe()
+    let (placed, mut seen): (Vec<_>, Vec<_>) = std::mem::take(&mut *early.lock().unwrap()).into_iter().unzip();
+    publisher.skip(&placed);
+    seen.retain(|seen| !publisher.inodes.siblings.contains(&seen.path));
+    seen.extend(publisher.observe());
+    seen.sort_by(|a, b| a.path.cmp(&b.path));
+    seen
 }
 
 fn compare(want: &Tree, now: &Tree) {

@@ -199,3 +199,17 @@ fn a_directory_flipped_to_a_link_never_leads_a_reading_outside() {
     });
     assert!(read > 0 && refused > 0, "{read} read, {refused} refused: nothing was flipped");
 }
+
+#[test]
+fn nothing_is_taken_out_of_a_fifo_that_took_the_name() {
+    let place = place();
+    let tuple = place.write(&[7; 100]);
+    let path = place.top.path().join("x");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let both = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    rustix::io::write(&both, b"for somebody else").unwrap();
+    assert!(matches!(place.hash(&tuple, 1000, &|_| {}), Err(ReadError::Changed)));
+    let mut left = [0; 100];
+    assert_eq!(rustix::io::read(&both, &mut left).unwrap(), b"for somebody else".len());
+}

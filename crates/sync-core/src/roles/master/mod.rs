@@ -55,8 +55,14 @@ pub async fn push(
     let mut report: Option<PushReport> = None;
     for round in 1..=ROUNDS {
         let last = round == ROUNDS;
-        let Round { version, source_problems, delivered } =
-            push_once(&source, &request, &meter, &monitor, &shutdown).await?;
+        let pushed = match push_once(&source, &request, &meter, &monitor, &shutdown).await {
+            Err(PushError::Index(IndexError::Damaged(reason))) => {
+                tokio::task::block_in_place(|| source.rebuild_index(&reason, &*monitor))?;
+                push_once(&source, &request, &meter, &monitor, &shutdown).await
+            }
+            pushed => pushed,
+        };
+        let Round { version, source_problems, delivered } = pushed?;
         let unsettled: Vec<Problem> = delivered.iter().flat_map(|d| d.source_changed.clone()).collect();
         let again = !unsettled.is_empty() && !last && !*shutdown.borrow();
         if !again {
@@ -140,7 +146,9 @@ async fn read_source(
     });
     let (source, meter, monitor) = (Arc::clone(source), Arc::clone(meter), Arc::clone(monitor));
     let read = tokio::task::spawn_blocking(move || {
+        let decided = std::cell::Cell::new(false);
         let tell = |event: SourceEvent| {
+            decided.set(decided.get() || matches!(event, SourceEvent::Decided(..)));
             for destination in &events {
                 // A destination that is over does not listen any more.
                 let _ = destination.send(event.clone());
@@ -148,6 +156,10 @@ async fn read_source(
         };
         let read = read_once(&source, &stop, &meter, &*monitor, &tell);
         let Err(PushError::Index(IndexError::Damaged(reason))) = read else { return read };
+        if decided.get() {
+            // The destinations are preparing that version: they start over, too.
+            return Err(PushError::Index(IndexError::Damaged(reason)));
+        }
         source.rebuild_index(&reason, &*monitor)?;
         read_once(&source, &stop, &meter, &*monitor, &tell)
     })
@@ -202,7 +214,9 @@ fn read_once(
     tell(SourceEvent::Committed);
     drop(difference);
     // While the destinations publish.
-    source.index.tidy()?;
+    if let Err(error) = source.index.tidy() {
+        monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
+    }
     Ok((decided.minted.clone(), failures))
 }
 

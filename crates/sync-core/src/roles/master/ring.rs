@@ -105,10 +105,13 @@ impl Inner {
         }
     }
 
-    /// Its place in the order stays, and counts for nothing.
+    /// Its place in the order stays, and counts for nothing, until nothing is left.
     fn forget(&mut self, digest: &Digest) {
         if let Some((content, _)) = self.contents.remove(digest) {
             self.bytes -= content.len();
+        }
+        if self.contents.is_empty() {
+            self.order.clear();
         }
     }
 }
@@ -127,6 +130,17 @@ mod tests {
             assert!(ring.take(&digest).is_some());
             assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
         }
+    }
+
+    #[test]
+    fn what_was_taken_at_once_leaves_nothing_behind() {
+        let ring = Ring::new(1);
+        for i in 0..1000u32 {
+            let digest = Digest::of(&i.to_le_bytes());
+            ring.put(digest, Bytes::from_static(b"x"));
+            assert!(ring.take(&digest).is_some());
+        }
+        assert!(ring.inner.lock().unwrap().order.is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
-use std::thread::ScopedJoinHandle;
+use std::thread::{Builder, ScopedJoinHandle};
 
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
@@ -165,7 +165,7 @@ impl Application {
     fn conclude(&mut self, opened: &mut Opened, publisher: Option<Publisher>) -> Result<Ack, Reason> {
         let marks = self.marks(&opened.index)?;
         // Every row will be what the plan made of it, and so will the root, unless something fails.
-        let foreseen = marks.is_empty() && self.announce.holds.is_empty();
+        let foreseen = marks.is_empty() && self.announce.holds.is_empty() && !has_unseen(opened);
         if publisher.is_none() && marks.is_empty() && self.stands_already(opened)? {
             opened.completed();
             return Ok(self.ack([0; 6]));
@@ -175,7 +175,11 @@ impl Application {
         let observer = publisher.as_ref().map(Publisher::observer);
         let (sender, placed) = mpsc::channel();
         let (written, failures) = std::thread::scope(|scope| {
-            let mut publishing = publisher.map(|publisher| scope.spawn(|| carry_out(publisher, staging, sender)));
+            let spawn = |publisher| Builder::new().spawn_scoped(scope, || carry_out(publisher, staging, sender));
+            let mut publishing = match publisher.map(spawn).transpose() {
+                Ok(publishing) => publishing,
+                Err(error) => return (Err(Reason(format!("cannot start a thread to publish: {error}"))), Vec::new()),
+            };
             let mut failures = Vec::new();
             let written = index.commit_with(0, |commit| {
                 let mut observed = Vec::new();
@@ -184,14 +188,15 @@ impl Application {
                     observed.push(placed);
                 }
                 if let Some(publishing) = publishing.take() {
-                    let mut publisher = ended(publishing)?;
+                    let (mut publisher, flushed) = ended(publishing)?;
+                    failures = publisher.take_failures();
+                    flushed?;
                     if publisher.was_stopped() {
-                        failures = publisher.take_failures();
                         return Err(Reason(STOPPED.to_owned()));
                     }
                     publisher.skip(&observed);
                     publisher.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
-                    failures = publisher.take_failures();
+                    failures.extend(publisher.take_failures());
                 }
                 let refused = ledger.finish(commit)?;
                 self.failures += failures.len() as u64;
@@ -202,7 +207,7 @@ impl Application {
                 if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
             });
             // When the index fails, what fails on disk is told all the same.
-            if let Some(Ok(mut publisher)) = publishing.map(ended) {
+            if let Some(Ok((mut publisher, _))) = publishing.map(ended) {
                 failures = publisher.take_failures();
             }
             (written, failures)
@@ -228,9 +233,7 @@ impl Application {
     /// Where the replica stands with this root; `None` if it is not exactly the version.
     fn stand(&self, opened: &Opened, root: Digest) -> Option<Stand> {
         let version = &self.announce.version;
-        // What cannot be looked at here is not known to be identical.
-        let unseen = opened.holds.iter().any(|hold| !opened.apart.covers(hold));
-        let exact = root == version.root && self.failures == 0 && !unseen;
+        let exact = root == version.root && self.failures == 0 && !has_unseen(opened);
         let stand = Stand { version: version.id(), number: version.number, lineage: version.lineage, root };
         exact.then_some(stand)
     }
@@ -282,28 +285,30 @@ impl From<IndexError> for Reason {
     }
 }
 
+/// A publisher that has published, and whether that was flushed.
+type Ended = (Publisher, Result<(), Reason>);
+
 /// Publishes and flushes, unless it is stopped; meanwhile sends which names are done.
-fn carry_out(
-    mut publisher: Publisher,
-    staging: Option<Arc<Staging>>,
-    sender: mpsc::Sender<Vec<Placed>>,
-) -> Result<Publisher, FsError> {
+fn carry_out(mut publisher: Publisher, staging: Option<Arc<Staging>>, sender: mpsc::Sender<Vec<Placed>>) -> Ended {
     // Nobody listens any more when the index failed: then it stays as it was, and the next push looks again.
     publisher.tell_early(Box::new(move |placed| drop(sender.send(placed))));
     publisher.publish();
-    if !publisher.was_stopped() {
-        staging.map_or(Ok(()), |staging| staging.flush())?;
-    }
-    Ok(publisher)
+    let staging = staging.filter(|_| !publisher.was_stopped());
+    let flushed = staging.map_or(Ok(()), |staging| staging.flush());
+    (publisher, flushed.map_err(|error| Reason(error.to_string())))
 }
 
-fn ended(publishing: ScopedJoinHandle<'_, Result<Publisher, FsError>>) -> Result<Publisher, Reason> {
-    let ended = publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))?;
-    ended.map_err(|error| Reason(error.to_string()))
+fn ended(publishing: ScopedJoinHandle<'_, Ended>) -> Result<Ended, Reason> {
+    publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))
 }
 
 fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed)> {
     observer.map(|observer| observer.look(placed)).unwrap_or_default()
+}
+
+/// Whether something here could not be looked at: it is not known to be identical.
+fn has_unseen(opened: &Opened) -> bool {
+    opened.holds.iter().any(|hold| !opened.apart.covers(hold))
 }
 
 fn privilege() -> [u8; 1] {
