@@ -187,6 +187,36 @@ fn one_flipped_bit_anywhere_is_no_danger() {
     }
 }
 
+/// No look at the tree reads these: the damage shows when the new version is being committed, and replicas prepare it.
+#[test]
+fn damage_that_only_a_commit_meets_is_mended_by_the_same_push() {
+    let pair = Pair::new();
+    for (round, table) in ["contents", "entries_by_change", "tombstones"].into_iter().enumerate() {
+        write(pair.scratch.src().join("big"), noise(round as u64, 100_000));
+        pair.push_is_exact("before the damage");
+        flip_a_bit_in_the_root_page_of(table, &pair.master);
+        write(pair.scratch.src().join("big"), noise(100 + round as u64, 110_000));
+        pair.edit(10 + round as u64);
+        let ran = pair.push_is_exact(table);
+        let said = format!("{}{}", ran.out(), ran.err()).to_lowercase();
+        assert!(said.contains("rebuil"), "{table}: nobody says it was rebuilt\n{ran}");
+    }
+}
+
+fn flip_a_bit_in_the_root_page_of(table: &str, state: &std::path::Path) {
+    let files = damage::index_files(state);
+    let db = files.iter().find(|file| file.extension().is_some_and(|end| end == "db")).unwrap();
+    let conn = rusqlite::Connection::open(db).unwrap();
+    let page: u32 =
+        conn.query_row("SELECT rootpage FROM sqlite_master WHERE name = ?1", [table], |row| row.get(0)).unwrap();
+    let size: u32 = conn.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap();
+    drop(conn);
+    let mut bytes = std::fs::read(db).unwrap();
+    // The byte that tells the kind of page.
+    bytes[((page - 1) * size) as usize] ^= 0x40;
+    std::fs::write(db, bytes).unwrap();
+}
+
 #[test]
 fn an_old_source_with_an_old_index_takes_the_replica_back() {
     // Source and index restored together from one backup: consistent with each other, older than the replica.
