@@ -166,6 +166,25 @@ fn a_read_only_mount_below_dest_holds_only_itself() {
 }
 
 #[test]
+fn what_is_unmounted_below_dest_is_not_called_identical() {
+    let name = "what_is_unmounted_below_dest_is_not_called_identical";
+    let scratch = Scratch::new();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.dst());
+    mount_tmpfs(&dst.join("m"), "size=20m");
+    write(src.join("m/file"), b"one");
+    scratch.push().ok();
+    unmount(&dst.join("m"));
+    write(src.join("m/file"), b"three");
+    write(src.join("file"), b"three");
+    let ran = scratch.push().arg("--json").code(1);
+    let ended = ran.json_of("destination");
+    assert_eq!(ended[0]["exact"], false, "{ran}");
+    assert!(!dst.join("m/file").exists(), "nothing may be put where something was mounted");
+    assert_eq!(std::fs::read(dst.join("file")).unwrap(), b"three");
+}
+
+#[test]
 fn immutable_files_and_directories_are_named_and_the_rest_is_done() {
     let name = "immutable_files_and_directories_are_named_and_the_rest_is_done";
     let scratch = Scratch::new();
