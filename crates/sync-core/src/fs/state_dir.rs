@@ -28,11 +28,16 @@ const KNOWN: &str = "known";
 const INDEXES: &str = "index";
 const LOCK: &str = "lock";
 
+/// A path for people, with nothing in it that a terminal would obey.
+fn shown(path: &Path) -> String {
+    crate::path::escape(path.as_os_str().as_encoded_bytes())
+}
+
 /// What went wrong in the state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The system refused.
-    #[error("cannot {doing} {}: {}", .path.display(), explain(source))]
+    #[error("cannot {doing} {}: {}", shown(path), explain(source))]
     Io {
         /// What was being done.
         doing: &'static str,
@@ -42,7 +47,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// A file holds what we never wrote, or lets others read what is secret.
-    #[error("{}: {reason}", .path.display())]
+    #[error("{}: {reason}", shown(path))]
     Bad {
         /// Which file.
         path: PathBuf,

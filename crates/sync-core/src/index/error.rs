@@ -8,20 +8,25 @@ use rusqlite::{ErrorCode, ffi};
 use crate::manifest::EntryError;
 use crate::path::RelPath;
 
+/// A path for people, with nothing in it that a terminal would obey.
+fn shown(path: &Path) -> String {
+    crate::path::escape(path.as_os_str().as_encoded_bytes())
+}
+
 /// Why an index could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// Somebody else has it open, and did not let go in the time given.
-    #[error("the index in {} is in use by another process; wait for it or end it", .0.display())]
+    #[error("the index in {} is in use by another process; wait for it or end it", shown(.0))]
     Busy(PathBuf),
     /// What is stored is not what was written. [`super::Index::rebuild`] starts afresh; that costs time and history.
     #[error("the index is damaged: {0}")]
     Damaged(String),
     /// The disk that holds the state directory is full.
-    #[error("no space left for the index in {}; free some and push again", .0.display())]
+    #[error("no space left for the index in {}; free some and push again", shown(.0))]
     Full(PathBuf),
     /// A file of the index could not be made, locked or moved.
-    #[error("cannot {doing} {}: {source}", path.display())]
+    #[error("cannot {doing} {}: {source}", shown(path))]
     File {
         /// What was being done, as a verb.
         doing: &'static str,
@@ -31,7 +36,7 @@ pub enum IndexError {
         source: io::Error,
     },
     /// SQLite failed for a reason that is neither damage nor a full disk.
-    #[error("cannot {doing} the index in {}: {source}", dir.display())]
+    #[error("cannot {doing} the index in {}: {source}", shown(dir))]
     Failed {
         /// What was being done, as a verb.
         doing: &'static str,

@@ -46,7 +46,9 @@ pub enum LogError {
     #[error(transparent)]
     Index(#[from] IndexError),
     /// Nothing of that name was ever pushed.
-    #[error("nothing was pushed from or to {0} with this state directory; `synccli log` alone lists all there is")]
+    #[error(
+        "{0} is no source or share that was pushed with this state directory, by the name it goes by there; `synccli log` alone lists all there is"
+    )]
     Unknown(String),
 }
 

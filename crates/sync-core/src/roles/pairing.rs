@@ -81,7 +81,9 @@ pub async fn pair(state_dir: &Path, host: &str, port: u16, token: &str) -> Resul
 /// The command that pairs with an address, as a person types it.
 pub(crate) fn how_to_pair(address: &Address) -> String {
     let port = if address.port() == DEFAULT_PORT { String::new() } else { format!(":{}", address.port()) };
-    format!("on that host run `syncd invite`, then here `synccli pair {}{port} TOKEN`", address.host())
+    // An IPv6 address is typed in brackets.
+    let host = if address.host().contains(':') { format!("[{}]", address.host()) } else { address.host().to_owned() };
+    format!("on that host run `syncd invite`, then here `synccli pair {host}{port} TOKEN`")
 }
 
 /// Trust as a daemon's state directory has it, read anew for every client: what a command changes there counts at once.

@@ -9,7 +9,7 @@ pub use io::{ReceiverInput, ReceiverOutput, Settled};
 use super::missing::{Missing, Names};
 use super::{Budget, ProtocolError};
 use crate::hash::Digest;
-use crate::manifest::VersionId;
+use crate::manifest::{Entry, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
@@ -73,6 +73,8 @@ pub struct Receiver {
     considered: BTreeMap<u64, (RelPath, u64)>,
     /// Contents that did not come.
     missing: Missing,
+    /// As they came; a map that grows by single entries is half empty.
+    told: Vec<(RelPath, Option<Entry>)>,
     changes: Changes,
     changes_received: u64,
     /// Held paths that came ahead of the announcement.
@@ -105,6 +107,7 @@ impl Receiver {
             set_aside: Vec::new(),
             considered: BTreeMap::new(),
             missing: Missing::default(),
+            told: Vec::new(),
             changes: Changes::new(),
             changes_received: 0,
             holds: Vec::new(),
@@ -218,7 +221,10 @@ impl Receiver {
                     {
                         files.push(Offered { path: change.path.clone(), digest, size, likely: entry.metadata() });
                     }
-                    self.changes.insert(change.path, change.entry);
+                    if self.told.len() == self.told.capacity() {
+                        self.told.reserve_exact(1024 + self.told.len() / 8);
+                    }
+                    self.told.push((change.path, change.entry));
                 }
                 self.missing.number(self.next_seq, &files);
                 self.consider(files);
@@ -237,6 +243,7 @@ impl Receiver {
                 if announce.contents != self.next_seq {
                     return Err(ProtocolError("the two sides count contents differently".to_owned()));
                 }
+                self.changes = std::mem::take(&mut self.told).into_iter().collect();
                 self.state = State::Completing;
                 if self.guarded.is_some() {
                     self.outputs.push_back(ReceiverOutput::Guard(announce.clone(), self.changes.clone()));
@@ -249,6 +256,7 @@ impl Receiver {
             }
             (ToReplica::Restart(()), State::Mismatched) => {
                 self.restarts += 1;
+                self.told.clear();
                 self.changes.clear();
                 self.changes_received = 0;
                 self.missing.restart();

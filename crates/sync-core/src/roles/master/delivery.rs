@@ -23,7 +23,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Change, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Change, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -113,6 +113,7 @@ impl Delivery {
                 return failed(1, Stats::default());
             }
         };
+        tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
         let hello = Hello { features: 0, share, policy: self.policy.clone() };
         let mut delivered = match Session::open(&self, connection.clone(), hello).await {
             Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
@@ -245,9 +246,15 @@ impl<'a> Session<'a> {
         while let Some(output) = self.next_output()? {
             match output {
                 SenderOutput::Send(message) => {
-                    match message {
-                        ToReplica::Announce(_) => self.difference = None,
+                    match &message {
+                        ToReplica::Announce(announce) => {
+                            let Announce { changes, contents, .. } = announce;
+                            tracing::info!(dest = self.delivery.dest, changes, contents, "announced");
+                            self.difference = None;
+                        }
+                        ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
                         ToReplica::Publish(_) => {
+                            tracing::info!(dest = self.delivery.dest, "prepared; publishes");
                             self.timing.publishing = Some(Instant::now());
                             self.delivery.meter.publishing();
                         }
@@ -265,6 +272,7 @@ impl<'a> Session<'a> {
                 }
                 SenderOutput::LoadChildren(dir) => tokio::task::block_in_place(|| self.load_children(dir))?,
                 SenderOutput::Content(request) => {
+                    tracing::debug!(path = %request.file.path, bytes = request.file.size, "content is wanted");
                     self.timing.first_want.get_or_insert_with(Instant::now);
                     self.delivery.meter.wanted(self.delivery.dest, request.file.size);
                     self.contents.request(request);

@@ -209,6 +209,7 @@ fn read_once(
     let failures = Source::report_failures(&survey, monitor);
     let (decided, difference) = source.decide(survey, scanned, hashed)?;
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
+    tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
     tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
     source.commit(&decided, &difference)?;
     tell(SourceEvent::Committed);

@@ -120,6 +120,7 @@ impl Source {
         let root = Root::open(&request.source).map_err(|e| fail(e.to_string()))?;
         let canonical = fs::place::resolve(&request.source).map_err(|e| fail(e.to_string()))?;
         check_overlaps(&canonical, &request.destinations)?;
+        check_state_dir(&request.state_dir, &request.destinations)?;
         let state = match request.policy.dry_run {
             true => StateDir::at(&request.state_dir),
             false => StateDir::open(&request.state_dir).map_err(|e| PushError::State(e.to_string()))?,
@@ -356,6 +357,22 @@ fn remember_path(index: &Index, canonical: &Path) -> Result<(), IndexError> {
 
 fn notice_rebuilt(monitor: &dyn Monitor, reason: &str) {
     monitor.notice(None, &format!("the index of the source was rebuilt: {reason}; its history is lost, no data is"));
+}
+
+/// Our own state directory must not become part of what is made identical to something else.
+fn check_state_dir(state_dir: &Path, destinations: &[Destination]) -> Result<(), PushError> {
+    let Ok(state) = fs::place::resolve(state_dir) else { return Ok(()) };
+    for destination in destinations {
+        let Destination::Path(path) = destination else { continue };
+        if fs::place::resolve(path).is_ok_and(|place| state.starts_with(place)) {
+            return Err(PushError::Overlap(format!(
+                "the state directory {} lies inside the destination {}; choose another one with --state-dir",
+                show(state_dir),
+                show(path)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Source and destinations, and any two destinations, must be apart.

@@ -1,6 +1,6 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::thread::{Builder, ScopedJoinHandle};
@@ -38,6 +38,8 @@ pub struct Application {
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
     failures: u64,
+    /// Steps that failed, which are counted no more.
+    undone: HashSet<usize>,
     /// Kept for another plan, if this one misses contents.
     changes: Changes,
 }
@@ -84,8 +86,21 @@ impl Application {
         let announce = announce.clone();
         let steps = Arc::new(std::mem::take(&mut plan.steps));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
-        let (publisher, failures) = (None, 0);
-        Ok(Self { announce, left_alone, plan, steps, root, stats, items, refusal, publisher, failures, changes })
+        let (publisher, failures, undone) = (None, 0, HashSet::new());
+        Ok(Self {
+            announce,
+            left_alone,
+            plan,
+            steps,
+            root,
+            stats,
+            items,
+            refusal,
+            publisher,
+            failures,
+            undone,
+            changes,
+        })
     }
 
     /// Why the plan is not to be carried out.
@@ -157,7 +172,18 @@ impl Application {
     fn take_failures(&mut self, opened: &mut Opened, publisher: &mut Publisher) {
         let failures = publisher.take_failures();
         self.failures += failures.len() as u64;
+        self.uncount(&failures);
         opened.report(failures);
+    }
+
+    /// What failed was not done.
+    fn uncount(&mut self, failures: &[FsError]) {
+        for failure in failures {
+            let failed = self.steps.binary_search_by(|step| step.path.cmp(&failure.path));
+            if let Some(i) = failed.ok().filter(|i| self.undone.insert(*i)) {
+                count_step(&mut self.stats, &self.steps[i], |counter, n| *counter = counter.saturating_sub(n));
+            }
+        }
     }
 
     /// Publishes, if there is anything to publish, and writes down what is on disk then and where the replica stands:
@@ -212,6 +238,7 @@ impl Application {
             }
             (written, failures)
         });
+        self.uncount(&failures);
         opened.report(failures);
         let refused = written?;
         if !foreseen || self.failures > 0 {
@@ -409,18 +436,24 @@ fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {
     // Names that went because their content moved are not counted twice.
     let mut stats = ReplicaStats { reused_bytes: copied_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
     for step in plan.steps.iter().filter(|step| step.action != Action::Delete) {
-        let counter = match (&step.action, &step.old) {
-            (Action::Metadata, _) => &mut stats.metadata_only,
-            (Action::Move { .. }, _) => &mut stats.moved,
-            (_, None) => &mut stats.created,
-            (_, Some(_)) => &mut stats.updated,
-        };
-        *counter += 1;
-        if let (Action::Move { .. } | Action::Copy { .. }, Some(new)) = (&step.action, &step.new) {
-            stats.reused_bytes += new.content().map_or(0, |(size, _)| size);
-        }
+        count_step(&mut stats, step, |counter, n| *counter += n);
     }
     stats
+}
+
+/// Changes the counters that a step belongs to.
+fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) {
+    let counter = match (&step.action, &step.old) {
+        (Action::Delete, _) => &mut stats.deleted,
+        (Action::Metadata, _) => &mut stats.metadata_only,
+        (Action::Move { .. }, _) => &mut stats.moved,
+        (_, None) => &mut stats.created,
+        (_, Some(_)) => &mut stats.updated,
+    };
+    change(counter, 1);
+    if let (Action::Move { .. } | Action::Copy { .. }, Some(new)) = (&step.action, &step.new) {
+        change(&mut stats.reused_bytes, new.content().map_or(0, |(size, _)| size));
+    }
 }
 
 fn itemize(step: &Step) -> Option<Item> {

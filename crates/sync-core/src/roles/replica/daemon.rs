@@ -79,9 +79,15 @@ async fn listen(listener: Listener, trust: Arc<StateTrust>, shares: Arc<Shares>,
     listener.close().await;
 }
 
-async fn welcome(arrival: Arrival, trust: Arc<StateTrust>, shares: Arc<Shares>, shutdown: Shutdown) {
+async fn welcome(arrival: Arrival, trust: Arc<StateTrust>, shares: Arc<Shares>, mut shutdown: Shutdown) {
     let from = arrival.from();
-    let connection = match arrival.establish().await {
+    // Who has not shown a key yet keeps nobody from ending.
+    let mut over = shutdown.clone();
+    let established = tokio::select! {
+        established = arrival.establish() => established,
+        _ = over.wait_for(|stop| *stop) => return,
+    };
+    let connection = match established {
         Ok(connection) => connection,
         Err(error) => {
             tracing::warn!(%from, %error, "refused");
@@ -95,7 +101,10 @@ async fn welcome(arrival: Arrival, trust: Arc<StateTrust>, shares: Arc<Shares>, 
             super::serve(connection.clone(), shares, shutdown).await;
             tracing::info!(%from, %peer, "push ended");
         }
-        Purpose::Pairing => match trust.serve_pairing(&connection).await {
+        Purpose::Pairing => match tokio::select! {
+            served = trust.serve_pairing(&connection) => served,
+            _ = shutdown.wait_for(|stop| *stop) => return,
+        } {
             Ok(Some(peer)) => tracing::info!(%from, %peer, "paired"),
             Ok(None) => tracing::warn!(%from, %peer, "pairing refused: no such invitation, or it is used up"),
             Err(error) => {
