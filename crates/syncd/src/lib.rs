@@ -91,6 +91,19 @@ fn print(raw: &Raw, line: impl FnOnce(&std::path::Path) -> anyhow::Result<String
 
 fn refuse(exit: u8, error: &anyhow::Error) -> u8 {
     // A closed standard error must not end in a panic.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    let _ = writeln!(std::io::stderr(), "error: {}", told(error));
     exit
+}
+
+/// The error with its causes, leaving out those that it tells itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

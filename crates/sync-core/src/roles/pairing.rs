@@ -21,7 +21,7 @@ pub enum PairingError {
     #[error("the identity in the state directory: {0}")]
     Identity(#[from] IdentityError),
     /// Not a token.
-    #[error("{0}: copy the whole line that `syncd invite` printed")]
+    #[error("{0}")]
     Token(String),
     /// The other side.
     #[error(transparent)]

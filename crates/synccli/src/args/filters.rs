@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use sync_core::filter::Rule;
+use sync_core::filter::{FilterError, MAX_PATTERN, Rule};
 use sync_core::path::escape;
 
 use crate::exit::Failure;
@@ -56,8 +56,8 @@ pub fn rules(filters: &[Filter], read: impl Fn(&Path) -> std::io::Result<Vec<u8>
                 let name = escape(file.as_os_str().as_bytes());
                 let bytes = read(file)
                     .map_err(|error| Failure::usage(format!("--exclude-from {name}: cannot read: {error}")))?;
-                rules.extend(lines(&bytes).map_err(|line| {
-                    Failure::usage(format!("--exclude-from {name}: line {line}: not UTF-8; a pattern must be"))
+                rules.extend(lines(&bytes).map_err(|(line, reason)| {
+                    Failure::usage(format!("--exclude-from {name}: line {line}: {reason}"))
                 })?);
             }
         }
@@ -65,16 +65,25 @@ pub fn rules(filters: &[Filter], read: impl Fn(&Path) -> std::io::Result<Vec<u8>
     Ok(rules)
 }
 
-/// The patterns of a file, or the number of the line that is no text.
-fn lines(bytes: &[u8]) -> Result<Vec<Rule>, usize> {
+/// The patterns of a file, or the number of the line that is none, and why.
+fn lines(bytes: &[u8]) -> Result<Vec<Rule>, (usize, String)> {
     // Editors on other systems leave a byte order mark and carriage returns; git skips them, too.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut rules = Vec::new();
     for (number, line) in bytes.split(|&b| b == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let pattern = std::str::from_utf8(line).map_err(|_| number + 1)?;
+        let pattern = std::str::from_utf8(line).map_err(|_| (number + 1, "not UTF-8; a pattern must be".to_owned()))?;
         if !pattern.trim().is_empty() && !pattern.starts_with('#') {
-            rules.push(Rule { pattern: pattern.to_owned() });
+            let rule = Rule { pattern: pattern.to_owned() };
+            if let Err(error) = sync_core::filter::Filter::new(std::slice::from_ref(&rule)) {
+                let reason = match error {
+                    FilterError::Pattern { pattern, reason, .. } => format!("`{pattern}`: {reason}"),
+                    FilterError::TooLong(_) => format!("longer than {MAX_PATTERN} bytes"),
+                    other => other.to_string(),
+                };
+                return Err((number + 1, reason));
+            }
+            rules.push(rule);
         }
     }
     Ok(rules)
@@ -101,6 +110,8 @@ mod tests {
         let failure = rules(&filters, |_| Ok(b"fine\nb\xffd\n".to_vec())).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
         assert_eq!(failure.message, "--exclude-from evil\\x1b: line 2: not UTF-8; a pattern must be");
+        let failure = rules(&filters, |_| Ok(b"fine\n\n# [\n[bad\n".to_vec())).unwrap_err();
+        assert!(failure.message.starts_with("--exclude-from evil\\x1b: line 4: `[bad`: "), "{}", failure.message);
         let failure = rules(&filters, |_| Err(io::Error::from(io::ErrorKind::NotFound))).unwrap_err();
         assert!(failure.message.starts_with("--exclude-from evil\\x1b: cannot read: "), "{}", failure.message);
     }
