@@ -20,7 +20,7 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema/0001_index.sql")];
 const BUSY: Duration = Duration::from_secs(5);
 
 /// Page cache of the writing connection in KiB. Larger transactions spill into the log, so memory stays flat.
-const WRITER_CACHE_KIB: i32 = 8 << 10;
+const WRITER_CACHE_KIB: i32 = 4 << 10;
 
 /// The same for a connection that reads rows in order, which needs little more than the path to a leaf.
 const READER_CACHE_KIB: i32 = 1 << 10;

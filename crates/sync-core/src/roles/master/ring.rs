@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::hash::Digest;
 
 /// Most bytes kept.
-const CAPACITY: usize = 12 << 20;
+const CAPACITY: usize = 8 << 20;
 
 /// How long the reader waits for somebody to take something before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
