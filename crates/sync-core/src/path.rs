@@ -130,6 +130,12 @@ impl RelPath {
         }
     }
 
+    /// Whether `self` is an entry of the directory `dir` itself.
+    pub fn is_in(&self, dir: &Self) -> bool {
+        let cut = self.0.iter().rposition(|&b| b == b'/').unwrap_or(0);
+        !self.is_root() && self.0[..cut] == *dir.0
+    }
+
     /// The path as text that is safe on a terminal: see [`escape`]. The top directory is `./`.
     pub fn display(&self) -> String {
         if self.is_root() { "./".to_owned() } else { escape(&self.0) }

@@ -3,7 +3,6 @@
 //! An inode is reached through a descriptor or by a single name in our private staging directory, never by a path that
 //! somebody else could bend. What the kernel refuses is no failure: it comes back as [`Refused`].
 
-use std::fmt::Write as _;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
@@ -20,8 +19,8 @@ const ROOM_FOR_XATTRS: usize = 900;
 /// How an inode is reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target<'a> {
-    /// A name in our staging directory, where nobody else may change names.
-    Staged(BorrowedFd<'a>, &'a str),
+    /// A name in our staging directory or beneath it, where nobody else may change names.
+    Staged(BorrowedFd<'a>, &'a [u8]),
     /// A descriptor; `O_PATH` suffices.
     Open(BorrowedFd<'a>),
 }
@@ -111,19 +110,23 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn proc_path(self) -> String {
-        let mut path = String::from("/proc/self/fd/");
-        let _ = match self {
-            Self::Staged(dir, name) => write!(path, "{}/{name}", dir.as_raw_fd()),
-            Self::Open(fd) => write!(path, "{}", fd.as_raw_fd()),
+    fn proc_path(self) -> Vec<u8> {
+        let (fd, name) = match self {
+            Self::Staged(dir, name) => (dir, name),
+            Self::Open(fd) => (fd, &b""[..]),
         };
+        let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+        if !name.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
         path
     }
 
     fn mtime(self) -> Result<Time, Errno> {
         let (fd, name, flags) = match self {
             Self::Staged(dir, name) => (dir, name, AtFlags::SYMLINK_NOFOLLOW),
-            Self::Open(fd) => (fd, "", AtFlags::EMPTY_PATH),
+            Self::Open(fd) => (fd, &b""[..], AtFlags::EMPTY_PATH),
         };
         let stat = rustix::fs::statx(fd, name, flags, rustix::fs::StatxFlags::MTIME)?;
         Ok(Time { sec: stat.stx_mtime.tv_sec, nsec: stat.stx_mtime.tv_nsec })

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::error::{FsError, IncomingError};
 use super::root::Root;
 use super::sparse::{self, BLOCK};
-use super::staging::{Stage, Staging, State, create, is_big, part_name};
+use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Tuple};
@@ -105,7 +105,7 @@ impl Staging {
             return Ok(None);
         }
         let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
-        let fd = create(stage.fd(), &name).map_err(|errno| {
+        let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| {
             self.contents().remove(digest);
             FsError::new("stage", near, errno)
         })?;
@@ -284,15 +284,21 @@ impl Incoming {
         let last = std::mem::take(&mut self.gathered);
         self.put(&last)?;
         let staging = Arc::clone(&self.staging);
-        let _going_on = staging.going_on(&self.near)?;
-        let ended = ftruncate(&self.fd, self.size)
-            .and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), likely))
-            .and_then(|dressed| {
-                renameat(self.stage.fd(), &self.name, self.stage.fd(), self.digest.to_hex()).map(|()| dressed)
-            });
+        let phase = staging.going_on(&self.near)?;
+        let ended =
+            ftruncate(&self.fd, self.size).and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), likely));
         let dressed = ended.map_err(|errno| self.fail(errno))?;
+        let grows = *phase == Phase::Growing;
+        let grown = match staging.take_place(&self.near, &self.stage, &self.name, grows, self.size) {
+            true => Some(staging.grown(&self.near, &self.stage, &self.fd, self.size, dressed.as_ref())),
+            false => {
+                renameat(self.stage.fd(), &self.name, self.stage.fd(), self.digest.to_hex())
+                    .map_err(|errno| self.fail(errno))?;
+                None
+            }
+        };
         self.finished = true;
-        self.staging.complete(&self.digest, dressed);
+        self.staging.complete(&self.digest, dressed, grown);
         Ok(())
     }
 

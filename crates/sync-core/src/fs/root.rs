@@ -55,10 +55,24 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self::held(fd, path.to_owned())?)
+    }
+
+    /// The directory `name` in the directory `fd`, as the top of a tree of its own. It is opened as it is, not through
+    /// a link.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn within(fd: BorrowedFd<'_>, name: &str, path: PathBuf) -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::held(openat(fd, name, flags, Mode::empty())?, path)
+    }
+
+    fn held(fd: OwnedFd, path: PathBuf) -> Result<Self, Errno> {
         let file_systems = FileSystems::default();
         let identity = file_systems.stat_fd(fd.as_fd())?.identity();
         Ok(Self {
-            path: path.to_owned(),
+            path,
             fd: Arc::new(fd),
             identity,
             file_systems,

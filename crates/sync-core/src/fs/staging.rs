@@ -1,12 +1,16 @@
 //! Where content waits, verified and out of sight, until it is published: one private directory on each file system
 //! of a replica.
 //!
+//! What belongs into a directory that the replica does not have yet takes its place there at once: see [`grow`]. The rest
+//! waits under names of its own.
+//!
 //! The directory lies at the top of the replica, and at the top of every mount below it that is written to, under
 //! [`STAGING_NAME`]: a rename from there into the tree never crosses a file system. Nobody but us may enter it, so
 //! that names in it lead where we made them lead. A completed push removes it; an interrupted one leaves the parts of
 //! big files, and a killed one whatever it was doing, which the next one adopts or clears away.
 
 mod adopt;
+mod grow;
 mod place;
 
 use std::collections::HashMap;
@@ -27,6 +31,8 @@ use super::thaw::Thaw;
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Time};
 use crate::path::RelPath;
+pub(crate) use grow::Grown;
+use grow::Nursery;
 use place::Place;
 
 /// Files of more bytes than this keep what was received of them when a push is interrupted, for the next one.
@@ -48,9 +54,20 @@ pub struct Staging {
     contents: Mutex<HashMap<Digest, Content>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
-    /// Whether the session is over. Held while a content's file is made, written or named, so that clearing away sees
-    /// all of them, and nothing is written to a part that a later session has taken over.
-    over: RwLock<bool>,
+    /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
+    /// written to a part that a later session has taken over.
+    phase: RwLock<Phase>,
+}
+
+/// How far a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Contents come, and take their places in new directories.
+    Growing,
+    /// There is a plan: what comes now waits apart.
+    Planned,
+    /// Nothing is staged any more.
+    Over,
 }
 
 /// One mount of the replica: the file system that the top is on, or one below it.
@@ -72,7 +89,11 @@ pub(crate) struct Stage {
     /// Owner and group that files get when they are made here.
     pub uid: u32,
     pub gid: u32,
+    /// The file system, as in a tuple.
+    fs: u64,
     top: TopTime,
+    /// `None` until something is put into a new directory.
+    nursery: Mutex<Option<Arc<Nursery>>>,
 }
 
 /// The time of the directory that holds a staging directory: making and removing that one moves it.
@@ -91,6 +112,8 @@ pub(crate) struct Content {
     pub state: State,
     /// What its file was given ahead of its publication; `None`: it is as it was born.
     pub dressed: Option<Metadata>,
+    /// Where its file is, if that is in a new directory and not under its digest.
+    pub grown: Option<Box<Grown>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +140,7 @@ impl Staging {
             contents: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
-            over: RwLock::new(false),
+            phase: RwLock::new(Phase::Growing),
         }
     }
 
@@ -125,7 +148,9 @@ impl Staging {
     /// it, which chooses the file system; `likely` is what that will have. The digest is verified here, so the caller
     /// need not.
     ///
-    /// Five system calls: open, write, chmod, utimensat, close; chown if another owner is wanted.
+    /// Four system calls: open, write, utimensat, close; chown and chmod if another owner or mode is wanted than what
+    /// files are born with. In a directory that is new to the replica a statx besides, after which the file need not be
+    /// touched again.
     ///
     /// # Errors
     /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Fs`] if they cannot be
@@ -140,23 +165,43 @@ impl Staging {
         if Digest::of(bytes) != *digest {
             return Err(IncomingError::Mismatch);
         }
-        let _going_on = self.going_on(near)?;
-        let stage = self.stage_near(near)?;
+        let phase = self.going_on(near)?;
+        let (stage, is_new) = self.stage_for(near)?;
         if !self.claim(digest, &stage) {
             return Ok(());
         }
-        let name = digest.to_hex();
-        let written = create(stage.fd(), &name).and_then(|fd| {
-            sparse::write_whole(&fd, bytes)?;
-            stage.dress_ahead(fd.as_fd(), likely)
+        let size = bytes.len() as u64;
+        let home = self.home_ahead(near, &stage, is_new && *phase == Phase::Growing, size);
+        let in_place = home.and_then(|home| Some((create(home.as_fd(), near.name()).ok()?, home)));
+        let hex = digest.to_hex();
+        // Where it cannot take its place, another content has been offered for the same name, and it waits apart.
+        let made = match in_place {
+            Some((fd, home)) => Ok((fd, Some(home))),
+            None => create(stage.fd(), hex.as_bytes()).map(|fd| (fd, None)),
+        };
+        let written = made.and_then(|(fd, home)| {
+            let dressed = sparse::write_whole(&fd, bytes).and_then(|()| stage.dress_ahead(fd.as_fd(), likely));
+            match (dressed, &home) {
+                (Ok(dressed), None) => Ok((dressed, None)),
+                (Ok(dressed), Some(_)) => {
+                    Ok((dressed, Some(self.grown(near, &stage, &fd, size, dressed.as_ref()))))
+                }
+                (Err(errno), home) => {
+                    let (dir, name) = match home {
+                        Some(home) => (home.as_fd(), near.name()),
+                        None => (stage.fd(), hex.as_bytes()),
+                    };
+                    let _ = unlinkat(dir, name, AtFlags::empty());
+                    Err(errno)
+                }
+            }
         });
         match written {
-            Ok(dressed) => {
-                self.complete(digest, dressed);
+            Ok((dressed, grown)) => {
+                self.complete(digest, dressed, grown);
                 Ok(())
             }
             Err(errno) => {
-                let _ = unlinkat(stage.fd(), name, AtFlags::empty());
                 self.contents().remove(digest);
                 Err(FsError::new("stage", near, errno).into())
             }
@@ -165,18 +210,42 @@ impl Staging {
 
     /// Whether the whole content is staged. One left by a killed push is hashed first.
     pub fn has(&self, digest: &Digest) -> bool {
-        self.find(digest).is_some()
+        let unverified = match self.contents().get(digest) {
+            Some(Content { state: State::Whole, .. }) => return true,
+            Some(Content { state: State::Unverified, stage, .. }) => Arc::clone(stage),
+            _ => return false,
+        };
+        self.verify(digest, &unverified)
     }
 
     /// The whole content, if it is staged.
     pub(crate) fn find(&self, digest: &Digest) -> Option<Content> {
-        let found = self.contents().get(digest).cloned()?;
-        let good = match found.state {
-            State::Whole => true,
-            State::Unverified => self.verify(digest, &found.stage),
-            State::Receiving | State::Part => false,
-        };
-        good.then_some(found)
+        let is_whole = self.has(digest);
+        self.contents().get(digest).filter(|_| is_whole).cloned()
+    }
+
+    /// Opens the file of a whole content.
+    pub(crate) fn open_content(&self, digest: &Digest, content: &Content) -> Result<OwnedFd, FsError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.at_content(digest, content, |dir, name| openat(dir, name, flags, Mode::empty()))
+    }
+
+    /// Does something with the name that a content has in staging.
+    pub(crate) fn at_content<T>(
+        &self,
+        digest: &Digest,
+        content: &Content,
+        call: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> Result<T, FsError> {
+        let fail = |path: &RelPath, errno| FsError::new("open the staged content of", path, errno);
+        match &content.grown {
+            Some(grown) => {
+                let home = self.home(&content.stage, &grown.path.parent().unwrap_or_default())?;
+                call(home.as_fd(), grown.path.name()).map_err(|errno| fail(&grown.path, errno))
+            }
+            None => call(content.stage.fd(), digest.to_hex().as_bytes())
+                .map_err(|errno| fail(&content.stage.mount.staging_path(), errno)),
+        }
     }
 
     /// What went wrong without failing a call, such as a foreign file in a staging directory; each is told once.
@@ -241,9 +310,9 @@ impl Staging {
     ///
     /// # Errors
     /// [`FsError`] if the session is over: the caller came too late.
-    pub(crate) fn going_on(&self, near: &RelPath) -> Result<RwLockReadGuard<'_, bool>, FsError> {
-        let over = self.over.read().unwrap_or_else(PoisonError::into_inner);
-        if *over { Err(FsError::because("stage", near, "the session is over")) } else { Ok(over) }
+    pub(crate) fn going_on(&self, near: &RelPath) -> Result<RwLockReadGuard<'_, Phase>, FsError> {
+        let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
+        if *phase == Phase::Over { Err(FsError::because("stage", near, "the session is over")) } else { Ok(phase) }
     }
 
     /// Takes the right to write the content; `false` if it is there already, or on its way by another thread. A part
@@ -257,14 +326,14 @@ impl Staging {
                 State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
             }
         }
-        contents.insert(*digest, Content { stage: Arc::clone(stage), state: State::Receiving, dressed: None });
+        contents.insert(*digest, Content::new(stage, State::Receiving));
         true
     }
 
     /// Records that the content is whole and verified.
-    pub(crate) fn complete(&self, digest: &Digest, dressed: Option<Metadata>) {
+    pub(crate) fn complete(&self, digest: &Digest, dressed: Option<Metadata>, grown: Option<Box<Grown>>) {
         if let Some(content) = self.contents().get_mut(digest) {
-            (content.state, content.dressed) = (State::Whole, dressed);
+            *content = Content { state: State::Whole, dressed, grown, stage: Arc::clone(&content.stage) };
         }
     }
 
@@ -294,8 +363,8 @@ impl Staging {
     }
 
     fn clear(&self, keep_parts: bool, for_good: bool) {
-        let mut over = self.over.write().unwrap_or_else(PoisonError::into_inner);
-        *over |= for_good;
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        *phase = (*phase).max(if for_good { Phase::Over } else { Phase::Planned });
         for mount in self.mounts() {
             let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
             // Looked at before the removal, which moves the time in any case.
@@ -313,6 +382,12 @@ impl Staging {
             }
         }
         self.contents().clear();
+    }
+}
+
+impl Content {
+    fn new(stage: &Arc<Stage>, state: State) -> Self {
+        Self { stage: Arc::clone(stage), state, dressed: None, grown: None }
     }
 }
 
@@ -366,7 +441,7 @@ pub(crate) fn is_big(size: u64) -> bool {
 }
 
 /// Makes a new file that only we can open.
-pub(crate) fn create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+pub(crate) fn create(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
 }

@@ -91,7 +91,7 @@ impl Publisher {
         dirs.extend(thawed.keys().map(|path| (path.clone(), Refused::default())));
         for (i, step) in self.steps.iter().enumerate() {
             let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
-            if is_dir && self.work[i].fate != Fate::Failed {
+            if is_dir && !matches!(self.work[i].fate, Fate::Failed | Fate::Observed) {
                 dirs.insert(step.path.clone(), Refused::default());
             }
         }

@@ -22,7 +22,8 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -65,6 +66,12 @@ pub struct Publisher {
     here: Option<RelPath>,
     /// Is told which steps are done while the others are still being published.
     tell: Option<Tell>,
+    /// Is told what is in its place in a new directory while others are still being prepared.
+    tell_grown: Option<TellGrown>,
+    /// What is to be told next, in the order of its time stamps.
+    grown: VecDeque<Grown>,
+    /// The directory that was looked up last, and what it is in staging if it is new.
+    home: Option<(RelPath, Option<Home>)>,
     stop: Arc<AtomicBool>,
     /// Whether steps were left out because of it.
     stopped: bool,
@@ -80,6 +87,26 @@ pub struct Placed {
     refused: Refused,
 }
 
+/// Is told what is in its place, some at a time.
+pub type TellGrown = Box<dyn FnMut(Vec<Grown>) + Send>;
+
+/// A step whose entry is in its place in a new directory, just as the plan wants it, and the tuple that proves it.
+#[derive(Clone, Copy, Debug)]
+pub struct Grown {
+    /// Which step.
+    pub step: usize,
+    /// What it will be seen as.
+    pub tuple: Tuple,
+}
+
+/// A new directory, which takes shape in staging.
+#[derive(Clone, Debug)]
+struct Home {
+    step: usize,
+    stage: Arc<Stage>,
+    dir: Arc<OwnedFd>,
+}
+
 /// How far a step got.
 #[derive(Debug, Default)]
 struct Work {
@@ -87,6 +114,19 @@ struct Work {
     /// What waits in staging for its name.
     staged: Option<Staged>,
     refused: Refused,
+    /// Of a new directory: whether something gets its name in it only when it is published.
+    late: bool,
+    told: Told,
+}
+
+/// Whether [`TellGrown`] was told of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    No,
+    Yes,
+    /// It was, and the tuple has changed since.
+    Outdated,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +134,8 @@ enum Fate {
     #[default]
     Open,
     Failed,
+    /// In its place in a new directory, and done once that is.
+    Grown,
     Done,
     /// Done, and looked at already.
     Observed,
@@ -103,7 +145,9 @@ enum Fate {
 #[derive(Debug)]
 struct Staged {
     stage: Arc<Stage>,
-    name: String,
+    /// The new directory in which it has its place, under its own name; `None`: it waits apart.
+    home: Option<Arc<OwnedFd>>,
+    name: Box<[u8]>,
     /// Which inode it is, if it is a further name of one that has others, in the tree or in staging.
     linked: Option<(u64, u64)>,
 }
@@ -137,6 +181,9 @@ impl Publisher {
             touched: BTreeMap::new(),
             here: None,
             tell: None,
+            tell_grown: None,
+            grown: VecDeque::new(),
+            home: None,
             stop: Arc::default(),
             stopped: false,
         }
@@ -146,6 +193,18 @@ impl Publisher {
     /// look at them meanwhile. What is made of that must not outlive a failure of the last flush.
     pub fn tell_early(&mut self, tell: Tell) {
         self.tell = Some(tell);
+    }
+
+    /// Has [`Publisher::prepare`] tell what is in its place in new directories, so that its rows can be written
+    /// meanwhile. They are true once the plan is published, but for those of [`Publisher::withdrawn`].
+    pub fn tell_grown(&mut self, tell: TellGrown) {
+        self.tell_grown = Some(tell);
+    }
+
+    /// Paths that were told to be in their place, and are not.
+    pub fn withdrawn(&self) -> impl Iterator<Item = &RelPath> {
+        let withdrawn = |work: &Work| work.fate == Fate::Failed && work.told != Told::No;
+        self.steps.iter().zip(&self.work).filter(move |(_, work)| withdrawn(work)).map(|(step, _)| &step.path)
     }
 
     /// From now on, no step is begun once `stop` is raised.
@@ -257,10 +316,20 @@ impl Inodes {
 }
 
 impl Staged {
-    /// Removes it; a directory if it is empty, as ours are.
+    /// An inode that waits apart.
+    fn apart(stage: Arc<Stage>, name: String) -> Self {
+        Self { stage, home: None, name: name.into_bytes().into(), linked: None }
+    }
+
+    /// The directory that its name is in.
+    fn dir(&self) -> BorrowedFd<'_> {
+        self.home.as_ref().map_or_else(|| self.stage.fd(), AsFd::as_fd)
+    }
+
+    /// Removes it. A directory that is not empty goes with the staging.
     fn remove(&self) {
-        if unlinkat(self.stage.fd(), &self.name, AtFlags::empty()) == Err(Errno::ISDIR) {
-            let _ = unlinkat(self.stage.fd(), &self.name, AtFlags::REMOVEDIR);
+        if unlinkat(self.dir(), &*self.name, AtFlags::empty()) == Err(Errno::ISDIR) {
+            let _ = unlinkat(self.dir(), &*self.name, AtFlags::REMOVEDIR);
         }
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renam
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
-use super::{Fate, Placed, Publisher, Staged, drift, failed, inode, is_delete, old_of, was_dir};
+use super::{Fate, Placed, Publisher, Staged, Told, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
 use crate::fs::stat::{Stat, is_fixed};
@@ -179,7 +179,7 @@ impl Publisher {
         };
         let Action::Move { from } = &steps[moved].action else { return false };
         let Some(old) = self.step_of(from).filter(|old| is_delete(&steps[*old])) else { return false };
-        let is_last = self.root.stat_at(staged.stage.fd(), &staged.name[..]).is_ok_and(|stat| stat.nlink == 1);
+        let is_last = self.root.stat_at(staged.dir(), &*staged.name).is_ok_and(|stat| stat.nlink == 1);
         if !is_last || self.work[old].fate != Fate::Done {
             return false;
         }
@@ -187,10 +187,10 @@ impl Publisher {
             let parent = to.parent().unwrap_or_default();
             self.root.renew(&parent);
             self.staging.thaw.within(&self.root, &parent, |dir| {
-                let named = renameat_with(staged.stage.fd(), &staged.name, dir, to.name(), RenameFlags::NOREPLACE);
+                let named = renameat_with(staged.dir(), &*staged.name, dir, to.name(), RenameFlags::NOREPLACE);
                 match named {
                     // A file system without the flag: a link replaces nothing either.
-                    Err(Errno::INVAL) => linkat(staged.stage.fd(), &staged.name, dir, to.name(), AtFlags::empty()),
+                    Err(Errno::INVAL) => linkat(staged.dir(), &*staged.name, dir, to.name(), AtFlags::empty()),
                     other => other,
                 }
             })
@@ -239,18 +239,21 @@ impl Publisher {
             self.tell_some(i, |step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make));
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
-                if self.work[i].fate == Fate::Open {
+                if matches!(self.work[i].fate, Fate::Open | Fate::Grown) {
                     let reason = format!("the directory {dir} could not be made");
                     self.fail(i, FsError::because("create", &step.path, reason));
                 }
                 continue;
             }
-            if self.work[i].fate == Fate::Open {
-                match self.place(i, step) {
+            match self.work[i].fate {
+                Fate::Open => match self.place(i, step) {
                     Ok(true) => self.work[i].fate = Fate::Done,
                     Ok(false) => {}
                     Err(error) => self.fail(i, error),
-                }
+                },
+                // It became visible with the directory that it is in.
+                Fate::Grown => self.work[i].fate = if self.work[i].told == Told::Yes { Fate::Observed } else { Fate::Done },
+                Fate::Failed | Fate::Done | Fate::Observed => {}
             }
             if self.work[i].fate == Fate::Failed && entry.is_dir() && step.action == Action::MakeDir {
                 blocked = Some(step.path.clone());
@@ -295,9 +298,9 @@ impl Publisher {
         let rename = |flags: RenameFlags| {
             self.staging.thaw.within(&self.root, &parent, |dir| {
                 if flags.is_empty() {
-                    return renameat(staged.stage.fd(), &staged.name, dir, step.path.name());
+                    return renameat(staged.dir(), &*staged.name, dir, step.path.name());
                 }
-                renameat_with(staged.stage.fd(), &staged.name, dir, step.path.name(), flags)
+                renameat_with(staged.dir(), &*staged.name, dir, step.path.name(), flags)
             })
         };
         let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
@@ -330,7 +333,7 @@ impl Publisher {
         }
         if staged.linked.is_some() {
             // Renaming onto another name of the same inode does nothing and leaves the temporary.
-            let _ = unlinkat(staged.stage.fd(), &staged.name, AtFlags::empty());
+            let _ = unlinkat(staged.dir(), &*staged.name, AtFlags::empty());
         }
         if let (There::Other, Some((_, old))) = (there, old_of(step)) {
             self.inodes.count(inode(&old), -1);
@@ -380,12 +383,12 @@ impl Publisher {
             !stat.is_dir()
                 && self.is_unchanged(&Stat { tuple: Tuple { ctime: tuple.ctime, ..stat.tuple }, ..stat }, &tuple)
         };
-        if !self.root.stat_at(staged.stage.fd(), &staged.name[..]).is_ok_and(is_expected) {
+        if !self.root.stat_at(staged.dir(), &*staged.name).is_ok_and(is_expected) {
             put_back()?;
             return Err(drift("replace", &step.path));
         }
         let flags = if was_dir(step) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        match unlinkat(staged.stage.fd(), &staged.name, flags) {
+        match unlinkat(staged.dir(), &*staged.name, flags) {
             Ok(()) => Ok(()),
             Err(errno) => {
                 put_back()?;
@@ -410,7 +413,7 @@ impl Publisher {
     /// A moved inode gets the attributes of its new name at the last moment: its old name shows them too.
     fn dress_moved(&mut self, i: usize, step: &Step, from: &RelPath, staged: &Staged) -> Result<(), FsError> {
         let (Some(entry), Some(row)) = (&step.new, self.row_of(from)) else { return Ok(()) };
-        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let look = self.root.stat_at(staged.dir(), &*staged.name);
         let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
         // Its old name is still visible, and somebody may have written to it since it was pinned.
         if !row.tuple.is_some_and(|tuple| self.is_unchanged(&stat, &tuple)) {
@@ -423,11 +426,11 @@ impl Publisher {
         let known = !row.refused.has(Refused::XATTR);
         let xattrs = known.then_some(&*row.entry.xattrs);
         let before = Before { uid: stat.uid, gid: stat.gid, mode: stat.mode, xattrs };
-        let target = Target::Staged(staged.stage.fd(), &staged.name);
+        let target = Target::Staged(staged.dir(), &staged.name);
         let mut refused = attributes::apply(target, before, entry).map_err(failed(&step.path))?;
         refused.add(attributes::apply_time(target, entry.mtime).map_err(failed(&step.path))?);
         self.work[i].refused = refused;
-        let look = self.root.stat_at(staged.stage.fd(), &staged.name[..]);
+        let look = self.root.stat_at(staged.dir(), &*staged.name);
         let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
         self.inodes.ours.insert(inode(&stat.tuple), stat.tuple.mtime);
         Ok(())
@@ -441,10 +444,10 @@ impl Publisher {
         self.root.renew(&copy.parent().unwrap_or_default());
         let dir = self.staging.thaw.open(&self.root, &copy.parent().unwrap_or_default())?;
         linkat(&dir, copy.name(), stage.fd(), &name, AtFlags::empty()).map_err(fail)?;
-        let staged = Staged { stage, name, linked: None };
+        let staged = Staged::apart(stage, name);
         let placed = match self.check_old(step) {
             Ok(_) => self.staging.thaw.within(&self.root, &step.path.parent().unwrap_or_default(), |dir| {
-                renameat(staged.stage.fd(), &staged.name, dir, step.path.name())
+                renameat(staged.dir(), &*staged.name, dir, step.path.name())
             }),
             Err(error) => {
                 staged.remove();
@@ -461,7 +464,7 @@ impl Publisher {
     pub(super) fn place_late(&mut self, i: usize, step: &Step, staged: &Staged) -> Result<(), FsError> {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
         if step.new.as_ref().is_some_and(|entry| entry.content().is_some()) {
-            rustix::fs::openat(staged.stage.fd(), &staged.name, flags, rustix::fs::Mode::empty())
+            rustix::fs::openat(staged.dir(), &*staged.name, flags, rustix::fs::Mode::empty())
                 .and_then(rustix::fs::fsync)
                 .map_err(|errno| FsError::new("flush", &step.path, errno))?;
         }

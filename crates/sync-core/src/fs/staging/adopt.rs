@@ -5,9 +5,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
+use super::grow::TREE;
 use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
 use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;
@@ -34,6 +35,8 @@ enum Name {
     Part(Digest),
     /// An inode that was about to be published, or the beginning of a content that is not big.
     Temporary,
+    /// New directories, or one that was about to be published, with what is in them.
+    Tree,
     /// Not one of ours.
     Foreign,
 }
@@ -46,9 +49,14 @@ impl Name {
         if let Some(digest) = name.strip_suffix(PART.as_bytes()).and_then(Digest::from_hex) {
             return Self::Part(digest);
         }
-        let numbered =
-            matches!(name, [b't', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit));
-        if numbered || name == BORN.as_bytes() { Self::Temporary } else { Self::Foreign }
+        let is_number = |digits: &[u8]| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        match name {
+            [b't', digits @ ..] if is_number(digits) => Self::Temporary,
+            [b'd', digits @ ..] if is_number(digits) => Self::Tree,
+            name if name == BORN.as_bytes() => Self::Temporary,
+            name if name == TREE.as_bytes() => Self::Tree,
+            _ => Self::Foreign,
+        }
     }
 }
 
@@ -79,15 +87,20 @@ impl Staging {
         };
         // Temporaries go first: a content may have been linked to one, and then counts as published if a link is left.
         for name in &names {
-            if matches!(Name::parse(name), Name::Temporary) {
-                self.discard(stage, name);
+            match Name::parse(name) {
+                Name::Temporary => drop(self.discard(stage, name)),
+                Name::Tree => {
+                    self.take_over_tree(stage, name);
+                    self.remove_tree(stage, name);
+                }
+                _ => {}
             }
         }
         for name in &names {
             let (digest, state, usable) = match Name::parse(name) {
                 Name::Content(digest) => (digest, State::Unverified, self.is(stage, name, is_usable)),
                 Name::Part(digest) => (digest, State::Part, self.is(stage, name, is_usable_part)),
-                Name::Temporary => continue,
+                Name::Temporary | Name::Tree => continue,
                 Name::Foreign => {
                     let path = stage.mount.staging_path().join(name).unwrap_or_default();
                     self.note(FsError::because("clear", &path, "it is in the reserved directory but not ours"));
@@ -95,7 +108,7 @@ impl Staging {
                 }
             };
             if usable && make_plain(stage, name) {
-                self.contents().entry(digest).or_insert(Content { stage: Arc::clone(stage), state, dressed: None });
+                self.contents().entry(digest).or_insert(Content::new(stage, state));
             } else {
                 self.discard(stage, name);
             }
@@ -142,6 +155,10 @@ impl Staging {
         for name in names {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
+                Name::Tree => {
+                    empty &= self.remove_tree(stage, name);
+                    continue;
+                }
                 Name::Content(_) => {
                     keep_parts && self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size))
                 }
@@ -153,6 +170,60 @@ impl Staging {
             }
         }
         empty
+    }
+
+    /// Takes over the files of new directories that a killed push left: each is hashed, and gets its digest as a name.
+    fn take_over_tree(&self, stage: &Arc<Stage>, name: &[u8]) {
+        let Ok(tree) = self.tree_in(stage, name) else { return };
+        for dir in directories(&tree) {
+            let Ok(fd) = tree.open_dir(&dir) else { continue };
+            for name in names(fd.as_fd()).unwrap_or_default() {
+                let is_file = |stat: Stat| is_usable(&stat) && stat.tuple.size > 0;
+                if !tree.stat_at(fd.as_fd(), &name[..]).is_ok_and(is_file) {
+                    continue;
+                }
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let hashed = openat(&fd, &name[..], flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
+                let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { continue };
+                let hex = digest.to_hex();
+                let taken = renameat_with(&fd, &name[..], stage.fd(), &hex, RenameFlags::NOREPLACE).is_ok();
+                if taken && make_plain(stage, hex.as_bytes()) {
+                    self.contents().insert(digest, Content::new(stage, State::Whole));
+                }
+            }
+        }
+    }
+
+    /// Removes a directory of ours with all that is in it; tells whether it is gone.
+    fn remove_tree(&self, stage: &Stage, name: &[u8]) -> bool {
+        let Ok(tree) = self.tree_in(stage, name) else { return self.discard(stage, name) };
+        let mut dirs = directories(&tree);
+        let clear = |dirs: &[RelPath]| {
+            for dir in dirs {
+                let Ok(fd) = tree.open_dir(dir) else { continue };
+                for name in names(fd.as_fd()).unwrap_or_default() {
+                    // What stays, such as a directory, is told when its own directory cannot go.
+                    let _ = unlinkat(&fd, &name[..], AtFlags::empty());
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for dirs in dirs.chunks(dirs.len().div_ceil(REMOVERS).max(PORTION / 10)) {
+                scope.spawn(move || clear(dirs));
+            }
+        });
+        while let Some(dir) = dirs.pop() {
+            let Some(parent) = dir.parent() else { continue };
+            if let Ok(parent) = tree.open_dir(&parent) {
+                let _ = unlinkat(parent, dir.name(), AtFlags::REMOVEDIR);
+            }
+        }
+        self.discard(stage, name)
+    }
+
+    fn tree_in(&self, stage: &Stage, name: &[u8]) -> Result<Root, Errno> {
+        let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?;
+        Root::within(stage.fd(), name, self.root.path().join(STAGING_NAME).join(name))
     }
 
     fn is(&self, stage: &Stage, name: &[u8], wanted: impl Fn(&Stat) -> bool) -> bool {
@@ -197,11 +268,25 @@ fn is_usable_part(stat: &Stat) -> bool {
 
 /// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.
 fn make_plain(stage: &Stage, name: &[u8]) -> bool {
-    let Ok(name) = std::str::from_utf8(name) else { return false };
     let target = Target::Staged(stage.fd(), name);
     target.chown(Some(stage.uid), Some(stage.gid)).is_ok()
         && target.chmod(0o600).is_ok()
         && target.strip_xattrs().is_ok()
+}
+
+/// Every directory of a tree, each after the one that holds it.
+fn directories(tree: &Root) -> Vec<RelPath> {
+    let mut dirs = vec![RelPath::root()];
+    let mut next = 0;
+    while let Some(dir) = dirs.get(next).cloned() {
+        next += 1;
+        let Ok(fd) = tree.open_dir(&dir) else { continue };
+        for name in names(fd.as_fd()).unwrap_or_default() {
+            let is_dir = tree.stat_at(fd.as_fd(), &name[..]).is_ok_and(|stat| stat.is_dir());
+            dirs.extend(dir.join(&name).ok().filter(|_| is_dir));
+        }
+    }
+    dirs
 }
 
 fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {

@@ -1,7 +1,7 @@
 //! Which mount a path belongs to, and its staging directory, made when it is first needed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fremovexattr, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
@@ -31,18 +31,32 @@ impl Staging {
 
     /// The mount that an entry at `near` will be on: that of the nearest directory above it that exists.
     pub(crate) fn mount_near(&self, near: &RelPath) -> Result<Arc<Mount>, FsError> {
+        self.place_near(near).map(|place| place.mount)
+    }
+
+    /// As [`Staging::stage_near`]; also tells whether the directory that holds `near` is new.
+    pub(super) fn stage_for(&self, near: &RelPath) -> Result<(Arc<Stage>, bool), FsError> {
+        let Place { mount, exists } = self.place_near(near)?;
+        Ok((self.open_stage(&mount)?, !exists))
+    }
+
+    fn place_near(&self, near: &RelPath) -> Result<Place, FsError> {
         let bytes = near.as_bytes();
         let dir = &bytes[..bytes.iter().rposition(|&b| b == b'/').unwrap_or(0)];
         // The common case costs no allocation: every entry of a directory after the first.
         if let Some(place) = self.places.read().unwrap_or_else(PoisonError::into_inner).get(dir) {
-            return Ok(Arc::clone(&place.mount));
+            return Ok(place.clone());
         }
         let dir = near.parent().unwrap_or_default();
-        self.mount_of(&dir)
+        self.place_of(&dir)
     }
 
     /// The mount that the directory `dir` is on, or the nearest one above it that exists.
     pub(crate) fn mount_of(&self, dir: &RelPath) -> Result<Arc<Mount>, FsError> {
+        self.place_of(dir).map(|place| place.mount)
+    }
+
+    fn place_of(&self, dir: &RelPath) -> Result<Place, FsError> {
         let mut missing = Vec::new();
         let mut at = dir.clone();
         let mut place = loop {
@@ -56,7 +70,7 @@ impl Staging {
             place = self.look(&dir, &place)?;
             self.places.write().unwrap_or_else(PoisonError::into_inner).insert(dir, place.clone());
         }
-        Ok(place.mount)
+        Ok(place)
     }
 
     fn known_place(&self, dir: &RelPath) -> Option<Place> {
@@ -147,7 +161,8 @@ impl Staging {
             fail("write to", errno)
         })?;
         let top = TopTime { before, ours: look()?.tuple.mtime };
-        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid, top });
+        let fs = stat.tuple.fs;
+        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid, fs, top, nursery: Mutex::default() });
         self.adopt_names(&stage);
         *slot = Some(Arc::clone(&stage));
         Ok(stage)
@@ -215,7 +230,7 @@ impl Staging {
             fchmod(fd, Mode::RWXU)?;
         }
         let _ = unlinkat(fd, BORN, AtFlags::empty());
-        let file = self.thaw.within(&self.root, &mount.top, |_| create(fd.as_fd(), BORN))?;
+        let file = self.thaw.within(&self.root, &mount.top, |_| create(fd.as_fd(), BORN.as_bytes()))?;
         let stat = self.root.stat_fd(&file)?;
         unlinkat(fd, BORN, AtFlags::empty())?;
         Ok((stat.uid, stat.gid))

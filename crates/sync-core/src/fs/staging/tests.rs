@@ -38,7 +38,13 @@ impl Bed {
     }
 }
 
+/// In a directory that is there.
 fn near() -> RelPath {
+    RelPath::new("name").unwrap()
+}
+
+/// In one that is not.
+fn beneath_new() -> RelPath {
     RelPath::new("not/there/yet").unwrap()
 }
 
@@ -401,4 +407,70 @@ fn setgid_and_default_acls_do_not_reach_staging() {
     assert_eq!(fs::metadata(bed.dir()).unwrap().mode() & 0o7777, 0o700);
     assert_eq!(fs::metadata(bed.dir().join(Digest::of(b"x").to_hex())).unwrap().mode() & 0o7777, 0o600);
     assert_eq!(rustix::fs::llistxattr(bed.dir(), &mut vec![0u8; 4096][..]).unwrap_or(0), 0);
+    staging.store(&Digest::of(b"y"), b"y", &beneath_new(), None).unwrap();
+    let new = bed.dir().join("tree/not/there");
+    assert_eq!(fs::metadata(&new).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(rustix::fs::llistxattr(&new, &mut vec![0u8; 4096][..]).unwrap_or(0), 0);
+    assert_eq!(fs::metadata(new.join("yet")).unwrap().mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn what_belongs_into_new_directories_takes_its_place_there() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let place = bed.dir().join("tree/not/there/yet");
+    staging.store(&Digest::of(b"first"), b"first", &beneath_new(), None).unwrap();
+    assert_eq!(fs::read(&place).unwrap(), b"first");
+    // Another content of the same name, sent because the file changed, waits apart.
+    staging.store(&Digest::of(b"second"), b"second", &beneath_new(), None).unwrap();
+    assert_eq!(fs::read(&place).unwrap(), b"first");
+    assert_eq!(fs::read(bed.dir().join(Digest::of(b"second").to_hex())).unwrap(), b"second");
+    let bytes = noise(2_000_000);
+    let path = RelPath::new("not/large").unwrap();
+    let mut incoming = staging.begin(&Digest::of(&bytes), bytes.len() as u64, &path).unwrap().unwrap();
+    incoming.write(&bytes).unwrap();
+    assert!(!bed.dir().join("tree/not/large").exists(), "not before it is whole");
+    incoming.finish(None).unwrap();
+    assert_eq!(fs::read(bed.dir().join("tree/not/large")).unwrap(), bytes);
+    // With a plan under way nothing slips into a directory that is about to be published.
+    staging.stop_growing();
+    staging.store(&Digest::of(b"late"), b"late", &RelPath::new("not/late").unwrap(), None).unwrap();
+    assert!(bed.dir().join(Digest::of(b"late").to_hex()).exists() && !bed.dir().join("tree/not/late").exists());
+    // What no plan wants there goes, contents and directories.
+    staging.take_out_unclaimed();
+    assert_eq!(fs::read_dir(bed.dir().join("tree")).unwrap().count(), 0);
+    assert!(!staging.has(&Digest::of(b"first")) && !staging.has(&Digest::of(&bytes)));
+    assert!(staging.has(&Digest::of(b"second")) && staging.has(&Digest::of(b"late")));
+    staging.remove();
+    assert!(!bed.dir().exists() && staging.take_problems().is_empty());
+}
+
+#[test]
+fn what_a_killed_session_left_in_new_directories_is_not_sent_again() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let inside = RelPath::new("a/b/c/file").unwrap();
+    staging.store(&Digest::of(b"good"), b"good", &inside, None).unwrap();
+    staging.store(&Digest::of(b"torn"), b"torn", &RelPath::new("a/b/torn").unwrap(), None).unwrap();
+    staging.store(&Digest::of(b"seen"), b"seen", &RelPath::new("a/seen").unwrap(), None).unwrap();
+    drop(staging);
+    let tree = bed.dir().join("tree/a");
+    fs::write(tree.join("b/torn"), "to").unwrap();
+    fs::set_permissions(tree.join("b/c/file"), fs::Permissions::from_mode(0o4755)).unwrap();
+    // Published under another name: it must not be touched again.
+    fs::hard_link(tree.join("seen"), bed.top.path().join("visible")).unwrap();
+    // One that was taken out to be published.
+    fs::create_dir(bed.dir().join("d3")).unwrap();
+    fs::write(bed.dir().join("d3/moved"), "moved").unwrap();
+
+    let staging = bed.session();
+    assert!(staging.has(&Digest::of(b"good")) && staging.has(&Digest::of(b"moved")));
+    assert!(!staging.has(&Digest::of(b"torn")) && !staging.has(&Digest::of(b"seen")));
+    let good = bed.dir().join(Digest::of(b"good").to_hex());
+    assert_eq!(fs::metadata(good).unwrap().mode() & 0o7777, 0o600);
+    assert!(!bed.dir().join("tree").exists() && !bed.dir().join("d3").exists());
+    assert_eq!(fs::read(bed.top.path().join("visible")).unwrap(), b"seen");
+    staging.keep_parts();
+    assert!(!bed.dir().exists(), "an interrupted push keeps the parts of big files only");
+    assert!(staging.take_problems().is_empty());
 }

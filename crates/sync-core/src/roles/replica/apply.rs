@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::Arc;
 use std::thread::{Builder, ScopedJoinHandle};
 
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
-use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Staging};
+use crate::fs::{FsError, Grown, Known, Observed, Observer, Placed, Publisher, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Leaf, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Row, Tuple};
@@ -20,6 +21,9 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
+
+/// Messages about what is in its place that may wait for their rows to be written.
+const TOLD_AHEAD: usize = 8;
 
 /// Why a plan was not carried out to its end.
 const STOPPED: &str = "it was asked to stop; every file there is whole, and the next push goes on";
@@ -141,17 +145,14 @@ impl Application {
         let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
         publisher.stop_on(Arc::clone(stop));
-        publisher.prepare();
-        self.take_failures(opened, &mut publisher);
-        if publisher.was_stopped() {
-            return Err(STOPPED.to_owned());
-        }
-        staging.flush().map_err(|e| e.to_string())?;
         // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
         // the stand is none from here on.
         let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
-        opened.index.set_intent(&intent).map_err(|e| e.to_string())?;
+        let prepared = prepare_and_commit(&opened.index, &self.steps, &staging, publisher, &intent);
+        let (publisher, committed) = prepared.map_err(|Reason(reason)| reason)?;
         self.publisher = Some(publisher);
+        self.take_failures(opened);
+        committed.map_err(|Reason(reason)| reason)?;
         Ok(None)
     }
 
@@ -169,8 +170,8 @@ impl Application {
         self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
     }
 
-    fn take_failures(&mut self, opened: &mut Opened, publisher: &mut Publisher) {
-        let failures = publisher.take_failures();
+    fn take_failures(&mut self, opened: &mut Opened) {
+        let failures = self.publisher.as_mut().map(Publisher::take_failures).unwrap_or_default();
         self.failures += failures.len() as u64;
         self.uncount(&failures);
         opened.report(failures);
@@ -222,6 +223,7 @@ impl Application {
                     }
                     publisher.skip(&observed);
                     publisher.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
+                    publisher.withdrawn().try_for_each(|path| commit.delete(path).map(drop))?;
                     failures.extend(publisher.take_failures());
                 }
                 let refused = ledger.finish(commit)?;
@@ -301,6 +303,49 @@ fn check_place(opened: &Opened) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Prepares and flushes. Meanwhile rows are written of what has its place in new directories already, in the transaction
+/// that then records the intent: true once that is published, and if it never is, the next look at the tree finds
+/// nothing there. Fails if it cannot begin.
+fn prepare_and_commit(
+    index: &Index,
+    steps: &[Step],
+    staging: &Staging,
+    mut publisher: Publisher,
+    intent: &Intent,
+) -> Result<(Publisher, Result<(), Reason>), Reason> {
+    let mut ledger = Ledger::new(steps, BTreeMap::new());
+    let (sender, grown) = mpsc::sync_channel(TOLD_AHEAD);
+    // Nobody listens any more when the index failed.
+    publisher.tell_grown(Box::new(move |some| drop(sender.send(some))));
+    std::thread::scope(|scope| {
+        let prepare = || {
+            publisher.prepare();
+            publisher
+        };
+        let preparing = Builder::new().spawn_scoped(scope, prepare);
+        let preparing = preparing.map_err(|error| Reason(format!("cannot start a thread to prepare: {error}")))?;
+        let mut prepared = None;
+        let mut join = Some(|| preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned())));
+        let committed = index.commit_with(0, |commit| {
+            // Dropped when this ends, however it does: then nobody waits for it.
+            let grown: Receiver<Vec<Grown>> = grown;
+            grown.iter().flatten().try_for_each(|grown| ledger.write_grown(commit, grown))?;
+            let publisher = prepared.insert(join.take().map_or_else(|| Err(Reason(String::new())), |join| join())?);
+            if publisher.was_stopped() {
+                return Err(Reason(STOPPED.to_owned()));
+            }
+            staging.flush().map_err(|error| Reason(error.to_string()))?;
+            commit.set_intent(intent).map_err(Reason::from)
+        });
+        let publisher = match (prepared, join) {
+            (Some(publisher), _) => publisher,
+            (None, Some(join)) => join()?,
+            (None, None) => return Err(Reason("preparing ended with a panic".to_owned())),
+        };
+        Ok((publisher, committed))
+    })
 }
 
 /// Why a push of this replica cannot go on, for a person.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fs::Observed;
+use crate::fs::{Grown, Observed};
 use crate::index::{Commit, IndexError};
 use crate::manifest::{Refused, Row};
 use crate::path::RelPath;
@@ -39,6 +39,14 @@ impl<'a> Ledger<'a> {
         }
         let Observed { path, tuple, refused, proven, mount } = seen;
         commit.upsert(&Row { path, entry, tuple, proven, refused, extra: mark.unwrap_or(extra), mount })
+    }
+
+    /// Writes the row of a step that has its place in a new directory.
+    pub fn write_grown(&mut self, commit: &mut Commit<'_>, grown: Grown) -> Result<(), IndexError> {
+        let step = &self.steps[grown.step];
+        let Some(entry) = step.new.clone() else { return Ok(()) };
+        let (tuple, refused) = (Some(grown.tuple), Refused::default());
+        commit.upsert(&Row { path: step.path.clone(), entry, tuple, proven: true, refused, extra: false, mount: false })
     }
 
     /// Writes the marks of what was not observed. Returns how many steps met each kind of refusal.

@@ -380,7 +380,7 @@ fn what_changed_right_before_an_exchange_comes_back() {
         let i = publisher.step_of(&path(name)).unwrap();
         let staged = publisher.work[i].staged.take().unwrap();
         let rename = |flags| {
-            rustix::fs::renameat_with(staged.stage.fd(), &staged.name, publisher.root.fd(), path(name).name(), flags)
+            rustix::fs::renameat_with(staged.dir(), &*staged.name, publisher.root.fd(), path(name).name(), flags)
         };
         rename(rustix::fs::RenameFlags::EXCHANGE).unwrap();
         let error = publisher.remove_exchanged(&publisher.steps[i], &staged, &rename).unwrap_err().to_string();

@@ -1,0 +1,228 @@
+//! New directories: what belongs into one that the replica does not have yet takes its place at once, in staging, in a
+//! tree of the same shape, so that one rename makes all of it visible.
+//!
+//! That tree lies under [`TREE`] in the staging directory, with the same paths as the replica. A directory that the
+//! replica has already is in it only as a way to those that it has not. Files get there as their contents come, before
+//! anybody knows the plan; so [`Publisher`](crate::fs::Publisher) takes out again what the plan does not have.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, RenameFlags, mkdirat, renameat, renameat_with, unlinkat};
+use rustix::io::Errno;
+
+use super::{Content, Stage, Staging, is_big};
+use crate::fs::error::FsError;
+use crate::fs::root::Root;
+use crate::hash::Digest;
+use crate::manifest::{Metadata, Time, Tuple};
+use crate::path::RelPath;
+
+/// The name of the tree in a staging directory.
+pub(super) const TREE: &str = "tree";
+
+/// The tree of one staging directory.
+#[derive(Debug)]
+pub(crate) struct Nursery {
+    root: Root,
+    /// Directories made in it and not yet claimed by a plan.
+    made: Mutex<HashSet<RelPath>>,
+}
+
+/// What is known of a content that has its place in a new directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Grown {
+    /// Where it will be visible.
+    pub path: RelPath,
+    /// Whether a plan has it there.
+    pub placed: bool,
+    /// Inode and ctime, if everything else about the file is as it was dressed.
+    seen: Option<(u64, Time)>,
+}
+
+impl Nursery {
+    /// The directory that will be visible as `dir`, made with those above it if need be.
+    fn home(&self, dir: &RelPath) -> Result<Arc<OwnedFd>, FsError> {
+        match self.root.dir(dir) {
+            Err(error) if error.is_gone() => {}
+            other => return other,
+        }
+        let mut missing = vec![dir.clone()];
+        let mut at = dir.parent();
+        let mut above = loop {
+            let Some(dir) = at else { break self.root.dir(&RelPath::root())? };
+            match self.root.dir(&dir) {
+                Ok(fd) => break fd,
+                Err(error) if error.is_gone() => at = dir.parent(),
+                Err(error) => return Err(error),
+            }
+            missing.push(dir);
+        };
+        for dir in missing.into_iter().rev() {
+            match mkdirat(&above, dir.name(), Mode::RWXU) {
+                Ok(()) => drop(self.made().insert(dir.clone())),
+                // Another thread was here first, or a file is: then it does not open.
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(FsError::new("stage", &dir, errno)),
+            }
+            above = self.root.dir(&dir)?;
+        }
+        Ok(above)
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, HashSet<RelPath>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Staging {
+    /// The directory in which the entry at `path` takes its place now; `None` if it is not to be in a new directory, or
+    /// cannot be.
+    pub(super) fn home_ahead(&self, path: &RelPath, stage: &Stage, is_new: bool, size: u64) -> Option<Arc<OwnedFd>> {
+        // A big content has a name by which an interrupted push is resumed.
+        let parent = path.parent().filter(|_| is_new && !is_big(size))?;
+        self.home(stage, &parent).ok()
+    }
+
+    /// Gives a file that was received under `name` its place in a new directory, if it is to have one and nothing else
+    /// is there; tells whether it did.
+    pub(crate) fn take_place(&self, path: &RelPath, stage: &Stage, name: &str, grows: bool, size: u64) -> bool {
+        let is_new = grows && self.stage_for(path).is_ok_and(|(_, is_new)| is_new);
+        let Some(home) = self.home_ahead(path, stage, is_new, size) else { return false };
+        renameat_with(stage.fd(), name, &home, path.name(), RenameFlags::NOREPLACE).is_ok()
+    }
+
+    /// The directory in staging that will be visible as `dir`.
+    pub(crate) fn home(&self, stage: &Stage, dir: &RelPath) -> Result<Arc<OwnedFd>, FsError> {
+        self.nursery(stage).map_err(|errno| FsError::new("stage", dir, errno))?.home(dir)
+    }
+
+    /// Nothing takes its place in new directories any more until the session ends: a plan is being prepared.
+    pub(crate) fn stop_growing(&self) {
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        *phase = (*phase).max(super::Phase::Planned);
+    }
+
+    /// A plan makes this directory; it need not be taken out again.
+    pub(crate) fn claim_home(&self, stage: &Stage, dir: &RelPath) {
+        if let Some(nursery) = stage.nursery_if_open() {
+            nursery.made().remove(dir);
+        }
+    }
+
+    /// Makes room at the place of `path` in a new directory, where a content is that no longer belongs there.
+    pub(crate) fn evict(&self, stage: &Stage, path: &RelPath) -> Result<(), Errno> {
+        let mut contents = self.contents();
+        let home = |path: &RelPath| self.home(stage, path).map_err(|error| error.errno().unwrap_or(Errno::IO));
+        let home = home(&path.parent().unwrap_or_default())?;
+        match contents.iter_mut().find(|(_, content)| content.is_at(path)) {
+            Some((digest, content)) => {
+                renameat(&home, path.name(), stage.fd(), digest.to_hex())?;
+                content.grown = None;
+                Ok(())
+            }
+            None => unlinkat(&home, path.name(), AtFlags::empty()),
+        }
+    }
+
+    /// Takes out of new directories what no plan has claimed. What cannot be taken out is among the problems.
+    pub(crate) fn take_out_unclaimed(&self) {
+        let mut contents = self.contents();
+        let unclaimed = |content: &mut Content| content.grown.as_ref().is_some_and(|grown| !grown.placed);
+        for (digest, content) in contents.extract_if(|_, content| unclaimed(content)).collect::<Vec<_>>() {
+            let removed = self.at_content(&digest, &content, |dir, name| unlinkat(dir, name, AtFlags::empty()));
+            removed.err().into_iter().for_each(|error| self.note(error));
+        }
+        drop(contents);
+        for stage in self.mounts().into_iter().filter_map(|mount| mount.stage_if_open()) {
+            let Some(nursery) = stage.nursery_if_open() else { continue };
+            let mut made: Vec<RelPath> = std::mem::take(&mut *nursery.made()).into_iter().collect();
+            made.sort_unstable_by(|a, b| b.cmp(a));
+            for dir in made {
+                let parent = self.home(&stage, &dir.parent().unwrap_or_default());
+                // One that leads to a new directory is not empty, and goes with the whole staging.
+                if parent.is_ok_and(|parent| unlinkat(&parent, dir.name(), AtFlags::REMOVEDIR).is_ok()) {
+                    nursery.root.forget(&dir);
+                }
+            }
+        }
+    }
+
+    /// Takes the new directory at `path`, with all that is in it, out of the tree, under a name of the moment.
+    pub(crate) fn take_top(&self, stage: &Stage, path: &RelPath) -> Result<String, FsError> {
+        let home = self.home(stage, &path.parent().unwrap_or_default())?;
+        let mut name = self.fresh_name();
+        name.replace_range(..1, "d");
+        renameat(&home, path.name(), stage.fd(), &name).map_err(|errno| FsError::new("stage", path, errno))?;
+        if let Some(nursery) = stage.nursery_if_open() {
+            nursery.root.forget(path);
+        }
+        Ok(name)
+    }
+
+    fn nursery(&self, stage: &Stage) -> Result<Arc<Nursery>, Errno> {
+        let mut slot = stage.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nursery) = &*slot {
+            return Ok(Arc::clone(nursery));
+        }
+        match mkdirat(stage.fd(), TREE, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let path = self.root.path().join(crate::fs::STAGING_NAME).join(TREE);
+        let nursery = Arc::new(Nursery { root: Root::within(stage.fd(), TREE, path)?, made: Mutex::default() });
+        *slot = Some(Arc::clone(&nursery));
+        Ok(nursery)
+    }
+
+    /// What there is to say of a file that was just given its place at `path`, with `dressed` for its attributes.
+    pub(crate) fn grown(
+        &self,
+        path: &RelPath,
+        stage: &Stage,
+        fd: impl AsFd,
+        size: u64,
+        dressed: Option<&Metadata>,
+    ) -> Box<Grown> {
+        let tuple = self.tuple_of(fd, size, dressed).filter(|tuple| tuple.fs == stage.fs);
+        Box::new(Grown { path: path.clone(), placed: false, seen: tuple.map(|tuple| (tuple.ino, tuple.ctime)) })
+    }
+
+    /// The tuple of a file in staging, if everything about it is as it was dressed, and our own clock stamps it.
+    pub(crate) fn tuple_of(&self, fd: impl AsFd, size: u64, dressed: Option<&Metadata>) -> Option<Tuple> {
+        let stat = self.root.stat_fd(fd).ok()?;
+        let found = Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime };
+        let same = Some(&found) == dressed && stat.nlink == 1 && stat.tuple.size == size;
+        (same && !self.root.is_remote(&stat)).then_some(stat.tuple)
+    }
+
+    /// A plan has the content in the place where it is; `last`: and nowhere else.
+    pub(crate) fn keep_in_place(&self, digest: &Digest, last: bool) {
+        let mut contents = self.contents();
+        if last {
+            contents.remove(digest);
+        } else if let Some(grown) = contents.get_mut(digest).and_then(|content| content.grown.as_mut()) {
+            grown.placed = true;
+        }
+    }
+}
+
+impl Content {
+    /// Whether its file is at `path` in a new directory, and free.
+    pub fn is_at(&self, path: &RelPath) -> bool {
+        self.grown.as_ref().is_some_and(|grown| !grown.placed && grown.path == *path)
+    }
+
+    /// The tuple of the file; `None` if it must be looked at again.
+    pub fn tuple(&self, size: u64) -> Option<Tuple> {
+        let (ino, ctime) = self.grown.as_ref()?.seen?;
+        Some(Tuple { fs: self.stage.fs, ino, size, mtime: self.dressed?.mtime, ctime })
+    }
+}
+
+impl Stage {
+    pub fn nursery_if_open(&self) -> Option<Arc<Nursery>> {
+        self.nursery.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
