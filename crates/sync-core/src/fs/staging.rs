@@ -13,11 +13,11 @@ mod adopt;
 mod grow;
 mod place;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use foldhash::HashMap;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, unlinkat};
 use rustix::io::Errno;
 
@@ -89,6 +89,8 @@ pub(crate) struct Stage {
     /// Owner and group that files get when they are made here.
     pub uid: u32,
     pub gid: u32,
+    /// Permissions that files do not get when they are made here.
+    masked: u32,
     /// The file system, as in a tuple.
     fs: u64,
     top: TopTime,
@@ -148,8 +150,8 @@ impl Staging {
     /// it, which chooses the file system; `likely` is what that will have. The digest is verified here, so the caller
     /// need not.
     ///
-    /// Four system calls: open, write, utimensat, close; chown and chmod if another owner or mode is wanted than what
-    /// files are born with. In a directory that is new to the replica a statx besides, after which the file need not be
+    /// Four system calls: open, write, utimensat, close; chown and chmod if an owner or mode is wanted that files cannot be
+    /// made with. In a directory that is new to the replica a statx besides, after which the file need not be
     /// touched again.
     ///
     /// # Errors
@@ -172,20 +174,19 @@ impl Staging {
         }
         let size = bytes.len() as u64;
         let home = self.home_ahead(near, &stage, is_new && *phase == Phase::Growing, size);
-        let in_place = home.and_then(|home| Some((create(home.as_fd(), near.name()).ok()?, home)));
+        let born = stage.mode_at_birth(likely);
+        let in_place = home.and_then(|home| Some((create_as(home.as_fd(), near.name(), born).ok()?, home)));
         let hex = digest.to_hex();
         // Where it cannot take its place, another content has been offered for the same name, and it waits apart.
         let made = match in_place {
             Some((fd, home)) => Ok((fd, Some(home))),
-            None => create(stage.fd(), hex.as_bytes()).map(|fd| (fd, None)),
+            None => create_as(stage.fd(), hex.as_bytes(), born).map(|fd| (fd, None)),
         };
         let written = made.and_then(|(fd, home)| {
-            let dressed = sparse::write_whole(&fd, bytes).and_then(|()| stage.dress_ahead(fd.as_fd(), likely));
+            let dressed = sparse::write_whole(&fd, bytes).and_then(|()| stage.dress_ahead(fd.as_fd(), born, likely));
             match (dressed, &home) {
                 (Ok(dressed), None) => Ok((dressed, None)),
-                (Ok(dressed), Some(_)) => {
-                    Ok((dressed, Some(self.grown(near, &stage, &fd, size, dressed.as_ref()))))
-                }
+                (Ok(dressed), Some(_)) => Ok((dressed, Some(self.grown(near, &stage, &fd, size, dressed.as_ref())))),
                 (Err(errno), home) => {
                     let (dir, name) = match home {
                         Some(home) => (home.as_fd(), near.name()),
@@ -396,24 +397,44 @@ impl Stage {
         self.fd.as_fd()
     }
 
-    /// Gives a whole new file owner, mode and time while it is open, which is cheaper than by its name later. Returns
-    /// what it got: nothing if that needs more care than a call each.
-    pub fn dress_ahead(&self, fd: BorrowedFd<'_>, likely: Option<&Metadata>) -> Result<Option<Metadata>, Errno> {
-        let Some(likely) = likely else { return Ok(None) };
-        let foreign = (likely.uid, likely.gid) != (self.uid, self.gid);
-        // It may have to be read again, for a copy.
-        let plain = likely.mode & !0o7777 == 0 && likely.mode & 0o400 != 0 && (0..1 << 31).contains(&likely.mtime.sec);
-        if !plain || likely.mtime.nsec >= 1_000_000_000 || (foreign && !rustix::process::geteuid().is_root()) {
-            return Ok(None);
+    /// The permissions with which a file is made that will probably have `likely`: its own, as far as the process's mask
+    /// lets them, or only ours. Nobody else gets into a staging directory.
+    pub fn mode_at_birth(&self, likely: Option<&Metadata>) -> u32 {
+        self.to_dress(likely).map_or(0o600, |likely| likely.mode & 0o777 & !self.masked)
+    }
+
+    /// Gives a whole file that was made with these permissions owner, mode and time while it is open, which is cheaper
+    /// than by its name later. Returns what it got: nothing if that needs more care than a call each, and then only we
+    /// may open it.
+    pub fn dress_ahead(
+        &self,
+        fd: BorrowedFd<'_>,
+        born: u32,
+        likely: Option<&Metadata>,
+    ) -> Result<Option<Metadata>, Errno> {
+        let Some(likely) = self.to_dress(likely) else { return Ok(None) };
+        let (uid, gid) = (Uid::from_raw(likely.uid), Gid::from_raw(likely.gid));
+        if self.is_foreign(likely) && fchown(fd, Some(uid), Some(gid)).is_err() {
+            return fchmod(fd, Mode::RUSR | Mode::WUSR).map(|()| None);
         }
-        if foreign && fchown(fd, Some(Uid::from_raw(likely.uid)), Some(Gid::from_raw(likely.gid))).is_err() {
-            return Ok(None);
-        }
-        if likely.mode != 0o600 {
+        if likely.mode != born {
             fchmod(fd, Mode::from_raw_mode(likely.mode))?;
         }
         Target::Open(fd).set_mtime(likely.mtime)?;
         Ok(Some(*likely))
+    }
+
+    /// The attributes, if a call each suffices for them.
+    fn to_dress<'m>(&self, likely: Option<&'m Metadata>) -> Option<&'m Metadata> {
+        let likely = likely?;
+        // It may have to be read again, for a copy.
+        let plain = likely.mode & !0o7777 == 0 && likely.mode & 0o400 != 0 && (0..1 << 31).contains(&likely.mtime.sec);
+        let may = !self.is_foreign(likely) || rustix::process::geteuid().is_root();
+        (plain && likely.mtime.nsec < 1_000_000_000 && may).then_some(likely)
+    }
+
+    fn is_foreign(&self, likely: &Metadata) -> bool {
+        (likely.uid, likely.gid) != (self.uid, self.gid)
     }
 }
 
@@ -442,8 +463,13 @@ pub(crate) fn is_big(size: u64) -> bool {
 
 /// Makes a new file that only we can open.
 pub(crate) fn create(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    create_as(dir, name, 0o600)
+}
+
+/// Makes a new file with these permissions, but for those that the process's mask takes away.
+pub(crate) fn create_as(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+    openat(dir, name, flags, Mode::from_raw_mode(mode))
 }
 
 fn remove_name(dir: BorrowedFd<'_>, name: &str) {

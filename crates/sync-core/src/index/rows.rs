@@ -207,13 +207,27 @@ impl Index {
         self.read(|conn| Ok(find(conn, path, &mut Summer::default())?.map(|stored| stored.row)))
     }
 
+    /// As [`Index::row`]; `None` also while somebody writes, who may take long.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn row_unless_busy(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
+        let Some(conn) = self.inner.writer_if_free() else { return Ok(None) };
+        let found = find(&conn, path, &mut Summer::default()).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        Ok(found.map(|stored| stored.row))
+    }
+
     /// The rows of `paths`, each at the place of its path; `None` where there is none. Fastest in tree order.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn rows_for(&self, paths: &[RelPath]) -> Result<Vec<Option<Row>>, IndexError> {
         let mut summer = Summer::default();
-        self.read(|conn| paths.iter().map(|path| Ok(find(conn, path, &mut summer)?.map(|stored| stored.row))).collect())
+        self.read(|conn| {
+            // One transaction: each would take and give back locks of its own.
+            let tx = conn.unchecked_transaction()?;
+            paths.iter().map(|path| Ok(find(&tx, path, &mut summer)?.map(|stored| stored.row))).collect()
+        })
     }
 
     /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for

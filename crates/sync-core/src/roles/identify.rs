@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use foldhash::HashSet;
+
 use crate::chunk::ChunkRef;
 use crate::fs::{self, FsError, Hashed, ReadError, Reading, Root};
 use crate::hash::Digest;
@@ -69,30 +71,88 @@ struct Done {
     again: Again,
 }
 
+/// What was read of a survey's pending rows, by their places.
+#[derive(Default)]
+pub struct Early {
+    done: Vec<Done>,
+    failed: Vec<(usize, Option<FsError>)>,
+}
+
+/// Is told what was read.
+pub type Found<'a> = dyn FnMut(&Pending, Identified) + Send + 'a;
+
+impl Early {
+    fn add(&mut self, i: usize, pending: &Pending, outcome: Outcome, found: &mut Found<'_>) {
+        match outcome {
+            Outcome::Known(hashed, again) => {
+                let Hashed { digest, size, chunks, content, xattrs, proven, .. } = hashed;
+                found(pending, Identified { digest, size, chunks, content });
+                self.done.push(Done { i, digest, size, xattrs, proven, again });
+            }
+            Outcome::Gone => self.failed.push((i, None)),
+            Outcome::Failed(error) => self.failed.push((i, Some(error))),
+        }
+    }
+}
+
+/// Runs `look`, which tells what it finds, and reads some of that meanwhile on one more thread: as much as that thread
+/// can keep up with. The rest, and what was read, are for [`identify`].
+pub fn read_ahead<T>(
+    root: &Root,
+    options: &IdentifyOptions<'_>,
+    found: &mut Found<'_>,
+    look: impl FnOnce(&mut dyn FnMut(usize, &Pending)) -> T,
+) -> (T, Early) {
+    let (sender, portions) = mpsc::sync_channel::<Vec<(usize, Pending)>>(4);
+    let reader = move || {
+        let mut early = Early::default();
+        for (i, pending) in portions.iter().flatten().take_while(|_| !options.stop.load(Ordering::Relaxed)) {
+            early.add(i, &pending, read(root, &pending, options), found);
+        }
+        early
+    };
+    std::thread::scope(|scope| {
+        let reading = std::thread::Builder::new().spawn_scoped(scope, reader);
+        let (mut portion, mut bytes) = (Vec::new(), 0);
+        let looked = look(&mut |i, pending| {
+            if !is_job(pending) {
+                return;
+            }
+            bytes += pending.row.tuple.map_or(0, |tuple| tuple.size);
+            portion.push((i, pending.clone()));
+            if portion.len() >= JOBS_AT_ONCE || bytes >= BYTES_AT_ONCE {
+                bytes = 0;
+                // Nobody waits: what finds no room is read later.
+                let _ = sender.try_send(std::mem::take(&mut portion));
+            }
+        });
+        drop(sender);
+        let early = reading.map(|reading| reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        // Without a thread nothing was read.
+        (looked, early.unwrap_or_default())
+    })
+}
+
 /// Completes the pending rows of a survey: hashes contents, drops what vanished, holds what cannot be read. Calls
-/// `found` for each content in about the order of the tree; `found` may take its time, the readers wait for it.
+/// `found` for each content in about the order of the tree; `found` may take its time, the readers wait for it. What was
+/// read `early` is not read again.
 pub fn identify(
     root: &Root,
     survey: &mut Survey,
     options: &IdentifyOptions<'_>,
-    found: &mut dyn FnMut(&Pending, Identified),
+    mut early: Early,
+    found: &mut Found<'_>,
 ) {
     let rows = &survey.pending[..];
-    let jobs = rows.iter().enumerate().filter(|(_, p)| p.needs_hash && !is_member(p) && p.row.tuple.is_some());
+    let known: HashSet<usize> =
+        early.done.iter().map(|done| done.i).chain(early.failed.iter().map(|(i, _)| *i)).collect();
+    let jobs = rows.iter().enumerate().filter(|(i, pending)| is_job(pending) && !known.contains(i));
     let jobs: Vec<usize> = jobs.map(|(i, _)| i).collect();
-    let mut done: Vec<Done> = Vec::with_capacity(jobs.len());
-    let mut failed: Vec<(usize, Option<FsError>)> = Vec::new();
     if !jobs.is_empty() {
-        read_all(root, rows, &jobs, options, &mut |i, outcome| match outcome {
-            Outcome::Known(hashed, again) => {
-                let Hashed { digest, size, chunks, content, xattrs, proven, .. } = hashed;
-                found(&rows[i], Identified { digest, size, chunks, content });
-                done.push(Done { i, digest, size, xattrs, proven, again });
-            }
-            Outcome::Gone => failed.push((i, None)),
-            Outcome::Failed(error) => failed.push((i, Some(error))),
-        });
+        early.done.reserve_exact(jobs.len());
+        read_all(root, rows, &jobs, options, &mut |i, outcome| early.add(i, &rows[i], outcome, found));
     }
+    let Early { done, failed } = early;
     for Done { i, digest, size, xattrs, proven, again } in done {
         let pending = &mut survey.pending[i];
         let row = &mut pending.row;
@@ -110,6 +170,11 @@ pub fn identify(
     }
     give_members_their_content(survey);
     drop_failed(survey, failed);
+}
+
+/// Whether the content must be read, under this name.
+fn is_job(pending: &Pending) -> bool {
+    pending.needs_hash && !is_member(pending) && pending.row.tuple.is_some()
 }
 
 fn is_member(pending: &Pending) -> bool {

@@ -2,7 +2,9 @@
 //! say of those that stay away.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
+
+use foldhash::quality::RandomState;
 
 use crate::hash::Digest;
 use crate::monitor::Problem;

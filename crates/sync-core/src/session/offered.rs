@@ -1,7 +1,9 @@
 //! The contents of a session by their numbers, each kept once however often it is numbered.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
+
+use foldhash::HashMap;
+use foldhash::quality::RandomState;
 
 use crate::wire::Offered;
 

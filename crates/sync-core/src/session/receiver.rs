@@ -2,7 +2,9 @@
 
 mod io;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use foldhash::HashMap;
 
 pub use io::{ReceiverInput, ReceiverOutput, Settled};
 
@@ -69,8 +71,6 @@ pub struct Receiver {
     outstanding: HashMap<u64, Outstanding>,
     /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
     set_aside: Vec<(u64, Outstanding)>,
-    /// Paths and sizes of files under consideration.
-    considered: BTreeMap<u64, (RelPath, u64)>,
     /// Contents that did not come.
     missing: Missing,
     /// As they came; a map that grows by single entries is half empty.
@@ -103,9 +103,8 @@ impl Receiver {
             budget: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
             next_seq: 0,
             considering: 0,
-            outstanding: HashMap::new(),
+            outstanding: HashMap::default(),
             set_aside: Vec::new(),
-            considered: BTreeMap::new(),
             missing: Missing::default(),
             told: Vec::new(),
             changes: Changes::new(),
@@ -296,22 +295,20 @@ impl Receiver {
 
     fn ask_about(&mut self, first: u64, files: Vec<Offered>) {
         self.considering += 1;
-        self.considered.extend((first..).zip(files.iter().map(|file| (file.path.clone(), file.size))));
         self.outputs.push_back(ReceiverOutput::Consider(first, files));
     }
 
-    fn want(&mut self, wants: Vec<Wanted>) {
+    fn want(&mut self, wants: Vec<(Wanted, Offered)>) {
         self.considering = self.considering.saturating_sub(1);
         let mut message: Vec<Wanted> = Vec::new();
         let mut chunks = 0;
-        for mut wanted in wants {
+        for (mut wanted, Offered { path, size, .. }) in wants {
             // A list that no message holds saves nothing: such a file is sent whole.
             for list in [&mut wanted.basis, &mut wanted.part] {
                 if list.len() > MAX_CHUNKS {
                     list.clear();
                 }
             }
-            let Some((path, size)) = self.considered.remove(&wanted.seq) else { continue };
             self.outstanding.insert(wanted.seq, Outstanding { path, size, again: false });
             chunks += wanted.basis.len() + wanted.part.len();
             message.push(wanted);
@@ -322,9 +319,6 @@ impl Receiver {
         }
         if !message.is_empty() {
             self.send(ToMaster::Want(message));
-        }
-        if self.considering == 0 {
-            self.considered.clear();
         }
         self.plan_when_complete();
     }
@@ -371,7 +365,6 @@ impl Receiver {
         let mut files = Vec::new();
         for mut names in contents {
             let Some((seq, file)) = names.pop_front() else { continue };
-            self.considered.insert(seq, (file.path.clone(), file.size));
             self.missing.asked_for(seq, names);
             files.push((seq, file));
         }

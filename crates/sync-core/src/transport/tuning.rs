@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
@@ -33,6 +34,8 @@ impl Default for Settings {
 /// Packets within one machine. Ten of them make one segmentation-offload batch, and a batch above 65,535 bytes is
 /// dropped without a word: 6,500 is the largest round size.
 const LOOPBACK_MTU: u16 = 6500;
+/// What may be in flight within one machine before the first answer: there is no link to be probed for.
+const LOOPBACK_WINDOW: u64 = 1 << 20;
 /// What one stream may have in flight: a gigabit at 60 ms.
 const STREAM_WINDOW: u32 = 8 << 20;
 /// What a connection may have in flight and unread; finite, or a slow reader with many streams fills the memory.
@@ -68,6 +71,9 @@ pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
         // A lost packet here means a full socket buffer, never a narrow link: the size must not shrink after it. The
         // first round trip is not worth a guess of a third of a second either.
         config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).initial_rtt(Duration::from_millis(20));
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(LOOPBACK_WINDOW);
+        config.congestion_controller_factory(Arc::new(congestion));
     }
     Arc::new(config)
 }

@@ -252,7 +252,9 @@ impl Publisher {
                     Err(error) => self.fail(i, error),
                 },
                 // It became visible with the directory that it is in.
-                Fate::Grown => self.work[i].fate = if self.work[i].told == Told::Yes { Fate::Observed } else { Fate::Done },
+                Fate::Grown => {
+                    self.work[i].fate = if self.work[i].told == Told::Yes { Fate::Observed } else { Fate::Done }
+                }
                 Fate::Failed | Fate::Done | Fate::Observed => {}
             }
             if self.work[i].fate == Fate::Failed && entry.is_dir() && step.action == Action::MakeDir {

@@ -1,10 +1,11 @@
 //! Everything that takes time, out of sight: contents, links and directories in staging, with their attributes.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, linkat, makedev, mkdirat, mknodat, openat, renameat, renameat_with,
     symlinkat,
@@ -16,7 +17,7 @@ use crate::fs::attributes::{self, Before, Target};
 use crate::fs::clock;
 use crate::fs::error::FsError;
 use crate::fs::sparse;
-use crate::fs::staging::{Content, Stage, create};
+use crate::fs::staging::{Content, Stage, create, create_as};
 use crate::fs::stat::Stat;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Metadata, Refused, Row, Time, Tuple};
@@ -47,7 +48,7 @@ impl Publisher {
 
     fn prepare_all(&mut self) {
         let steps = Arc::clone(&self.steps);
-        let mut users = Users::new();
+        let mut users = Users::default();
         for step in steps.iter().filter(|step| step.action == Action::Content) {
             if let Some((_, digest)) = step.new.as_ref().and_then(Entry::content) {
                 *users.entry(digest).or_default() += 1;
@@ -188,7 +189,8 @@ impl Publisher {
         }
         let refused = attributes::apply_time(Target::Staged(staged.dir(), &staged.name), entry.mtime);
         self.work[i].refused.add(refused.map_err(failed(&step.path))?);
-        let stat = self.root.stat_at(staged.dir(), &*staged.name).map_err(|e| FsError::new("look at", &step.path, e))?;
+        let stat =
+            self.root.stat_at(staged.dir(), &*staged.name).map_err(|e| FsError::new("look at", &step.path, e))?;
         let found = Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime };
         if found == entry.metadata() && self.work[i].refused == Refused::default() && !self.root.is_remote(&stat) {
             self.grown.push_back(Grown { step: i, tuple: stat.tuple });
@@ -222,21 +224,23 @@ impl Publisher {
         let left = users.entry(digest).or_insert(1);
         *left = left.saturating_sub(1);
         let last = *left == 0;
-        let here = |content: &Content| Arc::ptr_eq(&content.stage, &staged.stage);
-        let is_placed = |content: &Content| content.grown.as_ref().is_some_and(|grown| grown.placed);
+        let is_free = |content: &Content| {
+            let placed = content.grown.as_ref().is_some_and(|grown| grown.placed);
+            Arc::ptr_eq(&content.stage, &staged.stage) && !placed
+        };
+        let in_place = |_| self.staging.keep_in_place(&digest, &staged.stage, &step.path, last);
+        if let Some((dressed, seen)) = staged.home.as_ref().and_then(in_place) {
+            let tuple = dressed.zip(seen).map(|(dressed, seen)| staged.stage.tuple(size, &dressed, seen));
+            self.dress_content(i, step, entry, &staged, dressed, tuple)?;
+            return Ok(staged);
+        }
         let (dressed, tuple) = match self.staging.find(&digest) {
-            Some(content) if here(&content) && staged.home.is_some() && content.is_at(&step.path) => {
-                self.staging.keep_in_place(&digest, last);
-                (content.dressed, content.tuple(size))
-            }
-            Some(content) if last && here(&content) && !is_placed(&content) => {
+            Some(content) if last && is_free(&content) => {
                 if content.grown.is_none() && staged.home.is_none() {
                     staged.name = digest.to_hex().into_bytes().into();
                 } else {
                     let rename = |from: BorrowedFd<'_>, name: &[u8]| {
-                        self.make_at(&staged, &step.path, |to, new| {
-                            rename_to_free(from, name, to, new)
-                        })
+                        self.make_at(&staged, &step.path, |to, new| rename_to_free(from, name, to, new))
                     };
                     self.staging.at_content(&digest, &content, rename)?;
                 }
@@ -253,15 +257,30 @@ impl Publisher {
             }
             None => return Err(FsError::because("prepare", &step.path, "its content was not received")),
         };
+        self.dress_content(i, step, entry, &staged, dressed, tuple)?;
+        Ok(staged)
+    }
+
+    /// Gives the file of a content what it has not got yet. If that is nothing, and it is in its place, what it is now is
+    /// what it will be.
+    fn dress_content(
+        &mut self,
+        i: usize,
+        step: &Step,
+        entry: &Entry,
+        staged: &Staged,
+        dressed: Option<Metadata>,
+        tuple: Option<Tuple>,
+    ) -> Result<(), FsError> {
         if dressed != Some(entry.metadata()) || !entry.xattrs.is_empty() {
             let born = Metadata { mode: 0o600, uid: staged.stage.uid, gid: staged.stage.gid, mtime: Time::default() };
             let Metadata { mode, uid, gid, .. } = dressed.unwrap_or(born);
-            self.dress_from(i, step, entry, &staged, Before { uid, gid, mode, xattrs: Some(&[]) })?;
+            self.dress_from(i, step, entry, staged, Before { uid, gid, mode, xattrs: Some(&[]) })?;
         } else if let Some(tuple) = tuple.filter(|tuple| staged.home.is_some() && tuple.mtime != tuple.ctime) {
             // (A write would set both times to the same tick: if they are equal nothing tells it from ours.)
             self.grown.push_back(Grown { step: i, tuple });
         }
-        Ok(staged)
+        Ok(())
     }
 
     /// A copy of a file that the replica has. If it is the file that the index knows, its content is what the row
@@ -296,8 +315,8 @@ impl Publisher {
             return Ok(staged);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(staged.dir(), &*staged.name, flags, Mode::empty())
-            .and_then(|fd| crate::fs::sparse::hash(&fd, size));
+        let found =
+            openat(staged.dir(), &*staged.name, flags, Mode::empty()).and_then(|fd| crate::fs::sparse::hash(&fd, size));
         if found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == digest) {
             return Ok(staged);
         }
@@ -574,8 +593,9 @@ impl Publisher {
         likely: Option<&Metadata>,
     ) -> Result<(Option<Metadata>, Option<Tuple>), FsError> {
         let fail = |errno| FsError::new("stage", path, errno);
-        let fd = self.make_at(to, path, create).map_err(fail)?;
-        let copied = sparse::copy_file(from, &fd, size).and_then(|()| to.stage.dress_ahead(fd.as_fd(), likely));
+        let born = to.stage.mode_at_birth(likely);
+        let fd = self.make_at(to, path, |dir, name| create_as(dir, name, born)).map_err(fail)?;
+        let copied = sparse::copy_file(from, &fd, size).and_then(|()| to.stage.dress_ahead(fd.as_fd(), born, likely));
         match copied {
             Ok(dressed) => Ok((dressed, self.staging.tuple_of(&fd, size, dressed.as_ref()))),
             Err(errno) => {

@@ -183,7 +183,8 @@ impl Staging {
                     continue;
                 }
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let hashed = openat(&fd, &name[..], flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
+                let hashed =
+                    openat(&fd, &name[..], flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
                 let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { continue };
                 let hex = digest.to_hex();
                 let taken = renameat_with(&fd, &name[..], stage.fd(), &hex, RenameFlags::NOREPLACE).is_ok();

@@ -6,6 +6,7 @@
 //! anybody knows the plan; so [`Publisher`](crate::fs::Publisher) takes out again what the plan does not have.
 
 use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -197,14 +198,28 @@ impl Staging {
         (same && !self.root.is_remote(&stat)).then_some(stat.tuple)
     }
 
-    /// A plan has the content in the place where it is; `last`: and nowhere else.
-    pub(crate) fn keep_in_place(&self, digest: &Digest, last: bool) {
+    /// If the content is in its place at `path`, leaves it there for good; `last`: and wants it nowhere else. Returns what
+    /// it was dressed as, and what more is known of the file.
+    pub(crate) fn keep_in_place(
+        &self,
+        digest: &Digest,
+        stage: &Arc<Stage>,
+        path: &RelPath,
+        last: bool,
+    ) -> Option<(Option<Metadata>, Option<(u64, Time)>)> {
         let mut contents = self.contents();
-        if last {
-            contents.remove(digest);
-        } else if let Some(grown) = contents.get_mut(digest).and_then(|content| content.grown.as_mut()) {
-            grown.placed = true;
+        let Entry::Occupied(mut content) = contents.entry(*digest) else { return None };
+        if !content.get().is_at(path) || !Arc::ptr_eq(&content.get().stage, stage) {
+            return None;
         }
+        let dressed = content.get().dressed;
+        let grown = content.get_mut().grown.as_mut()?;
+        grown.placed = true;
+        let seen = grown.seen;
+        if last {
+            content.remove();
+        }
+        Some((dressed, seen))
     }
 }
 
@@ -213,15 +228,14 @@ impl Content {
     pub fn is_at(&self, path: &RelPath) -> bool {
         self.grown.as_ref().is_some_and(|grown| !grown.placed && grown.path == *path)
     }
-
-    /// The tuple of the file; `None` if it must be looked at again.
-    pub fn tuple(&self, size: u64) -> Option<Tuple> {
-        let (ino, ctime) = self.grown.as_ref()?.seen?;
-        Some(Tuple { fs: self.stage.fs, ino, size, mtime: self.dressed?.mtime, ctime })
-    }
 }
 
 impl Stage {
+    /// The tuple of a file in a new directory.
+    pub fn tuple(&self, size: u64, dressed: &Metadata, (ino, ctime): (u64, Time)) -> Tuple {
+        Tuple { fs: self.fs, ino, size, mtime: dressed.mtime, ctime }
+    }
+
     pub fn nursery_if_open(&self) -> Option<Arc<Nursery>> {
         self.nursery.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

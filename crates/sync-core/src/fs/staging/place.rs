@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fremovexattr, mkdirat, openat, u
 use rustix::io::Errno;
 
 use super::adopt::{self, BORN};
-use super::{Mount, Stage, Staging, TopTime, create};
+use super::{Mount, Stage, Staging, TopTime, create_as};
 use crate::fs::STAGING_NAME;
 use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
@@ -152,7 +152,7 @@ impl Staging {
             None => self.existing_stage(mount)?,
         };
         let stat = self.root.stat_fd(&fd).map_err(|errno| fail("look at", errno))?;
-        let (uid, gid) = self.born(&fd, &stat, mount).map_err(|errno| {
+        let born = self.born(&fd, &stat, mount).map_err(|errno| {
             // It would outlive this push, since nothing knows of it. One with parts in it is not empty and stays.
             let gone = self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
             if gone.is_ok() {
@@ -161,8 +161,16 @@ impl Staging {
             fail("write to", errno)
         })?;
         let top = TopTime { before, ours: look()?.tuple.mtime };
-        let fs = stat.tuple.fs;
-        let stage = Arc::new(Stage { fd, mount: Arc::clone(mount), uid, gid, fs, top, nursery: Mutex::default() });
+        let stage = Arc::new(Stage {
+            fd,
+            mount: Arc::clone(mount),
+            uid: born.uid,
+            gid: born.gid,
+            masked: 0o777 & !born.mode,
+            fs: born.tuple.fs,
+            top,
+            nursery: Mutex::default(),
+        });
         self.adopt_names(&stage);
         *slot = Some(Arc::clone(&stage));
         Ok(stage)
@@ -221,8 +229,8 @@ impl Staging {
         }
     }
 
-    /// Makes the directory plain, without inherited setgid bit and ACLs, and tells whom new files in it belong to.
-    fn born(&self, fd: &OwnedFd, stat: &Stat, mount: &Mount) -> Result<(u32, u32), Errno> {
+    /// Makes the directory plain, without inherited setgid bit and ACLs, and tells what new files in it are born with.
+    fn born(&self, fd: &OwnedFd, stat: &Stat, mount: &Mount) -> Result<Stat, Errno> {
         for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
             let _ = fremovexattr(fd, acl);
         }
@@ -230,10 +238,10 @@ impl Staging {
             fchmod(fd, Mode::RWXU)?;
         }
         let _ = unlinkat(fd, BORN, AtFlags::empty());
-        let file = self.thaw.within(&self.root, &mount.top, |_| create(fd.as_fd(), BORN.as_bytes()))?;
+        let file = self.thaw.within(&self.root, &mount.top, |_| create_as(fd.as_fd(), BORN.as_bytes(), 0o777))?;
         let stat = self.root.stat_fd(&file)?;
         unlinkat(fd, BORN, AtFlags::empty())?;
-        Ok((stat.uid, stat.gid))
+        Ok(stat)
     }
 }
 

@@ -414,7 +414,7 @@ impl Plan {
         }
         let target = match source.chunks(&file.digest).ok().flatten() {
             Some(chunks) if chunk::covered(&chunks) == file.size => chunks,
-            _ => chunks_of(&opened, file.size)?,
+            _ => chunks_of(&opened, file.size)?.into(),
         };
         let start = resume_at(&target, part, file.size);
         let ops = after(delta::delta(&target, basis), start);

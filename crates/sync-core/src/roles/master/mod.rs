@@ -146,9 +146,9 @@ async fn read_source(
     });
     let (source, meter, monitor) = (Arc::clone(source), Arc::clone(meter), Arc::clone(monitor));
     let read = tokio::task::spawn_blocking(move || {
-        let decided = std::cell::Cell::new(false);
+        let decided = AtomicBool::new(false);
         let tell = |event: SourceEvent| {
-            decided.set(decided.get() || matches!(event, SourceEvent::Decided(..)));
+            decided.fetch_or(matches!(event, SourceEvent::Decided(..)), Ordering::Relaxed);
             for destination in &events {
                 // A destination that is over does not listen any more.
                 let _ = destination.send(event.clone());
@@ -156,7 +156,7 @@ async fn read_source(
         };
         let read = read_once(&source, &stop, &meter, &*monitor, &tell);
         let Err(PushError::Index(IndexError::Damaged(reason))) = read else { return read };
-        if decided.get() {
+        if decided.load(Ordering::Relaxed) {
             // The destinations are preparing that version: they start over, too.
             return Err(PushError::Index(IndexError::Damaged(reason)));
         }
@@ -173,24 +173,22 @@ fn read_once(
     stop: &AtomicBool,
     meter: &Meter,
     monitor: &dyn Monitor,
-    tell: &dyn Fn(SourceEvent),
+    tell: &(dyn Fn(SourceEvent) + Sync),
 ) -> Result<(Option<Version>, u64), PushError> {
     let started = Instant::now();
     let mut scanned = Duration::ZERO;
     let mut known = KnownContents::new();
     let mut offers: Vec<Offered> = Vec::new();
     let mut look = 1;
+    let mut offer = |offer: Option<Offered>, more: bool| {
+        offers.extend(offer);
+        if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
+            tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
+        }
+    };
     let survey = loop {
-        let before = Instant::now();
-        let mut survey = source.survey(stop, meter, monitor)?;
-        survey.recall(&known);
-        scanned += before.elapsed();
-        source.identify(&mut survey, stop, meter, &mut |offer, more| {
-            offers.extend(offer);
-            if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
-                tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
-            }
-        });
+        let (mut survey, looked) = source.look(&known, stop, meter, monitor, &mut offer)?;
+        scanned += looked;
         if survey.vanished.is_empty() {
             break survey;
         }

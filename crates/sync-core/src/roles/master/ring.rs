@@ -3,11 +3,12 @@
 //! Bounded. The reader waits a little for the fastest session to take something; a session that is slow, hung or gone
 //! delays nobody, it reads from disk later.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::hash::Digest;
 

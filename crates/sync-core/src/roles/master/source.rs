@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -22,8 +22,8 @@ use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
 use crate::monitor::Monitor;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
-use crate::roles::identify::{Identified, IdentifyOptions, identify};
-use crate::roles::survey::{Pending, Survey, SurveyOptions, survey};
+use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
+use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey};
 use crate::session::Load;
 use crate::wire::{Change, Offered};
 
@@ -39,6 +39,9 @@ pub const LOOKS: u32 = 5;
 /// Under this key an index keeps the path of its source.
 pub const SOURCE_PATH: &str = "source.path";
 
+/// Gets contents to offer, and whether more may follow soon.
+pub type Offering<'a> = dyn FnMut(Option<Offered>, bool) + Send + 'a;
+
 /// An open source.
 pub struct Source {
     /// Its top directory.
@@ -52,7 +55,7 @@ pub struct Source {
     filter: Filter,
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
-    chunks: Mutex<HashMap<Digest, Vec<ChunkRef>>>,
+    chunks: Mutex<HashMap<Digest, Arc<[ChunkRef]>>>,
 }
 
 /// What every destination is brought to.
@@ -152,8 +155,61 @@ impl Source {
         })
     }
 
-    /// Looks at the whole tree beside its index.
-    pub fn survey(&self, stop: &AtomicBool, meter: &Meter, monitor: &dyn Monitor) -> Result<Survey, PushError> {
+    /// Looks at the whole tree beside its index, and reads what is not proven. `known` has contents that an earlier look
+    /// has read; `offer` gets every content that the last version does not have at that path, and whether more may
+    /// follow soon. Returns what was found, and how long the looking took.
+    pub fn look(
+        &self,
+        known: &KnownContents,
+        stop: &AtomicBool,
+        meter: &Meter,
+        monitor: &dyn Monitor,
+        offer: &mut Offering<'_>,
+    ) -> Result<(Survey, Duration), PushError> {
+        let started = Instant::now();
+        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. A large one of the
+        // same size as before has probably just been touched; if not, it is read again for its chunks.
+        let chunked = |p: &Pending| {
+            let Some((size, _)) = p.row.entry.content() else { return false };
+            p.old_content().map_or(size > PART_MIN, |(old, _)| size <= KEEP || old != size)
+        };
+        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
+        let mut batch_bytes = 0;
+        let mut found = |pending: &Pending, identified: Identified| {
+            let new = self.keep(pending, identified);
+            batch_bytes += new.as_ref().map_or(0, |offered| offered.size);
+            let full = batch_bytes >= KEEP;
+            if full {
+                batch_bytes = 0;
+            }
+            offer(new, !full);
+        };
+        // In a tree that was never looked at, all that is found must be read; elsewhere it may only have moved.
+        let (survey, early) = match self.index.latest_version()? {
+            None => read_ahead(&self.root, &options, &mut found, |found| self.survey(stop, meter, found)),
+            Some(_) => (self.survey(stop, meter, &mut |_, _| {}), Early::default()),
+        };
+        let (mut survey, again) = survey?;
+        // Places in another survey mean nothing in this one.
+        let early = if again { Early::default() } else { early };
+        for path in &survey.left_out {
+            monitor.notice(None, &format!("{path} is left out: it is the state directory"));
+        }
+        survey.recall(known);
+        let scanned = started.elapsed();
+        meter.to_hash(survey.bytes_to_hash());
+        identify(&self.root, &mut survey, &options, early, &mut found);
+        offer(None, false);
+        Ok((survey, scanned))
+    }
+
+    /// Looks at the whole tree beside its index; tells whether that took more than one look.
+    fn survey(
+        &self,
+        stop: &AtomicBool,
+        meter: &Meter,
+        found: &mut dyn FnMut(usize, &Pending),
+    ) -> Result<(Survey, bool), PushError> {
         let options = SurveyOptions {
             filter: &self.filter,
             one_file_system: self.policy.one_file_system,
@@ -163,28 +219,26 @@ impl Source {
             reconsider_refused: false,
             ignore_extras: false,
         };
-        let look = || {
-            survey(&self.root, &self.index, &options, &|entries| {
-                meter.scanned(entries);
-                if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
+        let go_on = |entries| {
+            meter.scanned(entries);
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let mut survey = look()?;
+        let mut found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
+        let mut again = false;
         for _ in 1..LOOKS {
             // What moved from a directory that was not yet listed to one that was is in neither listing.
-            if !survey.is_restless(&self.root) {
+            if !found_now.is_restless(&self.root) {
                 break;
             }
-            survey = look()?;
+            again = true;
+            found_now = survey(&self.root, &self.index, &options, &go_on, &mut |_, _| {})?;
         }
+        let survey = found_now;
         if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);
-        for path in &survey.left_out {
-            monitor.notice(None, &format!("{path} is left out: it is the state directory"));
-        }
-        Ok(survey)
+        Ok((survey, again))
     }
 
     /// Gives up a damaged index: it starts afresh.
@@ -193,40 +247,10 @@ impl Source {
         Ok(self.index.rebuild()?)
     }
 
-    /// Reads what is not proven. `offer` gets every content that the last version does not have at that path, and
-    /// whether more may follow soon.
-    pub fn identify(
-        &self,
-        survey: &mut Survey,
-        stop: &AtomicBool,
-        meter: &Meter,
-        offer: &mut dyn FnMut(Option<Offered>, bool),
-    ) {
-        meter.to_hash(survey.bytes_to_hash());
-        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. A large one of the
-        // same size as before has probably just been touched; if not, it is read again for its chunks.
-        let chunked = |p: &Pending| {
-            let Some((size, _)) = p.row.entry.content() else { return false };
-            p.old_content().map_or(size > PART_MIN, |(old, _)| size <= KEEP || old != size)
-        };
-        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
-        let mut batch_bytes = 0;
-        identify(&self.root, survey, &options, &mut |pending, identified| {
-            let new = self.keep(pending, identified);
-            batch_bytes += new.as_ref().map_or(0, |offered| offered.size);
-            let full = batch_bytes >= KEEP;
-            if full {
-                batch_bytes = 0;
-            }
-            offer(new, !full);
-        });
-        offer(None, false);
-    }
-
     fn keep(&self, pending: &Pending, identified: Identified) -> Option<Offered> {
         let Identified { digest, size, chunks, content } = identified;
         if let Some(chunks) = chunks {
-            self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, chunks);
+            self.written_soon().insert(digest, chunks.into());
         }
         if pending.old_content() == Some((size, digest)) || size == 0 {
             return None;
@@ -293,7 +317,8 @@ impl Source {
         let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
         let updated = pending.iter().filter(|p| p.before.is_some() && p.changes_entry()).count() as u64;
         let counts = Counts { entries: decided.entries, created, updated, deleted: gone.len() as u64 };
-        let chunks = std::mem::take(&mut *self.chunks.lock().unwrap_or_else(PoisonError::into_inner));
+        // They stay within reach until the index has them.
+        let chunks: Vec<_> = self.written_soon().iter().map(|(digest, chunks)| (*digest, Arc::clone(chunks))).collect();
         let first = self.index.next_version()?.is_none();
         self.index.commit_with(version.number, |commit| {
             if first {
@@ -303,7 +328,13 @@ impl Source {
             chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
             commit.add_version(version, &counts)
         })?;
+        self.written_soon().clear();
         Ok(())
+    }
+
+    /// Chunk lists that the index does not have yet.
+    fn written_soon(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[ChunkRef]>>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A replica stands at a version that this index does not know: it was restored from an old copy, cloned, or made
@@ -313,18 +344,19 @@ impl Source {
     }
 
     /// The chunks of a content, from memory or the index.
-    pub fn chunks(&self, digest: &Digest) -> Result<Option<Vec<ChunkRef>>, IndexError> {
-        let known = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+    pub fn chunks(&self, digest: &Digest) -> Result<Option<Arc<[ChunkRef]>>, IndexError> {
+        let known = self.written_soon().get(digest).cloned();
         match known {
             Some(chunks) => Ok(Some(chunks)),
-            None => self.index.chunks(digest),
+            None => Ok(self.index.chunks(digest)?.map(Into::into)),
         }
     }
 
     /// Opens the file that had this content when it was hashed.
     pub fn open_content(&self, path: &RelPath, digest: &Digest) -> Result<SourceFile, ReadError> {
-        // Before the version is committed the index has no such row; then the digest of what is sent decides.
-        let row = self.index.row(path).ok().flatten();
+        // Before the version is committed the index has no such row, and while it is, nobody waits for it: then the
+        // digest of what is sent decides.
+        let row = self.index.row_unless_busy(path).ok().flatten();
         let indexed =
             row.filter(|row| row.entry.content().is_some_and(|(_, d)| d == *digest)).and_then(|row| row.tuple);
         let tuple = match indexed {

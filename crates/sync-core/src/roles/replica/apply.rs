@@ -1,9 +1,9 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::Arc;
 use std::thread::{Builder, ScopedJoinHandle};
 
 use super::ledger::Ledger;
@@ -72,13 +72,22 @@ impl Application {
         staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<Self, IndexError> {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
-        let rows = touched_rows(&opened.index, &changes)?;
-        let (sources, complete) = sources(&opened.index, &changes, &rows, staged)?;
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
-        let root = root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))?;
+        let (root, found) = std::thread::scope(|scope| {
+            // Hashing every changed entry takes about as long as finding out what is there for it.
+            let hashing = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
+            let hashing = Builder::new().spawn_scoped(scope, hashing);
+            let found = touched_rows(&opened.index, &changes)
+                .and_then(|rows| Ok((sources(&opened.index, &changes, &rows, staged)?, rows)));
+            let root = hashing.map(|hashing| hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (root.unwrap_or_else(|_| root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))), found)
+        });
+        let (root, ((sources, complete), rows)) = (root?, found?);
+        // What is not staged has an entry there, be it an empty one.
+        let staged = |digest: &Digest| !sources.contains_key(digest);
         let situation =
-            Situation { rows, sources: &sources, staged, holds: &holds, no_delete: opened.policy.no_delete };
+            Situation { rows, sources: &sources, staged: &staged, holds: &holds, no_delete: opened.policy.no_delete };
         let again = if complete { Changes::new() } else { changes.clone() };
         let mut plan = plan::decide(changes, situation);
         let stats = count(&plan, copied_bytes);
@@ -429,7 +438,8 @@ fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Ro
     Ok(rows)
 }
 
-/// Files of the replica that hold a content which is needed and not staged, and whether there is one for each.
+/// For every content that is needed and not staged: the files of the replica that hold it. And whether there is one for
+/// each.
 fn sources(
     index: &Index,
     changes: &Changes,
@@ -457,9 +467,7 @@ fn sources(
             paths.push(row.path);
         }
     }
-    let all = needed.len();
-    needed.retain(|_, paths| !paths.is_empty());
-    let complete = needed.len() == all;
+    let complete = needed.values().all(|paths| !paths.is_empty());
     Ok((needed, complete))
 }
 

@@ -103,9 +103,8 @@ impl Session {
     async fn run(mut self, mut control: Control<ToReplica>) {
         let ended = self.talk(&mut control).await;
         self.stager.stop().await;
-        if let Some(opened) = self.opened.take() {
-            tokio::task::block_in_place(|| opened.close());
-        }
+        // What it held in memory is given back when nobody waits any more.
+        let _remains = self.opened.take().map(|opened| tokio::task::block_in_place(|| opened.close()));
         match ended {
             Ok(()) => {
                 // The last word is on its way; the master closes when it has heard it.
@@ -225,7 +224,7 @@ impl Session {
     }
 
     /// What is missing of these contents, as far as can be told before the plan.
-    fn consider(&mut self, first: u64, files: Vec<Offered>) -> Vec<Wanted> {
+    fn consider(&mut self, first: u64, files: Vec<Offered>) -> Vec<(Wanted, Offered)> {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
         let mut missing = Vec::new();
         for (seq, file) in (first..).zip(files) {
@@ -238,14 +237,14 @@ impl Session {
     }
 
     /// Makes ready for these contents; with what may save sending some of them.
-    fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<Wanted> {
+    fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<(Wanted, Offered)> {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
         let mut wants = Vec::new();
         for (seq, file) in files {
             let (basis_file, basis) = opened.basis_for(&file);
             let part = opened.part_of(&file);
-            self.stager.expect(seq, Expected { file, basis: basis_file, given_up: false });
-            wants.push(Wanted { seq, basis, part });
+            self.stager.expect(seq, Expected { file: file.clone(), basis: basis_file, given_up: false });
+            wants.push((Wanted { seq, basis, part }, file));
         }
         wants
     }

@@ -1,11 +1,13 @@
 //! An open replica: locked, looked at, its index true to its disk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use foldhash::HashSet;
 
 use super::shares::Share;
 use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
@@ -17,7 +19,7 @@ use crate::manifest::{Holds, Kind, TreeHash, Tuple};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
-use crate::roles::identify::{IdentifyOptions, identify};
+use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{Survey, SurveyError, SurveyOptions, survey};
 use crate::roles::tree;
 use crate::wire::{Offered, Stand};
@@ -101,8 +103,8 @@ impl Opened {
             apart: Holds::default(),
             names: HashMap::new(),
             entries: 0,
-            contents: HashSet::new(),
-            asked: HashSet::new(),
+            contents: HashSet::default(),
+            asked: HashSet::default(),
             problems: Vec::new(),
             complete: false,
             fresh: false,
@@ -200,8 +202,9 @@ impl Opened {
         self.complete = true;
     }
 
-    /// Ends the session: what a later one can resume stays, if this one did not complete.
-    pub fn close(self) {
+    /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete. Returns what
+    /// takes a while to be dropped.
+    pub fn close(self) -> impl Sized {
         if let Some(staging) = &self.staging {
             if self.complete {
                 staging.remove();
@@ -209,6 +212,7 @@ impl Opened {
                 staging.keep_parts();
             }
         }
+        (self.tree, self.names, self.contents, self.asked)
     }
 
     fn adopt(&self, top: &RelPath) -> Result<(), OpenError> {
@@ -239,7 +243,7 @@ impl Opened {
             ignore_extras: self.policy.no_delete,
         };
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let survey_now = || survey(&root, &self.index, &options, &go_on);
+        let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
         if !self.policy.checksum && found.is_unmounted(&root, &self.index)? {
             return Err(OpenError::Refused(format!(
@@ -253,7 +257,7 @@ impl Opened {
             found = survey_now()?;
         }
         let options = IdentifyOptions { keep: 0, chunked: &|_| false, stop, read: &|_| {} };
-        identify(&root, &mut found, &options, &mut |_, _| {});
+        identify(&root, &mut found, &options, Early::default(), &mut |_, _| {});
         if stop.load(Ordering::Relaxed) {
             return Err(SurveyError::Stopped.into());
         }

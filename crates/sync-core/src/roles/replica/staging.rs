@@ -1,9 +1,9 @@
 //! Takes contents from the network into staging: verified, by digest, in whatever order they come.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::HashMap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -110,7 +110,7 @@ async fn accept(connection: Connection, shared: Arc<Shared>) {
 
 /// A stream's contents, frame by frame.
 async fn receive(mut reader: FrameReader, shared: Arc<Shared>) -> Result<(), LinkError> {
-    let mut files = Files { shared, open: HashMap::new() };
+    let mut files = Files { shared, open: HashMap::default() };
     while let Some(frame) = reader.next(MAX_CONTENT + (1 << 20)).await? {
         tokio::task::block_in_place(|| files.take(&frame))?;
     }

@@ -27,7 +27,7 @@ pub enum ReceiverInput {
     /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
     Listed(Listing),
     /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.
-    Considered(Vec<Wanted>),
+    Considered(Vec<(Wanted, Offered)>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
     /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan

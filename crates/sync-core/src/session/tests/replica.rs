@@ -126,19 +126,19 @@ impl Replica {
             || self.rows.values().any(|row| row.entry.content().is_some_and(|(_, d)| d == digest))
     }
 
-    pub fn consider(&self, opened: &mut Opened, first: u64, files: Vec<Offered>) -> Vec<Wanted> {
+    pub fn consider(&self, opened: &mut Opened, first: u64, files: Vec<Offered>) -> Vec<(Wanted, Offered)> {
         let mut missing: Vec<_> = (first..).zip(files).collect();
         missing.retain(|(_, file)| !self.has(file.digest) && opened.asked.insert(file.digest));
         self.fetch(opened, missing)
     }
 
-    pub fn fetch(&self, opened: &mut Opened, files: Vec<(u64, Offered)>) -> Vec<Wanted> {
+    pub fn fetch(&self, opened: &mut Opened, files: Vec<(u64, Offered)>) -> Vec<(Wanted, Offered)> {
         let mut wants = Vec::new();
         for (seq, file) in files {
             let old = self.disk.at(&file.path).filter(|inode| inode.entry.content().is_some());
             let basis = old.map(|inode| ChunkRef::of(&inode.content)).into_iter().collect();
-            opened.expected.insert(seq, file);
-            wants.push(Wanted { seq, basis, part: Vec::new() });
+            opened.expected.insert(seq, file.clone());
+            wants.push((Wanted { seq, basis, part: Vec::new() }, file));
         }
         wants
     }

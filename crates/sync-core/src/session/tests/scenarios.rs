@@ -700,8 +700,9 @@ fn only_awaited_contents_are_unavailable() {
         size: 1,
         likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
     };
-    to(&mut receiver, ToReplica::Offer(vec![file.clone(), file])).unwrap();
-    receiver.handle(ReceiverInput::Considered(vec![Wanted { seq: 0, basis: Vec::new(), part: Vec::new() }])).unwrap();
+    to(&mut receiver, ToReplica::Offer(vec![file.clone(), file.clone()])).unwrap();
+    let wanted = Wanted { seq: 0, basis: Vec::new(), part: Vec::new() };
+    receiver.handle(ReceiverInput::Considered(vec![(wanted, file)])).unwrap();
     let error = to(&mut receiver, unavailable(1)).unwrap_err().to_string();
     assert!(error.contains("content 1 is said to be unavailable"), "{error}");
     to(&mut receiver, unavailable(0)).unwrap();
