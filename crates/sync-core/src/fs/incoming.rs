@@ -285,7 +285,8 @@ impl Incoming {
         self.put(&last)?;
         let staging = Arc::clone(&self.staging);
         let phase = staging.going_on(&self.near)?;
-        let ended = ftruncate(&self.fd, self.size).and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), 0o600, likely));
+        let ended =
+            ftruncate(&self.fd, self.size).and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), 0o600, likely));
         let dressed = ended.map_err(|errno| self.fail(errno))?;
         let grows = *phase == Phase::Growing;
         let grown = match staging.take_place(&self.near, &self.stage, &self.name, grows, self.size) {

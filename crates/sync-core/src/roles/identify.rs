@@ -28,6 +28,9 @@ const JOBS_AT_ONCE: usize = 32;
 /// Bytes after which it takes no more.
 const BYTES_AT_ONCE: u64 = 256 << 10;
 
+/// Portions that wait for the thread that reads while a survey goes on.
+const PORTIONS_AHEAD: usize = 128;
+
 /// What is known of a file once it was read.
 pub struct Identified {
     /// The content.
@@ -103,10 +106,11 @@ pub fn read_ahead<T>(
     found: &mut Found<'_>,
     look: impl FnOnce(&mut dyn FnMut(usize, &Pending)) -> T,
 ) -> (T, Early) {
-    let (sender, portions) = mpsc::sync_channel::<Vec<(usize, Pending)>>(4);
+    let (sender, portions) = mpsc::sync_channel::<Vec<(usize, Pending)>>(PORTIONS_AHEAD);
+    let looked = &AtomicBool::new(false);
     let reader = move || {
         let mut early = Early::default();
-        for (i, pending) in portions.iter().flatten().take_while(|_| !options.stop.load(Ordering::Relaxed)) {
+        for (i, pending) in portions.iter().flatten().take_while(|_| !looked.load(Ordering::Relaxed)) {
             early.add(i, &pending, read(root, &pending, options), found);
         }
         early
@@ -114,7 +118,7 @@ pub fn read_ahead<T>(
     std::thread::scope(|scope| {
         let reading = std::thread::Builder::new().spawn_scoped(scope, reader);
         let (mut portion, mut bytes) = (Vec::new(), 0);
-        let looked = look(&mut |i, pending| {
+        let outcome = look(&mut |i, pending| {
             if !is_job(pending) {
                 return;
             }
@@ -126,10 +130,12 @@ pub fn read_ahead<T>(
                 let _ = sender.try_send(std::mem::take(&mut portion));
             }
         });
+        // With several threads the rest goes faster.
+        looked.store(true, Ordering::Relaxed);
         drop(sender);
         let early = reading.map(|reading| reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         // Without a thread nothing was read.
-        (looked, early.unwrap_or_default())
+        (outcome, early.unwrap_or_default())
     })
 }
 
