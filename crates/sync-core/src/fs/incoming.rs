@@ -288,9 +288,9 @@ impl Incoming {
         let ended =
             ftruncate(&self.fd, self.size).and_then(|()| self.stage.dress_ahead(self.fd.as_fd(), 0o600, likely));
         let dressed = ended.map_err(|errno| self.fail(errno))?;
-        let grows = *phase == Phase::Growing;
-        let grown = match staging.take_place(&self.near, &self.stage, &self.name, grows, self.size) {
-            true => Some(staging.grown(&self.near, &self.stage, &self.fd, self.size, dressed.as_ref())),
+        let gathering = *phase == Phase::Gathering;
+        let in_place = match staging.take_place(&self.near, &self.stage, &self.name, gathering, self.size) {
+            true => Some(staging.in_place(&self.near, &self.stage, &self.fd, self.size, dressed.as_ref())),
             false => {
                 renameat(self.stage.fd(), &self.name, self.stage.fd(), self.digest.to_hex())
                     .map_err(|errno| self.fail(errno))?;
@@ -298,7 +298,7 @@ impl Incoming {
             }
         };
         self.finished = true;
-        self.staging.complete(&self.digest, dressed, grown);
+        self.staging.complete(&self.digest, dressed, in_place);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
 pub use incoming::{BasisFile, Incoming, Part};
 pub use probe::{plain_file, probe, probe_at};
-pub use publish::{Grown, Known, Observed, Observer, Placed, Publisher};
+pub use publish::{Known, Observed, Observer, Placed, Publisher, Ready};
 pub use read::{Hashed, Reading, SourceFile, hash_file};
 pub use root::{Root, RootLock};
 pub use scan::{LeftOut, Reserved, ScanOptions, Scanned, Seen, scan};

@@ -68,7 +68,7 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
     let file = SourceFile::open_unseen(root, path, expected)?;
     let size = expected.size;
     let kept = size <= how.keep;
-    let mut sink = Sink::new(size, how.chunked && !kept);
+    let mut sink = (!kept).then(|| Sink::new(size, how.chunked));
     let mut piece = Vec::with_capacity(usize::try_from(if kept { size } else { size.min(PIECE) }).unwrap_or(1));
     if size > PIECE {
         // Only a hint: without it the reading is slower.
@@ -98,16 +98,21 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
         if total > size {
             return Err(ReadError::Changed);
         }
-        sink.take(read);
+        sink.iter_mut().for_each(|sink| sink.take(read));
         (how.progress)(read.len() as u64);
     }
     let xattrs = if how.xattrs { Some(probe::xattrs_of(file.fd.as_fd(), path)?) } else { None };
     // The look before the reading was the one that gave `expected`: whatever came between shows now.
     let stat = file.look(root)?;
-    let (digest, mut chunks) = sink.finish();
-    if kept && how.chunked && size >= MIN_DELTA && how.old != Some(digest) {
-        chunks = Some(chunks_of(&piece));
-    }
+    let (digest, chunks) = match sink {
+        Some(sink) => sink.finish(),
+        // At once, which for a small file is cheaper.
+        None => {
+            let digest = Digest::of(&piece);
+            let chunked = how.chunked && size >= MIN_DELTA && how.old != Some(digest);
+            (digest, chunked.then(|| chunks_of(&piece)))
+        }
+    };
     let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
     Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), xattrs, tuple: *expected, proven })
 }
@@ -214,6 +219,25 @@ impl SourceFile {
             }
         }
         Ok(())
+    }
+
+    /// The `len` bytes of the file from `offset` on. Believe them only after [`SourceFile::verify`].
+    ///
+    /// # Errors
+    /// [`ReadError::Changed`] if the file ends before.
+    pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset.saturating_add(bytes.len() as u64);
+            match pread(&self.fd, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(ReadError::Changed),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(FsError::new("read", &self.path, errno).into()),
+            }
+        }
+        // There may have been more room than was asked for.
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     /// Whether what was read is of the file as it was seen: it still is the same.

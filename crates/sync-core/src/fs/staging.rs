@@ -1,7 +1,7 @@
 //! Where content waits, verified and out of sight, until it is published: one private directory on each file system
 //! of a replica.
 //!
-//! What belongs into a directory that the replica does not have yet takes its place there at once: see [`grow`]. The rest
+//! What belongs into a directory that the replica does not have yet takes its place there at once: see [`new_tree`]. The rest
 //! waits under names of its own.
 //!
 //! The directory lies at the top of the replica, and at the top of every mount below it that is written to, under
@@ -10,7 +10,7 @@
 //! big files, and a killed one whatever it was doing, which the next one adopts or clears away.
 
 mod adopt;
-mod grow;
+mod new_tree;
 mod place;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,8 +31,8 @@ use super::thaw::Thaw;
 use crate::hash::Digest;
 use crate::manifest::{Metadata, Time};
 use crate::path::RelPath;
-pub(crate) use grow::Grown;
-use grow::Nursery;
+pub(crate) use new_tree::InPlace;
+use new_tree::NewTree;
 use place::Place;
 
 /// Files of more bytes than this keep what was received of them when a push is interrupted, for the next one.
@@ -63,7 +63,7 @@ pub struct Staging {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Contents come, and take their places in new directories.
-    Growing,
+    Gathering,
     /// There is a plan: what comes now waits apart.
     Planned,
     /// Nothing is staged any more.
@@ -95,7 +95,7 @@ pub(crate) struct Stage {
     fs: u64,
     top: TopTime,
     /// `None` until something is put into a new directory.
-    nursery: Mutex<Option<Arc<Nursery>>>,
+    new_tree: Mutex<Option<Arc<NewTree>>>,
 }
 
 /// The time of the directory that holds a staging directory: making and removing that one moves it.
@@ -115,7 +115,7 @@ pub(crate) struct Content {
     /// What its file was given ahead of its publication; `None`: it is as it was born.
     pub dressed: Option<Metadata>,
     /// Where its file is, if that is in a new directory and not under its digest.
-    pub grown: Option<Box<Grown>>,
+    pub in_place: Option<Box<InPlace>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl Staging {
             contents: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
-            phase: RwLock::new(Phase::Growing),
+            phase: RwLock::new(Phase::Gathering),
         }
     }
 
@@ -173,7 +173,7 @@ impl Staging {
             return Ok(());
         }
         let size = bytes.len() as u64;
-        let home = self.home_ahead(near, &stage, is_new && *phase == Phase::Growing, size);
+        let home = self.home_ahead(near, &stage, is_new && *phase == Phase::Gathering, size);
         let born = stage.mode_at_birth(likely);
         let in_place = home.and_then(|home| Some((create_as(home.as_fd(), near.name(), born).ok()?, home)));
         let hex = digest.to_hex();
@@ -186,7 +186,7 @@ impl Staging {
             let dressed = sparse::write_whole(&fd, bytes).and_then(|()| stage.dress_ahead(fd.as_fd(), born, likely));
             match (dressed, &home) {
                 (Ok(dressed), None) => Ok((dressed, None)),
-                (Ok(dressed), Some(_)) => Ok((dressed, Some(self.grown(near, &stage, &fd, size, dressed.as_ref())))),
+                (Ok(dressed), Some(_)) => Ok((dressed, Some(self.in_place(near, &stage, &fd, size, dressed.as_ref())))),
                 (Err(errno), home) => {
                     let (dir, name) = match home {
                         Some(home) => (home.as_fd(), near.name()),
@@ -198,8 +198,8 @@ impl Staging {
             }
         });
         match written {
-            Ok((dressed, grown)) => {
-                self.complete(digest, dressed, grown);
+            Ok((dressed, in_place)) => {
+                self.complete(digest, dressed, in_place);
                 Ok(())
             }
             Err(errno) => {
@@ -239,10 +239,10 @@ impl Staging {
         call: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
     ) -> Result<T, FsError> {
         let fail = |path: &RelPath, errno| FsError::new("open the staged content of", path, errno);
-        match &content.grown {
-            Some(grown) => {
-                let home = self.home(&content.stage, &grown.path.parent().unwrap_or_default())?;
-                call(home.as_fd(), grown.path.name()).map_err(|errno| fail(&grown.path, errno))
+        match &content.in_place {
+            Some(in_place) => {
+                let home = self.home(&content.stage, &in_place.path.parent().unwrap_or_default())?;
+                call(home.as_fd(), in_place.path.name()).map_err(|errno| fail(&in_place.path, errno))
             }
             None => call(content.stage.fd(), digest.to_hex().as_bytes())
                 .map_err(|errno| fail(&content.stage.mount.staging_path(), errno)),
@@ -332,9 +332,9 @@ impl Staging {
     }
 
     /// Records that the content is whole and verified.
-    pub(crate) fn complete(&self, digest: &Digest, dressed: Option<Metadata>, grown: Option<Box<Grown>>) {
+    pub(crate) fn complete(&self, digest: &Digest, dressed: Option<Metadata>, in_place: Option<Box<InPlace>>) {
         if let Some(content) = self.contents().get_mut(digest) {
-            *content = Content { state: State::Whole, dressed, grown, stage: Arc::clone(&content.stage) };
+            *content = Content { state: State::Whole, dressed, in_place, stage: Arc::clone(&content.stage) };
         }
     }
 
@@ -388,7 +388,7 @@ impl Staging {
 
 impl Content {
     fn new(stage: &Arc<Stage>, state: State) -> Self {
-        Self { stage: Arc::clone(stage), state, dressed: None, grown: None }
+        Self { stage: Arc::clone(stage), state, dressed: None, in_place: None }
     }
 }
 

@@ -5,6 +5,8 @@ use std::hash::BuildHasher;
 use foldhash::HashMap;
 use foldhash::quality::RandomState;
 
+use crate::hash::Digest;
+use crate::path::RelPath;
 use crate::wire::Offered;
 
 /// How often a replica may want one content: at first, again when it came wrong or found no room, and once to spare.
@@ -26,12 +28,13 @@ impl Contents {
         self.numbers.len() as u64
     }
 
-    /// Gives the file the next number. One that was offered is numbered again when it comes in a change.
-    pub fn number(&mut self, file: Offered) {
-        let hash = self.salt.hash_one((&file.path, &file.digest));
+    /// Gives a content at a path the next number. One that was offered is numbered again when it comes in a change;
+    /// `file` makes one that is new.
+    pub fn number(&mut self, path: &RelPath, digest: &Digest, file: impl FnOnce() -> Offered) {
+        let hash = self.salt.hash_one((path, digest));
         let same = |i: &&u32| {
             let known = &self.files[**i as usize];
-            (&known.path, known.digest) == (&file.path, file.digest)
+            (&known.path, &known.digest) == (path, digest)
         };
         let index = match self.known.get(&hash).filter(same) {
             Some(known) => *known,
@@ -41,7 +44,7 @@ impl Contents {
                 if self.files.len() == self.files.capacity() {
                     self.files.reserve_exact(1024 + self.files.len() / 8);
                 }
-                self.files.push(file);
+                self.files.push(file());
                 index
             }
         };

@@ -294,7 +294,7 @@ impl Sender {
     /// Offers contents ahead of the version.
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
-            files.iter().for_each(|file| self.contents.number(file.clone()));
+            files.iter().for_each(|file| self.contents.number(&file.path, &file.digest, || file.clone()));
             for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
                 self.send(ToReplica::Offer(part));
             }
@@ -339,7 +339,8 @@ impl Sender {
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
-                self.contents.number(Offered { path: change.path.clone(), digest, size, likely: entry.metadata() });
+                let file = || Offered { path: change.path.clone(), digest, size, likely: entry.metadata() };
+                self.contents.number(&change.path, &digest, file);
             }
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {

@@ -67,9 +67,9 @@ pub struct Publisher {
     /// Is told which steps are done while the others are still being published.
     tell: Option<Tell>,
     /// Is told what is in its place in a new directory while others are still being prepared.
-    tell_grown: Option<TellGrown>,
+    tell_ready: Option<TellReady>,
     /// What is to be told next, in the order of its time stamps.
-    grown: VecDeque<Grown>,
+    ready: VecDeque<Ready>,
     /// The directory that was looked up last, and what it is in staging if it is new.
     home: Option<(RelPath, Option<Home>)>,
     stop: Arc<AtomicBool>,
@@ -88,11 +88,11 @@ pub struct Placed {
 }
 
 /// Is told what is in its place, some at a time.
-pub type TellGrown = Box<dyn FnMut(Vec<Grown>) + Send>;
+pub type TellReady = Box<dyn FnMut(Vec<Ready>) + Send>;
 
 /// A step whose entry is in its place in a new directory, just as the plan wants it, and the tuple that proves it.
 #[derive(Clone, Copy, Debug)]
-pub struct Grown {
+pub struct Ready {
     /// Which step.
     pub step: usize,
     /// What it will be seen as.
@@ -119,7 +119,7 @@ struct Work {
     told: Told,
 }
 
-/// Whether [`TellGrown`] was told of a step.
+/// Whether [`TellReady`] was told of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Told {
     #[default]
@@ -135,7 +135,7 @@ enum Fate {
     Open,
     Failed,
     /// In its place in a new directory, and done once that is.
-    Grown,
+    InPlace,
     Done,
     /// Done, and looked at already.
     Observed,
@@ -181,8 +181,8 @@ impl Publisher {
             touched: BTreeMap::new(),
             here: None,
             tell: None,
-            tell_grown: None,
-            grown: VecDeque::new(),
+            tell_ready: None,
+            ready: VecDeque::new(),
             home: None,
             stop: Arc::default(),
             stopped: false,
@@ -197,8 +197,8 @@ impl Publisher {
 
     /// Has [`Publisher::prepare`] tell what is in its place in new directories, so that its rows can be written
     /// meanwhile. They are true once the plan is published, but for those of [`Publisher::withdrawn`].
-    pub fn tell_grown(&mut self, tell: TellGrown) {
-        self.tell_grown = Some(tell);
+    pub fn tell_ready(&mut self, tell: TellReady) {
+        self.tell_ready = Some(tell);
     }
 
     /// Paths that were told to be in their place, and are not.

@@ -239,7 +239,7 @@ impl Publisher {
             self.tell_some(i, |step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make));
             let Some(entry) = &step.new else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
-                if matches!(self.work[i].fate, Fate::Open | Fate::Grown) {
+                if matches!(self.work[i].fate, Fate::Open | Fate::InPlace) {
                     let reason = format!("the directory {dir} could not be made");
                     self.fail(i, FsError::because("create", &step.path, reason));
                 }
@@ -252,7 +252,7 @@ impl Publisher {
                     Err(error) => self.fail(i, error),
                 },
                 // It became visible with the directory that it is in.
-                Fate::Grown => {
+                Fate::InPlace => {
                     self.work[i].fate = if self.work[i].told == Told::Yes { Fate::Observed } else { Fate::Done }
                 }
                 Fate::Failed | Fate::Done | Fate::Observed => {}

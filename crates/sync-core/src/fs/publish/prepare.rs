@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Fate, Grown, Home, Publisher, Staged, Told, Work, drift, failed, inode};
+use super::{Fate, Home, Publisher, Ready, Staged, Told, Work, drift, failed, inode};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::clock;
 use crate::fs::error::FsError;
@@ -37,11 +37,11 @@ impl Publisher {
     /// What belongs into a new directory gets its place there, and the directory its attributes, so that publishing the
     /// topmost of them publishes all.
     pub fn prepare(&mut self) {
-        self.staging.stop_growing();
+        self.staging.begin_plan();
         self.prepare_all();
         // Whoever listens need not wait any more.
-        self.tell_grown = None;
-        (self.home, self.grown) = (None, VecDeque::new());
+        self.tell_ready = None;
+        (self.home, self.ready) = (None, VecDeque::new());
         // Most of it was taken, and its room is wanted for what comes.
         self.staging.contents().shrink_to_fit();
     }
@@ -59,7 +59,7 @@ impl Publisher {
                 return;
             }
             match self.prepare_step(i, step, &mut users) {
-                Ok(Some(staged)) if staged.home.is_some() => self.work[i].fate = Fate::Grown,
+                Ok(Some(staged)) if staged.home.is_some() => self.work[i].fate = Fate::InPlace,
                 Ok(staged) => {
                     if let Some(home) = self.home_of(&step.path).filter(|_| staged.is_some()) {
                         self.work[home.step].late = true;
@@ -145,7 +145,7 @@ impl Publisher {
             self.staging.home(&stage, &step.path)
         });
         made?;
-        self.staging.claim_home(&stage, &step.path);
+        stage.claim_home(&step.path);
         Ok(above.map(|above| Staged { stage, home: Some(above.dir), name: step.path.name().into(), linked: None }))
     }
 
@@ -179,7 +179,7 @@ impl Publisher {
         let staged =
             Staged { stage: Arc::clone(&stage), home: Some(home), name: step.path.name().into(), linked: None };
         self.dress(i, step, entry, &staged, 0o700)?;
-        if self.work[i].fate != Fate::Grown {
+        if self.work[i].fate != Fate::InPlace {
             let name = self.staging.take_top(&stage, &step.path)?;
             self.work[i].staged = Some(Staged::apart(stage, name));
             return Ok(());
@@ -193,22 +193,22 @@ impl Publisher {
             self.root.stat_at(staged.dir(), &*staged.name).map_err(|e| FsError::new("look at", &step.path, e))?;
         let found = Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime };
         if found == entry.metadata() && self.work[i].refused == Refused::default() && !self.root.is_remote(&stat) {
-            self.grown.push_back(Grown { step: i, tuple: stat.tuple });
+            self.ready.push_back(Ready { step: i, tuple: stat.tuple });
         }
         Ok(())
     }
 
     /// Tells what is in its place and old enough that a later change would show.
     fn tell_settled(&mut self) {
-        let Some(tell) = &mut self.tell_grown else { return self.grown.clear() };
+        let Some(tell) = &mut self.tell_ready else { return self.ready.clear() };
         let now = clock::now();
         let mut some = Vec::new();
-        while let Some(grown) = self.grown.front().copied().filter(|g| clock::settled(g.tuple.ctime, now, false)) {
-            self.grown.pop_front();
-            let work = &mut self.work[grown.step];
-            if work.told == Told::No && work.fate == Fate::Grown {
+        while let Some(ready) = self.ready.front().copied().filter(|g| clock::settled(g.tuple.ctime, now, false)) {
+            self.ready.pop_front();
+            let work = &mut self.work[ready.step];
+            if work.told == Told::No && work.fate == Fate::InPlace {
                 work.told = Told::Yes;
-                some.push(grown);
+                some.push(ready);
             }
         }
         if !some.is_empty() {
@@ -225,7 +225,7 @@ impl Publisher {
         *left = left.saturating_sub(1);
         let last = *left == 0;
         let is_free = |content: &Content| {
-            let placed = content.grown.as_ref().is_some_and(|grown| grown.placed);
+            let placed = content.in_place.as_ref().is_some_and(|place| place.placed);
             Arc::ptr_eq(&content.stage, &staged.stage) && !placed
         };
         let in_place = |_| self.staging.keep_in_place(&digest, &staged.stage, &step.path, last);
@@ -236,7 +236,7 @@ impl Publisher {
         }
         let (dressed, tuple) = match self.staging.find(&digest) {
             Some(content) if last && is_free(&content) => {
-                if content.grown.is_none() && staged.home.is_none() {
+                if content.in_place.is_none() && staged.home.is_none() {
                     staged.name = digest.to_hex().into_bytes().into();
                 } else {
                     let rename = |from: BorrowedFd<'_>, name: &[u8]| {
@@ -278,7 +278,7 @@ impl Publisher {
             self.dress_from(i, step, entry, staged, Before { uid, gid, mode, xattrs: Some(&[]) })?;
         } else if let Some(tuple) = tuple.filter(|tuple| staged.home.is_some() && tuple.mtime != tuple.ctime) {
             // (A write would set both times to the same tick: if they are equal nothing tells it from ours.)
-            self.grown.push_back(Grown { step: i, tuple });
+            self.ready.push_back(Ready { step: i, tuple });
         }
         Ok(())
     }
@@ -414,7 +414,7 @@ impl Publisher {
         let path = &steps[j].path;
         let staged = match &self.work[j] {
             Work { staged: Some(staged), .. } => staged,
-            Work { fate: Fate::Grown, .. } => &self.spot(&steps[j])?,
+            Work { fate: Fate::InPlace, .. } => &self.spot(&steps[j])?,
             _ => return Ok(None),
         };
         let dir = rustix::io::dup(staged.dir()).map_err(|errno| FsError::new("look at", path, errno))?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
-use super::grow::TREE;
+use super::new_tree::TREE;
 use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
 use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;

@@ -169,7 +169,7 @@ impl Staging {
             masked: 0o777 & !born.mode,
             fs: born.tuple.fs,
             top,
-            nursery: Mutex::default(),
+            new_tree: Mutex::default(),
         });
         self.adopt_names(&stage);
         *slot = Some(Arc::clone(&stage));

@@ -433,7 +433,7 @@ fn what_belongs_into_new_directories_takes_its_place_there() {
     incoming.finish(None).unwrap();
     assert_eq!(fs::read(bed.dir().join("tree/not/large")).unwrap(), bytes);
     // With a plan under way nothing slips into a directory that is about to be published.
-    staging.stop_growing();
+    staging.begin_plan();
     staging.store(&Digest::of(b"late"), b"late", &RelPath::new("not/late").unwrap(), None).unwrap();
     assert!(bed.dir().join(Digest::of(b"late").to_hex()).exists() && !bed.dir().join("tree/not/late").exists());
     // What no plan wants there goes, contents and directories.

@@ -238,8 +238,7 @@ impl Stream {
             return Ok(content);
         }
         let opened = self.shared.source.open_content(&file.path, &file.digest)?;
-        let mut content = vec![0; usize::try_from(file.size).unwrap_or(0)];
-        opened.read_exact_at(0, &mut content)?;
+        let content = opened.read_at(0, usize::try_from(file.size).unwrap_or(0))?;
         opened.verify(&self.shared.source.root)?;
         if Digest::of(&content) != file.digest {
             return Err(ReadError::Changed);
@@ -312,14 +311,18 @@ impl Stream {
         let mut done = 0;
         while done < len {
             let now = most.min(len - done);
-            let mut buffer = vec![0; usize::try_from(now).unwrap_or(0)];
+            let size = usize::try_from(now).unwrap_or(0);
             let read = || match &self.shared.source.blocks {
-                Some(blocks) => blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer),
-                None => plan.file.read_exact_at(at + done, &mut buffer),
+                Some(blocks) => {
+                    let mut buffer = vec![0; size];
+                    blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer).map(|()| buffer)
+                }
+                None => plan.file.read_at(at + done, size),
             };
-            if let Err(error) = tokio::task::block_in_place(read) {
-                return Ok(Err(error));
-            }
+            let buffer = match tokio::task::block_in_place(read) {
+                Ok(buffer) => buffer,
+                Err(error) => return Ok(Err(error)),
+            };
             if buffer.iter().all(|byte| *byte == 0) {
                 self.send_piece(Piece::Zeros { seq, offset: at + done, len: now }, Bytes::new()).await?;
             } else {

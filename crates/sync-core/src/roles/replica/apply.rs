@@ -9,7 +9,7 @@ use std::thread::{Builder, ScopedJoinHandle};
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
-use crate::fs::{FsError, Grown, Known, Observed, Observer, Placed, Publisher, Staging};
+use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Leaf, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Row, Tuple};
@@ -325,9 +325,9 @@ fn prepare_and_commit(
     intent: &Intent,
 ) -> Result<(Publisher, Result<(), Reason>), Reason> {
     let mut ledger = Ledger::new(steps, BTreeMap::new());
-    let (sender, grown) = mpsc::sync_channel(TOLD_AHEAD);
+    let (sender, ready) = mpsc::sync_channel(TOLD_AHEAD);
     // Nobody listens any more when the index failed.
-    publisher.tell_grown(Box::new(move |some| drop(sender.send(some))));
+    publisher.tell_ready(Box::new(move |some| drop(sender.send(some))));
     std::thread::scope(|scope| {
         let prepare = || {
             publisher.prepare();
@@ -339,8 +339,8 @@ fn prepare_and_commit(
         let mut join = Some(|| preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned())));
         let committed = index.commit_with(0, |commit| {
             // Dropped when this ends, however it does: then nobody waits for it.
-            let grown: Receiver<Vec<Grown>> = grown;
-            grown.iter().flatten().try_for_each(|grown| ledger.write_grown(commit, grown))?;
+            let ready: Receiver<Vec<Ready>> = ready;
+            ready.iter().flatten().try_for_each(|ready| ledger.write_ready(commit, ready))?;
             let publisher = prepared.insert(join.take().map_or_else(|| Err(Reason(String::new())), |join| join())?);
             if publisher.was_stopped() {
                 return Err(Reason(STOPPED.to_owned()));

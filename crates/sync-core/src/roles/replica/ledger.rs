@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fs::{Grown, Observed};
+use crate::fs::{Observed, Ready};
 use crate::index::{Commit, IndexError};
 use crate::manifest::{Refused, Row};
 use crate::path::RelPath;
@@ -42,10 +42,10 @@ impl<'a> Ledger<'a> {
     }
 
     /// Writes the row of a step that has its place in a new directory.
-    pub fn write_grown(&mut self, commit: &mut Commit<'_>, grown: Grown) -> Result<(), IndexError> {
-        let step = &self.steps[grown.step];
+    pub fn write_ready(&mut self, commit: &mut Commit<'_>, ready: Ready) -> Result<(), IndexError> {
+        let step = &self.steps[ready.step];
         let Some(entry) = step.new.clone() else { return Ok(()) };
-        let (tuple, refused) = (Some(grown.tuple), Refused::default());
+        let (tuple, refused) = (Some(ready.tuple), Refused::default());
         commit.upsert(&Row { path: step.path.clone(), entry, tuple, proven: true, refused, extra: false, mount: false })
     }
 

@@ -229,7 +229,7 @@ impl Session {
         let mut missing = Vec::new();
         for (seq, file) in (first..).zip(files) {
             let left_alone = opened.holds.covers(&file.path);
-            if !left_alone && !opened.has(&file.digest) && opened.wants_once(&file.digest) {
+            if !left_alone && opened.wants_once(&file.digest) {
                 missing.push((seq, file));
             }
         }

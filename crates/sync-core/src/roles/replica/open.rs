@@ -162,9 +162,10 @@ impl Opened {
         self.contents.contains(&digest.prefix()) || self.staging.as_ref().is_some_and(|staging| staging.has(digest))
     }
 
-    /// Whether this is the first time that a missing content comes up.
+    /// Whether the content is missing, and this is the first time that it comes up.
     pub fn wants_once(&mut self, digest: &Digest) -> bool {
-        self.staging.is_some() && self.asked.insert(digest.prefix())
+        let is_new = self.staging.is_some() && !self.asked.contains(&digest.prefix());
+        is_new && !self.has(digest) && self.asked.insert(digest.prefix())
     }
 
     /// The old file at the path of a new content, and its chunks, if they may save sending some of it.

@@ -1,7 +1,7 @@
 //! Takes contents from the network into staging: verified, by digest, in whatever order they come.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::HashMap;
 use tokio::sync::mpsc;
@@ -41,6 +41,12 @@ struct Shared {
     copied: AtomicU64,
 }
 
+impl Shared {
+    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Expected>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Accepts content streams and stages what they carry.
 pub struct Stager {
     shared: Arc<Shared>,
@@ -68,12 +74,12 @@ impl Stager {
 
     /// A content is about to be asked for.
     pub fn expect(&self, seq: u64, expected: Expected) {
-        self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(seq, expected);
+        self.shared.expected().insert(seq, expected);
     }
 
     /// The master cannot send a content after all; what is still under way of it is ignored.
     pub fn give_up(&self, seq: u64) {
-        if let Some(expected) = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&seq) {
+        if let Some(expected) = self.shared.expected().get_mut(&seq) {
             expected.given_up = true;
         }
     }
@@ -132,6 +138,10 @@ struct Open {
     failed: Option<Settled>,
 }
 
+fn unasked(seq: u64) -> LinkError {
+    protocol(format!("content {seq} came without being asked for"))
+}
+
 fn protocol(text: impl Into<String>) -> LinkError {
     ProtocolError(text.into()).into()
 }
@@ -146,8 +156,7 @@ impl Files {
     }
 
     fn expected(&self, seq: u64) -> Result<Expected, LinkError> {
-        let expected = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        expected.get(&seq).cloned().ok_or_else(|| protocol(format!("content {seq} came without being asked for")))
+        self.shared.expected().get(&seq).cloned().ok_or_else(|| unasked(seq))
     }
 
     fn place(&self) -> Result<(Arc<Root>, Arc<Staging>), LinkError> {
@@ -157,7 +166,7 @@ impl Files {
 
     fn settle(&self, settled: Vec<(u64, Settled)>) {
         {
-            let mut expected = self.shared.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut expected = self.shared.expected();
             // What failed may be asked for once more.
             let staged = settled.iter().filter(|(_, settled)| *settled == Settled::Staged);
             staged.for_each(|(seq, _)| drop(expected.remove(seq)));
@@ -175,23 +184,35 @@ impl Files {
         let (_, staging) = self.place()?;
         let mut settled = Vec::with_capacity(batch.files.len());
         let mut rest: &[u8] = &raw;
-        for (seq, len) in &batch.files {
+        for ((seq, len), expected) in batch.files.iter().zip(self.take_expected(batch)?) {
             let Some((content, after)) = rest.split_at_checked(*len as usize) else {
                 return Err(protocol("a batch holds less than it says"));
             };
             rest = after;
-            let Expected { file, given_up, .. } = self.expected(*seq)?;
-            if given_up {
-                continue;
-            }
+            let file = &expected.file;
             let stored = match content.len() as u64 == file.size {
+                _ if expected.given_up => continue,
                 true => staging.store(&file.digest, content, &file.path, Some(&file.likely)),
                 false => Err(IncomingError::Mismatch),
             };
-            settled.push((*seq, stored.map_or_else(|error| failed(error, &file.path), |()| Settled::Staged)));
+            match stored {
+                Ok(()) => settled.push((*seq, Settled::Staged)),
+                Err(error) => {
+                    settled.push((*seq, failed(error, &file.path)));
+                    // It may be asked for once more.
+                    self.shared.expected().insert(*seq, expected);
+                }
+            }
         }
         self.settle(settled);
         Ok(())
+    }
+
+    /// What the batch was asked for.
+    fn take_expected(&self, batch: &Batch) -> Result<Vec<Expected>, LinkError> {
+        let mut expected = self.shared.expected();
+        let mut take = |seq: u64| expected.remove(&seq).ok_or_else(|| unasked(seq));
+        batch.files.iter().map(|(seq, _)| take(*seq)).collect()
     }
 
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {

@@ -25,7 +25,7 @@ pub(super) const TREE: &str = "tree";
 
 /// The tree of one staging directory.
 #[derive(Debug)]
-pub(crate) struct Nursery {
+pub(crate) struct NewTree {
     root: Root,
     /// Directories made in it and not yet claimed by a plan.
     made: Mutex<HashSet<RelPath>>,
@@ -33,7 +33,7 @@ pub(crate) struct Nursery {
 
 /// What is known of a content that has its place in a new directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Grown {
+pub(crate) struct InPlace {
     /// Where it will be visible.
     pub path: RelPath,
     /// Whether a plan has it there.
@@ -42,7 +42,7 @@ pub(crate) struct Grown {
     seen: Option<(u64, Time)>,
 }
 
-impl Nursery {
+impl NewTree {
     /// The directory that will be visible as `dir`, made with those above it if need be.
     fn home(&self, dir: &RelPath) -> Result<Arc<OwnedFd>, FsError> {
         match self.root.dir(dir) {
@@ -88,28 +88,21 @@ impl Staging {
 
     /// Gives a file that was received under `name` its place in a new directory, if it is to have one and nothing else
     /// is there; tells whether it did.
-    pub(crate) fn take_place(&self, path: &RelPath, stage: &Stage, name: &str, grows: bool, size: u64) -> bool {
-        let is_new = grows && self.stage_for(path).is_ok_and(|(_, is_new)| is_new);
+    pub(crate) fn take_place(&self, path: &RelPath, stage: &Stage, name: &str, gathering: bool, size: u64) -> bool {
+        let is_new = gathering && self.stage_for(path).is_ok_and(|(_, is_new)| is_new);
         let Some(home) = self.home_ahead(path, stage, is_new, size) else { return false };
         renameat_with(stage.fd(), name, &home, path.name(), RenameFlags::NOREPLACE).is_ok()
     }
 
     /// The directory in staging that will be visible as `dir`.
     pub(crate) fn home(&self, stage: &Stage, dir: &RelPath) -> Result<Arc<OwnedFd>, FsError> {
-        self.nursery(stage).map_err(|errno| FsError::new("stage", dir, errno))?.home(dir)
+        self.new_tree(stage).map_err(|errno| FsError::new("stage", dir, errno))?.home(dir)
     }
 
     /// Nothing takes its place in new directories any more until the session ends: a plan is being prepared.
-    pub(crate) fn stop_growing(&self) {
+    pub(crate) fn begin_plan(&self) {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         *phase = (*phase).max(super::Phase::Planned);
-    }
-
-    /// A plan makes this directory; it need not be taken out again.
-    pub(crate) fn claim_home(&self, stage: &Stage, dir: &RelPath) {
-        if let Some(nursery) = stage.nursery_if_open() {
-            nursery.made().remove(dir);
-        }
     }
 
     /// Makes room at the place of `path` in a new directory, where a content is that no longer belongs there.
@@ -120,7 +113,7 @@ impl Staging {
         match contents.iter_mut().find(|(_, content)| content.is_at(path)) {
             Some((digest, content)) => {
                 renameat(&home, path.name(), stage.fd(), digest.to_hex())?;
-                content.grown = None;
+                content.in_place = None;
                 Ok(())
             }
             None => unlinkat(&home, path.name(), AtFlags::empty()),
@@ -130,21 +123,21 @@ impl Staging {
     /// Takes out of new directories what no plan has claimed. What cannot be taken out is among the problems.
     pub(crate) fn take_out_unclaimed(&self) {
         let mut contents = self.contents();
-        let unclaimed = |content: &mut Content| content.grown.as_ref().is_some_and(|grown| !grown.placed);
+        let unclaimed = |content: &mut Content| content.in_place.as_ref().is_some_and(|in_place| !in_place.placed);
         for (digest, content) in contents.extract_if(|_, content| unclaimed(content)).collect::<Vec<_>>() {
             let removed = self.at_content(&digest, &content, |dir, name| unlinkat(dir, name, AtFlags::empty()));
             removed.err().into_iter().for_each(|error| self.note(error));
         }
         drop(contents);
         for stage in self.mounts().into_iter().filter_map(|mount| mount.stage_if_open()) {
-            let Some(nursery) = stage.nursery_if_open() else { continue };
-            let mut made: Vec<RelPath> = std::mem::take(&mut *nursery.made()).into_iter().collect();
+            let Some(new_tree) = stage.new_tree_if_open() else { continue };
+            let mut made: Vec<RelPath> = std::mem::take(&mut *new_tree.made()).into_iter().collect();
             made.sort_unstable_by(|a, b| b.cmp(a));
             for dir in made {
                 let parent = self.home(&stage, &dir.parent().unwrap_or_default());
                 // One that leads to a new directory is not empty, and goes with the whole staging.
                 if parent.is_ok_and(|parent| unlinkat(&parent, dir.name(), AtFlags::REMOVEDIR).is_ok()) {
-                    nursery.root.forget(&dir);
+                    new_tree.root.forget(&dir);
                 }
             }
         }
@@ -156,38 +149,38 @@ impl Staging {
         let mut name = self.fresh_name();
         name.replace_range(..1, "d");
         renameat(&home, path.name(), stage.fd(), &name).map_err(|errno| FsError::new("stage", path, errno))?;
-        if let Some(nursery) = stage.nursery_if_open() {
-            nursery.root.forget(path);
+        if let Some(new_tree) = stage.new_tree_if_open() {
+            new_tree.root.forget(path);
         }
         Ok(name)
     }
 
-    fn nursery(&self, stage: &Stage) -> Result<Arc<Nursery>, Errno> {
-        let mut slot = stage.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(nursery) = &*slot {
-            return Ok(Arc::clone(nursery));
+    fn new_tree(&self, stage: &Stage) -> Result<Arc<NewTree>, Errno> {
+        let mut slot = stage.new_tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(new_tree) = &*slot {
+            return Ok(Arc::clone(new_tree));
         }
         match mkdirat(stage.fd(), TREE, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
         let path = self.root.path().join(crate::fs::STAGING_NAME).join(TREE);
-        let nursery = Arc::new(Nursery { root: Root::within(stage.fd(), TREE, path)?, made: Mutex::default() });
-        *slot = Some(Arc::clone(&nursery));
-        Ok(nursery)
+        let new_tree = Arc::new(NewTree { root: Root::within(stage.fd(), TREE, path)?, made: Mutex::default() });
+        *slot = Some(Arc::clone(&new_tree));
+        Ok(new_tree)
     }
 
     /// What there is to say of a file that was just given its place at `path`, with `dressed` for its attributes.
-    pub(crate) fn grown(
+    pub(crate) fn in_place(
         &self,
         path: &RelPath,
         stage: &Stage,
         fd: impl AsFd,
         size: u64,
         dressed: Option<&Metadata>,
-    ) -> Box<Grown> {
+    ) -> Box<InPlace> {
         let tuple = self.tuple_of(fd, size, dressed).filter(|tuple| tuple.fs == stage.fs);
-        Box::new(Grown { path: path.clone(), placed: false, seen: tuple.map(|tuple| (tuple.ino, tuple.ctime)) })
+        Box::new(InPlace { path: path.clone(), placed: false, seen: tuple.map(|tuple| (tuple.ino, tuple.ctime)) })
     }
 
     /// The tuple of a file in staging, if everything about it is as it was dressed, and our own clock stamps it.
@@ -213,9 +206,9 @@ impl Staging {
             return None;
         }
         let dressed = content.get().dressed;
-        let grown = content.get_mut().grown.as_mut()?;
-        grown.placed = true;
-        let seen = grown.seen;
+        let in_place = content.get_mut().in_place.as_mut()?;
+        in_place.placed = true;
+        let seen = in_place.seen;
         if last {
             content.remove();
         }
@@ -226,7 +219,7 @@ impl Staging {
 impl Content {
     /// Whether its file is at `path` in a new directory, and free.
     pub fn is_at(&self, path: &RelPath) -> bool {
-        self.grown.as_ref().is_some_and(|grown| !grown.placed && grown.path == *path)
+        self.in_place.as_ref().is_some_and(|in_place| !in_place.placed && in_place.path == *path)
     }
 }
 
@@ -236,7 +229,14 @@ impl Stage {
         Tuple { fs: self.fs, ino, size, mtime: dressed.mtime, ctime }
     }
 
-    pub fn nursery_if_open(&self) -> Option<Arc<Nursery>> {
-        self.nursery.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// A plan makes this directory; it need not be taken out again.
+    pub fn claim_home(&self, dir: &RelPath) {
+        if let Some(new_tree) = self.new_tree_if_open() {
+            new_tree.made().remove(dir);
+        }
+    }
+
+    pub fn new_tree_if_open(&self) -> Option<Arc<NewTree>> {
+        self.new_tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
