@@ -28,7 +28,10 @@ use crate::plan::{Action, Step};
 type Users = HashMap<Digest, usize>;
 
 /// Steps after which what has settled is told.
+#[cfg(not(test))]
 const TOLD_AT_ONCE: usize = 512;
+#[cfg(test)]
+const TOLD_AT_ONCE: usize = 1;
 
 impl Publisher {
     /// Stages what the plan needs, with its attributes. Contents must be staged by digest already. Failures are kept
@@ -201,6 +204,8 @@ impl Publisher {
     /// Tells what is in its place and old enough that a later change would show.
     fn tell_settled(&mut self) {
         let Some(tell) = &mut self.tell_ready else { return self.ready.clear() };
+        #[cfg(test)]
+        clock::wait_past(clock::now(), std::time::Duration::from_millis(20));
         let now = clock::now();
         let mut some = Vec::new();
         while let Some(ready) = self.ready.front().copied().filter(|g| clock::settled(g.tuple.ctime, now, false)) {

@@ -16,6 +16,7 @@ mod changes;
 mod drift;
 mod hostile;
 mod mounts;
+mod new_dirs;
 mod speed;
 mod stop;
 mod unprivileged;
@@ -162,12 +163,24 @@ fn run(publisher: &mut Publisher) -> Vec<Observed> {
         clock::wait_past(clock::now(), Duration::from_millis(20));
         told.lock().unwrap().extend(observer.look(&some));
     }));
+    let ready: Arc<Mutex<Vec<Ready>>> = Arc::default();
+    let told = Arc::clone(&ready);
+    publisher.tell_ready(Box::new(move |some| told.lock().unwrap().extend(some)));
     publisher.prepare();
     publisher.publish();
     let (placed, mut seen): (Vec<_>, Vec<_>) = std::mem::take(&mut *early.lock().unwrap()).into_iter().unzip();
     publisher.skip(&placed);
     seen.retain(|seen| !publisher.inodes.siblings.contains(&seen.path));
     seen.extend(publisher.observe());
+    let seen_again: BTreeSet<RelPath> = seen.iter().map(|seen| seen.path.clone()).collect();
+    let withdrawn: BTreeSet<RelPath> = publisher.withdrawn().cloned().collect();
+    for Ready { step, tuple } in std::mem::take(&mut *ready.lock().unwrap()) {
+        let path = publisher.steps[step].path.clone();
+        if !seen_again.contains(&path) && !withdrawn.contains(&path) {
+            let (tuple, refused) = (Some(tuple), Refused::default());
+            seen.push(Observed { path, tuple, refused, proven: true, mount: false });
+        }
+    }
     seen.sort_by(|a, b| a.path.cmp(&b.path));
     seen
 }
