@@ -6,6 +6,7 @@ use foldhash::HashMap;
 use foldhash::quality::RandomState;
 
 use crate::hash::Digest;
+use crate::manifest::Entry;
 use crate::path::RelPath;
 use crate::wire::Offered;
 
@@ -14,12 +15,21 @@ pub(super) const WANTS: u8 = 3;
 
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    files: Vec<Offered>,
+    files: Vec<File>,
     /// For each number: which file, and how often it was wanted.
     numbers: Vec<(u32, u8)>,
     /// Files by a hash of path and digest, salted so that nobody can make two meet; the last one if two do.
     known: HashMap<u64, u32>,
     salt: RandomState,
+}
+
+#[derive(Debug)]
+struct File {
+    file: Offered,
+    /// Its first number.
+    first: u64,
+    /// Whether a change was told by that number.
+    used: bool,
 }
 
 impl Contents {
@@ -33,7 +43,7 @@ impl Contents {
     pub fn number(&mut self, path: &RelPath, digest: &Digest, file: impl FnOnce() -> Offered) {
         let hash = self.salt.hash_one((path, digest));
         let same = |i: &&u32| {
-            let known = &self.files[**i as usize];
+            let known = &self.files[**i as usize].file;
             (&known.path, &known.digest) == (path, digest)
         };
         let index = match self.known.get(&hash).filter(same) {
@@ -44,11 +54,23 @@ impl Contents {
                 if self.files.len() == self.files.capacity() {
                     self.files.reserve_exact(1024 + self.files.len() / 8);
                 }
-                self.files.push(file());
+                self.files.push(File { file: file(), first: self.numbers.len() as u64, used: false });
                 index
             }
         };
         self.numbers.push((index, 0));
+    }
+
+    /// The number, below `offers`, under which just this was offered: this content at this path, and nothing about the
+    /// entry that an offer does not tell. Only once.
+    pub fn use_offer(&mut self, offers: u64, path: &RelPath, entry: &Entry) -> Option<u64> {
+        let (_, digest) = entry.content()?;
+        let index = self.known.get(&self.salt.hash_one((path, &digest)))?;
+        let File { file, first, used } = &mut self.files[*index as usize];
+        let same = file.path == *path && file.likely == entry.metadata() && file.entry() == *entry;
+        let usable = same && *first < offers && !*used;
+        *used |= usable;
+        usable.then_some(*first)
     }
 
     /// The file of that number, wanted once more; an error says why it cannot be had.
@@ -59,6 +81,6 @@ impl Contents {
             return Err(format!("content {seq} was wanted more than {WANTS} times"));
         }
         *wanted += 1;
-        Ok(self.files[*index as usize].clone())
+        Ok(self.files[*index as usize].file.clone())
     }
 }

@@ -16,7 +16,7 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Announce, Change, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, ToMaster, ToReplica, Unavailable, Wanted,
+    Announce, Change, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Run, ToMaster, ToReplica, Unavailable, Wanted,
     in_messages,
 };
 
@@ -71,6 +71,8 @@ pub struct Receiver {
     outstanding: HashMap<u64, Outstanding>,
     /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
     set_aside: Vec<(u64, Outstanding)>,
+    /// What was offered, by number, and not told as a change yet.
+    offered: Vec<Option<Offered>>,
     /// Contents that did not come.
     missing: Missing,
     /// As they came; a map that grows by single entries is half empty.
@@ -105,6 +107,7 @@ impl Receiver {
             considering: 0,
             outstanding: HashMap::default(),
             set_aside: Vec::new(),
+            offered: Vec::new(),
             missing: Missing::default(),
             told: Vec::new(),
             changes: Changes::new(),
@@ -193,6 +196,9 @@ impl Receiver {
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
             ToReplica::Announce(announce) => paths(&announce.holds),
+            ToReplica::AsOffered(runs) => {
+                (runs.iter().fold(0, |sum: usize, run| sum.saturating_add(run.count as usize)), 0)
+            }
             _ => return Ok(()),
         };
         self.budget.take(entries, bytes)
@@ -209,7 +215,13 @@ impl Receiver {
                 self.outputs.push_back(ReceiverOutput::Open(hello));
             }
             // Offers may overtake the answer to the hello; they are considered once the share is open.
-            (ToReplica::Offer(files), State::Opening | State::Gathering) => self.consider(files),
+            (ToReplica::Offer(files), State::Opening | State::Gathering) => {
+                // Offers come before all changes. Of others there is nothing to be told again.
+                if self.offered.len() as u64 == self.next_seq {
+                    self.offered.extend(files.iter().cloned().map(Some));
+                }
+                self.consider(files);
+            }
             (ToReplica::List(dirs), State::Gathering) => self.outputs.push_back(ReceiverOutput::List(dirs)),
             (ToReplica::Changes(changes), State::Gathering) => {
                 self.changes_received += changes.len() as u64;
@@ -220,13 +232,15 @@ impl Receiver {
                     {
                         files.push(Offered { path: change.path.clone(), digest, size, likely: entry.metadata() });
                     }
-                    if self.told.len() == self.told.capacity() {
-                        self.told.reserve_exact(1024 + self.told.len() / 8);
-                    }
-                    self.told.push((change.path, change.entry));
+                    self.tell_of(change.path, change.entry);
                 }
                 self.missing.number(self.next_seq, &files);
                 self.consider(files);
+            }
+            (ToReplica::AsOffered(runs), State::Gathering) => {
+                for Run { first, count } in runs {
+                    (0..u64::from(count)).try_for_each(|i| self.as_offered(first.saturating_add(i)))?;
+                }
             }
             (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
             (ToReplica::Announce(mut announce), State::Gathering) => {
@@ -242,6 +256,7 @@ impl Receiver {
                 if announce.contents != self.next_seq {
                     return Err(ProtocolError("the two sides count contents differently".to_owned()));
                 }
+                self.offered = Vec::new();
                 self.changes = std::mem::take(&mut self.told).into_iter().collect();
                 self.state = State::Completing;
                 if self.guarded.is_some() {
@@ -273,6 +288,30 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    /// A change that is what was offered.
+    fn as_offered(&mut self, seq: u64) -> Result<(), ProtocolError> {
+        let offered = usize::try_from(seq).ok().and_then(|i| self.offered.get_mut(i)).and_then(Option::take);
+        let file = offered.ok_or_else(|| ProtocolError(format!("content {seq} was not offered, or is no news")))?;
+        let entry = file.entry();
+        let valid = entry.validate().map_err(|error| error.to_string());
+        let valid = valid.and_then(|()| match entry.needs_content() && !file.path.is_root() {
+            true => Ok(()),
+            false => Err("that is no file with content".to_owned()),
+        });
+        valid.map_err(|reason| ProtocolError(format!("entry {}, as it was offered: {reason}", file.path)))?;
+        self.missing.number(seq, std::slice::from_ref(&file));
+        self.changes_received += 1;
+        self.tell_of(file.path, Some(entry));
+        Ok(())
+    }
+
+    fn tell_of(&mut self, path: RelPath, entry: Option<Entry>) {
+        if self.told.len() == self.told.capacity() {
+            self.told.reserve_exact(1024 + self.told.len() / 8);
+        }
+        self.told.push((path, entry));
     }
 
     fn announced(&self) -> Option<VersionId> {
@@ -456,5 +495,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Publish(_) => "publish",
         ToReplica::Unavailable(_) => "unavailable content",
         ToReplica::Holds(_) => "held paths",
+        ToReplica::AsOffered(_) => "changes as offered",
     }
 }

@@ -11,7 +11,7 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_DIRS, MAX_ENTRIES, Offered, Refusal, Stand, ToMaster, ToReplica,
+    Ack, Announce, Change, Hello, Listing, MAX_DIRS, MAX_ENTRIES, Offered, Refusal, Run, Stand, ToMaster, ToReplica,
     Unavailable, Wanted, in_messages,
 };
 
@@ -168,6 +168,8 @@ pub struct Sender {
     version: Option<Version>,
     committed: bool,
     holds: Holds,
+    /// How many contents were offered, as long as changes may refer to them: their numbers come first.
+    offers: u64,
     /// Changes sent since the hello or the last restart.
     changes: u64,
     /// Loads that are not answered yet.
@@ -195,6 +197,7 @@ impl Sender {
             version: None,
             committed: false,
             holds: Holds::default(),
+            offers: 0,
             changes: 0,
             loads: 0,
             compared: false,
@@ -295,6 +298,7 @@ impl Sender {
     fn offer(&mut self, files: Vec<Offered>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
             files.iter().for_each(|file| self.contents.number(&file.path, &file.digest, || file.clone()));
+            self.offers = self.contents.len();
             for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
                 self.send(ToReplica::Offer(part));
             }
@@ -334,8 +338,9 @@ impl Sender {
         self.announce_when_complete();
     }
 
-    fn emit(&mut self, changes: Vec<Change>) {
+    fn emit(&mut self, mut changes: Vec<Change>) {
         self.changes += changes.len() as u64;
+        self.emit_as_offered(&mut changes);
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
@@ -345,6 +350,24 @@ impl Sender {
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {
             self.send(ToReplica::Changes(part));
+        }
+    }
+
+    /// Sends the numbers of those changes that an offer has told already, and takes them out.
+    fn emit_as_offered(&mut self, changes: &mut Vec<Change>) {
+        let mut runs: Vec<Run> = Vec::new();
+        changes.retain(|Change { path, entry }| {
+            let entry = entry.as_ref().filter(|entry| entry.needs_content());
+            let offered = entry.and_then(|entry| self.contents.use_offer(self.offers, path, entry));
+            let Some(seq) = offered else { return true };
+            match runs.last_mut().filter(|run| run.first + u64::from(run.count) == seq) {
+                Some(run) => run.count += 1,
+                None => runs.push(Run { first: seq, count: 1 }),
+            }
+            false
+        });
+        for part in runs.chunks(PER_MESSAGE) {
+            self.send(ToReplica::AsOffered(part.to_vec()));
         }
     }
 
@@ -366,6 +389,8 @@ impl Sender {
                 self.send(ToReplica::Holds(part));
             }
             let (changes, committed) = (self.changes, self.committed);
+            // After a restart all changes are told in full.
+            self.offers = 0;
             self.send(ToReplica::Announce(Announce { holds, held, version, changes, contents, committed }));
         }
     }

@@ -80,6 +80,15 @@ pub struct Change {
     pub entry: Option<Entry>,
 }
 
+/// Consecutive content numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The first.
+    pub first: u64,
+    /// How many.
+    pub count: u32,
+}
+
 /// The version to prepare; the changes that lead to it came before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
@@ -181,6 +190,9 @@ pub enum ToReplica {
     Unavailable(Unavailable),
     /// A part of the held paths of the version that will be announced.
     Holds(Vec<RelPath>),
+    /// Changes that were told with the offers of these contents already: each file is at its path, with that content, what
+    /// it would probably have, and nothing else.
+    AsOffered(Vec<Run>),
 }
 
 /// Messages from a replica to a master.
@@ -242,6 +254,7 @@ messages!(ToReplica {
     7 => Publish,
     8 => Unavailable,
     9 => Holds,
+    10 => AsOffered,
 });
 
 messages!(ToMaster {
@@ -260,7 +273,7 @@ messages!(ToMaster {
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
-        3 | 4 | 6 | 9 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        3 | 4 | 6 | 9 | 10 | 103 | 106 | 107 => Some(MAX_ITEMS),
         201 => Some(MAX_BATCH),
         _ => None,
     }
@@ -322,8 +335,18 @@ impl ToReplica {
             | Self::Announce(_)
             | Self::Publish(_)
             | Self::Unavailable(_)
-            | Self::Holds(_) => Ok(()),
+            | Self::Holds(_)
+            | Self::AsOffered(_) => Ok(()),
         }
+    }
+}
+
+impl Offered {
+    /// The entry, if the file is just what was offered: without extended attributes and other names.
+    pub(crate) fn entry(&self) -> Entry {
+        let Metadata { mode, uid, gid, mtime } = self.likely;
+        let kind = Kind::File { size: self.size, digest: self.digest };
+        Entry { kind, mode, uid, gid, mtime, xattrs: Box::default(), link: None }
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) use message::MAX_CHUNKS;
 
 pub use content::{Batch, ContentFrame, Encoding, Piece};
 pub use message::{
-    Ack, Announce, Change, Hello, Listing, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Unavailable,
-    Wanted,
+    Ack, Announce, Change, Hello, Listing, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica,
+    Unavailable, Wanted,
 };
 
 /// Most bytes of one control message. Senders stay below by sending several.

@@ -95,6 +95,7 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Publish(version().id()),
         ToReplica::Unavailable(Unavailable { seq: 300, reason: "gone".to_owned() }),
         ToReplica::Holds(vec![path("held/1"), path("held/2")]),
+        ToReplica::AsOffered(vec![Run { first: 0, count: 300 }, Run { first: 1000, count: 1 }]),
     ]
 }
 
@@ -173,6 +174,7 @@ fn the_bytes_are_pinned() {
         "7 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd",
         "8 v1 ac0204676f6e65",
         "9 v1 020668656c642f310668656c642f32",
+        "10 v1 0200ac02e80701",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 01ac0201[88*16]802000",
@@ -219,7 +221,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 10, 100, 110, 200, 203, u16::MAX] {
+    for kind in [0, 11, 100, 110, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));

@@ -84,8 +84,9 @@ pub struct Outcome {
     pub items: Vec<Item>,
     pub to_replica: usize,
     pub to_master: usize,
-    /// Entries in changes.
+    /// Changes, and of those the ones that were not told by the number of an offer.
     pub changes: usize,
+    pub in_full: usize,
     pub lists: usize,
     pub restarts: usize,
     /// Requests for content, and of those the ones that came with a basis.
@@ -366,7 +367,13 @@ impl Link {
     fn at_replica(&mut self, message: ToReplica) {
         self.outcome.to_replica += 1;
         match &message {
-            ToReplica::Changes(changes) => self.outcome.changes += changes.len(),
+            ToReplica::Changes(changes) => {
+                self.outcome.changes += changes.len();
+                self.outcome.in_full += changes.len();
+            }
+            ToReplica::AsOffered(runs) => {
+                self.outcome.changes += runs.iter().map(|run| run.count as usize).sum::<usize>()
+            }
             ToReplica::List(_) => self.outcome.lists += 1,
             ToReplica::Restart(()) => self.outcome.restarts += 1,
             _ => {}

@@ -4,12 +4,13 @@ use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::hash::Digest;
-use crate::manifest::{Holds, Version};
+use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{Item, Problem};
+use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
 use crate::wire::{
-    Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+    Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Unavailable, Wanted,
 };
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
@@ -25,6 +26,48 @@ fn the_first_push_sends_everything_once() {
     assert_eq!((outcome.lists, outcome.restarts), (0, 0));
     // alpha, beta, 1, deep and linked: equal contents travel once, empty ones never.
     assert_eq!(outcome.wants, 5);
+}
+
+#[test]
+fn what_an_offer_told_is_not_told_again() {
+    let mut world = grown();
+    let outcome = only(world.push_exactly());
+    // Of files with content of their own there is nothing left to tell but attributes and hard links.
+    let told = |entry: &Entry| entry.needs_content() && entry.xattrs.is_empty() && entry.link.is_none();
+    let entries = world.master.entries();
+    assert_eq!(outcome.in_full, entries.values().filter(|entry| !told(entry)).count());
+    assert!(outcome.in_full < outcome.changes);
+}
+
+#[test]
+fn only_what_was_offered_is_told_by_number_and_once() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let told = |first, count| ToReplica::AsOffered(vec![Run { first, count }]);
+    let likely = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
+    let file = |at: &str, size, mode| {
+        let (path, digest) = (RelPath::new(at).unwrap(), Digest::of(b"x"));
+        Offered { path, digest, size, likely: Metadata { mode, ..likely } }
+    };
+    let files =
+        [file("a", 1, 0o644), file("b", 1, 0o644), file("c", 0, 0o644), file("d", 1, 0o77_777), file("", 1, 0o644)];
+    let offered = || {
+        let mut receiver = gathering();
+        to(&mut receiver, ToReplica::Offer(files.to_vec())).unwrap();
+        receiver
+    };
+    let mut receiver = offered();
+    to(&mut receiver, told(0, 2)).unwrap();
+    assert!(to(&mut receiver, told(1, 1)).is_err(), "twice");
+    for (first, count, what) in [
+        (2, 1, "an empty file"),
+        (3, 1, "an impossible mode"),
+        (4, 1, "the top"),
+        (5, 1, "not offered"),
+        (u64::MAX, 1, "no number"),
+        (0, u32::MAX, "more than there are"),
+    ] {
+        assert!(to(&mut offered(), told(first, count)).is_err(), "{what}");
+    }
 }
 
 #[test]
@@ -50,7 +93,7 @@ fn a_known_version_costs_its_changes_and_not_its_size() {
     let outcome = only(world.push_exactly());
     // 3/7; 5/1; 7/7 and 7/new.
     assert_eq!((outcome.changes, outcome.lists, outcome.wants), (4, 0, 1));
-    assert!(outcome.to_replica + outcome.to_master <= 10, "{outcome:#?}");
+    assert!(outcome.to_replica + outcome.to_master <= 11, "{outcome:#?}");
 }
 
 #[test]
