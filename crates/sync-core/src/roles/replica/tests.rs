@@ -101,3 +101,45 @@ async fn a_content_comes_by_its_second_name() {
         assert_eq!(std::fs::read(top.join(name)).unwrap(), b"same");
     }
 }
+
+/// What was prepared is in staging, and its rows are in the index: nothing of either may be believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_leaves_before_it_publishes_changes_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+    let content = b"content";
+    let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content) };
+    let changes = [change("", Kind::Dir), change("d", Kind::Dir), change("d/a", kind.clone()), change("d/b", kind)];
+    let version = version(&changes);
+    let announce = Announce {
+        holds: Vec::new(),
+        held: 0,
+        version: version.clone(),
+        changes: changes.len() as u64,
+        contents: 2,
+        committed: true,
+    };
+    for leaves in [true, true, false] {
+        let mut played = Played::greet(&top, &state).await;
+        let ToMaster::Stand(stand) = played.control.next().await.unwrap() else { panic!("no stand") };
+        assert_eq!((stand.version, stand.entries), (None, 0), "a row of what was never published");
+        played.say(ToReplica::Changes(changes.to_vec()));
+        let wanted = played.wanted().await;
+        assert_eq!(wanted, [0]);
+        played.send(0, content).await;
+        played.say(ToReplica::Announce(announce.clone()));
+        assert_eq!(played.control.next().await.unwrap(), ToMaster::Prepared(version.root));
+        assert_eq!(std::fs::read_dir(&top).unwrap().count(), 1, "only staging");
+        if leaves {
+            played.connection.close(Code::Cancelled, "gone").await;
+            while std::fs::read_dir(&top).unwrap().count() > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            continue;
+        }
+        played.say(ToReplica::Publish(version.id()));
+        let ToMaster::Ack(ack) = played.control.next().await.unwrap() else { panic!("no acknowledgement") };
+        assert_eq!(ack.root, version.root);
+        assert_eq!(std::fs::read(top.join("d/b")).unwrap(), content);
+    }
+}
