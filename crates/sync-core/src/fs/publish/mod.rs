@@ -15,8 +15,11 @@
 //! is wanted, chmod, utimensat; renameat2; statx in the end. One that replaces a file costs another statx. Opening
 //! directories comes on top once per directory.
 
+mod copy;
+mod link;
 mod metadata;
 mod names;
+mod new_dirs;
 mod observe;
 mod prepare;
 #[cfg(test)]

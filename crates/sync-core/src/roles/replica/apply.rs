@@ -1,26 +1,25 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{Builder, ScopedJoinHandle};
 
+use super::inputs::{root_after, sources, touched_rows};
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Intent, Leaf, Snapshot, Stand};
-use crate::manifest::{Entry, Holds, Row, Tuple};
+use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
+use crate::manifest::{Holds, Row, Tuple};
 use crate::monitor::Item;
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, Plan, Situation, Step};
 use crate::roles::tree;
 use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
-
-/// From this number of changes on, their rows are found in one pass over all.
-const MANY: usize = 5000;
 
 /// Messages about what is in its place that may wait for their rows to be written.
 const TOLD_AHEAD: usize = 8;
@@ -74,14 +73,14 @@ impl Application {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
+        // Hashing every changed entry takes about as long as finding out what is there for it.
+        let hash = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (root, found) = std::thread::scope(|scope| {
-            // Hashing every changed entry takes about as long as finding out what is there for it.
-            let hashing = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
-            let hashing = Builder::new().spawn_scoped(scope, hashing);
+            let hashing = Builder::new().spawn_scoped(scope, hash);
             let found = touched_rows(&opened.index, &changes)
                 .and_then(|rows| Ok((sources(&opened.index, &changes, &rows, staged)?, rows)));
-            let root = hashing.map(|hashing| hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            (root.unwrap_or_else(|_| root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()))), found)
+            let joined = |hashing: ScopedJoinHandle<'_, _>| hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (hashing.map_or_else(|_| hash(), joined), found)
         });
         let (root, ((sources, complete), rows)) = (root?, found?);
         // What is not staged has an entry there, be it an empty one.
@@ -157,11 +156,12 @@ impl Application {
         // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
         // the stand is none from here on.
         let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
-        let prepared = prepare_and_commit(&opened.index, &self.steps, &staging, publisher, &intent);
-        let (publisher, committed) = prepared.map_err(|Reason(reason)| reason)?;
-        self.publisher = Some(publisher);
-        self.take_failures(opened);
-        committed.map_err(|Reason(reason)| reason)?;
+        let mut failures = Vec::new();
+        let prepared = prepare_and_commit(&opened.index, &self.steps, &staging, publisher, &intent, &mut failures);
+        self.failures += failures.len() as u64;
+        self.uncount(&failures);
+        opened.report(failures);
+        self.publisher = Some(prepared.map_err(|Reason(reason)| reason)?);
         Ok(None)
     }
 
@@ -177,13 +177,6 @@ impl Application {
         let mut publisher = self.publisher.take();
         publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
         self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
-    }
-
-    fn take_failures(&mut self, opened: &mut Opened) {
-        let failures = self.publisher.as_mut().map(Publisher::take_failures).unwrap_or_default();
-        self.failures += failures.len() as u64;
-        self.uncount(&failures);
-        opened.report(failures);
     }
 
     /// What failed was not done.
@@ -316,44 +309,39 @@ fn check_place(opened: &Opened) -> Result<(), String> {
 
 /// Prepares and flushes. Meanwhile rows are written of what has its place in new directories already, in the transaction
 /// that then records the intent: true once that is published, and if it never is, the next look at the tree finds
-/// nothing there. Fails if it cannot begin.
+/// nothing there.
 fn prepare_and_commit(
     index: &Index,
     steps: &[Step],
     staging: &Staging,
     mut publisher: Publisher,
     intent: &Intent,
-) -> Result<(Publisher, Result<(), Reason>), Reason> {
+    failures: &mut Vec<FsError>,
+) -> Result<Publisher, Reason> {
     let mut ledger = Ledger::new(steps, BTreeMap::new());
     let (sender, ready) = mpsc::sync_channel(TOLD_AHEAD);
     // Nobody listens any more when the index failed.
     publisher.tell_ready(Box::new(move |some| drop(sender.send(some))));
+    let prepare = || {
+        publisher.prepare();
+        publisher
+    };
     std::thread::scope(|scope| {
-        let prepare = || {
-            publisher.prepare();
-            publisher
-        };
         let preparing = Builder::new().spawn_scoped(scope, prepare);
         let preparing = preparing.map_err(|error| Reason(format!("cannot start a thread to prepare: {error}")))?;
-        let mut prepared = None;
-        let mut join = Some(|| preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned())));
-        let committed = index.commit_with(0, |commit| {
-            // Dropped when this ends, however it does: then nobody waits for it.
+        index.commit_with(0, move |commit| {
+            // Taken in here and dropped however this ends, so that the other thread never waits in vain.
             let ready: Receiver<Vec<Ready>> = ready;
             ready.iter().flatten().try_for_each(|ready| ledger.write_ready(commit, ready))?;
-            let publisher = prepared.insert(join.take().map_or_else(|| Err(Reason(String::new())), |join| join())?);
+            let mut publisher = preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned()))?;
+            failures.append(&mut publisher.take_failures());
             if publisher.was_stopped() {
                 return Err(Reason(STOPPED.to_owned()));
             }
             staging.flush().map_err(|error| Reason(error.to_string()))?;
-            commit.set_intent(intent).map_err(Reason::from)
-        });
-        let publisher = match (prepared, join) {
-            (Some(publisher), _) => publisher,
-            (None, Some(join)) => join()?,
-            (None, None) => return Err(Reason("preparing ended with a panic".to_owned())),
-        };
-        Ok((publisher, committed))
+            commit.set_intent(intent)?;
+            Ok(publisher)
+        })
     })
 }
 
@@ -400,89 +388,6 @@ fn privilege() -> [u8; 1] {
 fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
     Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|leaf| opened.ignores(leaf.extra))?.root)
-}
-
-/// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
-fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
-    let mut rows = BTreeMap::new();
-    if changes.len() < MANY {
-        let paths: Vec<RelPath> = changes.keys().cloned().collect();
-        rows.extend(index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)));
-    } else {
-        // One pass over all rows is cheaper than looking up so many.
-        let mut found = Vec::new();
-        let mut wanted = changes.keys().peekable();
-        let mut cursor = index.cursor()?;
-        while let Some(row) = cursor.next()? {
-            while wanted.next_if(|path| **path < row.path).is_some() {}
-            if wanted.next_if(|path| **path == row.path).is_some() {
-                found.push((row.path.clone(), row));
-            }
-        }
-        rows = found.into_iter().collect();
-    }
-    let mut closed: Option<RelPath> = None;
-    let mut beneath = Vec::new();
-    for (path, wanted, row) in plan::beside(changes, &rows) {
-        let inside = closed.as_ref().is_some_and(|top| path.is_beneath(top));
-        let closes = !wanted.as_ref().is_some_and(Entry::is_dir);
-        if !inside && closes && row.is_some_and(|row| row.entry.is_dir()) {
-            let mut cursor = index.cursor_beneath(path)?;
-            while let Some(row) = cursor.next()? {
-                beneath.push(row);
-            }
-            closed = Some(path.clone());
-        }
-    }
-    rows.extend(beneath.into_iter().map(|row| (row.path.clone(), row)));
-    Ok(rows)
-}
-
-/// For every content that is needed and not staged: the files of the replica that hold it. And whether there is one for
-/// each.
-fn sources(
-    index: &Index,
-    changes: &Changes,
-    rows: &BTreeMap<RelPath, Row>,
-    staged: &dyn Fn(&Digest) -> bool,
-) -> Result<(HashMap<Digest, Vec<RelPath>>, bool), IndexError> {
-    let mut needed: HashMap<Digest, Vec<RelPath>> = HashMap::new();
-    for (_, wanted, row) in plan::beside(changes, rows) {
-        let Some(new) = wanted.as_ref().filter(|new| new.needs_content()) else { continue };
-        let Some((_, digest)) = new.content() else { continue };
-        let there = row
-            .is_some_and(|row| row.tuple.is_some() && row.entry.content() == new.content() && row.entry.link.is_none());
-        if !there && !staged(&digest) {
-            needed.entry(digest).or_default();
-        }
-    }
-    if needed.is_empty() {
-        return Ok((needed, true));
-    }
-    let mut cursor = index.cursor()?;
-    while let Some(row) = cursor.next()? {
-        if let (Some((_, digest)), Some(_)) = (row.entry.content(), row.tuple)
-            && let Some(paths) = needed.get_mut(&digest)
-        {
-            paths.push(row.path);
-        }
-    }
-    let complete = needed.values().all(|paths| !paths.is_empty());
-    Ok((needed, complete))
-}
-
-/// The hash of the tree that the changes lead to.
-fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Digest, IndexError> {
-    if changes.is_empty() && holds.is_empty() {
-        return Ok(opened.tree.root);
-    }
-    let overlay: tree::Overlay<'_> =
-        changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
-    match holds.is_empty() {
-        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
-        false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),
-    }
 }
 
 fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {

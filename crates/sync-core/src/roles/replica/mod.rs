@@ -3,6 +3,7 @@
 
 mod apply;
 mod daemon;
+mod inputs;
 mod ledger;
 mod listing;
 mod open;

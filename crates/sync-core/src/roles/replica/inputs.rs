@@ -1,0 +1,97 @@
+//! What a plan is decided from: rows, sources of contents, and the root that the changes lead to.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::open::Opened;
+use crate::hash::Digest;
+use crate::index::{Index, IndexError, Leaf};
+use crate::manifest::{Entry, Holds, Row};
+use crate::path::RelPath;
+use crate::plan::{self, Changes};
+use crate::roles::tree;
+
+/// From this number of changes on, their rows are found in one pass over all.
+const MANY: usize = 5000;
+
+/// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
+pub fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
+    let mut rows = BTreeMap::new();
+    if changes.len() < MANY {
+        let paths: Vec<RelPath> = changes.keys().cloned().collect();
+        rows.extend(index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)));
+    } else {
+        // One pass over all rows is cheaper than looking up so many.
+        let mut found = Vec::new();
+        let mut wanted = changes.keys().peekable();
+        let mut cursor = index.cursor()?;
+        while let Some(row) = cursor.next()? {
+            while wanted.next_if(|path| **path < row.path).is_some() {}
+            if wanted.next_if(|path| **path == row.path).is_some() {
+                found.push((row.path.clone(), row));
+            }
+        }
+        rows = found.into_iter().collect();
+    }
+    let mut closed: Option<RelPath> = None;
+    let mut beneath = Vec::new();
+    for (path, wanted, row) in plan::beside(changes, &rows) {
+        let inside = closed.as_ref().is_some_and(|top| path.is_beneath(top));
+        let closes = !wanted.as_ref().is_some_and(Entry::is_dir);
+        if !inside && closes && row.is_some_and(|row| row.entry.is_dir()) {
+            let mut cursor = index.cursor_beneath(path)?;
+            while let Some(row) = cursor.next()? {
+                beneath.push(row);
+            }
+            closed = Some(path.clone());
+        }
+    }
+    rows.extend(beneath.into_iter().map(|row| (row.path.clone(), row)));
+    Ok(rows)
+}
+
+/// For every content that is needed and not staged: the files of the replica that hold it. And whether there is one for
+/// each.
+pub fn sources(
+    index: &Index,
+    changes: &Changes,
+    rows: &BTreeMap<RelPath, Row>,
+    staged: &dyn Fn(&Digest) -> bool,
+) -> Result<(HashMap<Digest, Vec<RelPath>>, bool), IndexError> {
+    let mut needed: HashMap<Digest, Vec<RelPath>> = HashMap::new();
+    for (_, wanted, row) in plan::beside(changes, rows) {
+        let Some(new) = wanted.as_ref().filter(|new| new.needs_content()) else { continue };
+        let Some((_, digest)) = new.content() else { continue };
+        let there = row
+            .is_some_and(|row| row.tuple.is_some() && row.entry.content() == new.content() && row.entry.link.is_none());
+        if !there && !staged(&digest) {
+            needed.entry(digest).or_default();
+        }
+    }
+    if needed.is_empty() {
+        return Ok((needed, true));
+    }
+    let mut cursor = index.cursor()?;
+    while let Some(row) = cursor.next()? {
+        if let (Some((_, digest)), Some(_)) = (row.entry.content(), row.tuple)
+            && let Some(paths) = needed.get_mut(&digest)
+        {
+            paths.push(row.path);
+        }
+    }
+    let complete = needed.values().all(|paths| !paths.is_empty());
+    Ok((needed, complete))
+}
+
+/// The hash of the tree that the changes lead to.
+pub fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Digest, IndexError> {
+    if changes.is_empty() && holds.is_empty() {
+        return Ok(opened.tree.root);
+    }
+    let overlay: tree::Overlay<'_> =
+        changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
+    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
+    match holds.is_empty() {
+        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
+        false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),
+    }
+}
