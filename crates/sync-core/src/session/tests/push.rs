@@ -372,7 +372,7 @@ impl Link {
                 self.outcome.in_full += changes.len();
             }
             ToReplica::AsOffered(runs) => {
-                self.outcome.changes += runs.iter().map(|run| run.count as usize).sum::<usize>()
+                self.outcome.changes += runs.iter().map(|run| run.count as usize).sum::<usize>();
             }
             ToReplica::List(_) => self.outcome.lists += 1,
             ToReplica::Restart(()) => self.outcome.restarts += 1,
