@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::sockopt;
 
@@ -68,9 +68,13 @@ pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
         .max_idle_timeout(Some(idle_timeout(settings.idle)))
         .keep_alive_interval(Some(settings.keep_alive));
     if is_loopback(peer) {
-        // A lost packet here means a full socket buffer, never a narrow link: the size must not shrink after it. The
-        // first round trip is not worth a guess of a third of a second either.
-        config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).initial_rtt(Duration::from_millis(20));
+        // From the start, and again soon after losses that looked like a link that is too narrow: here they mean a full
+        // socket buffer. The least size is left alone, because the packets of the handshake are padded to it.
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(LOOPBACK_MTU).black_hole_cooldown(Duration::from_secs(1));
+        config.initial_mtu(LOOPBACK_MTU).mtu_discovery_config(Some(discovery));
+        // The first round trip is not worth a guess of a third of a second either.
+        config.initial_rtt(Duration::from_millis(20));
         // Ten such packets would go to the kernel at once, which drops more than 65,535 bytes without a word.
         config.enable_segmentation_offload(false);
         let mut congestion = CubicConfig::default();
