@@ -93,3 +93,11 @@ fn a_very_deep_new_directory() {
     eprintln!("{}", status.lines().find(|l| l.starts_with("VmHWM")).unwrap());
     assert!(!bed.dst(STAGING_NAME).exists());
 }
+
+#[test]
+fn a_file_that_is_linked_before_it_is_told() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("d/a", "one")]);
+    fs::hard_link(bed.src("d/a"), bed.src("d/b")).unwrap();
+    bed.push(&[]);
+}
