@@ -17,6 +17,7 @@ mod drift;
 mod hostile;
 mod mounts;
 mod new_dirs;
+mod review;
 mod speed;
 mod stop;
 mod unprivileged;

@@ -474,3 +474,39 @@ fn what_a_killed_session_left_in_new_directories_is_not_sent_again() {
     assert!(!bed.dir().exists(), "an interrupted push keeps the parts of big files only");
     assert!(staging.take_problems().is_empty());
 }
+
+#[test]
+fn only_a_file_that_is_as_it_was_dressed_has_a_tuple() {
+    let bed = Bed::new();
+    let file = bed.top.path().join("file");
+    fs::write(&file, "12345").unwrap();
+    let fd = fs::File::open(&file).unwrap();
+    let staging = bed.session();
+    let meta = fd.metadata().unwrap();
+    let mtime = Time { sec: meta.mtime(), nsec: u32::try_from(meta.mtime_nsec()).unwrap() };
+    let is = Metadata { mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), mtime };
+    assert!(staging.tuple_of(&fd, 5, Some(&is)).is_some());
+    // A file system may cut a time; the kernel may drop a setid bit without a word.
+    let cut = Metadata { mtime: Time { sec: mtime.sec, nsec: mtime.nsec ^ 1 }, ..is };
+    for other in [Metadata { mode: is.mode | 0o2000, ..is }, Metadata { uid: is.uid + 1, ..is }, cut] {
+        assert_eq!(staging.tuple_of(&fd, 5, Some(&other)), None);
+    }
+    assert_eq!(staging.tuple_of(&fd, 5, None), None);
+    assert_eq!(staging.tuple_of(&fd, 6, Some(&is)), None);
+    fs::hard_link(&file, bed.top.path().join("other")).unwrap();
+    assert_eq!(staging.tuple_of(&fd, 5, Some(&is)), None);
+}
+
+/// On a file system that folds case, `d/a` finds `d/A` in its place.
+#[test]
+fn what_a_plan_has_placed_is_never_evicted() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let path = RelPath::new("d/A").unwrap();
+    staging.store(&Digest::of(b"x"), b"x", &path, None).unwrap();
+    staging.begin_plan();
+    let stage = staging.stage_near(&path).unwrap();
+    staging.keep_in_place(&Digest::of(b"x"), &stage, &path, true).unwrap();
+    let _ = staging.evict(&stage, &path);
+    assert!(bed.dir().join("tree/d/A").exists());
+}

@@ -285,3 +285,19 @@ fn a_directory_of_somebody_else_keeps_what_only_its_owner_may_set() {
     push(bed.replica(), steps, Refused::TIME);
     assert_eq!(fs::read(bed.dst("mine/theirs/b2")).unwrap(), b"1");
 }
+
+#[test]
+fn a_content_is_copied_from_a_file_that_may_not_be_read_itself() {
+    let bed = bed();
+    unprivileged(|| {
+        Bed::write(|n| bed.src(n), &[("d/a", "same"), ("d/b", "same")]);
+        let mut want = bed.source();
+        // As root's tree would be.
+        want.get_mut(&path("d/a")).unwrap().entry.mode = 0;
+        let have = bed.replica();
+        let mut publisher = bed.publisher_of(&want, have, &[]);
+        publisher.prepare();
+        let failures: Vec<_> = publisher.take_failures().iter().map(ToString::to_string).collect();
+        assert_eq!(failures, Vec::<String>::new());
+    });
+}
