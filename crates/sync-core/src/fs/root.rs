@@ -39,6 +39,8 @@ pub struct Root {
 struct Cache {
     dirs: HashMap<RelPath, (Arc<OwnedFd>, u64)>,
     clock: u64,
+    /// How many it holds.
+    most: usize,
 }
 
 /// An exclusive lock on the inode of a root; given back when dropped, or when the process ends however it ends.
@@ -55,20 +57,20 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self::held(fd, path.to_owned())?)
+        Ok(Self::held(fd, path.to_owned(), CACHED)?)
     }
 
-    /// The directory `name` in the directory `fd`, as the top of a tree of its own. It is opened as it is, not through
-    /// a link.
+    /// The directory `name` in the directory `fd`, as the top of a tree of its own, of which up to `held` directories are
+    /// kept open. It is opened as it is, not through a link.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn within(fd: BorrowedFd<'_>, name: &str, path: PathBuf) -> Result<Self, Errno> {
+    pub(crate) fn within(fd: BorrowedFd<'_>, name: &str, path: PathBuf, held: usize) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Self::held(openat(fd, name, flags, Mode::empty())?, path)
+        Self::held(openat(fd, name, flags, Mode::empty())?, path, held)
     }
 
-    fn held(fd: OwnedFd, path: PathBuf) -> Result<Self, Errno> {
+    fn held(fd: OwnedFd, path: PathBuf, most: usize) -> Result<Self, Errno> {
         let file_systems = FileSystems::default();
         let identity = file_systems.stat_fd(fd.as_fd())?.identity();
         Ok(Self {
@@ -76,7 +78,7 @@ impl Root {
             fd: Arc::new(fd),
             identity,
             file_systems,
-            cache: Mutex::default(),
+            cache: Mutex::new(Cache { most, ..Cache::default() }),
             stepwise: AtomicBool::new(false),
         })
     }
@@ -191,6 +193,11 @@ impl Root {
         Ok(fd)
     }
 
+    /// Makes [`Root::dir`] give this directory, which the caller has just opened at `path`.
+    pub(crate) fn keep(&self, path: &RelPath, fd: &Arc<OwnedFd>) {
+        self.cache().keep(path, fd);
+    }
+
     /// Makes [`Root::dir`] give the directory that is at `path` now, or fail if there is none any more.
     pub(crate) fn renew(&self, path: &RelPath) {
         if self.dir_now(path).is_err() {
@@ -298,7 +305,7 @@ impl Cache {
 
     fn keep(&mut self, path: &RelPath, fd: &Arc<OwnedFd>) {
         self.clock += 1;
-        if self.dirs.len() >= CACHED && !self.dirs.contains_key(path) {
+        if self.dirs.len() >= self.most && !self.dirs.contains_key(path) {
             let oldest = self.dirs.iter().min_by_key(|(_, (_, used))| *used).map(|(path, _)| path.clone());
             if let Some(oldest) = oldest {
                 self.dirs.remove(&oldest);

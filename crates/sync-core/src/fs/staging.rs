@@ -14,7 +14,7 @@ mod new_tree;
 mod place;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use foldhash::HashMap;
@@ -54,6 +54,7 @@ pub struct Staging {
     contents: Mutex<HashMap<Digest, Content>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
+    stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
     phase: RwLock<Phase>,
@@ -142,8 +143,15 @@ impl Staging {
             contents: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
+            stop: Arc::default(),
             phase: RwLock::new(Phase::Gathering),
         }
+    }
+
+    /// Hashes nothing that an earlier session left once `stop` is raised.
+    #[must_use]
+    pub fn stop_on(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
     }
 
     /// Stages a whole content in one go: for files small enough to be held in memory. `near` is a path that will have
@@ -348,6 +356,10 @@ impl Staging {
     pub(crate) fn contents(&self) -> MutexGuard<'_, HashMap<Digest, Content>> {
         // A panic elsewhere leaves the map whole: every change is a single insert, remove or store.
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     pub(crate) fn note(&self, problem: FsError) {

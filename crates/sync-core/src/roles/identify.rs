@@ -119,10 +119,12 @@ pub fn read_ahead<T>(
         let reading = std::thread::Builder::new().spawn_scoped(scope, reader);
         let (mut portion, mut bytes) = (Vec::new(), 0);
         let outcome = look(&mut |i, pending| {
-            if !is_job(pending) {
+            let size = pending.row.tuple.map_or(0, |tuple| tuple.size);
+            // In the end all wait for the file that it is at.
+            if !is_job(pending) || size > options.keep {
                 return;
             }
-            bytes += pending.row.tuple.map_or(0, |tuple| tuple.size);
+            bytes += size;
             portion.push((i, pending.clone()));
             if portion.len() >= JOBS_AT_ONCE || bytes >= BYTES_AT_ONCE {
                 bytes = 0;

@@ -96,9 +96,8 @@ impl Publisher {
         let stat = self.root.stat_at(stage.fd(), &name[..]).map_err(|errno| FsError::new("look at", path, errno))?;
         self.inodes.count(inode(&stat.tuple), 1);
         self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
-        if self.work[j].told == Told::Yes {
-            self.work[j].told = Told::Outdated;
-        }
+        // Whether it was told or was about to be.
+        self.work[j].told = Told::Outdated;
         Ok(Staged { linked: Some(inode(&stat.tuple)), ..Staged::apart(stage, name) })
     }
 

@@ -35,6 +35,8 @@ use rustix::io::Errno;
 
 pub use observe::{Observed, Observer};
 
+use new_dirs::TOLD_AT_ONCE;
+
 use super::attributes::Failed;
 use super::error::FsError;
 use super::root::Root;
@@ -71,6 +73,8 @@ pub struct Publisher {
     tell: Option<Tell>,
     /// Is told what is in its place in a new directory while others are still being prepared.
     tell_ready: Option<TellReady>,
+    /// After how many steps what has settled is told.
+    tell_every: usize,
     /// What is to be told next, in the order of its time stamps.
     ready: VecDeque<Ready>,
     /// The directory that was looked up last, and what it is in staging if it is new.
@@ -128,7 +132,7 @@ enum Told {
     #[default]
     No,
     Yes,
-    /// It was, and the tuple has changed since.
+    /// It may have been, and the tuple has changed since; it is not told again.
     Outdated,
 }
 
@@ -185,6 +189,7 @@ impl Publisher {
             here: None,
             tell: None,
             tell_ready: None,
+            tell_every: TOLD_AT_ONCE,
             ready: VecDeque::new(),
             home: None,
             stop: Arc::default(),

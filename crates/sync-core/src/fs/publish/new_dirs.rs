@@ -14,10 +14,7 @@ use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
 /// Steps after which what has settled is told.
-#[cfg(not(test))]
 pub(super) const TOLD_AT_ONCE: usize = 512;
-#[cfg(test)]
-pub(super) const TOLD_AT_ONCE: usize = 1;
 
 impl Publisher {
     /// Where what is made for a step gets its name: its place in a new directory, or a name of the moment.
@@ -73,7 +70,10 @@ impl Publisher {
             self.staging.home(&stage, &step.path)
         });
         made?;
-        stage.claim_home(&step.path);
+        if !stage.claim_home(&step.path) {
+            let why = "another new name is the same to the file system there, perhaps but for its case";
+            return Err(FsError::because("create", &step.path, why));
+        }
         Ok(above.map(|above| Staged { stage, home: Some(above.dir), name: step.path.name().into(), linked: None }))
     }
 
@@ -94,7 +94,7 @@ impl Publisher {
                     let _ = self.staging.take_top(&stage, &step.path);
                 }
             }
-            if i.is_multiple_of(TOLD_AT_ONCE) {
+            if i.is_multiple_of(self.tell_every) {
                 self.tell_settled();
             }
         }

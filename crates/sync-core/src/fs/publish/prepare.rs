@@ -6,14 +6,16 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use rustix::fs::{FileType, Mode, RenameFlags, makedev, mkdirat, mknodat, renameat, renameat_with, symlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, RenameFlags, makedev, mkdirat, mknodat, renameat, renameat_with, statat, symlinkat,
+};
 use rustix::io::Errno;
 
-use super::new_dirs::{TOLD_AT_ONCE, is_new_dir};
+use super::new_dirs::is_new_dir;
 use super::{Fate, Publisher, Ready, Staged, drift, failed};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
-use crate::fs::staging::{Content, create};
+use crate::fs::staging::{Content, create, is_big};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Metadata, Refused, Time, Tuple};
 use crate::path::RelPath;
@@ -60,7 +62,7 @@ impl Publisher {
                 }
                 Err(error) => self.fail(i, error),
             }
-            if i.is_multiple_of(TOLD_AT_ONCE) {
+            if i.is_multiple_of(self.tell_every) {
                 self.tell_settled();
             }
         }
@@ -88,7 +90,11 @@ impl Publisher {
         let Some((size, digest)) = entry.content() else {
             return Err(FsError::because("prepare", &step.path, "the plan gives content to what is no file"));
         };
-        let mut staged = self.spot(step)?;
+        // Under its digest a big content outlives an interrupted push: it gets its name when all is published.
+        let mut staged = match is_big(size) {
+            true => Staged::apart(self.staging.stage_near(&step.path)?, self.staging.fresh_name()),
+            false => self.spot(step)?,
+        };
         let left = users.entry(digest).or_insert(1);
         *left = left.saturating_sub(1);
         let last = *left == 0;
@@ -96,8 +102,10 @@ impl Publisher {
             let placed = content.in_place.as_ref().is_some_and(|place| place.placed);
             Arc::ptr_eq(&content.stage, &staged.stage) && !placed
         };
+        // From a file that we may not read ourselves the others could not be copied.
+        let keep = last || entry.mode & 0o400 != 0;
         let in_place = |_| self.staging.keep_in_place(&digest, &staged.stage, &step.path, last);
-        if let Some((dressed, seen)) = staged.home.as_ref().and_then(in_place) {
+        if let Some((dressed, seen)) = staged.home.as_ref().filter(|_| keep).and_then(in_place) {
             let tuple = dressed.zip(seen).map(|(dressed, seen)| staged.stage.tuple(size, &dressed, seen));
             self.dress_content(i, step, entry, &staged, dressed, tuple)?;
             return Ok(staged);
@@ -276,8 +284,12 @@ impl Publisher {
 /// Renames what is not to be lost: if something has the new name, nothing happens.
 fn rename_to_free(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> Result<(), Errno> {
     match renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
-        // A file system that does not know the flag: nobody else makes names here.
-        Err(Errno::INVAL) => renameat(from, name, to, new),
+        // A file system that does not know the flag: look, then rename. Nobody else makes names here.
+        Err(Errno::INVAL) => match statat(to, new, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => renameat(from, name, to, new),
+            Err(errno) => Err(errno),
+        },
         other => other,
     }
 }

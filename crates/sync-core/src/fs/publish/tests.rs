@@ -17,7 +17,6 @@ mod drift;
 mod hostile;
 mod mounts;
 mod new_dirs;
-mod review;
 mod speed;
 mod stop;
 mod unprivileged;

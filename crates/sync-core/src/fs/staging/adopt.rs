@@ -3,9 +3,12 @@
 //! Only names that we make are ever removed. Anything else was put there by somebody, is reported, and stays.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::new_tree::TREE;
@@ -26,6 +29,7 @@ pub(super) const BORN: &str = "born";
 /// Threads that remove what a push left, and the least that is worth one.
 const REMOVERS: usize = 8;
 const PORTION: usize = 500;
+const PORTION_OF_DIRS: usize = 10;
 
 /// What a name in a staging directory stands for.
 enum Name {
@@ -90,8 +94,7 @@ impl Staging {
             match Name::parse(name) {
                 Name::Temporary => drop(self.discard(stage, name)),
                 Name::Tree => {
-                    self.take_over_tree(stage, name);
-                    self.remove_tree(stage, name);
+                    self.remove_tree(stage, name, &|dir, name| self.take_over(stage, dir, name));
                 }
                 _ => {}
             }
@@ -139,14 +142,7 @@ impl Staging {
                 return false;
             }
         };
-        let clear = |names: &[Vec<u8>]| self.clear_names(stage, names, keep_parts);
-        // A file system may take milliseconds for each, such as one that discards the blocks of a file when it goes; a
-        // push that is interrupted has seconds.
-        std::thread::scope(|scope| {
-            let portions = names.chunks(names.len().div_ceil(REMOVERS).max(PORTION));
-            let threads: Vec<_> = portions.map(|names| scope.spawn(move || clear(names))).collect();
-            threads.into_iter().all(|thread| thread.join().unwrap_or(false))
-        })
+        in_portions(&names, PORTION, &|names| self.clear_names(stage, names, keep_parts)).into_iter().all(|empty| empty)
     }
 
     /// Removes those of the names that are ours and not to be kept; tells whether that is all of them.
@@ -156,7 +152,7 @@ impl Staging {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
                 Name::Tree => {
-                    empty &= self.remove_tree(stage, name);
+                    empty &= self.remove_tree(stage, name, &|_, _| {});
                     continue;
                 }
                 Name::Content(_) => {
@@ -172,59 +168,35 @@ impl Staging {
         empty
     }
 
-    /// Takes over the files of new directories that a killed push left: each is hashed, and gets its digest as a name.
-    fn take_over_tree(&self, stage: &Arc<Stage>, name: &[u8]) {
-        let Ok(tree) = self.tree_in(stage, name) else { return };
-        for dir in directories(&tree) {
-            let Ok(fd) = tree.open_dir(&dir) else { continue };
-            for name in names(fd.as_fd()).unwrap_or_default() {
-                let is_file = |stat: Stat| is_usable(&stat) && stat.tuple.size > 0;
-                if !tree.stat_at(fd.as_fd(), &name[..]).is_ok_and(is_file) {
-                    continue;
-                }
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let hashed =
-                    openat(&fd, &name[..], flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
-                let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { continue };
-                let hex = digest.to_hex();
-                let taken = renameat_with(&fd, &name[..], stage.fd(), &hex, RenameFlags::NOREPLACE).is_ok();
-                if taken && make_plain(stage, hex.as_bytes()) {
-                    self.contents().insert(digest, Content::new(stage, State::Whole));
-                }
-            }
+    /// Takes over a file of a new directory that a killed push left: it gets its digest as a name.
+    fn take_over(&self, stage: &Arc<Stage>, dir: BorrowedFd<'_>, name: &[u8]) {
+        let is_file = |stat: Stat| is_usable(&stat) && stat.tuple.size > 0;
+        if self.is_stopped() || !self.root.stat_at(dir, name).is_ok_and(is_file) {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let hashed = openat(dir, name, flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
+        let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { return };
+        let hex = digest.to_hex();
+        if renameat_with(dir, name, stage.fd(), &hex, RenameFlags::NOREPLACE).is_err() {
+            return;
+        }
+        if make_plain(stage, hex.as_bytes()) {
+            self.contents().insert(digest, Content::new(stage, State::Whole));
+        } else {
+            self.discard(stage, hex.as_bytes());
         }
     }
 
-    /// Removes a directory of ours with all that is in it; tells whether it is gone.
-    fn remove_tree(&self, stage: &Stage, name: &[u8]) -> bool {
-        let Ok(tree) = self.tree_in(stage, name) else { return self.discard(stage, name) };
-        let mut dirs = directories(&tree);
-        let clear = |dirs: &[RelPath]| {
-            for dir in dirs {
-                let Ok(fd) = tree.open_dir(dir) else { continue };
-                for name in names(fd.as_fd()).unwrap_or_default() {
-                    // What stays, such as a directory, is told when its own directory cannot go.
-                    let _ = unlinkat(&fd, &name[..], AtFlags::empty());
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for dirs in dirs.chunks(dirs.len().div_ceil(REMOVERS).max(PORTION / 10)) {
-                scope.spawn(move || clear(dirs));
-            }
-        });
-        while let Some(dir) = dirs.pop() {
-            let Some(parent) = dir.parent() else { continue };
-            if let Ok(parent) = tree.open_dir(&parent) {
-                let _ = unlinkat(parent, dir.name(), AtFlags::REMOVEDIR);
-            }
+    /// Removes a directory of ours with all that is in it, after `each` saw the files; tells whether it is gone.
+    fn remove_tree(&self, stage: &Stage, name: &[u8], each: Each<'_>) -> bool {
+        let failed = take_apart(stage.fd(), name, &self.counter, each);
+        let gone = failed.is_empty();
+        for (name, errno) in failed {
+            let path = stage.mount.staging_path().join(&name).unwrap_or_default();
+            self.note(FsError::new("remove", &path, errno));
         }
-        self.discard(stage, name)
-    }
-
-    fn tree_in(&self, stage: &Stage, name: &[u8]) -> Result<Root, Errno> {
-        let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?;
-        Root::within(stage.fd(), name, self.root.path().join(STAGING_NAME).join(name))
+        gone
     }
 
     fn is(&self, stage: &Stage, name: &[u8], wanted: impl Fn(&Stat) -> bool) -> bool {
@@ -251,10 +223,42 @@ impl Staging {
 /// Removes what bears our names from a directory that belongs to somebody else.
 pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
     let Ok(names) = names(dir) else { return };
+    let numbers = AtomicU64::new(0);
     for name in names.iter().filter(|name| !matches!(Name::parse(name), Name::Foreign)) {
+        if matches!(Name::parse(name), Name::Tree) {
+            take_apart(dir, name, &numbers, &|_, _| {});
+            continue;
+        }
         let is_dir = root.stat_at(dir, &name[..]).is_ok_and(|stat| stat.is_dir());
         let _ = unlinkat(dir, &name[..], if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() });
     }
+}
+
+/// Sees a file by its directory and name before it is removed.
+type Each<'a> = &'a (dyn Fn(BorrowedFd<'_>, &[u8]) + Sync);
+
+/// Names that could not be removed, and why.
+type Left = Vec<(Vec<u8>, Errno)>;
+
+/// Removes what is at `name` in `stage`, a directory with all that is in it. Directories in it are moved up next to it
+/// first, under numbers that are free: so it needs no paths, however deep it is.
+fn take_apart(stage: BorrowedFd<'_>, name: &[u8], numbers: &AtomicU64, each: Each<'_>) -> Left {
+    let mut level = vec![name.to_vec()];
+    let mut left = Left::new();
+    while !level.is_empty() {
+        let apart = |names: &[Vec<u8>]| -> (Vec<Vec<u8>>, Left) {
+            let mut found = (Vec::new(), Left::new());
+            names.iter().for_each(|name| take_one_apart(stage, name, numbers, each, &mut found));
+            found
+        };
+        let taken = in_portions(&level, PORTION_OF_DIRS, &apart);
+        level.clear();
+        for (deeper, failed) in taken {
+            level.extend(deeper);
+            left.extend(failed);
+        }
+    }
+    left
 }
 
 /// A file with no other name: a content that is published under another name already must not be touched again.
@@ -275,19 +279,73 @@ fn make_plain(stage: &Stage, name: &[u8]) -> bool {
         && target.strip_xattrs().is_ok()
 }
 
-/// Every directory of a tree, each after the one that holds it.
-fn directories(tree: &Root) -> Vec<RelPath> {
-    let mut dirs = vec![RelPath::root()];
-    let mut next = 0;
-    while let Some(dir) = dirs.get(next).cloned() {
-        next += 1;
-        let Ok(fd) = tree.open_dir(&dir) else { continue };
-        for name in names(fd.as_fd()).unwrap_or_default() {
-            let is_dir = tree.stat_at(fd.as_fd(), &name[..]).is_ok_and(|stat| stat.is_dir());
-            dirs.extend(dir.join(&name).ok().filter(|_| is_dir));
+/// Removes a directory and the files in it. Adds the new names of the directories in it to the first of `found`, and what
+/// stays to the second.
+fn take_one_apart(
+    stage: BorrowedFd<'_>,
+    name: &[u8],
+    numbers: &AtomicU64,
+    each: Each<'_>,
+    found: &mut (Vec<Vec<u8>>, Left),
+) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match openat(stage, name, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return,
+        Err(_) => {
+            let removed = unlinkat(stage, name, AtFlags::empty());
+            return found.1.extend(removed.err().map(|errno| (name.to_vec(), errno)));
+        }
+    };
+    let remove = |names: &[Vec<u8>]| -> (Vec<Vec<u8>>, Left) {
+        let (mut deeper, mut left) = (Vec::new(), Left::new());
+        for entry in names {
+            each(dir.as_fd(), entry);
+            match unlinkat(&dir, &entry[..], AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => match move_up(dir.as_fd(), entry, stage, numbers) {
+                    Ok(moved) => deeper.push(moved),
+                    Err(errno) => left.push((name.to_vec(), errno)),
+                },
+                Err(errno) => left.push((name.to_vec(), errno)),
+            }
+        }
+        (deeper, left)
+    };
+    for (deeper, left) in in_portions(&names(dir.as_fd()).unwrap_or_default(), PORTION, &remove) {
+        found.0.extend(deeper);
+        found.1.extend(left);
+    }
+    let removed = unlinkat(stage, name, AtFlags::REMOVEDIR);
+    found.1.extend(removed.err().filter(|errno| *errno != Errno::NOENT).map(|errno| (name.to_vec(), errno)));
+}
+
+fn move_up(dir: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, numbers: &AtomicU64) -> Result<Vec<u8>, Errno> {
+    loop {
+        let free = format!("d{}", numbers.fetch_add(1, Ordering::Relaxed)).into_bytes();
+        match renameat_with(dir, name, to, &free[..], RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(free),
+            Err(Errno::EXIST) => {}
+            // A file system that does not know the flag: a directory replaces no other that is not empty.
+            Err(Errno::INVAL) => return renameat(dir, name, to, &free[..]).map(|()| free),
+            Err(errno) => return Err(errno),
         }
     }
-    dirs
+}
+
+/// Does something with each portion of the names, on several threads if there are more than `least`: a file system may take
+/// milliseconds for each, such as one that discards the blocks of a file when it goes, and a push that is interrupted has
+/// seconds.
+fn in_portions<T: Send>(names: &[Vec<u8>], least: usize, work: &(dyn Fn(&[Vec<u8>]) -> T + Sync)) -> Vec<T> {
+    if names.len() <= least {
+        return vec![work(names)];
+    }
+    std::thread::scope(|scope| {
+        let portions = names.chunks(names.len().div_ceil(REMOVERS).max(least));
+        let threads: Vec<_> = portions.map(|names| scope.spawn(move || work(names))).collect();
+        let joined = |thread: ScopedJoinHandle<'_, T>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        threads.into_iter().map(joined).collect()
+    })
 }
 
 fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {

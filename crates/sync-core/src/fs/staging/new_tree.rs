@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Mode, RenameFlags, mkdirat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::{Content, Stage, Staging, is_big};
@@ -22,6 +22,12 @@ use crate::path::RelPath;
 
 /// The name of the tree in a staging directory.
 pub(super) const TREE: &str = "tree";
+
+/// Levels below the top down to which contents take their places ahead of the plan.
+const MOST_AHEAD: usize = 64;
+
+/// Directories of the tree that are held open.
+const HELD: usize = 16;
 
 /// The tree of one staging directory.
 #[derive(Debug)]
@@ -67,9 +73,29 @@ impl NewTree {
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(FsError::new("stage", &dir, errno)),
             }
-            above = self.root.dir(&dir)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let opened = openat(&above, dir.name(), flags, Mode::empty());
+            above = Arc::new(opened.map_err(|errno| FsError::new("stage", &dir, errno))?);
+            self.root.keep(&dir, &above);
         }
         Ok(above)
+    }
+
+    /// Those of the unclaimed directories, deepest first; they are forgotten.
+    fn take_made(&self, which: impl Fn(&RelPath) -> bool) -> Vec<RelPath> {
+        let mut dirs: Vec<RelPath> = self.made().extract_if(|dir| which(dir)).collect();
+        dirs.sort_unstable_by(|a, b| b.cmp(a));
+        dirs
+    }
+
+    /// Removes directories that are empty.
+    fn remove_dirs(&self, dirs: Vec<RelPath>) {
+        for dir in dirs {
+            let parent = self.root.dir(&dir.parent().unwrap_or_default());
+            if parent.is_ok_and(|parent| unlinkat(&parent, dir.name(), AtFlags::REMOVEDIR).is_ok()) {
+                self.root.forget(&dir);
+            }
+        }
     }
 
     fn made(&self) -> std::sync::MutexGuard<'_, HashSet<RelPath>> {
@@ -81,8 +107,9 @@ impl Staging {
     /// The directory in which the entry at `path` takes its place now; `None` if it is not to be in a new directory, or
     /// cannot be.
     pub(super) fn home_ahead(&self, path: &RelPath, stage: &Stage, is_new: bool, size: u64) -> Option<Arc<OwnedFd>> {
-        // A big content has a name by which an interrupted push is resumed.
-        let parent = path.parent().filter(|_| is_new && !is_big(size))?;
+        // A big content has a name by which an interrupted push is resumed. What is deep would cost as much as it is deep,
+        // before anything but an offer tells of it.
+        let parent = path.parent().filter(|_| is_new && !is_big(size) && path.depth() <= MOST_AHEAD)?;
         self.home(stage, &parent).ok()
     }
 
@@ -105,19 +132,27 @@ impl Staging {
         *phase = (*phase).max(super::Phase::Planned);
     }
 
-    /// Makes room at the place of `path` in a new directory, where a content is that no longer belongs there.
+    /// Makes room at the place of `path` in a new directory, where something is that came there ahead of the plan: a
+    /// content, or a directory with contents. What a plan has placed is never touched.
     pub(crate) fn evict(&self, stage: &Stage, path: &RelPath) -> Result<(), Errno> {
+        let errno = |error: FsError| error.errno().unwrap_or(Errno::IO);
+        let new_tree = self.new_tree(stage)?;
         let mut contents = self.contents();
-        let home = |path: &RelPath| self.home(stage, path).map_err(|error| error.errno().unwrap_or(Errno::IO));
-        let home = home(&path.parent().unwrap_or_default())?;
-        match contents.iter_mut().find(|(_, content)| content.is_at(path)) {
-            Some((digest, content)) => {
-                renameat(&home, path.name(), stage.fd(), digest.to_hex())?;
-                content.in_place = None;
-                Ok(())
-            }
-            None => unlinkat(&home, path.name(), AtFlags::empty()),
+        let in_the_way = |content: &Content| {
+            let unplaced = content.in_place.as_ref().filter(|place| !place.placed);
+            unplaced.is_some_and(|place| place.path == *path || place.path.is_beneath(path))
+        };
+        let mut any = false;
+        for (digest, content) in contents.iter_mut().filter(|(_, content)| in_the_way(content)) {
+            let Some(place) = content.in_place.take() else { continue };
+            let home = new_tree.home(&place.path.parent().unwrap_or_default()).map_err(errno)?;
+            renameat(&home, place.path.name(), stage.fd(), digest.to_hex())?;
+            any = true;
         }
+        let dirs = new_tree.take_made(|dir| dir == path || dir.is_beneath(path));
+        any |= !dirs.is_empty();
+        new_tree.remove_dirs(dirs);
+        if any { Ok(()) } else { Err(Errno::EXIST) }
     }
 
     /// Takes out of new directories what no plan has claimed. What cannot be taken out is among the problems.
@@ -131,15 +166,8 @@ impl Staging {
         drop(contents);
         for stage in self.mounts().into_iter().filter_map(|mount| mount.stage_if_open()) {
             let Some(new_tree) = stage.new_tree_if_open() else { continue };
-            let mut made: Vec<RelPath> = std::mem::take(&mut *new_tree.made()).into_iter().collect();
-            made.sort_unstable_by(|a, b| b.cmp(a));
-            for dir in made {
-                let parent = self.home(&stage, &dir.parent().unwrap_or_default());
-                // One that leads to a new directory is not empty, and goes with the whole staging.
-                if parent.is_ok_and(|parent| unlinkat(&parent, dir.name(), AtFlags::REMOVEDIR).is_ok()) {
-                    new_tree.root.forget(&dir);
-                }
-            }
+            // One that leads to a new directory is not empty, and goes with the whole staging.
+            new_tree.remove_dirs(new_tree.take_made(|_| true));
         }
     }
 
@@ -165,7 +193,7 @@ impl Staging {
             Err(errno) => return Err(errno),
         }
         let path = self.root.path().join(crate::fs::STAGING_NAME).join(TREE);
-        let new_tree = Arc::new(NewTree { root: Root::within(stage.fd(), TREE, path)?, made: Mutex::default() });
+        let new_tree = Arc::new(NewTree { root: Root::within(stage.fd(), TREE, path, HELD)?, made: Mutex::default() });
         *slot = Some(Arc::clone(&new_tree));
         Ok(new_tree)
     }
@@ -229,11 +257,10 @@ impl Stage {
         Tuple { fs: self.fs, ino, size, mtime: dressed.mtime, ctime }
     }
 
-    /// A plan makes this directory; it need not be taken out again.
-    pub fn claim_home(&self, dir: &RelPath) {
-        if let Some(new_tree) = self.new_tree_if_open() {
-            new_tree.made().remove(dir);
-        }
+    /// A plan makes this directory; it need not be taken out again. `false` if it is not one that was made for this name,
+    /// or is claimed already.
+    pub fn claim_home(&self, dir: &RelPath) -> bool {
+        self.new_tree_if_open().is_some_and(|new_tree| new_tree.made().remove(dir))
     }
 
     pub fn new_tree_if_open(&self) -> Option<Arc<NewTree>> {

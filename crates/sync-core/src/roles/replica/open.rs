@@ -83,7 +83,7 @@ impl Opened {
     pub fn open(
         share: &Share,
         policy: Policy,
-        stop: &AtomicBool,
+        stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
     ) -> Result<Self, OpenError> {
         let root = open_root(share, policy.dry_run)?.map(Arc::new);
@@ -92,7 +92,8 @@ impl Opened {
             None => None,
         };
         let (index, fresh) = open_index(share, &policy, notices)?;
-        let staging = root.as_ref().filter(|_| !policy.dry_run).map(|root| Arc::new(Staging::new(Arc::clone(root))));
+        let staging = |root: &Arc<Root>| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop)));
+        let staging = root.as_ref().filter(|_| !policy.dry_run).map(staging);
         let mut opened = Self {
             root,
             index,

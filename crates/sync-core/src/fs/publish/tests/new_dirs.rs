@@ -31,6 +31,7 @@ fn most_of_it_is_told_before_it_is_visible() {
     let bed = Bed::new();
     varied(&bed);
     let mut publisher = bed.publisher(&[]);
+    publisher.tell_every = 1;
     let told: Arc<Mutex<Vec<usize>>> = Arc::default();
     let ready = Arc::clone(&told);
     publisher.tell_ready(Box::new(move |some| ready.lock().unwrap().extend(some.iter().map(|ready| ready.step))));
@@ -143,4 +144,112 @@ fn a_default_acl_of_a_new_directory_reaches_nothing_in_it() {
         return skip("a_default_acl_of_a_new_directory_reaches_nothing_in_it", "no ACLs here");
     }
     bed.push(&[]);
+}
+
+fn store(staging: &Staging, at: &str, text: &str) {
+    staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &path(at), None).unwrap();
+}
+
+/// Pushes into an empty replica, with what is staged already.
+fn push_with(bed: &Bed, staging: &Arc<Staging>) {
+    let (want, mut have) = (bed.source(), bed.replica());
+    have.retain(|path, _| path.is_root());
+    let mut publisher = Publisher::new(Arc::clone(staging), plan(&want, &have, &[]), Box::new(Index(have.clone())));
+    let seen = run(&mut publisher);
+    assert_eq!(publisher.take_failures().iter().map(ToString::to_string).collect::<Vec<_>>(), Vec::<String>::new());
+    bed.check(have, &seen);
+}
+
+#[test]
+fn a_directory_that_became_a_file_while_the_source_was_read() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("d/a", "a"), ("d/was_dir", "now a file")]);
+    let staging = bed.staging();
+    for (at, text) in [("d/a", "a"), ("d/was_dir/x", "x"), ("d/was_dir", "now a file")] {
+        store(&staging, at, text);
+    }
+    push_with(&bed, &staging);
+}
+
+#[test]
+fn a_directory_that_became_a_link_while_the_source_was_read() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("d/a", "a")]);
+    symlink("a", bed.src("d/was_dir")).unwrap();
+    let staging = bed.staging();
+    for (at, text) in [("d/a", "a"), ("d/was_dir/x", "x")] {
+        store(&staging, at, text);
+    }
+    push_with(&bed, &staging);
+}
+
+#[test]
+fn a_big_content_outlives_a_push_that_is_given_up_after_it_was_prepared() {
+    for name in ["big", "new/big"] {
+        let bed = Bed::new();
+        fs::create_dir(bed.src("new")).unwrap();
+        let size = crate::fs::PART_MIN + 1;
+        fs::File::create(bed.src(name)).unwrap().set_len(size).unwrap();
+        let (want, have) = (bed.source(), bed.replica());
+        let staging = bed.staging();
+        let steps = plan(&want, &have, &[]);
+        let (_, digest) = want[&path(name)].entry.content().unwrap();
+        let mut incoming = staging.begin(&digest, size, &path(name)).unwrap().unwrap();
+        incoming.zeros(size).unwrap();
+        incoming.finish(None).unwrap();
+        let mut publisher = Publisher::new(Arc::clone(&staging), steps, Box::new(Index(have)));
+        publisher.prepare();
+        assert!(publisher.take_failures().is_empty());
+        drop(publisher);
+        staging.keep_parts();
+        let next = bed.staging();
+        next.adopt(&RelPath::root()).unwrap();
+        assert!(next.has(&digest), "{name} has to be sent again");
+    }
+}
+
+#[test]
+fn what_a_user_left_is_cleared_by_root() {
+    if !is_root() {
+        return skip("what_a_user_left_is_cleared_by_root", "not root");
+    }
+    let bed = Bed::new();
+    store(&bed.staging(), "d/a", "a");
+    // As if a user had been killed here.
+    for name in ["", "/tree", "/tree/d", "/tree/d/a"] {
+        let at = bed.dst(&format!("{STAGING_NAME}{name}"));
+        std::os::unix::fs::chown(&at, Some(65534), Some(65534)).unwrap();
+    }
+    bed.staging().adopt(&RelPath::root()).unwrap();
+}
+
+#[test]
+fn what_is_linked_is_not_told_as_it_was_before() {
+    for every in [1, 512] {
+        let bed = Bed::new();
+        Bed::write(|n| bed.src(n), &[("d/a", "one"), ("d/c", "two")]);
+        fs::hard_link(bed.src("d/a"), bed.src("d/b")).unwrap();
+        let have = bed.replica();
+        let mut publisher = bed.publisher(&[]);
+        publisher.tell_every = every;
+        let seen = run(&mut publisher);
+        assert!(publisher.take_failures().is_empty());
+        bed.check(have, &seen);
+    }
+}
+
+/// One level is one directory of a path that no kernel takes at once.
+#[test]
+fn a_deep_tree_of_new_directories_is_made_and_taken_apart() {
+    let bed = Bed::new();
+    let staging = bed.staging();
+    let deep = |levels: usize| path(&vec!["a".repeat(100); levels].join("/"));
+    for levels in [2, 60, 64, 65, 200] {
+        store(&staging, &deep(levels).join(b"file").unwrap().display(), &format!("{levels}"));
+    }
+    let ahead = |levels: usize| staging.find(&Digest::of(format!("{levels}").as_bytes())).unwrap().in_place.is_some();
+    // A hint tells of them, and no more is believed than makes sense.
+    assert_eq!([2, 60, 64, 65, 200].map(ahead), [true, true, false, false, false]);
+    staging.remove();
+    assert!(!bed.dst(STAGING_NAME).exists() && staging.take_problems().is_empty());
 }
