@@ -15,6 +15,10 @@ pub const MAX_NAME: usize = 255;
 /// Longest path in bytes that we carry. It is well beyond `PATH_MAX` (4096), and bounds what a peer can make us store.
 pub const MAX_PATH: usize = 65_535;
 
+/// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved: no
+/// entry of a source has it, at any level.
+pub const STAGING_NAME: &str = ".synccli-staging";
+
 /// Why bytes are not a path of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -114,6 +118,11 @@ impl RelPath {
     /// The components from the top down; none for the top directory.
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// Whether one of the components is [`STAGING_NAME`].
+    pub fn is_reserved(&self) -> bool {
+        self.components().any(|name| name == STAGING_NAME.as_bytes())
     }
 
     /// How many components the path has.

@@ -39,6 +39,4 @@ pub use staging::{PART_MIN, Staging};
 pub use stat::{FileType, Stat};
 pub use state_dir::{MAX_INVITATIONS, StateDir, StateError};
 
-/// The name of the private staging directory at the top of a replica and of every mount below it. It is reserved:
-/// a source must not hold it.
-pub const STAGING_NAME: &str = ".synccli-staging";
+pub use crate::path::STAGING_NAME;

@@ -311,6 +311,9 @@ impl ToReplica {
             Self::Changes(changes) => {
                 let mut xattrs = 0;
                 for Change { path, entry } in changes {
+                    if path.is_reserved() {
+                        return Err(format!("entry {path}: that name is reserved"));
+                    }
                     let Some(entry) = entry else { continue };
                     xattrs += entry.xattrs.len();
                     if xattrs > MAX_MESSAGE_XATTRS {
@@ -325,6 +328,9 @@ impl ToReplica {
                     }
                 }
                 Ok(())
+            }
+            Self::Offer(files) if files.iter().any(|file| file.path.is_reserved()) => {
+                Err("a file of a reserved name".to_owned())
             }
             Self::List(dirs) if !dirs.is_sorted_by(|a, b| a < b) => {
                 Err("its directories are not in tree order, or not distinct".to_owned())

@@ -200,6 +200,24 @@ fn the_bytes_are_pinned() {
     assert_eq!(found.len(), golden.len());
 }
 
+/// A master that wrote there would meddle with what waits in staging.
+#[test]
+fn the_staging_directory_is_no_part_of_a_tree() {
+    let refused = |message: ToReplica| {
+        let Envelope { kind, version, body } = message.encode();
+        ToReplica::decode(kind, version, &body).is_err()
+    };
+    let likely = file().metadata();
+    for (at, reserved) in
+        [(".synccli-staging", true), ("a/.synccli-staging/tree/b", true), ("a/.synccli-staging2", false)]
+    {
+        let offered = Offered { path: path(at), digest: digest(1), size: 1, likely };
+        assert_eq!(refused(ToReplica::Offer(vec![offered])), reserved, "{at}");
+        assert_eq!(refused(ToReplica::Changes(vec![upsert(at, file())])), reserved, "{at}");
+        assert_eq!(refused(ToReplica::Changes(vec![Change { path: path(at), entry: None }])), reserved, "{at}");
+    }
+}
+
 #[test]
 fn every_message_comes_back() {
     for message in to_replica() {

@@ -1,9 +1,11 @@
 //! Making a plan true on a replica's disk: prepared out of sight, then made visible name by name.
 //!
-//! [`Publisher::prepare`] does everything that takes time, in staging. After a flush, [`Publisher::publish`] only
-//! renames, links, unlinks and sets metadata, so that a crash in between leaves each visible file old or new. After
-//! another flush, [`Publisher::observe`] looks at every name that was touched and tells what an index may believe; with
-//! [`Publisher::tell_early`] an [`Observer`] looks at most of them before, while others are still being renamed.
+//! [`Publisher::prepare`] does everything that takes time, in staging, where new directories take shape with all that is
+//! in them. After a flush, [`Publisher::publish`] only renames, links, unlinks and sets metadata, so that a crash in
+//! between leaves each visible file old or new. After another flush, [`Publisher::observe`] looks at every name that was
+//! touched and tells what an index may believe; with [`Publisher::tell_early`] an [`Observer`] looks at most of them
+//! before, while others are still being renamed. What is in its place in a new directory is told by
+//! [`Publisher::tell_ready`] while others are still being prepared, and not looked at again.
 //!
 //! Both can be asked to stop, and look for that between two steps: [`Publisher::stop_on`]. What is visible by then is
 //! whole, and the caller gives the rest up with the staging, as after a crash.
@@ -11,9 +13,9 @@
 //! The disk alone decides: before each change the entry is compared with what the index said about it, and where they
 //! differ the entry is left alone and reported. One failed path never stops the others.
 //!
-//! System calls for a new regular file of a small size, staging included: open, write, close; chown if another owner
-//! is wanted, chmod, utimensat; renameat2; statx in the end. One that replaces a file costs another statx. Opening
-//! directories comes on top once per directory.
+//! System calls for a new regular file of a small size, staging included: open, write, utimensat, close; chown and chmod
+//! if a file cannot be made with its owner and mode; statx, and renameat2 where its directory is not new. One that
+//! replaces a file costs another statx. Opening directories comes on top once per directory.
 
 mod copy;
 mod link;
