@@ -454,8 +454,11 @@ fn logs_are_text_or_json() {
     let ran = running.wait();
     let lines: Vec<String> = ran.said().lines().filter(|l| !l.is_empty()).map(str::to_string).collect();
     assert!(!lines.is_empty(), "it says nothing\n{ran}");
-    for line in lines {
-        let value: Result<serde_json::Value, _> = serde_json::from_str(&line);
-        assert!(value.is_ok_and(|v| v.is_object()), "no JSON: {line}");
-    }
+    let parsed = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+    let values: Vec<serde_json::Value> = lines.iter().map(parsed).collect();
+    // Which share came to which version, and how.
+    let done: Vec<_> = values.iter().filter(|line| line["message"] == "done").collect();
+    assert_eq!(done.len(), 1, "{ran}");
+    assert_eq!((&done[0]["share"], &done[0]["version"]), (&"www".into(), &1.into()));
+    assert_eq!(done[0]["exact"], true);
 }

@@ -46,7 +46,7 @@ pub enum StateError {
         /// Why it failed.
         source: io::Error,
     },
-    /// A file holds what we never wrote, or lets others read what is secret.
+    /// A file holds what we never wrote, or lets others read what is secret, or a directory lets everybody write.
     #[error("{}: {reason}", shown(path))]
     Bad {
         /// Which file.
@@ -78,6 +78,10 @@ impl StateDir {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
         let path = fs::canonicalize(path).map_err(fail)?;
         let meta = fs::metadata(&path).map_err(fail)?;
+        if meta.mode() & 0o002 != 0 {
+            let reason = "everybody may write to this state directory, which holds keys: chmod o-w it".to_owned();
+            return Err(StateError::Bad { path, reason });
+        }
         Ok(Self { identity: (meta.dev(), meta.ino()), path })
     }
 

@@ -26,6 +26,16 @@ fn the_directory_and_the_key_are_the_owners_alone() {
 }
 
 #[test]
+fn a_directory_that_everybody_may_write_to_keeps_no_secrets() {
+    let top = tempfile::tempdir().unwrap();
+    fs::set_permissions(top.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let error = StateDir::open(top.path()).unwrap_err().to_string();
+    assert!(error.contains("everybody may write") && error.contains("chmod"), "{error}");
+    fs::set_permissions(top.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    StateDir::open(top.path()).unwrap();
+}
+
+#[test]
 fn programs_that_start_at_once_agree_on_one_identity() {
     let (_top, state) = state();
     let made = AtomicU8::new(0);

@@ -14,7 +14,7 @@ use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
-use crate::manifest::{Holds, Row, Tuple};
+use crate::manifest::{Holds, Row, Tuple, Version};
 use crate::monitor::Item;
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, Plan, Situation, Step};
@@ -119,6 +119,11 @@ impl Application {
     pub fn refusal(&self) -> Option<Refusal> {
         // A plan that does not even lead to the announced root will be made anew.
         self.refusal.clone().filter(|_| self.root == self.announce.version.root)
+    }
+
+    /// The version that it is for.
+    pub fn version(&self) -> &Version {
+        &self.announce.version
     }
 
     /// The hash of the tree that the plan leads to.

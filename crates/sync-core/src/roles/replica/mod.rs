@@ -26,7 +26,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Hello, Offered, Refusal, ToReplica, Wanted};
+use crate::wire::{Ack, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
 use apply::Application;
 use open::Opened;
 use staging::{Expected, Stager};
@@ -78,6 +78,8 @@ struct Session {
     stop: Arc<AtomicBool>,
     /// Shutdown alone. A version that is being published is better published to its end, also without a master.
     ending: Arc<AtomicBool>,
+    /// Of an embedded replica it is empty.
+    share: String,
     opened: Option<Opened>,
     stager: Stager,
     settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
@@ -94,6 +96,7 @@ impl Session {
             receiver: Receiver::new(),
             stop: Arc::default(),
             ending: Arc::default(),
+            share: String::new(),
             opened: None,
             settled,
             application: None,
@@ -177,6 +180,7 @@ impl Session {
     }
 
     fn open(&mut self, hello: Hello) -> Result<(), LinkError> {
+        self.share.clone_from(&hello.share);
         let share = match self.shares.find(&hello.share) {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
@@ -199,7 +203,27 @@ impl Session {
         }
     }
 
+    fn log(&self, ack: &Ack) {
+        let (share, dry_run) = (&*self.share, self.opened.as_ref().is_some_and(|opened| opened.policy.dry_run));
+        let Some(version) = self.application.as_ref().map(Application::version) else { return };
+        let ReplicaStats { created, updated, metadata_only, moved, deleted, .. } = ack.stats;
+        let (number, exact) = (version.number, version.root == ack.root);
+        tracing::info!(
+            share,
+            version = number,
+            exact,
+            dry_run,
+            created,
+            updated,
+            metadata_only,
+            moved,
+            deleted,
+            "done"
+        );
+    }
+
     fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
+        tracing::info!(share = self.share, reason, "refused");
         let refusal = Refusal { max_delete: false, reason };
         Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
     }
@@ -279,7 +303,10 @@ impl Session {
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match prepared {
-            Ok(ack) => Ok(self.receiver.handle(ReceiverInput::Prepared(ack))?),
+            Ok(ack) => {
+                ack.iter().for_each(|ack| self.log(ack));
+                Ok(self.receiver.handle(ReceiverInput::Prepared(ack))?)
+            }
             Err(reason) => self.refuse(reason),
         }
     }
@@ -292,7 +319,10 @@ impl Session {
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {
-            Ok(ack) => Ok(self.receiver.handle(ReceiverInput::Published(ack))?),
+            Ok(ack) => {
+                self.log(&ack);
+                Ok(self.receiver.handle(ReceiverInput::Published(ack))?)
+            }
             Err(reason) => self.refuse(reason),
         }
     }
