@@ -144,6 +144,8 @@ pub struct DestinationReport {
     pub exact: bool,
     /// How many problems were reported for it through the monitor.
     pub problems: u64,
+    /// Whether it was told to publish and never said what came of that: then what was changed there is not counted.
+    pub unheard: bool,
     /// Counts.
     pub stats: Stats,
     /// What the kernel there refused: how many entries of each kind of [`crate::manifest::Refused::KINDS`], in order.

@@ -65,6 +65,7 @@ pub fn destination(dest: &str, report: &DestinationReport) -> Value {
         "type": "destination",
         "destination": dest,
         "exact": report.exact,
+        "unheard": report.unheard,
         "problems": report.problems,
         "changes": report.stats.changes(),
         "stats": report.stats,

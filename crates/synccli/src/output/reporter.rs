@@ -230,7 +230,8 @@ mod tests {
 
     fn report(created: u64, problems: u64) -> PushReport {
         let stats = Stats { created, ..Stats::default() };
-        let destination = DestinationReport { exact: problems == 0, problems, stats, refused: [0, 2, 0, 0, 0, 0] };
+        let destination =
+            DestinationReport { exact: problems == 0, problems, unheard: false, stats, refused: [0, 2, 0, 0, 0, 0] };
         PushReport { version: None, source_problems: problems, destinations: vec![destination] }
     }
 

@@ -58,7 +58,11 @@ pub fn ending(report: &DestinationReport, version: Option<&Version>, dry_run: bo
     let changes = changes(&report.stats);
     if !report.exact || report.problems > 0 {
         let problems = plural(report.problems, "problem", "problems");
-        let done = if changes.is_empty() { "nothing changed".to_owned() } else { changes };
+        let done = match changes {
+            _ if report.unheard => "it is not known what was changed there".to_owned(),
+            changes if changes.is_empty() => "nothing changed".to_owned(),
+            changes => changes,
+        };
         return match (report.problems, dry_run) {
             (0, _) => format!("not identical ({done})"),
             (_, true) => format!("{problems} ({done} so far as planned)"),
@@ -203,6 +207,7 @@ mod tests {
         let report = |exact, problems, created, deleted| DestinationReport {
             exact,
             problems,
+            unheard: false,
             stats: Stats { created, deleted, ..Stats::default() },
             refused: [0; 6],
         };
@@ -219,6 +224,8 @@ mod tests {
         for (report, version, dry_run, line) in table {
             assert_eq!(ending(&report, version, dry_run), line);
         }
+        let unheard = DestinationReport { unheard: true, ..report(false, 1, 0, 0) };
+        assert_eq!(ending(&unheard, None, false), "not identical: 1 problem (it is not known what was changed there)");
     }
 
     #[test]

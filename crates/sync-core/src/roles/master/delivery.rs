@@ -135,13 +135,16 @@ impl Delivery {
 
 fn failed(problems: u64, stats: Stats) -> Delivered {
     Delivered {
-        report: DestinationReport { exact: false, problems, stats, refused: [0; 6] },
+        report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
     }
 }
 
 fn interrupted() -> Problem {
-    Problem { path: None, reason: "interrupted; what was verified is kept for the next push".to_owned() }
+    Problem {
+        path: None,
+        reason: "interrupted; what had arrived of files over 64 MiB is kept for the next push".to_owned(),
+    }
 }
 
 fn broken(error: &LinkError) -> Problem {
@@ -362,8 +365,8 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
-        let text = "it stands at a version that the index of the source does not know (an index that was restored, \
-                    rebuilt or replaced): the trees are compared in full";
+        let text = "it stands at a version that the index of the source does not know: it was last pushed to from \
+                    elsewhere, or an index was restored, rebuilt or replaced; the trees are compared in full";
         self.delivery.monitor.notice(Some(self.delivery.dest), text);
         if !self.delivery.policy.dry_run {
             self.delivery.source.branch(version).map_err(|e| LinkError::Source(e.to_string()))?;
@@ -386,6 +389,7 @@ impl<'a> Session<'a> {
         let mut stats = self.stats(literal_bytes);
         let mut exact = false;
         let mut refused = [0; 6];
+        let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
                 self.connection.close(Code::Done, "").await;
@@ -415,7 +419,8 @@ impl<'a> Session<'a> {
                 self.problem(&broken(&error));
             }
         }
-        let report = DestinationReport { exact, problems: self.problems, stats, refused };
+        let unheard = self.timing.publishing.is_some() && !heard;
+        let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         Delivered { report, source_changed: self.source_changed }
     }
 

@@ -125,7 +125,8 @@ impl Opened {
             other => other?,
         }
         if opened.fresh && opened.entries > 0 {
-            notices.push(rebuilt("there was none"));
+            let text = "there was no index of the replica, or it was deleted: it is rebuilt, and every file there is read once";
+            notices.push(text.to_owned());
         }
         Ok(opened)
     }
