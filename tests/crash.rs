@@ -387,11 +387,16 @@ fn a_signal_while_new_contents_are_read_leaves_nothing() {
     assert!(cut >= 2, "only {cut} pushes were cut");
 }
 
-/// A push of many files, at the moment when the first of their names are visible.
-fn publishing(scratch: &Scratch, mut push: Run) -> Running {
+/// A push of many files into directories that are there already, at the moment when the first of their names are
+/// visible. (A directory that is new becomes visible with all that is in it.)
+fn publishing(scratch: &Scratch, push: impl Fn() -> Run) -> Running {
+    for dir in 0..12_000 / 50 {
+        mkdir(scratch.src().join(format!("d{dir:03}")));
+    }
+    push().ok();
     many(&scratch.src(), 12_000, 1);
-    let mut running = push.timeout(60).start();
-    while !scratch.dst().join("d000").exists() {
+    let mut running = push().timeout(60).start();
+    while !scratch.dst().join("d000/f00000").exists() {
         assert!(running.is_running(), "ended before anything was visible");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -415,7 +420,7 @@ fn stopped_between_names(scratch: &Scratch, ran: &Ran) {
 #[test]
 fn a_signal_stops_a_push_between_two_names() {
     let scratch = Scratch::new();
-    let mut push = publishing(&scratch, scratch.push());
+    let mut push = publishing(&scratch, || scratch.push());
     push.signal(Signal::INT);
     stopped_between_names(&scratch, &push.wait().by_signal(2));
     scratch.push().ok();
@@ -428,7 +433,7 @@ fn sigterm_stops_a_daemon_between_two_names() {
     mkdir(scratch.dst());
     let mut daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
     daemon.pair(&scratch.state());
-    let push = publishing(&scratch, scratch.push_to(&[daemon.dest("www")]));
+    let push = publishing(&scratch, || scratch.push_to(&[daemon.dest("www")]));
     let (took, status) = daemon.term();
     assert!(took < Duration::from_secs(5) && status.success(), "{took:?} {status}");
     stopped_between_names(&scratch, &push.wait().one_of(&[1]).says("asked to stop"));
@@ -443,7 +448,7 @@ fn a_daemon_that_is_publishing_goes_on_when_its_master_is_gone() {
     mkdir(scratch.dst());
     let daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
     daemon.pair(&scratch.state());
-    let mut push = publishing(&scratch, scratch.push_to(&[daemon.dest("www")]));
+    let mut push = publishing(&scratch, || scratch.push_to(&[daemon.dest("www")]));
     push.signal(Signal::INT);
     push.wait().by_signal(2);
     wait_for("the rest to be published", 30, || last(&scratch).exists());
