@@ -15,6 +15,8 @@ use crate::path::RelPath;
 use crate::plan::Step;
 
 impl Publisher {
+    /// A copy of a visible file with the content of `entry`. If the source is what its row says, so is the content; else
+    /// the copy's digest decides.
     pub(super) fn copy_checked(
         &mut self,
         step: &Step,
@@ -37,8 +39,7 @@ impl Publisher {
             return Ok(staged);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found =
-            openat(staged.dir(), &*staged.name, flags, Mode::empty()).and_then(|fd| crate::fs::sparse::hash(&fd, size));
+        let found = openat(staged.dir(), &*staged.name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, size));
         if found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == digest) {
             return Ok(staged);
         }

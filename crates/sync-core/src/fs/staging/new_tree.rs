@@ -144,9 +144,11 @@ impl Staging {
         };
         let mut any = false;
         for (digest, content) in contents.iter_mut().filter(|(_, content)| in_the_way(content)) {
-            let Some(place) = content.in_place.take() else { continue };
+            let Some(place) = &content.in_place else { continue };
             let home = new_tree.home(&place.path.parent().unwrap_or_default()).map_err(errno)?;
             renameat(&home, place.path.name(), stage.fd(), digest.to_hex())?;
+            // Only now: what could not be moved is still known to be there, and is taken out in the end.
+            content.in_place = None;
             any = true;
         }
         let dirs = new_tree.take_made(|dir| dir == path || dir.is_beneath(path));
