@@ -6,6 +6,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,7 @@ pub enum PathError {
 /// The order is *tree order*: a directory comes before what it holds, and all it holds comes before its next sibling.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct RelPath(Box<[u8]>);
+pub struct RelPath(Arc<[u8]>);
 
 impl RelPath {
     /// The top directory of a tree.
@@ -64,7 +65,7 @@ impl RelPath {
         for name in bytes.split(|&b| b == b'/') {
             check_name(name)?;
         }
-        Ok(Self(bytes.into_boxed_slice()))
+        Ok(Self(bytes.into()))
     }
 
     /// The path of `name` in the directory `self`.
@@ -85,7 +86,7 @@ impl RelPath {
         if bytes.len() > MAX_PATH {
             return Err(PathError::TooLong);
         }
-        Ok(Self(bytes.into_boxed_slice()))
+        Ok(Self(bytes.into()))
     }
 
     /// Whether this is the top directory.
@@ -212,7 +213,7 @@ fn is_unsafe(c: char) -> bool {
 
 impl Ord for RelPath {
     fn cmp(&self, other: &Self) -> Ordering {
-        let common = self.0.iter().zip(&other.0).position(|(a, b)| a != b);
+        let common = self.0.iter().zip(other.0.iter()).position(|(a, b)| a != b);
         match common {
             None => self.0.len().cmp(&other.0.len()),
             Some(i) => {
@@ -238,7 +239,7 @@ impl TryFrom<Vec<u8>> for RelPath {
 
 impl From<RelPath> for Vec<u8> {
     fn from(path: RelPath) -> Self {
-        path.0.into_vec()
+        path.0.to_vec()
     }
 }
 

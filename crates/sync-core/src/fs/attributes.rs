@@ -177,7 +177,7 @@ pub(crate) fn apply(target: Target<'_>, before: Before<'_>, entry: &Entry) -> Re
 pub(crate) fn apply_time(target: Target<'_>, mtime: Time) -> Result<Refused, Failed> {
     target.set_mtime(mtime).map_err(|errno| ("set the time of", errno))?;
     // Outside 1970 to 2038 some file systems store the nearest time they can, and say nothing.
-    let unusual = !(0..=i64::from(i32::MAX)).contains(&mtime.sec);
+    let unusual = !(0..=i64::from(i32::MAX)).contains(&{ mtime.sec });
     let clamped = unusual && target.mtime().map_err(|errno| ("look at", errno))? != mtime;
     Ok(if clamped { Refused::TIME } else { Refused::default() })
 }

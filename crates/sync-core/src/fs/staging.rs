@@ -440,7 +440,8 @@ impl Stage {
     fn to_dress<'m>(&self, likely: Option<&'m Metadata>) -> Option<&'m Metadata> {
         let likely = likely?;
         // It may have to be read again, for a copy.
-        let plain = likely.mode & !0o7777 == 0 && likely.mode & 0o400 != 0 && (0..1 << 31).contains(&likely.mtime.sec);
+        let plain =
+            likely.mode & !0o7777 == 0 && likely.mode & 0o400 != 0 && (0..1 << 31).contains(&{ likely.mtime.sec });
         let may = !self.is_foreign(likely) || rustix::process::geteuid().is_root();
         (plain && likely.mtime.nsec < 1_000_000_000 && may).then_some(likely)
     }

@@ -239,6 +239,7 @@ pub(super) fn add(conn: &Connection, version: &Version, counts: &Counts, summer:
         return Err(IndexError::Order { number: version.number, latest }.into());
     }
     let sum = version_sum(version, counts, summer);
+    let Time { sec, nsec } = version.time;
     conn.prepare_cached(
         "INSERT INTO versions
              (number, id, lineage, parent, root, sec, nsec, entries, created, updated, deleted, sum)
@@ -250,8 +251,8 @@ pub(super) fn add(conn: &Connection, version: &Version, counts: &Counts, summer:
         version.lineage.0,
         version.parent.map(|VersionId(parent)| parent.0),
         version.root.0,
-        version.time.sec,
-        version.time.nsec,
+        sec,
+        nsec,
         to_sql(counts.entries)?,
         to_sql(counts.created)?,
         to_sql(counts.updated)?,
@@ -355,6 +356,7 @@ fn ack_sum(ack: &Ack, summer: &mut Summer) -> [u8; 8] {
 
 pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> Result<(), Fault> {
     let sum = ack_sum(ack, summer);
+    let Time { sec, nsec } = ack.time;
     conn.prepare_cached(
         "INSERT OR REPLACE INTO acks (replica, version, number, root, sec, nsec, exact, sum)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -364,8 +366,8 @@ pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> R
         ack.version.0.0,
         to_sql(ack.number)?,
         ack.root.0,
-        ack.time.sec,
-        ack.time.nsec,
+        sec,
+        nsec,
         i64::from(ack.exact),
         sum,
     ])?;

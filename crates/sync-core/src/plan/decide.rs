@@ -7,8 +7,9 @@ use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Kind, Row};
 use crate::path::RelPath;
 
-/// What a version wants of each path that differs: an entry, or (`None`) nothing.
-pub type Changes = BTreeMap<RelPath, Option<Entry>>;
+/// What a version wants of each path that differs: an entry, or (`None`) nothing. Boxed, because a first push has tens of
+/// thousands, which come in one list, are sorted into a map and leave it as steps.
+pub type Changes = BTreeMap<RelPath, Option<Box<Entry>>>;
 
 /// What the planner knows about the replica.
 pub struct Situation<'a> {
@@ -62,7 +63,7 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
 fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Option<Action>> {
     let missing = missing(changes, now);
     let mut sources = Sources { movable: leaving_inodes(changes, &missing, now), looked_at: HashMap::new() };
-    let mut decide = |path: &RelPath, wanted: &Option<Entry>, old: Option<&Row>| {
+    let mut decide = |path: &RelPath, wanted: Option<&Entry>, old: Option<&Row>| {
         if missing.contains(path) {
             plan.missing.push(path.clone());
             return None;
@@ -94,10 +95,10 @@ fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Optio
 /// too; and drops what the holds protect.
 fn expand(mut changes: Changes, now: &Situation<'_>) -> Changes {
     let held = |path: &RelPath| now.holds.covers(path);
-    let closes = |new: &Option<Entry>, old: Option<&Row>| {
-        !new.as_ref().is_some_and(Entry::is_dir) && old.is_some_and(|row| row.entry.is_dir())
+    let closes = |new: Option<&Entry>, old: Option<&Row>| {
+        !new.is_some_and(Entry::is_dir) && old.is_some_and(|row| row.entry.is_dir())
     };
-    let closed = beside(&changes, &now.rows).filter(|(_, new, old)| closes(new, *old));
+    let closed = beside(&changes, &now.rows).filter(|(_, new, old)| closes(*new, *old));
     let no_longer_dirs: HashSet<&RelPath> = closed.map(|(path, ..)| path).collect();
     let beneath = |path: &RelPath| has_above(path, &|dir| no_longer_dirs.contains(dir));
     let new = |path: &&RelPath| !changes.contains_key(*path) && !held(path) && beneath(path);
@@ -155,7 +156,7 @@ fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
 
 /// Regular files whose inode loses its name by this plan, so that another name may take it over: each once.
 fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &'a Situation<'_>) -> HashSet<&'a RelPath> {
-    let leaves = |row: &Row, wanted: &Option<Entry>| match wanted {
+    let leaves = |row: &Row, wanted: Option<&Entry>| match wanted {
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),
     };
@@ -171,11 +172,11 @@ fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &'a Si
 pub fn beside<'c, 'r>(
     changes: &'c Changes,
     rows: &'r BTreeMap<RelPath, Row>,
-) -> impl Iterator<Item = (&'c RelPath, &'c Option<Entry>, Option<&'r Row>)> {
+) -> impl Iterator<Item = (&'c RelPath, Option<&'c Entry>, Option<&'r Row>)> {
     let mut rows = rows.iter().peekable();
     changes.iter().map(move |(path, wanted)| {
         while rows.next_if(|(at, _)| *at < path).is_some() {}
-        (path, wanted, rows.next_if(|(at, _)| *at == path).map(|(_, row)| row))
+        (path, wanted.as_deref(), rows.next_if(|(at, _)| *at == path).map(|(_, row)| row))
     })
 }
 

@@ -48,7 +48,7 @@ pub struct Step {
     /// Boxed, because a first push has tens of thousands of steps and no rows.
     pub old: Option<Box<Row>>,
     /// What shall be there; `None` exactly for [`Action::Delete`].
-    pub new: Option<Entry>,
+    pub new: Option<Box<Entry>>,
     /// How.
     pub action: Action,
 }

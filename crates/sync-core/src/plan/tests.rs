@@ -61,7 +61,7 @@ fn plan_with(
     }
     let staged: Vec<Digest> = staged.iter().map(|s| Digest::of(s.as_bytes())).collect();
     let holds = Holds::new(holds.iter().map(|h| path(h)));
-    let changes: Changes = want.iter().map(|(p, e)| (path(p), e.clone())).collect();
+    let changes: Changes = want.iter().map(|(p, e)| (path(p), e.clone().map(Box::new))).collect();
     let now = Situation { rows, sources: &sources, staged: &|d| staged.contains(d), holds: &holds, no_delete };
     decide(changes, now)
 }

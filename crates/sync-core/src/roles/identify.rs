@@ -64,14 +64,19 @@ enum Outcome {
 
 type Again = Option<Box<(Entry, Tuple)>>;
 
-/// What is to be written into a pending row. Kept apart while the rows are being read from several threads.
+/// What is to be written into a pending row. Kept apart while the rows are being read from several threads; small,
+/// because a first look has one for every file.
 struct Done {
     i: usize,
     digest: Digest,
-    size: u64,
-    xattrs: Option<Xattrs>,
     proven: bool,
+    more: Option<Box<More>>,
+}
+
+/// What few files have: an entry that changed since the survey, extended attributes.
+struct More {
     again: Again,
+    xattrs: Option<Xattrs>,
 }
 
 /// What was read of a survey's pending rows, by their places.
@@ -90,7 +95,9 @@ impl Early {
             Outcome::Known(hashed, again) => {
                 let Hashed { digest, size, chunks, content, xattrs, proven, .. } = hashed;
                 found(pending, Identified { digest, size, chunks, content });
-                self.done.push(Done { i, digest, size, xattrs, proven, again });
+                let news = again.is_some() || xattrs.as_ref().is_some_and(|xattrs| *xattrs != pending.row.entry.xattrs);
+                let more = news.then(|| Box::new(More { again, xattrs }));
+                self.done.push(Done { i, digest, proven, more });
             }
             Outcome::Gone => self.failed.push((i, None)),
             Outcome::Failed(error) => self.failed.push((i, Some(error))),
@@ -161,18 +168,23 @@ pub fn identify(
         read_all(root, rows, &jobs, options, &mut |i, outcome| early.add(i, &rows[i], outcome, found));
     }
     let Early { done, failed } = early;
-    for Done { i, digest, size, xattrs, proven, again } in done {
+    for Done { i, digest, proven, more } in done {
         let pending = &mut survey.pending[i];
         let row = &mut pending.row;
-        if let Some(again) = again {
-            let (entry, tuple) = *again;
-            row.entry = Entry { link: row.entry.link.take(), ..entry };
-            row.tuple = Some(tuple);
+        if let Some(more) = more {
+            let More { again, xattrs } = *more;
+            if let Some(again) = again {
+                let (entry, tuple) = *again;
+                row.entry = Entry { link: row.entry.link.take(), ..entry };
+                row.tuple = Some(tuple);
+            }
+            if let Some(xattrs) = xattrs {
+                row.entry.xattrs = xattrs;
+            }
         }
+        // As many bytes were read as the tuple tells, or the file would have been read again.
+        let size = row.tuple.map_or(0, |tuple| tuple.size);
         row.entry.kind = Kind::File { size, digest };
-        if let Some(xattrs) = xattrs {
-            row.entry.xattrs = xattrs;
-        }
         row.proven = row.proven && proven;
         (pending.needs_hash, pending.needs_xattrs) = (false, false);
     }

@@ -76,7 +76,7 @@ pub struct Receiver {
     /// Contents that did not come.
     missing: Missing,
     /// As they came; a map that grows by single entries is half empty.
-    told: Vec<(RelPath, Option<Entry>)>,
+    told: Vec<(RelPath, Option<Box<Entry>>)>,
     changes: Changes,
     changes_received: u64,
     /// Held paths that came ahead of the announcement.
@@ -311,7 +311,7 @@ impl Receiver {
         if self.told.len() == self.told.capacity() {
             self.told.reserve_exact(1024 + self.told.len() / 8);
         }
-        self.told.push((path, entry));
+        self.told.push((path, entry.map(Box::new)));
     }
 
     fn announced(&self) -> Option<VersionId> {

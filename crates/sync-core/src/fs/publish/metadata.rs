@@ -23,8 +23,10 @@ impl Publisher {
                 return;
             }
             // A directory is not done before the end.
-            self.tell_some(i, |step| step.action == Action::Metadata && !step.new.as_ref().is_some_and(Entry::is_dir));
-            let Some(entry) = &step.new else { continue };
+            self.tell_some(i, |step| {
+                step.action == Action::Metadata && !step.new.as_deref().is_some_and(Entry::is_dir)
+            });
+            let Some(entry) = step.new.as_deref() else { continue };
             if self.work[i].fate != Fate::Open || entry.is_dir() {
                 continue;
             }
@@ -90,7 +92,7 @@ impl Publisher {
         let mut dirs = std::mem::take(&mut self.touched);
         dirs.extend(thawed.keys().map(|path| (path.clone(), Refused::default())));
         for (i, step) in self.steps.iter().enumerate() {
-            let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
+            let is_dir = step.new.as_deref().is_some_and(Entry::is_dir);
             if is_dir && !matches!(self.work[i].fate, Fate::Failed | Fate::Observed) {
                 dirs.insert(step.path.clone(), Refused::default());
             }

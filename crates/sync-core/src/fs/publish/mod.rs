@@ -275,7 +275,7 @@ impl Publisher {
     /// What `path` should be after the plan, for a path that exists then.
     fn wanted(&self, path: &RelPath) -> Option<Entry> {
         match self.step_of(path) {
-            Some(i) => self.steps[i].new.clone(),
+            Some(i) => self.steps[i].new.as_deref().cloned(),
             None => self.known.row(path).map(|row| row.entry),
         }
     }

@@ -237,7 +237,7 @@ impl Publisher {
                 return;
             }
             self.tell_some(i, |step| matches!(step.action, Action::Content | Action::Copy { .. } | Action::Make));
-            let Some(entry) = &step.new else { continue };
+            let Some(entry) = step.new.as_deref() else { continue };
             if let Some(dir) = blocked.as_ref().filter(|dir| step.path.is_beneath(dir)) {
                 if matches!(self.work[i].fate, Fate::Open | Fate::InPlace) {
                     let reason = format!("the directory {dir} could not be made");
@@ -305,7 +305,7 @@ impl Publisher {
                 renameat_with(staged.dir(), &*staged.name, dir, step.path.name(), flags)
             })
         };
-        let is_dir = step.new.as_ref().is_some_and(Entry::is_dir);
+        let is_dir = step.new.as_deref().is_some_and(Entry::is_dir);
         let fail = |errno| match errno {
             Errno::EXIST => drift("create", &step.path),
             errno => FsError::new("put in place", &step.path, errno),
@@ -465,7 +465,7 @@ impl Publisher {
     /// Puts a copy made at the last moment in place; it is flushed here, since the batch has been flushed already.
     pub(super) fn place_late(&mut self, i: usize, step: &Step, staged: &Staged) -> Result<(), FsError> {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-        if step.new.as_ref().is_some_and(|entry| entry.content().is_some()) {
+        if step.new.as_deref().is_some_and(|entry| entry.content().is_some()) {
             rustix::fs::openat(staged.dir(), &*staged.name, flags, rustix::fs::Mode::empty())
                 .and_then(rustix::fs::fsync)
                 .map_err(|errno| FsError::new("flush", &step.path, errno))?;
@@ -533,7 +533,7 @@ fn in_the_way(steps: &[Step]) -> Vec<Option<usize>> {
             marks[i] = is_delete(step).then_some(top);
             continue;
         }
-        let stays_dir = step.new.as_ref().is_none_or(Entry::is_dir);
+        let stays_dir = step.new.as_deref().is_none_or(Entry::is_dir);
         top = (was_dir(step) && !stays_dir).then_some(i);
     }
     marks

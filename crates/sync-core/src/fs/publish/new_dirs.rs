@@ -101,7 +101,7 @@ impl Publisher {
     }
 
     fn finish_new_dir(&mut self, i: usize, step: &Step) -> Result<(), FsError> {
-        let Some(entry) = &step.new else { return Ok(()) };
+        let Some(entry) = step.new.as_deref() else { return Ok(()) };
         let stage = self.staging.stage_near(&step.path)?;
         let home = self.staging.home(&stage, &step.path.parent().unwrap_or_default())?;
         let staged =

@@ -73,7 +73,7 @@ impl Publisher {
         let mut refused = self.work[i].refused;
         refused.add(self.refused_with(step, refused));
         let gone = is_delete(step) || refused.has(Refused::DEVICE);
-        let Some(entry) = step.new.as_ref().filter(|_| !gone) else {
+        let Some(entry) = step.new.as_deref().filter(|_| !gone) else {
             return Ok(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
         };
         let (observed, _) = look(&self.root, &step.path, entry, refused, now)?;
@@ -120,7 +120,7 @@ impl Observer {
         let now = clock::now();
         let look = |placed: &Placed| {
             let step = &self.steps[placed.step];
-            let entry = step.new.as_ref().filter(|_| !placed.refused.has(Refused::DEVICE))?;
+            let entry = step.new.as_deref().filter(|_| !placed.refused.has(Refused::DEVICE))?;
             let (observed, nlink) = look(&self.root, &step.path, entry, placed.refused, now).ok()?;
             // An inode with several names changes once more when the others are made.
             (observed.proven && nlink == 1).then_some((*placed, observed))

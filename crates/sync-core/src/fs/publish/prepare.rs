@@ -22,7 +22,7 @@ use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
 /// How many steps still need each content: the last one takes the staged file itself.
-type Users = HashMap<Digest, usize>;
+type Users<'a> = HashMap<&'a Digest, u32>;
 
 impl Publisher {
     /// Stages what the plan needs, with its attributes. Contents must be staged by digest already. Failures are kept
@@ -44,7 +44,7 @@ impl Publisher {
         let steps = Arc::clone(&self.steps);
         let mut users = Users::default();
         for step in steps.iter().filter(|step| step.action == Action::Content) {
-            if let Some((_, digest)) = step.new.as_ref().and_then(Entry::content) {
+            if let Some(Kind::File { digest, .. }) = step.new.as_ref().map(|new| &new.kind) {
                 *users.entry(digest).or_default() += 1;
             }
         }
@@ -71,8 +71,8 @@ impl Publisher {
         self.tell_settled();
     }
 
-    fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users) -> Result<Option<Staged>, FsError> {
-        let Some(entry) = &step.new else { return Ok(None) };
+    fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users<'_>) -> Result<Option<Staged>, FsError> {
+        let Some(entry) = step.new.as_deref() else { return Ok(None) };
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
             Action::MakeDir if is_new_dir(step) => self.begin_dir(step),
@@ -86,7 +86,13 @@ impl Publisher {
         }
     }
 
-    fn prepare_content(&mut self, i: usize, step: &Step, entry: &Entry, users: &mut Users) -> Result<Staged, FsError> {
+    fn prepare_content(
+        &mut self,
+        i: usize,
+        step: &Step,
+        entry: &Entry,
+        users: &mut Users<'_>,
+    ) -> Result<Staged, FsError> {
         let Some((size, digest)) = entry.content() else {
             return Err(FsError::because("prepare", &step.path, "the plan gives content to what is no file"));
         };
@@ -95,9 +101,10 @@ impl Publisher {
             true => Staged::apart(self.staging.stage_near(&step.path)?, self.staging.fresh_name()),
             false => self.spot(step)?,
         };
-        let left = users.entry(digest).or_insert(1);
-        *left = left.saturating_sub(1);
-        let last = *left == 0;
+        let last = users.get_mut(&digest).is_none_or(|left| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        });
         let is_free = |content: &Content| {
             let placed = content.in_place.as_ref().is_some_and(|place| place.placed);
             Arc::ptr_eq(&content.stage, &staged.stage) && !placed
@@ -194,7 +201,7 @@ impl Publisher {
 
     /// A copy of the inode at the step's path, with the wanted attributes.
     pub(super) fn detach(&mut self, i: usize, step: &Step) -> Result<Option<Staged>, FsError> {
-        let Some(entry) = &step.new else { return Ok(None) };
+        let Some(entry) = step.new.as_deref() else { return Ok(None) };
         if entry.content().is_none() {
             return self.make(i, step, entry);
         }

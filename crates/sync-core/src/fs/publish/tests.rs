@@ -110,7 +110,7 @@ impl Bed {
         let staging = self.staging();
         let steps = plan(want, &have, moves);
         for (i, step) in steps.iter().filter(|step| step.action == Action::Content).enumerate() {
-            let entry = step.new.as_ref().unwrap();
+            let entry = step.new.as_deref().unwrap();
             let (_, digest) = entry.content().unwrap();
             let bytes = fs::read(self.src(std::str::from_utf8(step.path.as_bytes()).unwrap())).unwrap();
             // What a file is given ahead may be right, wrong, or nothing: it makes no difference in the end.
@@ -293,7 +293,7 @@ fn plan(want: &Tree, have: &Tree, moves: Moves<'_>) -> Vec<Step> {
                 _ => Action::Make,
             },
         };
-        steps.push(Step { path: path.clone(), old, new: Some(new), action });
+        steps.push(Step { path: path.clone(), old, new: Some(Box::new(new)), action });
     }
     steps
 }

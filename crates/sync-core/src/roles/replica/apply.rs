@@ -420,7 +420,7 @@ fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) 
 }
 
 fn itemize(step: &Step) -> Option<Item> {
-    diff::item(&step.path, step.old.as_ref().map(|row| &row.entry), step.new.as_ref(), &step.action)
+    diff::item(&step.path, step.old.as_ref().map(|row| &row.entry), step.new.as_deref(), &step.action)
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {

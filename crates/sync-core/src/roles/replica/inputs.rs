@@ -36,7 +36,7 @@ pub fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath
     let mut beneath = Vec::new();
     for (path, wanted, row) in plan::beside(changes, &rows) {
         let inside = closed.as_ref().is_some_and(|top| path.is_beneath(top));
-        let closes = !wanted.as_ref().is_some_and(Entry::is_dir);
+        let closes = !wanted.is_some_and(Entry::is_dir);
         if !inside && closes && row.is_some_and(|row| row.entry.is_dir()) {
             let mut cursor = index.cursor_beneath(path)?;
             while let Some(row) = cursor.next()? {

@@ -27,7 +27,7 @@ impl<'a> Ledger<'a> {
     pub fn write(&mut self, commit: &mut Commit<'_>, seen: Observed) -> Result<(), IndexError> {
         let step = self.steps.binary_search_by(|step| step.path.cmp(&seen.path)).ok().map(|i| &self.steps[i]);
         let (entry, extra) = match step {
-            Some(step) => (step.new.clone(), false),
+            Some(step) => (step.new.as_deref().cloned(), false),
             None => commit.row(&seen.path)?.map_or((None, false), |row| (Some(row.entry), row.extra)),
         };
         let mark = self.marks.remove(&seen.path);
@@ -44,7 +44,7 @@ impl<'a> Ledger<'a> {
     /// Writes the row of a step that has its place in a new directory.
     pub fn write_ready(&mut self, commit: &mut Commit<'_>, ready: Ready) -> Result<(), IndexError> {
         let step = &self.steps[ready.step];
-        let Some(entry) = step.new.clone() else { return Ok(()) };
+        let Some(entry) = step.new.as_deref().cloned() else { return Ok(()) };
         let (tuple, refused) = (Some(ready.tuple), Refused::default());
         commit.upsert(&Row { path: step.path.clone(), entry, tuple, proven: true, refused, extra: false, mount: false })
     }

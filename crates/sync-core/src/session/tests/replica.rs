@@ -184,7 +184,7 @@ impl Replica {
     ) -> Result<(Application, Vec<Item>), Refusal> {
         let holds = Holds::new(announce.holds.iter().cloned());
         let beneath = |path: &RelPath| {
-            changes.iter().any(|(top, new)| path.is_beneath(top) && !new.as_ref().is_some_and(Entry::is_dir))
+            changes.iter().any(|(top, new)| path.is_beneath(top) && !new.as_deref().is_some_and(Entry::is_dir))
         };
         let rows: BTreeMap<_, _> =
             self.rows.iter().filter(|(p, _)| changes.contains_key(*p) || beneath(p)).map(clone_pair).collect();
@@ -201,8 +201,9 @@ impl Replica {
         if opened.policy.max_delete.is_some_and(|most| plan.deletes > most) && root == announce.version.root {
             return Err(Refusal { max_delete: true, reason: format!("{} deletes", plan.deletes) });
         }
-        let item =
-            |step: &Step| diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_ref(), &step.action);
+        let item = |step: &Step| {
+            diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_deref(), &step.action)
+        };
         let items = if opened.policy.itemize { plan.steps.iter().filter_map(item).collect() } else { Vec::new() };
         Ok((Application::new(announce, plan, root), items))
     }
@@ -211,10 +212,10 @@ impl Replica {
         let mut after: BTreeMap<RelPath, Entry> =
             self.visible(&opened.policy).filter(|(path, _)| !holds.covers(path)).map(clone_pair).collect();
         for (path, new) in changes.iter().filter(|(path, _)| !holds.covers(path)) {
-            if !new.as_ref().is_some_and(Entry::is_dir) {
+            if !new.as_deref().is_some_and(Entry::is_dir) {
                 after.retain(|p, _| p != path && !p.is_beneath(path));
             }
-            after.extend(new.clone().map(|entry| (path.clone(), entry)));
+            after.extend(new.clone().map(|entry| (path.clone(), *entry)));
         }
         hash(after.iter()).root
     }
@@ -253,11 +254,11 @@ impl Replica {
             Action::Content => new
                 .content()
                 .and_then(|(_, digest)| self.staged.get(&digest).cloned())
-                .map(|c| self.disk.create(new, c)),
+                .map(|c| self.disk.create(*new, c)),
             Action::Copy { from } => {
-                self.disk.at(from).map(|inode| inode.content.clone()).map(|c| self.disk.create(new, c))
+                self.disk.at(from).map(|inode| inode.content.clone()).map(|c| self.disk.create(*new, c))
             }
-            Action::Make | Action::MakeDir => Some(self.disk.create(new, Vec::new())),
+            Action::Make | Action::MakeDir => Some(self.disk.create(*new, Vec::new())),
             Action::Move { from } => self.disk.ino(from),
             Action::Link { first } if application.is_failed_step(first) => None,
             Action::Link { first } => application.waiting.get(first).copied().or_else(|| self.disk.ino(first)),
@@ -305,7 +306,7 @@ impl Replica {
         if !self.as_planned(application, &step) {
             return application.fail(&step.path, "it was changed there meanwhile");
         }
-        if self.disk.has_children(&step.path) && !step.new.as_ref().is_some_and(Entry::is_dir) {
+        if self.disk.has_children(&step.path) && !step.new.as_deref().is_some_and(Entry::is_dir) {
             return application.fail(&step.path, "not empty");
         }
         let parent = step.path.parent();
@@ -360,7 +361,7 @@ impl Replica {
             match &step.new {
                 Some(entry) => {
                     let tuple = self.disk.tuple(&step.path);
-                    self.rows.insert(step.path.clone(), row(&step.path, entry.clone(), tuple, false));
+                    self.rows.insert(step.path.clone(), row(&step.path, (**entry).clone(), tuple, false));
                 }
                 None => drop(self.rows.remove(&step.path)),
             }

@@ -276,7 +276,7 @@ fn names_are_bytes() {
         staging.store(&Digest::of(name), name, &RelPath::new(name).unwrap(), None).unwrap();
         let entry = Entry { kind: Kind::File { size: name.len() as u64, digest: Digest::of(name) }, ..blank(0o640) };
         let path = RelPath::new(name).unwrap();
-        steps.push(Step { path, old: None, new: Some(entry), action: Action::Content });
+        steps.push(Step { path, old: None, new: Some(Box::new(entry)), action: Action::Content });
     }
     steps.sort_by(|a, b| a.path.cmp(&b.path));
     let mut publisher = Publisher::new(staging, steps, Box::new(Index(bed.replica())));
@@ -307,12 +307,12 @@ fn deeper_than_path_max() {
     let mut at = RelPath::root();
     for _ in 0..60 {
         at = at.join(&[b'd'; 200]).unwrap();
-        steps.push(Step { path: at.clone(), old: None, new: Some(blank(0o755)), action: Action::MakeDir });
+        steps.push(Step { path: at.clone(), old: None, new: Some(Box::new(blank(0o755))), action: Action::MakeDir });
     }
     let file = at.join(b"f").unwrap();
     staging.store(&Digest::of(b"deep"), b"deep", &file, None).unwrap();
     let entry = Entry { kind: Kind::File { size: 4, digest: Digest::of(b"deep") }, ..blank(0o600) };
-    steps.push(Step { path: file.clone(), old: None, new: Some(entry), action: Action::Content });
+    steps.push(Step { path: file.clone(), old: None, new: Some(Box::new(entry)), action: Action::Content });
     let index = || Box::new(Index(Tree::new()));
     let mut publisher = Publisher::new(staging, steps.clone(), index());
     let seen = run(&mut publisher);
@@ -320,7 +320,7 @@ fn deeper_than_path_max() {
     let tuples: BTreeMap<_, _> = seen.into_iter().map(|seen| (seen.path, seen.tuple)).collect();
     // And away again.
     for step in &mut steps {
-        let entry = step.new.take().unwrap();
+        let entry = *step.new.take().unwrap();
         let tuple = tuples[&step.path];
         let (path, refused) = (step.path.clone(), Refused::default());
         step.old = Some(Box::new(Row { path, entry, tuple, proven: true, refused, extra: false, mount: false }));

@@ -28,7 +28,7 @@ fn forty_thousand_small_files() {
                 None => (Kind::Dir, Action::MakeDir, 0o755),
                 Some(b) => (Kind::File { size: b.len() as u64, digest: Digest::of(b) }, Action::Content, 0o644),
             };
-            let new = Some(Entry { mode, ..entry.clone()(kind) });
+            let new = Some(Box::new(Entry { mode, ..entry.clone()(kind) }));
             Step { path: path.clone(), old: None, new, action }
         })
         .collect();
@@ -37,7 +37,7 @@ fn forty_thousand_small_files() {
     let lap = |what: &str| eprintln!("{:8.1} ms {what}", start.elapsed().as_secs_f64() * 1000.0);
     let staging = bed.staging();
     for (step, (_, bytes)) in entries.iter().zip(&want) {
-        if let (Some(bytes), Some((_, digest))) = (bytes, step.new.as_ref().unwrap().content()) {
+        if let (Some(bytes), Some((_, digest))) = (bytes, step.new.as_deref().unwrap().content()) {
             staging.store(&digest, bytes, &step.path, None).unwrap();
         }
     }

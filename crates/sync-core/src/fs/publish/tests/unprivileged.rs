@@ -281,7 +281,7 @@ fn a_directory_of_somebody_else_keeps_what_only_its_owner_may_set() {
     assert_eq!(fs::read(bed.dst("mine/theirs/b")).unwrap(), b"1");
     Bed::write(|n| bed.src(n), &[("a2", "1"), ("mine/theirs/b2", "1")]);
     let mut steps = plan(&bed.source(), &bed.replica(), &[]);
-    steps.retain(|step| step.new.as_ref().is_some_and(|new| new.content().is_some()));
+    steps.retain(|step| step.new.as_deref().is_some_and(|new| new.content().is_some()));
     push(bed.replica(), steps, Refused::TIME);
     assert_eq!(fs::read(bed.dst("mine/theirs/b2")).unwrap(), b"1");
 }
