@@ -355,8 +355,11 @@ def median(samples, workload, peer, what):
 
 FLOORS = {"initial": 1.0, "noop": 0.4, "one": 0.4, "touch": 0.6}
 
+# Bytes of memory at either end, for the first push of a made tree of 100,000 files.
+MEMORY_FLOOR = 100e6
 
-def table(samples):
+
+def table(samples, files=0):
     lines = [
         f"{'workload':12} {'peer':8} {'wall s':>8} {'cpu s':>8} {'MB':>9} {'sender MB':>10} {'receiver MB':>12}"
         f"   ratio: {'wall':>5} {'cpu':>5} {'bytes':>6}"
@@ -374,6 +377,9 @@ def table(samples):
                 line += f"          {ratio['wall']:5.2f} {ratio['cpu']:5.2f} {ratio['bytes']:6.3f}"
                 if workload in FLOORS:
                     line += f"   floor {FLOORS[workload]}: {'met' if ratio['wall'] <= FLOORS[workload] else 'NOT MET'}"
+                if workload == "initial" and files >= 100_000:
+                    peak = max(m["peak_sender"], m["peak_receiver"])
+                    line += f"   memory: {'met' if peak < MEMORY_FLOOR else 'NOT MET'}"
             lines.append(line)
     wrong = [s for s in samples if s["differences"]]
     lines += [f"DIFFERS: {s['peer']} {s['workload']} turn {s['turn']}: {s['differences']}" for s in wrong]
@@ -418,7 +424,7 @@ def main():
             "runs": args.runs,
         }
         samples = compare(args, work)
-    text = f"{json.dumps(facts, indent=1)}\n\n{table(samples)}"
+    text = f"{json.dumps(facts, indent=1)}\n\n{table(samples, facts['tree']['files'])}"
     print(text)
     args.results.mkdir(parents=True, exist_ok=True)
     stem = args.results / f"{begun.strftime('%Y-%m-%d-%H%M%S')}-{platform.node()}"

@@ -344,3 +344,6 @@ fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
     }
     survey.gone.sort_by(|a, b| a.path.cmp(&b.path));
 }
+
+#[cfg(test)]
+mod tests;

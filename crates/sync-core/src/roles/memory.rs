@@ -4,7 +4,7 @@
 ///
 /// Contents pass through in buffers of up to a mebibyte, while small things that live long are allocated in between.
 /// Left to itself, glibc has one heap for every thread, and the small things keep those heaps from shrinking: measured,
-/// twice to three times the memory that is in use. So there are two heaps, which are trimmed when 16 MiB at the end are
+/// twice to three times the memory that is in use. So there are two heaps, which are trimmed when 4 MiB at the end are
 /// free. Buffers come from them too: mapped and unmapped one by one they cost a tenth of a first push in page faults,
 /// measured (mallopt(3)). Elsewhere this does nothing.
 #[allow(unsafe_code)]

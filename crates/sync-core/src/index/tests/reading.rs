@@ -240,3 +240,23 @@ proptest! {
         prop_assert_eq!(leaves, model.values().map(leaf).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_row_that_nobody_waits_for_is_told_unless_somebody_writes() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    let wanted = file("a", 1);
+    upsert(&index, 0, std::slice::from_ref(&wanted));
+    assert_eq!(index.row_unless_busy(&wanted.path).unwrap().as_ref(), Some(&wanted));
+    index
+        .commit_with(0, |_| -> Result<(), IndexError> {
+            let (told, heard) = std::sync::mpsc::channel();
+            let (index, path) = (index.clone(), wanted.path.clone());
+            std::thread::spawn(move || told.send(index.row_unless_busy(&path).unwrap()));
+            let row = heard.recv_timeout(Duration::from_secs(20)).expect("it waits for the writer");
+            assert_eq!(row, None);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(index.row_unless_busy(&wanted.path).unwrap(), Some(wanted));
+}

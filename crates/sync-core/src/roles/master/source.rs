@@ -437,3 +437,41 @@ fn random() -> Result<[u8; 16], PushError> {
 fn show(path: &Path) -> String {
     crate::path::escape(path.as_os_str().as_encoded_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Entry, Kind, Refused, Time};
+    use crate::roles::survey::Before;
+
+    fn row(name: &str) -> Row {
+        let (mtime, xattrs) = (Time::default(), Box::default());
+        let entry = Entry { kind: Kind::Fifo, mode: 0o600, uid: 0, gid: 0, mtime, xattrs, link: None };
+        let (path, refused) = (RelPath::new(name).unwrap(), Refused::default());
+        Row { path, entry, tuple: None, proven: true, refused, extra: false, mount: false }
+    }
+
+    #[test]
+    fn a_difference_is_told_in_parts_of_any_size_and_without_what_was_only_proven_anew() {
+        let pending = |name: &str, known: bool| {
+            let row = row(name);
+            let before = known.then(|| Box::new(Before { hash: row.entry.hash(), content: None }));
+            Pending { row, needs_hash: false, needs_xattrs: false, before }
+        };
+        let pending = vec![pending("a", false), pending("b", true), pending("c", false)];
+        let difference = Difference { previous: None, pending, gone: vec![row("d"), row("e")] };
+        for most in 1..=6 {
+            let (mut told, mut from) = (Vec::new(), Some(0));
+            while let Some(place) = from {
+                let (changes, next) = difference.changes(place, most);
+                assert!(changes.len() <= most && next.is_none_or(|next| next > place));
+                told.extend(changes.into_iter().map(|change| (change.path.display(), change.entry.is_some())));
+                from = next;
+            }
+            let told: Vec<_> = told.iter().map(|(path, is_there)| (path.as_str(), *is_there)).collect();
+            assert_eq!(told, [("a", true), ("c", true), ("d", false), ("e", false)], "{most} at a time");
+        }
+        assert!(difference.answers(&Load::Subtree(RelPath::root())));
+        assert!(!difference.answers(&Load::Subtree(RelPath::new("a").unwrap())));
+    }
+}

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{Share, Shares, serve};
+use crate::fs::{StateDir, place};
 use crate::hash::Digest;
+use crate::index::Index;
 use crate::manifest::{Entry, Kind, Lineage, Merkle, Time, Version};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -102,44 +104,108 @@ async fn a_content_comes_by_its_second_name() {
     }
 }
 
+/// Two files of one content in a new directory.
+struct Prepared {
+    changes: [Change; 4],
+    announce: Announce,
+}
+
+impl Prepared {
+    const CONTENT: &'static [u8] = b"content";
+
+    fn new() -> Self {
+        let kind = Kind::File { size: Self::CONTENT.len() as u64, digest: Digest::of(Self::CONTENT) };
+        let changes = [change("", Kind::Dir), change("d", Kind::Dir), change("d/a", kind.clone()), change("d/b", kind)];
+        let announce = Announce {
+            holds: Vec::new(),
+            held: 0,
+            version: version(&changes),
+            changes: changes.len() as u64,
+            contents: 2,
+            committed: true,
+        };
+        Self { changes, announce }
+    }
+
+    /// A session with a replica that stands nowhere and has nothing, up to its word that all is prepared; the content is
+    /// sent if it is wanted, which is told.
+    async fn play(&self, top: &Path, state: &Path) -> (Played, bool) {
+        let mut played = Played::greet(top, state).await;
+        let ToMaster::Stand(stand) = played.control.next().await.unwrap() else { panic!("no stand") };
+        assert_eq!((stand.version, stand.entries), (None, 0), "a row of what was never published");
+        played.say(ToReplica::Changes(self.changes.to_vec()));
+        played.say(ToReplica::Announce(self.announce.clone()));
+        let mut said = played.control.next().await.unwrap();
+        let wanted = match &said {
+            ToMaster::Want(wants) => wants.iter().map(|want| want.seq).collect(),
+            _ => Vec::new(),
+        };
+        if !wanted.is_empty() {
+            assert_eq!(wanted, [0]);
+            played.send(0, Self::CONTENT).await;
+            said = played.control.next().await.unwrap();
+        }
+        assert_eq!(said, ToMaster::Prepared(self.announce.version.root));
+        assert_eq!(std::fs::read_dir(top).unwrap().count(), 1, "only staging");
+        (played, !wanted.is_empty())
+    }
+
+    async fn publish(&self, mut played: Played, top: &Path) {
+        played.say(ToReplica::Publish(self.announce.version.id()));
+        let ToMaster::Ack(ack) = played.control.next().await.unwrap() else { panic!("no acknowledgement") };
+        assert_eq!(ack.root, self.announce.version.root);
+        assert_eq!(std::fs::read(top.join("d/b")).unwrap(), Self::CONTENT);
+        assert_eq!(std::fs::read_dir(top).unwrap().count(), 1, "only what was published");
+    }
+}
+
+/// Closes the connection, and waits until the replica has tidied up.
+async fn leave(played: Played, top: &Path) {
+    played.connection.close(Code::Cancelled, "gone").await;
+    while std::fs::read_dir(top).unwrap().count() > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 /// What was prepared is in staging, and its rows are in the index: nothing of either may be believed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_leaves_before_it_publishes_changes_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let (top, state) = (temp.path().join("top"), temp.path().join("state"));
-    let content = b"content";
-    let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content) };
-    let changes = [change("", Kind::Dir), change("d", Kind::Dir), change("d/a", kind.clone()), change("d/b", kind)];
-    let version = version(&changes);
-    let announce = Announce {
-        holds: Vec::new(),
-        held: 0,
-        version: version.clone(),
-        changes: changes.len() as u64,
-        contents: 2,
-        committed: true,
-    };
-    for leaves in [true, true, false] {
-        let mut played = Played::greet(&top, &state).await;
-        let ToMaster::Stand(stand) = played.control.next().await.unwrap() else { panic!("no stand") };
-        assert_eq!((stand.version, stand.entries), (None, 0), "a row of what was never published");
-        played.say(ToReplica::Changes(changes.to_vec()));
-        let wanted = played.wanted().await;
-        assert_eq!(wanted, [0]);
-        played.send(0, content).await;
-        played.say(ToReplica::Announce(announce.clone()));
-        assert_eq!(played.control.next().await.unwrap(), ToMaster::Prepared(version.root));
-        assert_eq!(std::fs::read_dir(&top).unwrap().count(), 1, "only staging");
-        if leaves {
-            played.connection.close(Code::Cancelled, "gone").await;
-            while std::fs::read_dir(&top).unwrap().count() > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            continue;
-        }
-        played.say(ToReplica::Publish(version.id()));
-        let ToMaster::Ack(ack) = played.control.next().await.unwrap() else { panic!("no acknowledgement") };
-        assert_eq!(ack.root, version.root);
-        assert_eq!(std::fs::read(top.join("d/b")).unwrap(), content);
+    let push = Prepared::new();
+    for _ in 0..2 {
+        let (played, sent) = push.play(&top, &state).await;
+        assert!(sent);
+        leave(played, &top).await;
     }
+    let (played, _) = push.play(&top, &state).await;
+    push.publish(played, &top).await;
+}
+
+/// As a kill at that moment leaves it: with staging, and with rows of what is not visible.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_killed_between_intent_and_publication_goes_on_without_what_it_had_written() {
+    let temp = tempfile::tempdir().unwrap();
+    let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+    let push = Prepared::new();
+    let (played, _) = push.play(&top, &state).await;
+    let (killed_top, killed_state) = (temp.path().join("killed top"), temp.path().join("killed state"));
+    for (from, to) in [(&top, &killed_top), (&state, &killed_state)] {
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    }
+    leave(played, &top).await;
+    for (from, to) in [(&killed_top, &top), (&killed_state, &state)] {
+        std::fs::remove_dir_all(to).unwrap();
+        std::fs::rename(from, to).unwrap();
+    }
+    let index = StateDir::at(&state).replica_index_dir(&place::resolve(&top).unwrap());
+    let index = Index::open(&index, std::time::Duration::ZERO).unwrap().index;
+    assert!(
+        index.row(&RelPath::new("d/a").unwrap()).unwrap().is_some(),
+        "nothing was written ahead: this tests nothing"
+    );
+    drop(index);
+    let (played, sent) = push.play(&top, &state).await;
+    assert!(!sent, "what was verified before was sent again");
+    push.publish(played, &top).await;
 }
