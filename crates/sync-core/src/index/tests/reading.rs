@@ -252,7 +252,7 @@ fn a_row_that_nobody_waits_for_is_told_unless_somebody_writes() {
         .commit_with(0, |_| -> Result<(), IndexError> {
             let (told, heard) = std::sync::mpsc::channel();
             let (index, path) = (index.clone(), wanted.path.clone());
-            std::thread::spawn(move || told.send(index.row_unless_busy(&path).unwrap()));
+            std::thread::spawn(move || told.send(index.row_unless_busy(&path).unwrap()).unwrap());
             let row = heard.recv_timeout(Duration::from_secs(20)).expect("it waits for the writer");
             assert_eq!(row, None);
             Ok(())
