@@ -4,14 +4,18 @@
 //! IEEE TPDS 2020), through the crate `fastcdc`. Boundaries are part of what is stored in indexes and compared between
 //! hosts: the crate's version is pinned exactly, and golden vectors in the tests pin what it gives.
 //!
+//! There are two levels: chunks, whose lists are kept and compared, and [pieces](self::pieces), which are cut where chunks
+//! do not match.
+//!
 //! Not for identity: a chunk's digest is truncated and only proposes a match, the digest of the whole file decides.
+
+pub mod pieces;
 
 use fastcdc::v2020::{self, Normalization};
 use serde::{Deserialize, Serialize};
 
-/// Files smaller than this many bytes are sent whole. With chunks of 4 KiB on average a list and its answer would cost
-/// a noticeable part of what they save, and a stream of small files compresses well anyway.
-pub const MIN_DELTA: u64 = 64 << 10;
+/// Files smaller than this many bytes have no chunks: they are compared [piece by piece](pieces) at once.
+pub const MIN_DELTA: u64 = 256 << 10;
 
 /// One chunk of a file, in the order of the file; its offset is the sum of the lengths before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,32 +50,40 @@ pub struct Chunking {
     bits: u8,
 }
 
-/// Power of two of the smallest average: 4 KiB.
-const SMALLEST: u8 = 12;
+/// Power of two of the smallest average: 256 bytes, the least that `fastcdc` supports.
+const SMALLEST: u8 = 8;
+/// Power of two of the smallest average of a file: 32 KiB.
+const FIRST: u8 = 15;
 /// Power of two of the largest average: 4 MiB, the most that `fastcdc` supports. With it, `max` is at that crate's
 /// limit of 16 MiB and `min` at its limit of 1 MiB. The crate checks them in debug builds only.
 const LARGEST: u8 = 22;
 
-/// Power of two of the average at the turn of the two rules of [`Chunking::for_size`]: 128 KiB.
-const TURN: u8 = 17;
-
 impl Chunking {
     /// The sizes for a file of `size` bytes.
     ///
-    /// What one edit in the middle costs is the list of chunks (20 bytes each) and about one chunk of content; the sum
-    /// is least where both are alike, so the average grows with the square root of the size: 4 KiB up to 1.5 MiB,
-    /// 8 KiB up to 6 MiB, …, 128 KiB up to 1.5 GiB. From there it grows with the size, which bounds a list to about
+    /// What one edit in the middle costs is the pieces of about two chunks, and for a replica whose old file the master
+    /// does not know, the list of chunks (20 bytes each). So the average grows slowly at first: 32 KiB up to 24 MiB,
+    /// 64 KiB up to 384 MiB, 128 KiB up to 1.5 GiB. From there it grows with the size, which bounds a list to about
     /// 12 thousand chunks (240 KB), up to 4 MiB: beyond 48 GiB lists grow again, 5 MB for each TiB.
     ///
     /// The steps lie between the powers of two on purpose: files of such sizes are common, and a file that grows
-    /// across a step must be read and cut again at the replica before anything matches.
+    /// across a step must be read and cut again before anything matches.
     pub fn for_size(size: u64) -> Self {
-        let mut bits = SMALLEST;
-        let mut limit = 3u64 << 19;
+        let mut bits = FIRST;
+        let mut limit = 24u64 << 20;
         while bits < LARGEST && size > limit {
-            limit <<= if bits < TURN { 2 } else { 1 };
+            limit = match bits {
+                FIRST => limit << 4,
+                16 => limit << 2,
+                _ => limit << 1,
+            };
             bits += 1;
         }
+        Self { bits }
+    }
+
+    /// Pieces of this power of two of bytes on average.
+    const fn of_bits(bits: u8) -> Self {
         Self { bits }
     }
 
@@ -137,7 +149,7 @@ impl Chunker {
     }
 
     /// Takes the next bytes of the file, and gives every chunk whose end they settle.
-    pub fn push(&mut self, bytes: &[u8], emit: &mut impl FnMut(ChunkRef)) {
+    pub fn push(&mut self, bytes: &[u8], emit: &mut impl FnMut(&[u8])) {
         let mut rest = bytes;
         while !rest.is_empty() {
             if self.tail.is_empty() {
@@ -160,7 +172,7 @@ impl Chunker {
                 rest = after;
                 continue;
             };
-            emit(ChunkRef::of(&self.tail[..end]));
+            emit(&self.tail[..end]);
             let beyond = self.tail.len() - end;
             if beyond <= more.len() {
                 // What lies beyond is still there in the slice, and need not be copied.
@@ -175,21 +187,21 @@ impl Chunker {
     }
 
     /// Ends the file: gives what is left, and begins the next file.
-    pub fn finish(&mut self, emit: &mut impl FnMut(ChunkRef)) {
+    pub fn finish(&mut self, emit: &mut impl FnMut(&[u8])) {
         // Bytes that waited for a larger search may hold several chunks.
         let tail = std::mem::take(&mut self.tail);
         self.searched = 0;
         let rest = self.cut_in_place(&tail, emit);
         if !rest.is_empty() {
-            emit(ChunkRef::of(rest));
+            emit(rest);
         }
     }
 
     /// Gives the chunks at the front of `bytes` and returns what has no settled end.
-    fn cut_in_place<'a>(&self, mut bytes: &'a [u8], emit: &mut impl FnMut(ChunkRef)) -> &'a [u8] {
+    fn cut_in_place<'a>(&self, mut bytes: &'a [u8], emit: &mut impl FnMut(&[u8])) -> &'a [u8] {
         while let Some(end) = self.end_of(bytes) {
             let (chunk, rest) = bytes.split_at(end);
-            emit(ChunkRef::of(chunk));
+            emit(chunk);
             bytes = rest;
         }
         bytes
@@ -206,12 +218,18 @@ impl Chunker {
     }
 }
 
+/// Cuts a whole slice; nothing is copied.
+pub fn cut(bytes: &[u8], chunking: Chunking, emit: &mut impl FnMut(&[u8])) {
+    let rest = Chunker::new(chunking).cut_in_place(bytes, emit);
+    if !rest.is_empty() {
+        emit(rest);
+    }
+}
+
 /// The chunks of a whole slice.
 pub fn chunks_of(bytes: &[u8], chunking: Chunking) -> Vec<ChunkRef> {
     let mut list = Vec::new();
-    let mut chunker = Chunker::new(chunking);
-    chunker.push(bytes, &mut |chunk| list.push(chunk));
-    chunker.finish(&mut |chunk| list.push(chunk));
+    cut(bytes, chunking, &mut |chunk| list.push(ChunkRef::of(chunk)));
     list
 }
 
@@ -234,8 +252,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// 4 KiB: small, so that little content has many chunks.
     fn smallest() -> Chunking {
-        Chunking::for_size(0)
+        Chunking::of_bits(12)
     }
 
     fn lens(list: &[ChunkRef]) -> Vec<u32> {
@@ -267,15 +286,12 @@ mod tests {
         const M: u64 = 1 << 20;
         const G: u64 = 1 << 30;
         let table = [
-            (0, 4),
-            (MIN_DELTA, 4),
-            (M, 4),
-            (3 * M / 2, 4),
-            (3 * M / 2 + 1, 8),
-            (6 * M, 8),
-            (16 * M, 16),
-            (24 * M + 1, 32),
-            (100 * M, 64),
+            (0, 32),
+            (MIN_DELTA, 32),
+            (24 * M, 32),
+            (24 * M + 1, 64),
+            (384 * M, 64),
+            (384 * M + 1, 128),
             (G, 128),
             (G + 3 * M, 128),
             (3 * G / 2, 128),
@@ -331,9 +347,9 @@ mod tests {
         let mut list = Vec::new();
         let mut chunker = Chunker::new(c);
         for piece in zeros.chunks(c.max() - 3) {
-            chunker.push(piece, &mut |chunk| list.push(chunk));
+            chunker.push(piece, &mut |chunk| list.push(ChunkRef::of(chunk)));
         }
-        chunker.finish(&mut |chunk| list.push(chunk));
+        chunker.finish(&mut |chunk| list.push(ChunkRef::of(chunk)));
         assert_eq!(lens(&list), [c.max() as u32, c.max() as u32, c.max() as u32, 5]);
         assert_eq!(covered(&list), zeros.len() as u64);
     }
@@ -344,10 +360,10 @@ mod tests {
         let mut list = Vec::new();
         let mut chunker = Chunker::new(smallest());
         for byte in &bytes {
-            chunker.push(std::slice::from_ref(byte), &mut |chunk| list.push(chunk));
+            chunker.push(std::slice::from_ref(byte), &mut |chunk| list.push(ChunkRef::of(chunk)));
             assert!(chunker.tail.len() <= smallest().max());
         }
-        chunker.finish(&mut |chunk| list.push(chunk));
+        chunker.finish(&mut |chunk| list.push(ChunkRef::of(chunk)));
         assert_eq!(list, reference(&bytes, smallest()));
     }
 
@@ -387,10 +403,10 @@ mod tests {
                     break;
                 }
                 let (piece, after) = rest.split_at((*step).min(rest.len()));
-                chunker.push(piece, &mut |chunk| list.push(chunk));
+                chunker.push(piece, &mut |chunk| list.push(ChunkRef::of(chunk)));
                 rest = after;
             }
-            chunker.finish(&mut |chunk| list.push(chunk));
+            chunker.finish(&mut |chunk| list.push(ChunkRef::of(chunk)));
             prop_assert_eq!(&list, &reference(&bytes, smallest()));
             prop_assert_eq!(covered(&list), bytes.len() as u64);
             prop_assert!(list.len() as u64 <= smallest().most_chunks(bytes.len() as u64));

@@ -362,8 +362,8 @@ fn whole_chunks(fd: impl AsFd, limit: u64, target_size: u64) -> Result<Vec<Chunk
     let chunking = Chunking::for_size(target_size);
     let mut chunker = Chunker::new(chunking);
     let mut chunks: Vec<ChunkRef> = Vec::new();
-    sparse::each_piece(fd, limit, |piece| chunker.push(piece, &mut |chunk| chunks.push(chunk)))?;
-    chunker.finish(&mut |chunk| chunks.push(chunk));
+    sparse::each_piece(fd, limit, |piece| chunker.push(piece, &mut |chunk| chunks.push(ChunkRef::of(chunk))))?;
+    chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
     chunks.pop_if(|last| (last.len as usize) < chunking.max());
     Ok(chunks)
 }

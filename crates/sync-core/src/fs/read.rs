@@ -120,8 +120,8 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
 fn chunks_of(content: &[u8]) -> Vec<ChunkRef> {
     let mut chunks = Vec::new();
     let mut chunker = Chunker::new(Chunking::for_size(content.len() as u64));
-    chunker.push(content, &mut |chunk| chunks.push(chunk));
-    chunker.finish(&mut |chunk| chunks.push(chunk));
+    chunker.push(content, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
+    chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
     chunks
 }
 
@@ -143,13 +143,13 @@ impl Sink {
     fn take(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         if let Some((chunker, chunks)) = &mut self.chunker {
-            chunker.push(bytes, &mut |chunk| chunks.push(chunk));
+            chunker.push(bytes, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
         }
     }
 
     fn finish(self) -> (Digest, Option<Vec<ChunkRef>>) {
         let chunks = self.chunker.map(|(mut chunker, mut chunks)| {
-            chunker.finish(&mut |chunk| chunks.push(chunk));
+            chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
             chunks
         });
         (self.hasher.finalize().into(), chunks)

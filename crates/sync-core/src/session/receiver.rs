@@ -16,13 +16,15 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Announce, Change, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Run, ToMaster, ToReplica, Unavailable, Wanted,
-    in_messages,
+    Announce, Basis, Change, Describe, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Run, ToMaster, ToReplica,
+    Unavailable, Wanted, in_messages,
 };
 
-/// How many wants, problems or items go into one message at most; and of wants, how many chunks.
+/// How many wants, problems or items go into one message at most.
 const PER_MESSAGE: usize = 1024;
-const CHUNKS_PER_MESSAGE: usize = 1 << 17;
+
+/// How often a master may ask what the old file of a content consists of: for its chunks, then for pieces.
+const DESCRIPTIONS: u8 = 2;
 
 /// Contents up to this size that could not be stored are tried again when the others are done.
 const SET_ASIDE: u64 = 1 << 20;
@@ -54,6 +56,8 @@ struct Outstanding {
     size: u64,
     /// Whether it was asked for a second time.
     again: bool,
+    /// How often the master asked what there is.
+    described: u8,
 }
 
 /// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
@@ -148,6 +152,7 @@ impl Receiver {
             }
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
+            ReceiverInput::Described(described) => self.send(ToMaster::Described(described)),
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
             ReceiverInput::Guarded(root) => self.guarded(root),
             ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
@@ -195,6 +200,7 @@ impl Receiver {
             ToReplica::Changes(changes) => (changes.len(), changes.iter().map(Change::bytes).sum()),
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
+            ToReplica::Describe(describe) => (describe.ranges.len(), 0),
             ToReplica::Announce(announce) => paths(&announce.holds),
             ToReplica::AsOffered(runs) => {
                 (runs.iter().fold(0, |sum: usize, run| sum.saturating_add(run.count as usize)), 0)
@@ -283,6 +289,7 @@ impl Receiver {
                 self.outputs.push_back(ReceiverOutput::Publish);
             }
             (ToReplica::Unavailable(Unavailable { seq, .. }), _) => return self.unavailable(seq),
+            (ToReplica::Describe(describe), _) => return self.describe(describe),
             (message, state) => {
                 return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message))));
             }
@@ -339,25 +346,22 @@ impl Receiver {
 
     fn want(&mut self, wants: Vec<(Wanted, Offered)>) {
         self.considering = self.considering.saturating_sub(1);
-        let mut message: Vec<Wanted> = Vec::new();
-        let mut chunks = 0;
-        for (mut wanted, Offered { path, size, .. }) in wants {
-            // A list that no message holds saves nothing: such a file is sent whole.
-            for list in [&mut wanted.basis, &mut wanted.part] {
-                if list.len() > MAX_CHUNKS {
-                    list.clear();
-                }
+        let mut wanted = Vec::with_capacity(wants.len());
+        for (mut want, Offered { path, size, .. }) in wants {
+            // A list that no message holds is asked for if it is needed, and a part of so much is sent anew.
+            if let Basis::File { chunks, .. } = &mut want.basis
+                && chunks.len() > MAX_CHUNKS
+            {
+                chunks.clear();
             }
-            self.outstanding.insert(wanted.seq, Outstanding { path, size, again: false });
-            chunks += wanted.basis.len() + wanted.part.len();
-            message.push(wanted);
-            if message.len() >= PER_MESSAGE || chunks >= CHUNKS_PER_MESSAGE {
-                self.send(ToMaster::Want(std::mem::take(&mut message)));
-                chunks = 0;
+            if want.part.len() > MAX_CHUNKS {
+                want.part.clear();
             }
+            self.outstanding.insert(want.seq, Outstanding { path, size, again: false, described: 0 });
+            wanted.push(want);
         }
-        if !message.is_empty() {
-            self.send(ToMaster::Want(message));
+        for part in in_messages(wanted, PER_MESSAGE, Wanted::size) {
+            self.send(ToMaster::Want(part));
         }
         self.plan_when_complete();
     }
@@ -369,7 +373,7 @@ impl Receiver {
             Settled::Staged => self.missing.came(seq),
             Settled::Mismatch if !asked_again => {
                 self.outstanding.insert(seq, file);
-                self.send(ToMaster::Want(vec![Wanted { seq, basis: Vec::new(), part: Vec::new() }]));
+                self.send(ToMaster::Want(vec![Wanted::whole(seq)]));
             }
             Settled::Mismatch => {
                 let reason = "the content does not match its digest: the file changed while it was sent".to_owned();
@@ -390,6 +394,19 @@ impl Receiver {
         self.did_not_come(seq, file.path, None);
         self.plan_when_complete();
         Ok(())
+    }
+
+    fn describe(&mut self, describe: Describe) -> Result<(), ProtocolError> {
+        let seq = describe.seq;
+        match self.outstanding.get_mut(&seq) {
+            Some(file) if file.described < DESCRIPTIONS => {
+                file.described += 1;
+                self.outputs.push_back(ReceiverOutput::Describe(describe));
+                Ok(())
+            }
+            Some(_) => Err(ProtocolError(format!("the old file of content {seq} was asked about too often"))),
+            None => Err(ProtocolError(format!("content {seq} is asked about, and is not awaited"))),
+        }
     }
 
     /// The next name of the content is tried.
@@ -419,8 +436,7 @@ impl Receiver {
             return;
         }
         let set_aside = std::mem::take(&mut self.set_aside);
-        let wants: Vec<Wanted> =
-            set_aside.iter().map(|(seq, _)| Wanted { seq: *seq, basis: Vec::new(), part: Vec::new() }).collect();
+        let wants: Vec<Wanted> = set_aside.iter().map(|(seq, _)| Wanted::whole(*seq)).collect();
         self.outstanding.extend(set_aside);
         for part in wants.chunks(PER_MESSAGE) {
             self.send(ToMaster::Want(part.to_vec()));
@@ -496,5 +512,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Unavailable(_) => "unavailable content",
         ToReplica::Holds(_) => "held paths",
         ToReplica::AsOffered(_) => "changes as offered",
+        ToReplica::Describe(_) => "question about an old file",
     }
 }

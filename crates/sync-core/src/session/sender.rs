@@ -11,8 +11,8 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Change, Hello, Listing, MAX_DIRS, MAX_ENTRIES, Offered, Refusal, Run, Stand, ToMaster, ToReplica,
-    Unavailable, Wanted, in_messages,
+    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Offered,
+    Parts, Refusal, Run, Stand, ToMaster, ToReplica, Unavailable, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -60,6 +60,8 @@ pub enum SenderInput {
         /// Sorted by name.
         children: Vec<Child>,
     },
+    /// The old file of a requested content must be known better before it can be sent.
+    Describe(Describe),
     /// A requested content cannot be sent.
     Unavailable {
         /// Which.
@@ -87,8 +89,8 @@ pub struct ContentRequest {
     pub seq: u64,
     /// The file.
     pub file: Offered,
-    /// The chunks of the replica's old file.
-    pub basis: Vec<ChunkRef>,
+    /// The replica's old file.
+    pub basis: Basis,
     /// The chunks of what an interrupted session left.
     pub part: Vec<ChunkRef>,
 }
@@ -129,6 +131,8 @@ pub enum SenderOutput {
     LoadChildren(RelPath),
     /// Send this content on a content stream.
     Content(ContentRequest),
+    /// A part of the answer to [`SenderInput::Describe`].
+    Described(Described),
     /// Tell a person.
     Report(Report),
     /// It is over.
@@ -168,6 +172,8 @@ pub struct Sender {
     version: Option<Version>,
     committed: bool,
     holds: Holds,
+    /// Old files that were asked about, and how many chunks or pieces the answers may still hold.
+    describing: HashMap<u64, u64>,
     /// How many contents were offered, as long as changes may refer to them: their numbers come first.
     offers: u64,
     /// Changes sent since the hello or the last restart.
@@ -197,6 +203,7 @@ impl Sender {
             version: None,
             committed: false,
             holds: Holds::default(),
+            describing: HashMap::new(),
             offers: 0,
             changes: 0,
             loads: 0,
@@ -245,6 +252,7 @@ impl Sender {
                 self.descend();
             }
             SenderInput::Children { dir, own, children } => self.descended(&dir, own, &children),
+            SenderInput::Describe(describe) => self.describe(describe),
             SenderInput::Unavailable { seq, reason } => {
                 self.send(ToReplica::Unavailable(Unavailable { seq, reason }));
             }
@@ -279,6 +287,7 @@ impl Sender {
                 self.compare();
             }
             (ToMaster::Want(wants), _) => return self.wanted(wants),
+            (ToMaster::Described(described), _) => return self.described(described),
             (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
             (ToMaster::Prepared(root), State::Announced) => return self.prepared(root),
             // A plan without steps is acknowledged at once.
@@ -477,6 +486,34 @@ impl Sender {
         Ok(())
     }
 
+    fn describe(&mut self, describe: Describe) {
+        let most = describe.pieces.map_or(MAX_CHUNKS as u64, |sizes| {
+            describe.ranges.iter().map(|(_, bytes)| sizes.most_chunks(*bytes)).fold(0, u64::saturating_add)
+        });
+        self.describing.insert(describe.seq, most);
+        self.send(ToReplica::Describe(describe));
+    }
+
+    fn described(&mut self, described: Described) -> Result<(), ProtocolError> {
+        let seq = described.seq;
+        let Some(left) = self.describing.get_mut(&seq) else {
+            return Err(ProtocolError(format!("the old file of content {seq} is described, and nobody asked")));
+        };
+        let parts = match &described.parts {
+            Parts::Chunks(chunks) => chunks.len(),
+            Parts::Pieces(pieces) => pieces.len(),
+            Parts::Gone => 0,
+        };
+        *left = left.checked_sub(parts as u64).ok_or_else(|| {
+            ProtocolError(format!("the old file of content {seq} is described by more parts than it can have"))
+        })?;
+        if described.done {
+            self.describing.remove(&seq);
+        }
+        self.outputs.push_back(SenderOutput::Described(described));
+        Ok(())
+    }
+
     fn prepared(&mut self, root: Digest) -> Result<(), ProtocolError> {
         let Some(version) = &self.version else { return Ok(()) };
         if root == version.root {
@@ -524,5 +561,6 @@ fn name(message: &ToMaster) -> &'static str {
         ToMaster::Items(_) => "items",
         ToMaster::Notice(_) => "notice",
         ToMaster::Refuse(_) => "refusal",
+        ToMaster::Described(_) => "description of an old file",
     }
 }

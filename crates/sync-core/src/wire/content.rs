@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Envelope, MAX_RAW, WireError, envelope, malformed, open};
+use crate::delta::patch::Run;
 
 /// How content bytes are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,13 +17,35 @@ pub enum Encoding {
     Zstd,
 }
 
-/// Whole contents of several small files, one after the other.
+/// Contents of several small files, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
-    /// Of each file: its sequence number and its bytes.
-    pub files: Vec<(u64, u32)>,
+    /// The files.
+    pub files: Vec<BatchFile>,
     /// How all of the bytes together are encoded.
     pub encoding: Encoding,
+}
+
+/// One file of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchFile {
+    /// Which.
+    pub seq: u64,
+    /// Bytes of it that are in the batch.
+    pub literal: u32,
+    /// What comes from the pieces of the old file; nothing in a file that is sent whole.
+    pub runs: Vec<Run>,
+}
+
+/// Some bytes of a file and what follows them in the old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Splice {
+    /// Bytes that are in the frame.
+    pub literal: u32,
+    /// How far behind the end of the last copied range the next one begins; negative before it.
+    pub skip: i64,
+    /// Bytes to copy.
+    pub copy: u64,
 }
 
 /// One piece of a file; pieces of a file come in order on one stream.
@@ -48,16 +71,16 @@ pub enum Piece {
         /// How many.
         len: u64,
     },
-    /// A range of the old file at that path.
-    Copy {
+    /// Bytes in turn with ranges of the old file at that path.
+    Spliced {
         /// Which file.
         seq: u64,
-        /// Where it goes.
+        /// Where the first of them goes.
         offset: u64,
-        /// Where it is in the old file.
-        from: u64,
-        /// Bytes.
-        len: u64,
+        /// The ranges. The first skips from the beginning of the old file.
+        splices: Vec<Splice>,
+        /// How the bytes of all together are encoded.
+        encoding: Encoding,
     },
     /// The file is complete.
     End {
@@ -95,14 +118,18 @@ impl ContentFrame<'_> {
         let frame = match kind {
             BATCH => {
                 let (batch, bytes) = open::<Batch>(kind, version, body)?;
-                let total: u64 = batch.files.iter().map(|(_, len)| u64::from(*len)).sum();
+                let total: u64 = batch.files.iter().map(|file| u64::from(file.literal)).sum();
                 check(kind, total, batch.encoding, bytes.len())?;
                 ContentFrame::Batch(batch, bytes)
             }
             PIECE => {
                 let (piece, bytes) = open::<Piece>(kind, version, body)?;
-                match piece {
-                    Piece::Literal { len, encoding, .. } => check(kind, u64::from(len), encoding, bytes.len())?,
+                match &piece {
+                    Piece::Literal { len, encoding, .. } => check(kind, u64::from(*len), *encoding, bytes.len())?,
+                    Piece::Spliced { splices, encoding, .. } => {
+                        let total = splices.iter().map(|splice| u64::from(splice.literal)).sum();
+                        check(kind, total, *encoding, bytes.len())?;
+                    }
                     _ => check(kind, 0, Encoding::Plain, bytes.len())?,
                 }
                 ContentFrame::Piece(piece, bytes)

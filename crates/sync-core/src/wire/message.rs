@@ -6,7 +6,9 @@ use super::{
     Envelope, MAX_BATCH, MAX_DIRS, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN, WireError,
     envelope, malformed, open,
 };
-use crate::chunk::ChunkRef;
+use crate::chunk::pieces::Piece;
+use crate::chunk::{ChunkRef, Chunking};
+use crate::delta::patch::PieceHashes;
 use crate::diff::Child;
 use crate::filter;
 use crate::hash::Digest;
@@ -65,10 +67,62 @@ pub struct Offered {
 pub struct Wanted {
     /// Counts offered files of this session from 0, in the order they were offered or came in changes.
     pub seq: u64,
-    /// The chunks of the old file at that path, under the chunking of the wanted size.
-    pub basis: Vec<ChunkRef>,
+    /// The old file at that path.
+    pub basis: Basis,
     /// The chunks of what an interrupted session left of this very content.
     pub part: Vec<ChunkRef>,
+}
+
+/// What a replica has in place of a wanted file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Basis {
+    /// Nothing that would save any bytes.
+    #[default]
+    None,
+    /// A small file.
+    Pieces(PieceHashes),
+    /// A larger one.
+    File {
+        /// Its content.
+        digest: Digest,
+        /// Bytes.
+        size: u64,
+        /// Its chunks, under the chunking of its size; none if the master probably knows that content: it asks if not.
+        chunks: Vec<ChunkRef>,
+    },
+}
+
+/// What a master asks about the old file of a wanted content, once it has compared the chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Describe {
+    /// Which content.
+    pub seq: u64,
+    /// The sizes of the pieces; `None` for its chunks instead.
+    pub pieces: Option<Chunking>,
+    /// Ranges of the old file, offset and bytes, each to be cut by itself; none of no bytes.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// A part of the answer to [`Describe`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    /// Which content.
+    pub seq: u64,
+    /// What.
+    pub parts: Parts,
+    /// Whether that is all.
+    pub done: bool,
+}
+
+/// What an old file consists of, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Parts {
+    /// All of its chunks.
+    Chunks(Vec<ChunkRef>),
+    /// The pieces of the ranges.
+    Pieces(Vec<Piece>),
+    /// The file is not what it was: there is nothing to say.
+    Gone,
 }
 
 /// What a version wants of one path: an entry, or nothing there and beneath.
@@ -193,6 +247,8 @@ pub enum ToReplica {
     /// Changes that were told with the offers of these contents already: each file is at its path, with that content, what
     /// it would probably have, and nothing else.
     AsOffered(Vec<Run>),
+    /// Asks about the old file of a wanted content.
+    Describe(Describe),
 }
 
 /// Messages from a replica to a master.
@@ -216,6 +272,8 @@ pub enum ToMaster {
     Notice(String),
     /// The replica ends the session.
     Refuse(Refusal),
+    /// Tells about the old file of a wanted content.
+    Described(Described),
 }
 
 macro_rules! messages {
@@ -255,6 +313,7 @@ messages!(ToReplica {
     8 => Unavailable,
     9 => Holds,
     10 => AsOffered,
+    12 => Describe,
 });
 
 messages!(ToMaster {
@@ -267,6 +326,7 @@ messages!(ToMaster {
     107 => Items,
     108 => Notice,
     109 => Refuse,
+    110 => Described,
 });
 
 /// Most items in a message that is a list or starts with one.
@@ -283,7 +343,8 @@ fn most_items(kind: u16) -> Option<usize> {
 fn most_bytes(kind: u16) -> usize {
     match kind {
         2 | 3 | 4 | 6 | 9 | 106 | 107 => MAX_LIST,
-        102 | 103 => MAX_MESSAGE,
+        102 | 103 | 110 => MAX_MESSAGE,
+        12 => MAX_LIST,
         201.. => usize::MAX,
         _ => MAX_PLAIN,
     }
@@ -343,7 +404,40 @@ impl ToReplica {
             | Self::Unavailable(_)
             | Self::Holds(_)
             | Self::AsOffered(_) => Ok(()),
+            Self::Describe(Describe { seq, ranges, .. }) => {
+                let fits = |(at, len): &(u64, u64)| *len > 0 && at.checked_add(*len).is_some();
+                let total = ranges.iter().try_fold(0u64, |sum, (_, len)| sum.checked_add(*len));
+                match total.is_some() && ranges.iter().all(fits) {
+                    true => Ok(()),
+                    false => Err(format!("ranges of content {seq} that no file has")),
+                }
+            }
         }
+    }
+}
+
+impl Basis {
+    /// The chunks that are told of it.
+    pub fn chunks(&self) -> &[ChunkRef] {
+        match self {
+            Self::File { chunks, .. } => chunks,
+            Self::None | Self::Pieces(_) => &[],
+        }
+    }
+}
+
+impl Wanted {
+    /// All of a content, whatever there is in its place.
+    pub(crate) fn whole(seq: u64) -> Self {
+        Self { seq, basis: Basis::None, part: Vec::new() }
+    }
+
+    /// About how many bytes it takes in a message.
+    pub(crate) fn size(&self) -> usize {
+        const FIXED: usize = 64;
+        const CHUNK: usize = 20;
+        let pieces = if let Basis::Pieces(hashes) = &self.basis { hashes.size() } else { 0 };
+        FIXED + pieces + CHUNK * (self.basis.chunks().len() + self.part.len())
     }
 }
 
@@ -385,10 +479,13 @@ impl Hello {
 impl ToMaster {
     fn validate(&self) -> Result<(), String> {
         match self {
-            Self::Want(wants) => match wants.iter().find(|w| w.basis.len() > MAX_CHUNKS || w.part.len() > MAX_CHUNKS) {
-                Some(w) => Err(format!("want {} has over {MAX_CHUNKS} chunks", w.seq)),
-                None => Ok(()),
-            },
+            Self::Want(wants) => {
+                let too_long = |w: &&Wanted| w.basis.chunks().len() > MAX_CHUNKS || w.part.len() > MAX_CHUNKS;
+                match wants.iter().find(too_long) {
+                    Some(w) => Err(format!("want {} has over {MAX_CHUNKS} chunks", w.seq)),
+                    None => Ok(()),
+                }
+            }
             Self::Listing(listing) => {
                 let names = || listing.children.iter().map(|c| &c.name);
                 if !names().zip(names().skip(1)).all(|(a, b)| a < b) {

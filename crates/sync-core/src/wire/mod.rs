@@ -11,10 +11,10 @@ mod tests;
 
 pub(crate) use message::MAX_CHUNKS;
 
-pub use content::{Batch, ContentFrame, Encoding, Piece};
+pub use content::{Batch, BatchFile, ContentFrame, Encoding, Piece, Splice};
 pub use message::{
-    Ack, Announce, Change, Hello, Listing, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica,
-    Unavailable, Wanted,
+    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, Offered, Parts, Refusal, ReplicaStats, Run,
+    Stand, ToMaster, ToReplica, Unavailable, Wanted,
 };
 
 /// Most bytes of one control message. Senders stay below by sending several.

@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chunk::ChunkRef;
+use crate::chunk::pieces::{small, wide};
 use crate::compress::{Compressor, decompress};
+use crate::delta::patch::{self, PieceHashes};
 use crate::diff::Child;
 use crate::filter::{MAX_PATTERN, MAX_RULES, MAX_RULES_BYTES, Rule};
 use crate::hash::Digest;
@@ -96,18 +98,24 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Unavailable(Unavailable { seq: 300, reason: "gone".to_owned() }),
         ToReplica::Holds(vec![path("held/1"), path("held/2")]),
         ToReplica::AsOffered(vec![Run { first: 0, count: 300 }, Run { first: 1000, count: 1 }]),
+        ToReplica::Describe(Describe { seq: 300, pieces: Some(small()), ranges: vec![(7, 1 << 33)] }),
     ]
 }
 
 fn to_master() -> Vec<ToMaster> {
     let chunk = ChunkRef { digest: [0x88; 16], len: 4096 };
+    let file = Basis::File { digest: digest(0x44), size: 300, chunks: vec![chunk] };
     let stats = ReplicaStats { created: 1, updated: 2, metadata_only: 3, moved: 4, deleted: 5, reused_bytes: 300 };
     let item = |code: &str, target| Item { code: code.to_owned(), path: path("i"), target };
     let children = vec![child("a", false), child("b", true)];
     vec![
         ToMaster::Stand(Stand { features: 0, version: Some(version().id()), root: digest(0x33), entries: 300 }),
         ToMaster::Listing(Listing { dir: path("d"), own: Some(digest(0x66)), children, last: true }),
-        ToMaster::Want(vec![Wanted { seq: 300, basis: vec![chunk], part: Vec::new() }]),
+        ToMaster::Want(vec![
+            Wanted { seq: 300, basis: file, part: vec![chunk] },
+            Wanted { seq: 301, basis: Basis::Pieces(PieceHashes::of(&[7; 5000])), part: Vec::new() },
+            Wanted::whole(1),
+        ]),
         ToMaster::Prepared(digest(0x33)),
         ToMaster::Ack(Ack { version: version().id(), root: digest(0x33), stats, refused: [0, 1, 2, 3, 4, 300] }),
         ToMaster::Problems(vec![
@@ -121,17 +129,27 @@ fn to_master() -> Vec<ToMaster> {
         ]),
         ToMaster::Notice("n".to_owned()),
         ToMaster::Refuse(Refusal { max_delete: true, reason: "no".to_owned() }),
+        ToMaster::Described(Described { seq: 300, parts: Parts::Chunks(vec![chunk]), done: false }),
+        ToMaster::Described(Described { seq: 300, parts: Parts::Pieces(vec![wide(b"piece")]), done: true }),
+        ToMaster::Described(Described { seq: 300, parts: Parts::Gone, done: true }),
     ]
 }
 
+fn whole(seq: u64, literal: u32) -> BatchFile {
+    BatchFile { seq, literal, runs: Vec::new() }
+}
+
 fn contents() -> Vec<ContentFrame<'static>> {
+    let runs = vec![patch::Run { after: 7, skip: -1, count: 300 }, patch::Run { after: 0, skip: 300, count: 1 }];
+    let patched = BatchFile { runs, ..whole(1, 300) };
+    let splices = vec![Splice { literal: 3, skip: 300, copy: 1 << 33 }, Splice { literal: 0, skip: -7, copy: 1 }];
     vec![
-        ContentFrame::Batch(Batch { files: vec![(1, 3), (300, 2)], encoding: Encoding::Plain }, b"abcde"),
-        ContentFrame::Batch(Batch { files: vec![(1, 300)], encoding: Encoding::Zstd }, b"zstd"),
+        ContentFrame::Batch(Batch { files: vec![whole(1, 3), whole(300, 2)], encoding: Encoding::Plain }, b"abcde"),
+        ContentFrame::Batch(Batch { files: vec![patched], encoding: Encoding::Zstd }, b"zstd"),
         ContentFrame::Piece(Piece::Literal { seq: 1, offset: 300, len: 3, encoding: Encoding::Plain }, b"abc"),
         ContentFrame::Piece(Piece::Literal { seq: 1, offset: 300, len: 300, encoding: Encoding::Zstd }, b"zstd"),
         ContentFrame::Piece(Piece::Zeros { seq: 1, offset: 300, len: 1 << 33 }, b""),
-        ContentFrame::Piece(Piece::Copy { seq: 1, offset: 300, from: 7, len: 1 << 33 }, b""),
+        ContentFrame::Piece(Piece::Spliced { seq: 1, offset: 300, splices, encoding: Encoding::Plain }, b"abc"),
         ContentFrame::Piece(Piece::End { seq: 300 }, b""),
     ]
 }
@@ -175,21 +193,25 @@ fn the_bytes_are_pinned() {
         "8 v1 ac0204676f6e65",
         "9 v1 020668656c642f310668656c642f32",
         "10 v1 0200ac02e80701",
+        "12 v1 ac02010a01078080808020",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
-        "103 v1 01ac0201[88*16]802000",
+        "103 v1 03ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010887bfa6632e966b9300010000",
         "104 v1 [33*32]",
         "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac020001020304ac02",
         "106 v1 020003616c6c010170036f6e65",
         "107 v1 030b634c[2b*9]0169010001ff0b6866[2b*9]0169010101680b2a64656c6574696e672020016900",
         "108 v1 016e",
         "109 v1 01026e6f",
-        "201 v1 020103ac0202006162636465",
-        "201 v1 0101ac02017a737464",
+        "110 v1 ac020001[88*16]802000",
+        "110 v1 ac0201018bf60b94facd0501",
+        "110 v1 ac020201",
+        "201 v1 02010300ac020200006162636465",
+        "201 v1 0101ac02020701ac0200d80401017a737464",
         "202 v1 0001ac020300616263",
         "202 v1 0001ac02ac02017a737464",
         "202 v1 0101ac028080808020",
-        "202 v1 0201ac02078080808020",
+        "202 v1 0201ac020203d8048080808020000d0100616263",
         "202 v1 03ac02",
     ];
     let found: Vec<String> =
@@ -239,7 +261,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 11, 100, 110, 200, 203, u16::MAX] {
+    for kind in [0, 13, 100, 111, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
@@ -368,9 +390,10 @@ fn what_a_peer_may_cost_is_bounded() {
     assert!(refused(&rules(MAX_PATTERN + 1, 1)), "too long a rule");
 
     let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
+    let file = |chunks| Basis::File { digest: digest(1), size: 1, chunks };
     let most = MAX_CHUNKS;
     for (basis, part, bad) in [(most, 0, false), (most + 1, 0, true), (0, most + 1, true)] {
-        let want = ToMaster::Want(vec![Wanted { seq: 0, basis: chunks(basis), part: chunks(part) }]);
+        let want = ToMaster::Want(vec![Wanted { seq: 0, basis: file(chunks(basis)), part: chunks(part) }]);
         assert_eq!(refused_by_master(&want), bad, "{basis} and {part} chunks");
     }
 }
@@ -412,7 +435,8 @@ fn a_message_holds_few_items() {
 #[test]
 fn no_message_of_ours_is_too_long() {
     let chunks = vec![ChunkRef { digest: [0xff; 16], len: u32::MAX }; MAX_CHUNKS];
-    let want = Wanted { seq: u64::MAX, basis: chunks.clone(), part: chunks };
+    let basis = Basis::File { digest: digest(1), size: u64::MAX, chunks: chunks.clone() };
+    let want = Wanted { seq: u64::MAX, basis, part: chunks };
     assert!(ToMaster::Want(vec![want]).encode().body.len() <= MAX_MESSAGE);
     let value = vec![0; crate::manifest::MAX_XATTRS_BYTES - 4].into_boxed_slice();
     let large = Entry { xattrs: Box::new([(b"user"[..].into(), value)]), ..file() };
@@ -502,7 +526,10 @@ fn a_count_without_its_items_is_refused() {
 fn content_is_as_long_as_it_says_and_within_the_bound() {
     let most = u32::try_from(MAX_RAW).unwrap();
     let batch = |files: &[(u64, u32)], encoding, bytes: &'static [u8]| {
-        let envelope = frame(&ContentFrame::Batch(Batch { files: files.to_vec(), encoding }, bytes));
+        let envelope = frame(&ContentFrame::Batch(
+            Batch { files: files.iter().map(|(seq, literal)| whole(*seq, *literal)).collect(), encoding },
+            bytes,
+        ));
         ContentFrame::decode(envelope.kind, 1, &envelope.body).map(drop).is_ok()
     };
     assert!(batch(&[(0, 2), (1, 0), (2, 1)], Encoding::Plain, b"abc"));
@@ -528,7 +555,12 @@ fn content_is_as_long_as_it_says_and_within_the_bound() {
     assert!(!piece(literal(most + 1, Encoding::Zstd), b"z"));
     for empty in [
         Piece::Zeros { seq: 0, offset: 0, len: 1 },
-        Piece::Copy { seq: 0, offset: 0, from: 0, len: 1 },
+        Piece::Spliced {
+            seq: 0,
+            offset: 0,
+            splices: vec![Splice { literal: 0, skip: 0, copy: 1 }],
+            encoding: Encoding::Plain,
+        },
         Piece::End { seq: 0 },
     ] {
         assert!(piece(empty.clone(), b""));
@@ -542,11 +574,11 @@ fn a_frame_decompresses_to_what_it_says_or_not_at_all() {
     let zeros = vec![0; 2 * MAX_RAW];
     let bomb = Compressor::new(1).unwrap().compress(&zeros).unwrap();
     for len in [1000, MAX_RAW] {
-        let batch = Batch { files: vec![(0, u32::try_from(len).unwrap())], encoding: Encoding::Zstd };
+        let batch = Batch { files: vec![whole(0, u32::try_from(len).unwrap())], encoding: Encoding::Zstd };
         let mut body = ContentFrame::Batch(batch, &[]).head().body;
         body.extend_from_slice(&bomb);
         let Ok(Some(ContentFrame::Batch(batch, bytes))) = ContentFrame::decode(201, 1, &body) else { panic!("{len}") };
-        assert!(decompress(bytes, batch.files[0].1 as usize, MAX_RAW).is_err(), "{len}");
+        assert!(decompress(bytes, batch.files[0].literal as usize, MAX_RAW).is_err(), "{len}");
     }
     assert!(decompress(&bomb, zeros.len(), MAX_RAW).is_err());
 }

@@ -1,6 +1,6 @@
 //! Sends contents to one replica: small files in batches, big ones piece by piece, over a few streams at once.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,19 +9,19 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
 use super::source::Source;
-use crate::chunk::{self, ChunkRef};
 use crate::compress::{AutoCompress, Compressor, DEFAULT_LEVEL, Observation};
-use crate::delta::{self, Op};
-use crate::fs::{ReadError, SourceFile};
+use crate::delta::{Op, patch};
+use crate::fs::ReadError;
 use crate::hash::Digest;
 use crate::options::Compress;
 use crate::pace::Pace;
 use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::transport::{Connection, FrameWriter, StreamError};
-use crate::wire::{Batch, ContentFrame, Encoding, Piece};
+use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, Piece, Splice};
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
@@ -34,6 +34,12 @@ const BATCH: u64 = 512 << 10;
 
 /// Bytes of a big file read and sent at once.
 const PIECE: usize = 1 << 20;
+
+/// Literals of up to this many bytes share a frame with others.
+const SHORT: u64 = 64 << 10;
+
+/// Ranges that are copied in one frame.
+const SPLICES: usize = 1 << 12;
 
 /// A content that could not be sent.
 pub struct SendFailure {
@@ -66,14 +72,32 @@ struct Shared {
     dest: usize,
     source: Arc<Source>,
     meter: Arc<Meter>,
-    queue: Mutex<VecDeque<ContentRequest>>,
+    queue: Mutex<Queue>,
     more: Notify,
+    asks: mpsc::UnboundedSender<Describe>,
     failures: mpsc::UnboundedSender<SendFailure>,
     compress: Compress,
     auto: Mutex<AutoCompress>,
     pace: Option<Mutex<Pace>>,
     started: Instant,
     literal_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<ContentRequest>,
+    /// What the replica was asked about.
+    waiting: HashMap<u64, Comparison>,
+    /// What it has answered.
+    answered: VecDeque<Comparison>,
+}
+
+/// What a stream does next.
+enum Job {
+    /// Small files, as many as make a batch.
+    Small(Vec<ContentRequest>),
+    Big(ContentRequest),
+    GoOn(Comparison),
 }
 
 /// The content streams to one replica.
@@ -84,7 +108,12 @@ pub struct ContentSender {
 
 impl ContentSender {
     /// Starts the streams; they are opened when there is something to send.
-    pub fn start(sending: Sending, connection: &Connection, failures: mpsc::UnboundedSender<SendFailure>) -> Self {
+    pub fn start(
+        sending: Sending,
+        connection: &Connection,
+        failures: mpsc::UnboundedSender<SendFailure>,
+        asks: mpsc::UnboundedSender<Describe>,
+    ) -> Self {
         let Sending { dest, source, meter, compress, bandwidth } = sending;
         let shared = Arc::new(Shared {
             dest,
@@ -92,6 +121,7 @@ impl ContentSender {
             meter,
             queue: Mutex::default(),
             more: Notify::new(),
+            asks,
             failures,
             compress: choose(compress, connection),
             auto: Mutex::new(AutoCompress::new()),
@@ -111,8 +141,19 @@ impl ContentSender {
 
     /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered.
     pub fn request(&self, request: ContentRequest) {
-        self.shared.queue().push_back(request);
+        self.shared.queue().requests.push_back(request);
         self.shared.more.notify_one();
+    }
+
+    /// Takes what the replica tells of an old file.
+    pub fn described(&self, described: Described) {
+        let mut queue = self.shared.queue();
+        let seq = described.seq;
+        let complete = queue.waiting.get_mut(&seq).is_some_and(|comparison| comparison.answer(described));
+        if complete && let Some(comparison) = queue.waiting.remove(&seq) {
+            queue.answered.push_back(comparison);
+            self.shared.more.notify_one();
+        }
     }
 
     /// Ends the streams; returns the content bytes sent, before compression.
@@ -131,33 +172,20 @@ fn choose(compress: Compress, connection: &Connection) -> Compress {
 }
 
 impl Shared {
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<ContentRequest>> {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next small files up to a batch, or one big file.
-    async fn next(&self, batch: u64) -> Vec<ContentRequest> {
+    async fn next(&self, batch: u64) -> Job {
         loop {
             {
                 let mut queue = self.queue();
-                let mut taken = Vec::new();
-                let mut bytes = 0;
-                while let Some(first) = queue.front() {
-                    let alone = first.file.size > SMALL.min(batch) || !first.basis.is_empty() || !first.part.is_empty();
-                    if !taken.is_empty() && (alone || bytes + first.file.size > batch) {
-                        break;
-                    }
-                    bytes += first.file.size;
-                    taken.extend(queue.pop_front());
-                    if alone {
-                        break;
-                    }
-                }
-                if !queue.is_empty() {
+                let job = queue.next(batch);
+                if !queue.requests.is_empty() || !queue.answered.is_empty() {
                     self.more.notify_one();
                 }
-                if !taken.is_empty() {
-                    return taken;
+                if let Some(job) = job {
+                    return job;
                 }
             }
             self.more.notified().await;
@@ -183,6 +211,39 @@ impl Shared {
     }
 }
 
+impl Queue {
+    fn next(&mut self, batch: u64) -> Option<Job> {
+        if let Some(comparison) = self.answered.pop_front() {
+            return Some(Job::GoOn(comparison));
+        }
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.requests.front() {
+            let fits = is_small(next, batch) && (taken.is_empty() || bytes + next.file.size <= batch);
+            if !fits {
+                break;
+            }
+            bytes += next.file.size;
+            taken.extend(self.requests.pop_front());
+        }
+        match taken.is_empty() {
+            true => self.requests.pop_front().map(Job::Big),
+            false => Some(Job::Small(taken)),
+        }
+    }
+}
+
+/// Whether the content goes into a batch.
+fn is_small(request: &ContentRequest, batch: u64) -> bool {
+    let most = match &request.basis {
+        Basis::None => SMALL.min(batch),
+        // What is sent of it is probably much less.
+        Basis::Pieces(_) => SMALL,
+        Basis::File { .. } => 0,
+    };
+    request.file.size <= most && request.part.is_empty()
+}
+
 struct Stream {
     shared: Arc<Shared>,
     writer: FrameWriter,
@@ -192,33 +253,45 @@ struct Stream {
 impl Stream {
     async fn run(shared: Arc<Shared>, connection: Connection) -> Result<(), StreamError> {
         let batch = shared.most(BATCH as usize) as u64;
-        let mut requests = shared.next(batch).await;
+        let mut job = shared.next(batch).await;
         let writer = connection.open_uni().await?;
         let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None };
         loop {
-            match requests.as_slice() {
-                [one] if one.file.size > SMALL.min(batch) || !one.basis.is_empty() || !one.part.is_empty() => {
-                    stream.big(one).await?;
+            match job {
+                Job::Small(requests) => stream.small(&requests).await?,
+                Job::Big(request) => stream.big(request).await?,
+                Job::GoOn(comparison) => {
+                    let request = comparison.request.clone();
+                    let compared = tokio::task::block_in_place(|| comparison.go_on(&shared.source));
+                    stream.send_compared(&request, compared).await?;
                 }
-                small => stream.small(small).await?,
             }
-            requests = shared.next(batch).await;
+            job = shared.next(batch).await;
         }
     }
 
-    /// Sends whole small files in one frame.
+    /// Sends small files in one frame: whole, or what their old pieces do not have.
     async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
         let mut files = Vec::with_capacity(requests.len());
         let mut bytes = Vec::new();
         tokio::task::block_in_place(|| {
             for request in requests {
-                match self.whole(request) {
-                    Ok(content) => {
-                        files.push((request.seq, content.len() as u32));
-                        bytes.extend_from_slice(&content);
+                let content = match self.whole(request) {
+                    Ok(content) => content,
+                    Err(error) => {
+                        self.shared.fail(request, &error);
+                        continue;
                     }
-                    Err(error) => self.shared.fail(request, &error),
-                }
+                };
+                let before = bytes.len();
+                let runs = match &request.basis {
+                    Basis::Pieces(old) => patch::diff(&content, old, &mut bytes),
+                    Basis::None | Basis::File { .. } => {
+                        bytes.extend_from_slice(&content);
+                        Vec::new()
+                    }
+                };
+                files.push(BatchFile { seq: request.seq, literal: (bytes.len() - before) as u32, runs });
             }
         });
         if files.is_empty() {
@@ -246,45 +319,83 @@ impl Stream {
         Ok(Bytes::from(content))
     }
 
-    /// Sends a file piece by piece: what the replica lacks of it.
-    async fn big(&mut self, request: &ContentRequest) -> Result<(), StreamError> {
+    /// Sends what the replica lacks of a file, unless it must tell first what it has.
+    async fn big(&mut self, request: ContentRequest) -> Result<(), StreamError> {
         let shared = Arc::clone(&self.shared);
-        let (seq, file) = (request.seq, &request.file);
-        if request.part.is_empty()
-            && request.basis.is_empty()
-            && let Some(content) = shared.source.ring.take(&file.digest)
-        {
-            return self.whole_from_memory(seq, content).await;
+        let from_nothing = request.part.is_empty() && !matches!(request.basis, Basis::File { .. });
+        if from_nothing && let Some(content) = shared.source.ring.take(&request.file.digest) {
+            return self.whole_from_memory(request.seq, content).await;
         }
-        let opened = tokio::task::block_in_place(|| Plan::open(&shared.source, request));
-        let plan = match opened {
-            Ok(plan) => plan,
-            Err(error) => {
-                shared.fail(request, &error);
-                return Ok(());
+        let compared = tokio::task::block_in_place(|| Comparison::begin(&shared.source, request.clone()));
+        self.send_compared(&request, compared).await
+    }
+
+    async fn send_compared(
+        &mut self,
+        request: &ContentRequest,
+        compared: Result<Compared, ReadError>,
+    ) -> Result<(), StreamError> {
+        match compared {
+            Ok(Compared::Done(plan)) => {
+                if let Err(error) = self.send_plan(request.seq, &plan).await? {
+                    self.shared.fail(request, &error);
+                }
             }
-        };
-        let mut offset = plan.start;
+            Ok(Compared::Asks(comparison, ask)) => {
+                self.shared.queue().waiting.insert(request.seq, comparison);
+                // If the session is over, nobody needs to know.
+                let _ = self.shared.asks.send(ask);
+            }
+            Err(error) => self.shared.fail(request, &error),
+        }
+        Ok(())
+    }
+
+    /// Sends a file as planned: long literals by themselves, what is short together.
+    async fn send_plan(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
+        let most = self.shared.most(BATCH as usize);
+        let mut splicing = Splicing::at(plan.start);
         for op in &plan.ops {
             match *op {
-                Op::Copy { offset: from, len } => {
-                    self.send_piece(Piece::Copy { seq, offset, from, len }, Bytes::new()).await?;
-                    offset += len;
-                }
-                Op::Literal { offset: at, len } => {
-                    if let Err(error) = self.literal(&plan, seq, at, len).await? {
-                        shared.fail(request, &error);
-                        return Ok(());
+                Op::Literal { offset, len } if len > SHORT => {
+                    self.send_splices(seq, &mut splicing).await?;
+                    if let Err(error) = self.literal(plan, seq, offset, len).await? {
+                        return Ok(Err(error));
                     }
-                    offset = at + len;
+                    splicing = Splicing::at(offset + len);
                 }
+                Op::Literal { offset, len } => {
+                    let read = || plan.file.read_at(offset, usize::try_from(len).unwrap_or(0));
+                    match tokio::task::block_in_place(read) {
+                        Ok(bytes) => splicing.literal(&bytes),
+                        Err(error) => return Ok(Err(error)),
+                    }
+                }
+                Op::Copy { offset, len } => splicing.copy(offset, len),
+            }
+            if splicing.bytes.len() >= most || splicing.splices.len() >= SPLICES {
+                self.send_splices(seq, &mut splicing).await?;
             }
         }
-        if let Err(error) = tokio::task::block_in_place(|| plan.file.verify(&shared.source.root)) {
-            shared.fail(request, &error);
+        self.send_splices(seq, &mut splicing).await?;
+        if let Err(error) = tokio::task::block_in_place(|| plan.file.verify(&self.shared.source.root)) {
+            return Ok(Err(error));
+        }
+        self.send_piece(Piece::End { seq }, Bytes::new()).await?;
+        Ok(Ok(()))
+    }
+
+    async fn send_splices(&mut self, seq: u64, splicing: &mut Splicing) -> Result<(), StreamError> {
+        let Splicing { offset, end, splices, bytes, .. } = std::mem::replace(splicing, Splicing::at(splicing.end));
+        if end == offset {
             return Ok(());
         }
-        self.send_piece(Piece::End { seq }, Bytes::new()).await
+        let sent = bytes.len() as u64;
+        let piece =
+            |encoding| ContentFrame::Piece(Piece::Spliced { seq, offset, splices: splices.clone(), encoding }, &[]);
+        self.frame(Bytes::from(bytes), piece).await?;
+        self.count(sent);
+        Ok(())
     }
 
     async fn whole_from_memory(&mut self, seq: u64, content: Bytes) -> Result<(), StreamError> {
@@ -397,96 +508,36 @@ impl Stream {
     }
 }
 
-/// How one big file is sent.
-struct Plan {
-    file: SourceFile,
-    digest: Digest,
-    size: u64,
-    /// Where the first operation's bytes go.
-    start: u64,
-    ops: Vec<Op>,
+/// Short literals and copied ranges on their way into one frame.
+struct Splicing {
+    /// Where its first byte goes.
+    offset: u64,
+    /// Where its last byte went.
+    end: u64,
+    /// Where the last copied range ended.
+    copied: u64,
+    splices: Vec<Splice>,
+    bytes: Vec<u8>,
 }
 
-impl Plan {
-    fn open(source: &Source, request: &ContentRequest) -> Result<Self, ReadError> {
-        let ContentRequest { file, basis, part, .. } = request;
-        let opened = source.open_content(&file.path, &file.digest)?;
-        let whole = vec![Op::Literal { offset: 0, len: file.size }];
-        if basis.is_empty() && part.is_empty() {
-            return Ok(Self { file: opened, digest: file.digest, size: file.size, start: 0, ops: whole });
+impl Splicing {
+    fn at(offset: u64) -> Self {
+        Self { offset, end: offset, copied: 0, splices: Vec::new(), bytes: Vec::new() }
+    }
+
+    fn literal(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.end += bytes.len() as u64;
+        self.splices.push(Splice { literal: bytes.len() as u32, skip: 0, copy: 0 });
+    }
+
+    fn copy(&mut self, from: u64, len: u64) {
+        let skip = from.wrapping_sub(self.copied).cast_signed();
+        self.copied = from + len;
+        self.end += len;
+        match self.splices.last_mut() {
+            Some(splice) if splice.copy == 0 => (splice.skip, splice.copy) = (skip, len),
+            _ => self.splices.push(Splice { literal: 0, skip, copy: len }),
         }
-        let target = match source.chunks(&file.digest).ok().flatten() {
-            Some(chunks) if chunk::covered(&chunks) == file.size => chunks,
-            _ => chunks_of(&opened, file.size)?.into(),
-        };
-        let start = resume_at(&target, part, file.size);
-        let ops = after(delta::delta(&target, basis), start);
-        Ok(Self { file: opened, digest: file.digest, size: file.size, start, ops })
-    }
-}
-
-fn chunks_of(file: &SourceFile, size: u64) -> Result<Vec<ChunkRef>, ReadError> {
-    let mut chunks = Vec::new();
-    let mut chunker = chunk::Chunker::new(chunk::Chunking::for_size(size));
-    let mut at = 0;
-    while at < size {
-        let mut buffer = vec![0; usize::try_from((PIECE as u64).min(size - at)).unwrap_or(0)];
-        file.read_exact_at(at, &mut buffer)?;
-        chunker.push(&buffer, &mut |chunk| chunks.push(chunk));
-        at += buffer.len() as u64;
-    }
-    chunker.finish(&mut |chunk| chunks.push(chunk));
-    Ok(chunks)
-}
-
-/// Where to go on with an interrupted file: after the chunks that are there, but not after all of it, so that the
-/// replica learns from the first piece where the rest begins.
-fn resume_at(target: &[ChunkRef], part: &[ChunkRef], size: u64) -> u64 {
-    let there = delta::common_prefix(target, part);
-    match target.last() {
-        Some(last) if there >= size => size - u64::from(last.len),
-        _ => there,
-    }
-}
-
-/// The operations for what comes from `start` on; `start` is a boundary of chunks, and so may lie within an operation.
-fn after(ops: Vec<Op>, start: u64) -> Vec<Op> {
-    let mut at = 0;
-    let mut rest = Vec::new();
-    for op in ops {
-        let (begin, end) = (at, at + op.len());
-        at = end;
-        if end <= start {
-            continue;
-        }
-        let skip = start.saturating_sub(begin);
-        rest.push(match op {
-            Op::Copy { offset, len } => Op::Copy { offset: offset + skip, len: len - skip },
-            Op::Literal { offset, len } => Op::Literal { offset: offset + skip, len: len - skip },
-        });
-    }
-    rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resuming_cuts_operations_where_the_part_ends() {
-        let ops = vec![Op::Copy { offset: 7, len: 10 }, Op::Literal { offset: 10, len: 5 }];
-        assert_eq!(after(ops.clone(), 0), ops);
-        assert_eq!(after(ops.clone(), 4), [Op::Copy { offset: 11, len: 6 }, Op::Literal { offset: 10, len: 5 }]);
-        assert_eq!(after(ops.clone(), 12), [Op::Literal { offset: 12, len: 3 }]);
-        assert_eq!(after(ops, 15), []);
-    }
-
-    #[test]
-    fn a_complete_part_still_gets_its_last_chunk() {
-        let chunk = |n: u8, len| ChunkRef { digest: [n; 16], len };
-        let target = [chunk(1, 10), chunk(2, 20)];
-        assert_eq!(resume_at(&target, &target, 30), 10);
-        assert_eq!(resume_at(&target, &target[..1], 30), 10);
-        assert_eq!(resume_at(&target, &[], 30), 0);
     }
 }

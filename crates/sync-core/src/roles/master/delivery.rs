@@ -23,7 +23,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Change, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Change, Describe, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -77,6 +77,8 @@ struct Session<'a> {
     sender: Sender,
     contents: ContentSender,
     failures: mpsc::UnboundedReceiver<SendFailure>,
+    /// What the streams must know of old files.
+    asks: mpsc::UnboundedReceiver<Describe>,
     decided: Option<Arc<Decided>>,
     /// Until the changes are announced.
     difference: Option<Arc<Difference>>,
@@ -155,10 +157,11 @@ impl<'a> Session<'a> {
     async fn open(delivery: &'a Delivery, connection: Connection, hello: Hello) -> Result<Self, LinkError> {
         let control = Control::open(&connection).await?;
         let (failure_sender, failures) = mpsc::unbounded_channel();
+        let (ask_sender, asks) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
         let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
         let sending = Sending { dest, source, meter, compress, bandwidth };
-        let contents = ContentSender::start(sending, &connection, failure_sender);
+        let contents = ContentSender::start(sending, &connection, failure_sender, ask_sender);
         Ok(Self {
             delivery,
             connection,
@@ -166,6 +169,7 @@ impl<'a> Session<'a> {
             sender: Sender::new(hello),
             contents,
             failures,
+            asks,
             decided: None,
             difference: None,
             telling: None,
@@ -198,6 +202,7 @@ impl<'a> Session<'a> {
                     None => continue,
                 },
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
+                Some(ask) = self.asks.recv() => Ok(SenderInput::Describe(ask)),
                 event = source.recv(), if !self.committed => match event {
                     Some(event) => Ok(self.source_event(event)),
                     // The source failed as a whole, and said why.
@@ -280,6 +285,7 @@ impl<'a> Session<'a> {
                     self.delivery.meter.wanted(self.delivery.dest, request.file.size);
                     self.contents.request(request);
                 }
+                SenderOutput::Described(described) => self.contents.described(described),
                 SenderOutput::Report(report) => self.report(report),
                 SenderOutput::End(end) => return Ok(ControlFlow::Break(end)),
             }

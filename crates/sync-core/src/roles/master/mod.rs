@@ -2,6 +2,7 @@
 //! to it, all at once.
 
 mod blocks;
+mod compare;
 mod content;
 mod delivery;
 mod dial;

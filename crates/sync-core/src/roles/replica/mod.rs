@@ -2,6 +2,7 @@
 //! acknowledge.
 
 mod apply;
+mod basis;
 mod daemon;
 mod inputs;
 mod ledger;
@@ -26,8 +27,9 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Ack, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
+use crate::wire::{Ack, Basis, Describe, Described, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
 use apply::Application;
+use basis::Describer;
 use open::Opened;
 use staging::{Expected, Stager};
 
@@ -82,6 +84,10 @@ struct Session {
     share: String,
     opened: Option<Opened>,
     stager: Stager,
+    describer: Describer,
+    described: mpsc::UnboundedReceiver<Described>,
+    /// Whether the master compares trees, because it does not know the version that this replica stands at.
+    listed: bool,
     settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
     application: Option<Application>,
 }
@@ -89,12 +95,17 @@ struct Session {
 impl Session {
     fn new(connection: Connection, shares: Arc<Shares>) -> Self {
         let (sender, settled) = mpsc::unbounded_channel();
+        let (answers, described) = mpsc::unbounded_channel();
+        let stop: Arc<AtomicBool> = Arc::default();
         Self {
             stager: Stager::new(connection.clone(), sender),
+            describer: Describer::new(answers, Arc::clone(&stop)),
+            described,
+            listed: false,
             connection,
             shares,
             receiver: Receiver::new(),
-            stop: Arc::default(),
+            stop,
             ending: Arc::default(),
             share: String::new(),
             opened: None,
@@ -107,6 +118,7 @@ impl Session {
     async fn run(mut self, mut control: Control<ToReplica>) {
         let ended = self.talk(&mut control).await;
         self.stager.stop().await;
+        self.describer.stop().await;
         // What it held in memory is given back when nobody waits any more.
         let _remains = self.opened.take().map(|opened| tokio::task::block_in_place(|| opened.close()));
         match ended {
@@ -148,6 +160,9 @@ impl Session {
                         self.receiver.handle(ReceiverInput::Settled(seq, settled))?;
                     }
                 }
+                Some(described) = self.described.recv() => {
+                    self.receiver.handle(ReceiverInput::Described(described))?;
+                }
                 // Shutdown without a word from the master: see the flag above.
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
@@ -159,6 +174,7 @@ impl Session {
         tokio::task::block_in_place(|| match output {
             ReceiverOutput::Open(hello) => self.open(hello),
             ReceiverOutput::List(dirs) => self.list(&dirs),
+            ReceiverOutput::Describe(ask) => self.describe(ask),
             ReceiverOutput::Consider(first, files) => {
                 let wants = self.consider(first, files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
@@ -239,7 +255,17 @@ impl Session {
         self.opened.as_mut().ok_or(LinkError::Ended)
     }
 
+    fn describe(&mut self, ask: Describe) -> Result<(), LinkError> {
+        let root = self.opened()?.root.clone();
+        match root.zip(self.stager.basis_of(ask.seq)) {
+            Some((root, old)) => self.describer.ask(root, old, ask),
+            None => self.receiver.handle(ReceiverInput::Described(basis::gone(ask.seq)))?,
+        }
+        Ok(())
+    }
+
     fn list(&mut self, dirs: &[crate::path::RelPath]) -> Result<(), LinkError> {
+        self.listed = true;
         for dir in dirs {
             for listing in listing::list(self.opened()?, dir)? {
                 self.receiver.handle(ReceiverInput::Listed(listing))?;
@@ -264,11 +290,17 @@ impl Session {
     /// Makes ready for these contents; with what may save sending some of them.
     fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<(Wanted, Offered)> {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
-        let mut wants = Vec::new();
+        let known = !self.listed && opened.stand().version.is_some();
+        let bases = match &opened.root {
+            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, known),
+            _ => Vec::new(),
+        };
+        let mut bases = bases.into_iter();
+        let mut wants = Vec::with_capacity(files.len());
         for (seq, file) in files {
-            let (basis_file, basis) = opened.basis_for(&file);
+            let (old, basis) = bases.next().unwrap_or((None, Basis::None));
             let part = opened.part_of(&file);
-            self.stager.expect(seq, Expected { file: file.clone(), basis: basis_file, given_up: false });
+            self.stager.expect(seq, Expected { file: file.clone(), basis: old, given_up: false });
             wants.push((Wanted { seq, basis, part }, file));
         }
         wants

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use foldhash::HashSet;
 
 use super::shares::Share;
-use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
+use crate::chunk::ChunkRef;
 use crate::filter::Filter;
-use crate::fs::{BasisFile, FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
+use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Leaf};
-use crate::manifest::{Holds, Kind, TreeHash, Tuple};
+use crate::manifest::{Holds, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
@@ -32,9 +32,6 @@ pub const PRIVILEGE: &str = "replica.privilege";
 
 /// Under this key an index remembers that it believes in content which nobody flushed yet.
 pub const UNFLUSHED: &str = "replica.unflushed";
-
-/// Old content up to this size is worth reading for the sake of a delta.
-const MAX_BASIS: u64 = 1 << 40;
 
 /// Why a replica could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +144,11 @@ impl Opened {
         extra && self.policy.no_delete
     }
 
+    /// Whether there was nothing here when the session began.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
     /// Problems since this was last called.
     pub fn take_problems(&mut self) -> Vec<Problem> {
         let staging = self.staging.as_ref().map(|staging| staging.take_problems()).unwrap_or_default();
@@ -168,24 +170,6 @@ impl Opened {
     pub fn wants_once(&mut self, digest: &Digest) -> bool {
         let is_new = self.staging.is_some() && !self.asked.contains(&digest.prefix());
         is_new && !self.has(digest) && self.asked.insert(digest.prefix())
-    }
-
-    /// The old file at the path of a new content, and its chunks, if they may save sending some of it.
-    pub fn basis_for(&self, file: &Offered) -> (Option<(RelPath, Tuple)>, Vec<ChunkRef>) {
-        let none = (None, Vec::new());
-        if file.size < MIN_DELTA {
-            return none;
-        }
-        let (Some(root), Ok(Some(row))) = (&self.root, self.index.row(&file.path)) else { return none };
-        let (Kind::File { size, .. }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return none };
-        if !(MIN_DELTA..=MAX_BASIS).contains(size) {
-            return none;
-        }
-        // A basis that cannot be read saves nothing, and costs nothing but sending.
-        match chunks_of(root, &row.path, &tuple, file.size) {
-            Ok(chunks) => (Some((row.path, tuple)), chunks),
-            Err(_) => none,
-        }
     }
 
     /// The chunks of what an interrupted push left of a content.
@@ -375,21 +359,4 @@ fn index_dir(share: &Share) -> Result<std::path::PathBuf, String> {
 
 fn rebuilt(reason: &str) -> String {
     format!("the index of the replica was rebuilt: {reason}; every file there is read once")
-}
-
-fn chunks_of(root: &Root, path: &RelPath, tuple: &Tuple, target: u64) -> Result<Vec<ChunkRef>, FsError> {
-    const PIECE: u64 = 1 << 20;
-    let file = BasisFile::open(root, path, tuple)?;
-    let mut chunker = Chunker::new(Chunking::for_size(target));
-    let mut chunks = Vec::new();
-    let mut at = 0;
-    let mut buffer = vec![0; usize::try_from(PIECE.min(file.size())).unwrap_or(0)];
-    while at < file.size() {
-        let len = usize::try_from(PIECE.min(file.size() - at)).unwrap_or(0);
-        file.read_exact_at(at, &mut buffer[..len])?;
-        chunker.push(&buffer[..len], &mut |chunk| chunks.push(chunk));
-        at += len as u64;
-    }
-    chunker.finish(&mut |chunk| chunks.push(chunk));
-    Ok(chunks)
 }

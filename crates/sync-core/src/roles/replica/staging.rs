@@ -1,5 +1,6 @@
 //! Takes contents from the network into staging: verified, by digest, in whatever order they come.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,16 +8,18 @@ use foldhash::HashMap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::basis::{self, OldFile};
 use super::open::Opened;
 use crate::compress::decompress;
+use crate::delta::patch::{self, Run};
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
-use crate::manifest::{Metadata, Tuple};
+use crate::manifest::Metadata;
 use crate::monitor::Problem;
 use crate::path::RelPath;
 use crate::roles::link::LinkError;
 use crate::session::{ProtocolError, Settled};
 use crate::transport::{Connection, Frame, FrameReader};
-use crate::wire::{Batch, ContentFrame, Encoding, MAX_CONTENT, MAX_RAW, Offered, Piece};
+use crate::wire::{Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_RAW, Offered, Piece, Splice};
 
 /// Content streams that a master may open in one session.
 const MAX_STREAMS: usize = 16;
@@ -27,7 +30,7 @@ pub struct Expected {
     /// What it is and where it belongs.
     pub file: Offered,
     /// The old file that its copies refer to.
-    pub basis: Option<(RelPath, Tuple)>,
+    pub basis: Option<OldFile>,
     /// Whether it will not come.
     pub given_up: bool,
 }
@@ -82,6 +85,11 @@ impl Stager {
         if let Some(expected) = self.shared.expected().get_mut(&seq) {
             expected.given_up = true;
         }
+    }
+
+    /// The old file in place of an awaited content.
+    pub fn basis_of(&self, seq: u64) -> Option<OldFile> {
+        self.shared.expected().get(&seq)?.basis.clone()
     }
 
     /// Content bytes that came from old files so far.
@@ -179,22 +187,27 @@ impl Files {
     }
 
     fn batch(&mut self, batch: &Batch, bytes: &[u8]) -> Result<(), LinkError> {
-        let total: usize = batch.files.iter().map(|(_, len)| *len as usize).sum();
+        let total: usize = batch.files.iter().map(|file| file.literal as usize).sum();
         let raw = decode(batch.encoding, bytes, total)?;
-        let (_, staging) = self.place()?;
+        let (root, staging) = self.place()?;
         let mut settled = Vec::with_capacity(batch.files.len());
         let mut rest: &[u8] = &raw;
-        for ((seq, len), expected) in batch.files.iter().zip(self.take_expected(batch)?) {
-            let Some((content, after)) = rest.split_at_checked(*len as usize) else {
+        for (BatchFile { seq, literal, runs }, expected) in batch.files.iter().zip(self.take_expected(batch)?) {
+            let Some((literals, after)) = rest.split_at_checked(*literal as usize) else {
                 return Err(protocol("a batch holds less than it says"));
             };
             rest = after;
             let file = &expected.file;
-            let stored = match content.len() as u64 == file.size {
-                _ if expected.given_up => continue,
-                true => staging.store(&file.digest, content, &file.path, Some(&file.likely)),
-                false => Err(IncomingError::Mismatch),
+            if expected.given_up {
+                continue;
+            }
+            let stored = match content(&root, &expected, runs, literals) {
+                Some(content) => staging.store(&file.digest, &content, &file.path, Some(&file.likely)),
+                None => Err(IncomingError::Mismatch),
             };
+            if stored.is_ok() {
+                self.shared.copied.fetch_add(file.size.saturating_sub(literals.len() as u64), Ordering::Relaxed);
+            }
             match stored {
                 Ok(()) => settled.push((*seq, Settled::Staged)),
                 Err(error) => {
@@ -212,26 +225,20 @@ impl Files {
     fn take_expected(&self, batch: &Batch) -> Result<Vec<Expected>, LinkError> {
         let mut expected = self.shared.expected();
         let mut take = |seq: u64| expected.remove(&seq).ok_or_else(|| unasked(seq));
-        batch.files.iter().map(|(seq, _)| take(*seq)).collect()
+        batch.files.iter().map(|file| take(file.seq)).collect()
     }
 
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {
         match *piece {
+            Piece::Spliced { seq, offset, ref splices, encoding } => {
+                self.spliced(seq, offset, splices, encoding, bytes)?
+            }
             Piece::Literal { seq, offset, len, encoding } => {
                 let raw = decode(encoding, bytes, len as usize)?;
                 self.open(seq, offset)?.then(|incoming, _| incoming.write(&raw));
             }
             Piece::Zeros { seq, offset, len } => {
                 self.open(seq, offset)?.then(|incoming, _| incoming.zeros(len));
-            }
-            Piece::Copy { seq, offset, from, len } => {
-                let copied = self.open(seq, offset)?.then(|incoming, basis| match basis {
-                    Some(basis) => incoming.copy_from(basis, from, len),
-                    None => Err(IncomingError::Mismatch),
-                });
-                if copied {
-                    self.shared.copied.fetch_add(len, Ordering::Relaxed);
-                }
             }
             Piece::End { seq } => {
                 let Some(open) = self.open.remove(&seq) else {
@@ -240,6 +247,42 @@ impl Files {
                 self.settle(vec![(seq, open.finish())]);
             }
         }
+        Ok(())
+    }
+
+    /// Bytes in turn with ranges of the old file.
+    fn spliced(
+        &mut self,
+        seq: u64,
+        offset: u64,
+        splices: &[Splice],
+        encoding: Encoding,
+        bytes: &[u8],
+    ) -> Result<(), LinkError> {
+        let total = splices.iter().map(|splice| splice.literal as usize).sum();
+        let raw = decode(encoding, bytes, total)?;
+        let mut reused = 0;
+        let (mut rest, mut from): (&[u8], u64) = (&raw, 0);
+        let open = self.open(seq, offset)?;
+        for Splice { literal, skip, copy } in splices {
+            let (literal, after) = rest.split_at_checked(*literal as usize).unwrap_or((rest, &[]));
+            rest = after;
+            let begin = from.wrapping_add_signed(*skip);
+            from = begin.wrapping_add(*copy);
+            let done = open.then(|incoming, basis| {
+                incoming.write(literal)?;
+                match basis {
+                    _ if *copy == 0 => Ok(()),
+                    Some(basis) => incoming.copy_from(basis, begin, *copy),
+                    None => Err(IncomingError::Mismatch),
+                }
+            });
+            if !done {
+                break;
+            }
+            reused += copy;
+        }
+        self.shared.copied.fetch_add(reused, Ordering::Relaxed);
         Ok(())
     }
 
@@ -312,6 +355,17 @@ impl Open {
     }
 }
 
+/// The content of a small file; `None` if that is not what was announced, or the old file is not what it was.
+fn content<'a>(root: &Root, expected: &Expected, runs: &[Run], literals: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    let size = expected.file.size;
+    if runs.is_empty() {
+        return (literals.len() as u64 == size).then_some(Cow::Borrowed(literals));
+    }
+    let old = basis::read(root, expected.basis.as_ref()?).ok()?;
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_RAW)?;
+    patch::apply(&old, runs, literals, size).map(Cow::Owned)
+}
+
 fn failed(error: IncomingError, path: &RelPath) -> Settled {
     match error {
         IncomingError::Mismatch => Settled::Mismatch,
@@ -324,7 +378,7 @@ fn problem(error: &FsError, path: &RelPath) -> Settled {
     Settled::Failed(Problem { path: Some(path.clone()), ..error.to_problem() })
 }
 
-fn decode(encoding: Encoding, bytes: &[u8], len: usize) -> Result<std::borrow::Cow<'_, [u8]>, LinkError> {
+fn decode(encoding: Encoding, bytes: &[u8], len: usize) -> Result<Cow<'_, [u8]>, LinkError> {
     match encoding {
         Encoding::Plain => Ok(bytes.into()),
         Encoding::Zstd => decompress(bytes, len, MAX_RAW).map(Into::into).map_err(|e| protocol(e.to_string())),

@@ -15,7 +15,9 @@ use crate::options::Policy;
 use crate::path::RelPath;
 use crate::roles::link::Control;
 use crate::transport::{Code, Connection, Loopback, Settings};
-use crate::wire::{Announce, Batch, Change, ContentFrame, Encoding, Hello, ToMaster, ToReplica, Unavailable};
+use crate::wire::{
+    Announce, Batch, BatchFile, Change, ContentFrame, Encoding, Hello, ToMaster, ToReplica, Unavailable,
+};
 
 fn change(path: &str, kind: Kind) -> Change {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -68,7 +70,10 @@ impl Played {
     }
 
     async fn send(&self, seq: u64, content: &'static [u8]) {
-        let batch = Batch { files: vec![(seq, content.len() as u32)], encoding: Encoding::Plain };
+        let batch = Batch {
+            files: vec![BatchFile { seq, literal: content.len() as u32, runs: Vec::new() }],
+            encoding: Encoding::Plain,
+        };
         let head = ContentFrame::Batch(batch, &[]).head();
         let mut writer = self.connection.open_uni().await.unwrap();
         writer.send_with(head.kind, head.version, &head.body, Bytes::from_static(content)).await.unwrap();

@@ -4,7 +4,9 @@ use crate::hash::Digest;
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
-use crate::wire::{Ack, Announce, Hello, Listing, Offered, Refusal, Stand, ToMaster, ToReplica, Wanted};
+use crate::wire::{
+    Ack, Announce, Describe, Described, Hello, Listing, Offered, Refusal, Stand, ToMaster, ToReplica, Wanted,
+};
 
 /// What became of a wanted content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum ReceiverInput {
     Listed(Listing),
     /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.
     Considered(Vec<(Wanted, Offered)>),
+    /// A part of the answer to [`ReceiverOutput::Describe`].
+    Described(Described),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
     /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan
@@ -70,6 +74,8 @@ pub enum ReceiverOutput {
     Consider(u64, Vec<Offered>),
     /// Contents with these numbers are missing for certain: find out what may save sending some of them.
     Fetch(Vec<(u64, Offered)>),
+    /// Read the old file of a content that is awaited, and tell of what it consists.
+    Describe(Describe),
     /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
     Guard(Announce, Changes),
     /// Decide the steps.

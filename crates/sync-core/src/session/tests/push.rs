@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::disk::Disk;
 use super::master::{Committed, Master};
 use super::replica::{Opened, Replica};
+use crate::chunk::pieces::small;
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -12,7 +13,7 @@ use crate::session::{
     ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
     SenderOutput, Settled,
 };
-use crate::wire::{Envelope, Hello, MAX_MESSAGE, Offered, ToMaster, ToReplica};
+use crate::wire::{Basis, Describe, Described, Envelope, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica};
 
 /// Everything that survives sessions.
 #[derive(Clone, Debug)]
@@ -161,6 +162,8 @@ struct Link {
     to_replica: VecDeque<ToReplica>,
     to_master: VecDeque<ToMaster>,
     contents: VecDeque<(u64, Vec<u8>)>,
+    /// Requests whose old files the replica was asked about.
+    asked: BTreeMap<u64, ContentRequest>,
     work: VecDeque<ReceiverOutput>,
     opened: Option<Opened>,
     /// The receiver said that it is over.
@@ -322,6 +325,7 @@ impl Link {
             to_replica: VecDeque::new(),
             to_master: VecDeque::new(),
             contents: VecDeque::new(),
+            asked: BTreeMap::new(),
             work: VecDeque::new(),
             opened: None,
             finished: false,
@@ -401,7 +405,20 @@ impl Link {
                     let (own, children) = master.children(committed.unwrap(), &dir);
                     self.tell_sender(SenderInput::Children { dir, own, children });
                 }
-                SenderOutput::Content(request) => self.send_content(master, faults, &request),
+                SenderOutput::Content(request) => match request.basis {
+                    Basis::File { size, .. } => {
+                        let (seq, ranges) = (request.seq, vec![(0, size.max(1))]);
+                        self.asked.insert(seq, request);
+                        self.tell_sender(SenderInput::Describe(Describe { seq, pieces: Some(small()), ranges }));
+                    }
+                    _ => self.send_content(master, faults, &request),
+                },
+                SenderOutput::Described(Described { seq, done, .. }) => {
+                    if done {
+                        let request = self.asked.remove(&seq).expect("an answer that nobody waits for");
+                        self.send_content(master, faults, &request);
+                    }
+                }
                 SenderOutput::Report(Report::Problem(problem)) => self.outcome.problems.push(problem),
                 SenderOutput::Report(Report::Item(item)) => self.outcome.items.push(item),
                 SenderOutput::Report(Report::Notice(_)) => {}
@@ -425,7 +442,7 @@ impl Link {
     fn send_content(&mut self, master: &Master, faults: &Faults, request: &ContentRequest) {
         let ContentRequest { seq, file, basis, .. } = request;
         self.outcome.wants += 1;
-        self.outcome.wants_with_basis += usize::from(!basis.is_empty());
+        self.outcome.wants_with_basis += usize::from(*basis != Basis::None);
         match master.read(file).filter(|_| !faults.unavailable.contains(&file.path)) {
             None => {
                 let reason = "it changed while it was sent".to_owned();
@@ -434,7 +451,7 @@ impl Link {
                 self.tell_sender(SenderInput::Unavailable { seq: *seq, reason });
             }
             Some(mut content) => {
-                if faults.torn.contains(&file.path) || (faults.false_matches && !basis.is_empty()) {
+                if faults.torn.contains(&file.path) || (faults.false_matches && *basis != Basis::None) {
                     content.push(b'!');
                 }
                 self.contents.push_back((*seq, content));
@@ -468,6 +485,11 @@ impl Link {
                 let (opened, stand) = replica.open(hello.policy);
                 self.opened = Some(opened);
                 self.tell_receiver(ReceiverInput::Opened(stand));
+            }
+            (ReceiverOutput::Describe(Describe { seq, .. }), Some(_)) => {
+                for (parts, done) in [(Parts::Pieces(Vec::new()), false), (Parts::Gone, true)] {
+                    self.tell_receiver(ReceiverInput::Described(Described { seq, parts, done }));
+                }
             }
             (ReceiverOutput::List(dirs), Some(opened)) => {
                 let listings: Vec<_> = dirs.iter().flat_map(|dir| replica.list(opened, dir)).collect();

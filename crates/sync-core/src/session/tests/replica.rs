@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::disk::Disk;
 use super::master::{children, hash};
-use crate::chunk::ChunkRef;
 use crate::diff;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Refused, Row, TreeHash, VersionId};
@@ -12,7 +11,7 @@ use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
 use crate::plan::{Action, Changes, Plan, Situation, Step, decide};
-use crate::wire::{Ack, Announce, Listing, Offered, Refusal, ReplicaStats, Stand, Wanted};
+use crate::wire::{Ack, Announce, Basis, Listing, Offered, Refusal, ReplicaStats, Stand, Wanted};
 
 /// What survives a crash.
 #[derive(Clone, Debug)]
@@ -136,7 +135,11 @@ impl Replica {
         let mut wants = Vec::new();
         for (seq, file) in files {
             let old = self.disk.at(&file.path).filter(|inode| inode.entry.content().is_some());
-            let basis = old.map(|inode| ChunkRef::of(&inode.content)).into_iter().collect();
+            let basis = old.and_then(|inode| inode.entry.content()).map_or(Basis::None, |(size, digest)| Basis::File {
+                digest,
+                size,
+                chunks: Vec::new(),
+            });
             opened.expected.insert(seq, file.clone());
             wants.push((Wanted { seq, basis, part: Vec::new() }, file));
         }

@@ -1,12 +1,18 @@
 //! A changed file as instructions: which ranges the replica copies from an old file of its own, and which are sent.
 //!
-//! Pure comparison of two chunk lists that were made with equal [`Chunking`](crate::chunk::Chunking). Nothing here
-//! reads content, and nothing here is proof: a false match of truncated digests gives a wrong file, which fails
+//! Pure comparison of chunk lists that were made with equal [`Chunking`](crate::chunk::Chunking), then of the pieces of
+//! what does not match. Nothing here reads content, and nothing here is proof: a false match of truncated digests gives a wrong file, which fails
 //! against its own digest and is sent whole.
 
-use std::collections::HashMap;
+mod gaps;
+pub mod patch;
 
+use std::hash::Hash;
+
+use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
+
+pub use gaps::{Gap, gaps, refine};
 
 use crate::chunk::ChunkRef;
 
@@ -43,36 +49,96 @@ impl Op {
     }
 }
 
-/// The operations that make the target from the basis, in the order of the target, with neighbours merged.
+/// The chunks, or pieces, of what a replica has, to be searched by what identifies them.
+#[derive(Debug)]
+pub struct Basis<K> {
+    parts: Vec<Part<K>>,
+    places: HashMap<(K, u32), u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part<K> {
+    key: K,
+    len: u32,
+    offset: u64,
+}
+
+impl<K: Copy + Eq + Hash> Basis<K> {
+    /// Parts with their offsets and lengths; at most `u32::MAX` of them.
+    pub fn new(parts: impl IntoIterator<Item = (K, u64, u32)>) -> Self {
+        let parts: Vec<_> = parts.into_iter().map(|(key, offset, len)| Part { key, len, offset }).collect();
+        let mut places = HashMap::with_capacity_and_hasher(parts.len(), Default::default());
+        for (i, part) in (0..).zip(&parts) {
+            places.entry((part.key, part.len)).or_insert(i);
+        }
+        Self { parts, places }
+    }
+
+    /// Where such a part is: at `next` if that is one, else at its first place.
+    fn find(&self, key: K, len: u32, next: usize) -> Option<usize> {
+        let goes_on = self.parts.get(next).is_some_and(|part| part.key == key && part.len == len);
+        if goes_on { Some(next) } else { self.places.get(&(key, len)).map(|i| *i as usize) }
+    }
+}
+
+impl Basis<[u8; 16]> {
+    /// A whole file.
+    pub fn of_chunks(chunks: &[ChunkRef]) -> Self {
+        let mut at = 0;
+        Self::new(chunks.iter().map(|chunk| {
+            let offset = at;
+            at += u64::from(chunk.len);
+            (chunk.digest, offset, chunk.len)
+        }))
+    }
+}
+
+/// Finds part after part of a target in a basis.
 ///
-/// A copy goes on where the one before ended as long as that matches, so that runs of equal chunks stay whole. Other
+/// A copy goes on where the one before ended as long as that matches, so that runs of equal parts stay whole. Other
 /// matches are taken at their first place in the basis, whichever their number: a file of one repeated block costs no
-/// more than any other. Time is linear in the lengths of the lists, memory is one table of the basis.
+/// more than any other. Time is linear in the number of parts.
+#[derive(Debug)]
+pub struct Matcher<'a, K> {
+    basis: &'a Basis<K>,
+    next: usize,
+    at: u64,
+    ops: Vec<Op>,
+}
+
+impl<'a, K: Copy + Eq + Hash> Matcher<'a, K> {
+    /// For a target whose first part lies at `at`.
+    pub fn new(basis: &'a Basis<K>, at: u64) -> Self {
+        Self { basis, next: 0, at, ops: Vec::new() }
+    }
+
+    /// The next part of the target.
+    pub fn push(&mut self, key: K, len: u32) {
+        let bytes = u64::from(len);
+        match self.basis.find(key, len, self.next) {
+            Some(i) => {
+                push(&mut self.ops, Op::Copy { offset: self.basis.parts[i].offset, len: bytes });
+                self.next = i + 1;
+            }
+            None => push(&mut self.ops, Op::Literal { offset: self.at, len: bytes }),
+        }
+        self.at += bytes;
+    }
+
+    /// The operations that give what was pushed, in its order, with neighbours merged.
+    pub fn finish(self) -> Vec<Op> {
+        self.ops
+    }
+}
+
+/// The operations that make the target from the basis, chunk by chunk.
 ///
 /// Lists may come from a peer: any content gives operations that cover the target and stay within the basis list.
 pub fn delta(target: &[ChunkRef], basis: &[ChunkRef]) -> Vec<Op> {
-    let mut places = HashMap::with_capacity(basis.len());
-    let mut at = 0;
-    for (i, chunk) in basis.iter().enumerate() {
-        places.entry(*chunk).or_insert((i, at));
-        at += u64::from(chunk.len);
-    }
-    let mut ops = Vec::new();
-    let mut next = (0, 0);
-    let mut at = 0;
-    for chunk in target {
-        let len = u64::from(chunk.len);
-        let going_on = (basis.get(next.0) == Some(chunk)).then_some(next);
-        match going_on.or_else(|| places.get(chunk).copied()) {
-            Some((i, offset)) => {
-                push(&mut ops, Op::Copy { offset, len });
-                next = (i + 1, offset + len);
-            }
-            None => push(&mut ops, Op::Literal { offset: at, len }),
-        }
-        at += len;
-    }
-    ops
+    let basis = Basis::of_chunks(basis);
+    let mut matcher = Matcher::new(&basis, 0);
+    target.iter().for_each(|chunk| matcher.push(chunk.digest, chunk.len));
+    matcher.finish()
 }
 
 /// Appends `op`, merged into the last one if it continues that.
@@ -94,7 +160,7 @@ pub fn common_prefix(target: &[ChunkRef], part: &[ChunkRef]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::chunk::{Chunking, chunks_of, covered, noise};
     use proptest::prelude::*;
@@ -181,14 +247,14 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Edit {
+    pub enum Edit {
         Insert(prop::sample::Index, usize, u64),
         Remove(prop::sample::Index, usize),
         Overwrite(prop::sample::Index, usize, u64),
         Duplicate(prop::sample::Index, usize),
     }
 
-    fn edit() -> impl Strategy<Value = Edit> {
+    pub fn edit() -> impl Strategy<Value = Edit> {
         let place = any::<prop::sample::Index>();
         prop_oneof![
             (place.clone(), 1usize..9000, any::<u64>()).prop_map(|(i, n, seed)| Edit::Insert(i, n, seed)),
@@ -198,7 +264,7 @@ mod tests {
         ]
     }
 
-    fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
+    pub fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
         for edit in edits {
             let (Edit::Insert(i, ..) | Edit::Remove(i, _) | Edit::Overwrite(i, ..) | Edit::Duplicate(i, _)) = edit;
             let at = i.index(bytes.len() + 1);

@@ -1,0 +1,113 @@
+//! The finer level: pieces of about a kilobyte, cut where chunks differ or where a file is too small to have any. They
+//! bring the cost of an edit down from a chunk to a few hundred bytes.
+//!
+//! Their hashes are short and not cryptographic (XXH3): pieces are looked for in one old file only, and what a false match
+//! makes fails against its own digest and is sent whole.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Chunking, MIN_DELTA, cut};
+
+/// Old files of fewer bytes than this help nobody: their one or two pieces seldom match.
+pub const MIN_PIECES: u64 = 2 << 10;
+
+/// Old and new files of up to this many bytes are compared piece by piece at once; larger ones chunk by chunk first.
+pub const MAX_PIECES: u64 = MIN_DELTA - 1;
+
+/// Most pieces of old content that are described for one file. A larger old file, if none of its chunks matches, is cut
+/// into larger pieces: this bounds the tables of a comparison to some 30 MB.
+pub const MOST_DESCRIBED: u64 = 1 << 19;
+
+/// 1 KiB on average: see docs/delta.md.
+const AVERAGE: u8 = 10;
+
+/// Bits of a hash that travels with its length, for a piece of a large file.
+const WIDE: u32 = 48;
+
+/// One piece of a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Piece {
+    /// The first bits of its XXH3.
+    #[serde(with = "six_bytes")]
+    pub hash: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl Piece {
+    fn of(bytes: &[u8], bits: u32) -> Self {
+        Self { hash: xxh3_64(bytes) >> (64 - bits), len: u32::try_from(bytes.len()).unwrap_or(u32::MAX) }
+    }
+}
+
+/// Hashes are random, so a number of variable length would only be longer.
+mod six_bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(hash: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
+        [a, b, c, d, e, f].serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let [a, b, c, d, e, f] = <[u8; 6]>::deserialize(deserializer)?;
+        Ok(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+}
+
+/// How small files are cut.
+pub fn small() -> Chunking {
+    Chunking::of_bits(AVERAGE)
+}
+
+/// How ranges of `bytes` bytes in all of an old file are cut.
+pub fn of_ranges(bytes: u64) -> Chunking {
+    let mut bits = AVERAGE;
+    while bytes >> bits > MOST_DESCRIBED {
+        bits += 1;
+    }
+    Chunking::of_bits(bits.min(super::LARGEST))
+}
+
+/// A piece of a large file.
+pub fn wide(bytes: &[u8]) -> Piece {
+    Piece::of(bytes, WIDE)
+}
+
+/// Calls `emit` with each piece of a small file: its bytes, and its hash of 32 bits.
+pub fn each_small<'a>(content: &'a [u8], emit: &mut impl FnMut(&'a [u8], u32)) {
+    let mut rest = content;
+    cut(content, small(), &mut |bytes| {
+        let (piece, after) = rest.split_at(bytes.len());
+        rest = after;
+        emit(piece, Piece::of(piece, 32).hash as u32);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::noise;
+
+    /// Golden: both ends must cut and hash alike, whatever their versions.
+    #[test]
+    fn pieces_are_pinned() {
+        let content = noise(6000, 5);
+        let mut pieces = Vec::new();
+        each_small(&content, &mut |bytes, hash| pieces.push((bytes.len(), hash)));
+        assert_eq!(pieces.iter().map(|(len, _)| len).sum::<usize>(), 6000);
+        let first = [(1179, 1_151_585_123), (764, 2_807_328_417), (354, 2_940_158_547)];
+        assert_eq!((&pieces[..3], pieces.len()), (&first[..], 7));
+        let piece = wide(&content);
+        assert_eq!((piece.hash >> 16, piece.len), (u64::from(Piece::of(&content, 32).hash as u32), 6000));
+    }
+
+    #[test]
+    fn the_number_of_described_pieces_is_bounded() {
+        assert_eq!(of_ranges(1), small());
+        for bytes in [1 << 20, 1 << 29, (1 << 29) + 1, 1 << 31, 100 << 30] {
+            assert!(bytes / of_ranges(bytes).avg() as u64 <= MOST_DESCRIBED, "{bytes}");
+        }
+    }
+}

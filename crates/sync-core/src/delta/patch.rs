@@ -1,0 +1,175 @@
+//! Small files: the new content against the hashes of the old one's pieces, which are all that is known of it.
+
+use foldhash::HashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::pieces::each_small;
+
+/// Pieces of the old file that follow some literal bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Literal bytes before it, since the run before.
+    pub after: u32,
+    /// How many pieces are left out since the run before; negative where it goes back.
+    pub skip: i32,
+    /// Pieces.
+    pub count: u32,
+}
+
+/// The hashes of the pieces of a small file, as they travel: four bytes each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PieceHashes(Vec<u8>);
+
+impl PieceHashes {
+    /// Of this content.
+    pub fn of(content: &[u8]) -> Self {
+        let mut hashes = Vec::new();
+        each_small(content, &mut |_, hash| hashes.extend_from_slice(&hash.to_le_bytes()));
+        Self(hashes)
+    }
+
+    /// Bytes that they take.
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, i: usize) -> Option<u32> {
+        let bytes = self.0.get(i * 4..i * 4 + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        (0..self.0.len() / 4).map_while(|i| self.get(i))
+    }
+}
+
+/// What to send of `new`: appends its literal bytes to `literals`, and returns the runs of old pieces between them.
+///
+/// A run goes on as long as it matches; else a piece is taken at its first place.
+pub fn diff(new: &[u8], old: &PieceHashes, literals: &mut Vec<u8>) -> Vec<Run> {
+    let mut places: HashMap<u32, usize> = HashMap::default();
+    for (i, hash) in old.iter().enumerate() {
+        places.entry(hash).or_insert(i);
+    }
+    let mut runs: Vec<Run> = Vec::new();
+    let (mut next, mut after) = (0, 0);
+    each_small(new, &mut |bytes, hash| {
+        let goes_on = (old.get(next) == Some(hash)).then_some(next);
+        match (goes_on.or_else(|| places.get(&hash).copied()), runs.last_mut()) {
+            (Some(i), Some(run)) if i == next && after == 0 => {
+                run.count += 1;
+                next = i + 1;
+            }
+            (Some(i), _) => {
+                runs.push(Run { after, skip: i as i32 - next as i32, count: 1 });
+                (next, after) = (i + 1, 0);
+            }
+            (None, _) => {
+                literals.extend_from_slice(bytes);
+                after += bytes.len() as u32;
+            }
+        }
+    });
+    runs
+}
+
+/// The new content of `size` bytes, from the old one and the literal bytes; `None` if they do not give just as many.
+pub fn apply(old: &[u8], runs: &[Run], literals: &[u8], size: usize) -> Option<Vec<u8>> {
+    let mut pieces = Vec::new();
+    each_small(old, &mut |bytes, _| pieces.push(bytes));
+    let mut new = Vec::with_capacity(size);
+    let (mut rest, mut next) = (literals, 0i64);
+    for Run { after, skip, count } in runs {
+        let (before, behind) = rest.split_at_checked(usize::try_from(*after).ok()?)?;
+        new.extend_from_slice(before);
+        rest = behind;
+        let first = next.checked_add(i64::from(*skip))?;
+        next = first.checked_add(i64::from(*count))?;
+        for piece in pieces.get(usize::try_from(first).ok()?..usize::try_from(next).ok()?)? {
+            if new.len() + piece.len() > size {
+                return None;
+            }
+            new.extend_from_slice(piece);
+        }
+    }
+    new.extend_from_slice(rest);
+    (new.len() == size).then_some(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chunk::noise;
+    use crate::delta::tests::{edit, edited};
+
+    #[test]
+    fn an_edit_costs_about_a_piece() {
+        let old = noise(60_000, 3);
+        let new = [&old[..30_000], b"inserted", &old[30_000..]].concat();
+        let mut literals = Vec::new();
+        let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
+        assert!(runs.len() == 2 && literals.len() < 4200, "{} runs, {} bytes", runs.len(), literals.len());
+        assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new));
+    }
+
+    #[test]
+    fn a_file_of_one_repeated_piece_costs_no_more() {
+        let old = vec![7; 250_000];
+        let mut literals = Vec::new();
+        let runs = diff(&old, &PieceHashes::of(&old), &mut literals);
+        assert_eq!((runs.len(), literals.len()), (1, 0));
+    }
+
+    /// Runs come from a peer: what they do not fit is no content.
+    #[test]
+    fn runs_that_do_not_fit_give_nothing() {
+        let old = noise(5000, 9);
+        let run = |after, skip, count| Run { after, skip, count };
+        for runs in [
+            vec![run(1, 0, 1)],
+            vec![run(0, -1, 1)],
+            vec![run(0, 0, u32::MAX)],
+            vec![run(0, i32::MAX, u32::MAX), run(0, i32::MAX, u32::MAX)],
+            vec![run(0, 0, 1), run(0, i32::MIN, 1)],
+        ] {
+            assert_eq!(apply(&old, &runs, &[], 5000), None, "{runs:?}");
+        }
+        // Many times the same pieces: no more memory than was announced.
+        assert_eq!(apply(&old, &vec![run(0, -4, 4); 1000], &[], 5000), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_patch_gives_the_new_content(
+            len in 0usize..200_000,
+            seed in any::<u64>(),
+            edits in proptest::collection::vec(edit(), 0..6),
+        ) {
+            let old = noise(len, seed | 1);
+            let new = edited(old.clone(), &edits);
+            let mut literals = Vec::new();
+            let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
+            prop_assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new));
+        }
+
+        /// Damage of the old file gives something else or nothing, and never a panic: the digest decides.
+        #[test]
+        fn a_patch_of_a_damaged_file_is_harmless(
+            len in 1usize..100_000,
+            seed in any::<u64>(),
+            damage in proptest::collection::vec(edit(), 1..4),
+            edits in proptest::collection::vec(edit(), 0..4),
+        ) {
+            let old = noise(len, seed | 1);
+            let new = edited(old.clone(), &edits);
+            let mut literals = Vec::new();
+            let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
+            let made = apply(&edited(old, &damage), &runs, &literals, new.len());
+            prop_assert!(made.is_none_or(|made| made.len() == new.len()));
+        }
+    }
+}

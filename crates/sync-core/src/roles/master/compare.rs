@@ -1,0 +1,261 @@
+//! How one big file is sent: compared with what the replica has, chunk by chunk and then piece by piece.
+
+use std::collections::HashMap;
+
+use super::source::Source;
+use crate::chunk::{self, ChunkRef, Chunker, Chunking, pieces};
+use crate::delta::{self, Gap, Matcher, Op};
+use crate::fs::{ReadError, SourceFile};
+use crate::hash::Digest;
+use crate::session::ContentRequest;
+use crate::wire::{Basis, Describe, Described, Parts};
+
+/// Bytes read at once.
+const PIECE: u64 = 1 << 20;
+
+/// Fewer bytes than this are sent rather than asked about.
+const WORTH_ASKING: u64 = 8 << 10;
+
+/// How far a comparison has come.
+pub enum Compared {
+    /// To its end.
+    Done(Plan),
+    /// The replica must tell more first.
+    Asks(Comparison, Describe),
+}
+
+/// What is sent of a file.
+pub struct Plan {
+    /// The file.
+    pub file: SourceFile,
+    /// Its content.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Where the first operation's bytes go: what is before is there already.
+    pub start: u64,
+    /// From there to the end.
+    pub ops: Vec<Op>,
+}
+
+/// A comparison that waits for an answer.
+pub struct Comparison {
+    /// What for.
+    pub request: ContentRequest,
+    asked: Asked,
+    /// The answer so far is of no use.
+    gone: bool,
+}
+
+enum Asked {
+    Chunks(Vec<ChunkRef>),
+    Pieces { start: u64, ops: Vec<Op>, gaps: Vec<Gap>, sizes: Chunking, pieces: Vec<pieces::Piece> },
+}
+
+impl Comparison {
+    /// Begins to compare.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the file is not what was offered, or cannot be read.
+    pub fn begin(source: &Source, request: ContentRequest) -> Result<Compared, ReadError> {
+        let file = source.open_content(&request.file.path, &request.file.digest)?;
+        let chunks = match &request.basis {
+            Basis::File { chunks, .. } if !chunks.is_empty() => chunks.clone(),
+            Basis::File { digest, size, .. } => match source.chunks(digest) {
+                Ok(Some(known)) if chunk::covered(&known) == *size => known.to_vec(),
+                _ => {
+                    let ask = Describe { seq: request.seq, pieces: None, ranges: Vec::new() };
+                    let asked = Asked::Chunks(Vec::new());
+                    return Ok(Compared::Asks(Self { request, asked, gone: false }, ask));
+                }
+            },
+            Basis::None | Basis::Pieces(_) => Vec::new(),
+        };
+        Self::chunk_by_chunk(source, request, file, &chunks)
+    }
+
+    /// Takes a part of the answer; tells whether it is complete.
+    pub fn answer(&mut self, described: Described) -> bool {
+        match (&mut self.asked, described.parts) {
+            (Asked::Chunks(all), Parts::Chunks(some)) => all.extend(some),
+            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some),
+            // What is no answer is as good as none: the file is sent whole.
+            _ => self.gone = true,
+        }
+        described.done
+    }
+
+    /// Goes on when the answer is complete.
+    ///
+    /// # Errors
+    /// As [`Comparison::begin`].
+    pub fn go_on(self, source: &Source) -> Result<Compared, ReadError> {
+        let Self { request, asked, gone } = self;
+        let file = source.open_content(&request.file.path, &request.file.digest)?;
+        let (start, ops) = match asked {
+            Asked::Chunks(chunks) if !gone => return Self::chunk_by_chunk(source, request, file, &chunks),
+            Asked::Pieces { start, ops, gaps, sizes, pieces } if !gone => {
+                (start, piece_by_piece(&file, ops, &gaps, sizes, &pieces)?)
+            }
+            _ => return Self::chunk_by_chunk(source, request, file, &[]),
+        };
+        Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops }))
+    }
+
+    fn chunk_by_chunk(
+        source: &Source,
+        request: ContentRequest,
+        file: SourceFile,
+        basis: &[ChunkRef],
+    ) -> Result<Compared, ReadError> {
+        let (digest, size) = (request.file.digest, request.file.size);
+        let start = match request.part.is_empty() {
+            true => 0,
+            false => {
+                resume_at(&chunks_of(source, &file, &digest, size, Chunking::for_size(size))?, &request.part, size)
+            }
+        };
+        let old = chunk::covered(basis);
+        let ops = match basis {
+            [] => vec![Op::Literal { offset: 0, len: size }],
+            _ => delta::delta(&chunks_of(source, &file, &digest, size, Chunking::for_size(old))?, basis),
+        };
+        let ops = after(ops, start);
+        let gaps = delta::gaps(&ops, old);
+        let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
+        let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
+        if open < WORTH_ASKING {
+            return Ok(Compared::Done(Plan { file, digest, size, start, ops }));
+        }
+        let sizes = pieces::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
+        let ask = Describe { seq: request.seq, pieces: Some(sizes), ranges };
+        let asked = Asked::Pieces { start, ops, gaps, sizes, pieces: Vec::new() };
+        Ok(Compared::Asks(Self { request, asked, gone: false }, ask))
+    }
+}
+
+/// The chunks of a file, from memory or the index if they were cut in that way.
+fn chunks_of(
+    source: &Source,
+    file: &SourceFile,
+    digest: &Digest,
+    size: u64,
+    sizes: Chunking,
+) -> Result<Vec<ChunkRef>, ReadError> {
+    if sizes == Chunking::for_size(size)
+        && let Ok(Some(known)) = source.chunks(digest)
+        && chunk::covered(&known) == size
+    {
+        return Ok(known.to_vec());
+    }
+    let mut chunks = Vec::new();
+    cut(file, 0, size, sizes, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
+    Ok(chunks)
+}
+
+/// Cuts a range of a file.
+fn cut(file: &SourceFile, at: u64, len: u64, sizes: Chunking, emit: &mut impl FnMut(&[u8])) -> Result<(), ReadError> {
+    let mut chunker = Chunker::new(sizes);
+    let mut buffer = vec![0; usize::try_from(PIECE.min(len)).unwrap_or(0)];
+    let mut done = 0;
+    while done < len {
+        let now = usize::try_from(PIECE.min(len - done)).unwrap_or(0);
+        file.read_exact_at(at + done, &mut buffer[..now])?;
+        chunker.push(&buffer[..now], emit);
+        done += now as u64;
+    }
+    chunker.finish(emit);
+    Ok(())
+}
+
+/// The operations with their literals cut down to what is in none of the described pieces.
+fn piece_by_piece(
+    file: &SourceFile,
+    ops: Vec<Op>,
+    gaps: &[Gap],
+    sizes: Chunking,
+    pieces: &[pieces::Piece],
+) -> Result<Vec<Op>, ReadError> {
+    let Some(known) = placed(gaps, pieces) else { return Ok(ops) };
+    let basis = delta::Basis::new(known);
+    let mut finer = HashMap::new();
+    for gap in gaps.iter().filter(|gap| !gap.old.is_empty()) {
+        let mut matcher = Matcher::new(&basis, gap.at);
+        cut(file, gap.at, gap.len, sizes, &mut |bytes| {
+            let piece = pieces::wide(bytes);
+            matcher.push(piece.hash, piece.len);
+        })?;
+        finer.insert(gap.at, matcher.finish());
+    }
+    Ok(delta::refine(ops, |at| finer.remove(&at)))
+}
+
+/// The described pieces with their places in the old file; `None` if they do not fill the ranges.
+fn placed(gaps: &[Gap], pieces: &[pieces::Piece]) -> Option<Vec<(u64, u64, u32)>> {
+    let mut placed = Vec::with_capacity(pieces.len());
+    let mut pieces = pieces.iter();
+    for (begin, bytes) in gaps.iter().flat_map(|gap| &gap.old) {
+        let mut done = 0;
+        while done < *bytes {
+            let piece = pieces.next()?;
+            placed.push((piece.hash, begin + done, piece.len));
+            done += u64::from(piece.len);
+        }
+        if done > *bytes {
+            return None;
+        }
+    }
+    pieces.next().is_none().then_some(placed)
+}
+
+/// Where to go on with an interrupted file: after the chunks that are there, but not after all of it, so that the
+/// replica learns from the first piece where the rest begins.
+fn resume_at(target: &[ChunkRef], part: &[ChunkRef], size: u64) -> u64 {
+    let there = delta::common_prefix(target, part);
+    match target.last() {
+        Some(last) if there >= size => size - u64::from(last.len),
+        _ => there,
+    }
+}
+
+/// The operations for what comes from `start` on; `start` is a boundary of chunks, and so may lie within an operation.
+fn after(ops: Vec<Op>, start: u64) -> Vec<Op> {
+    let mut at = 0;
+    let mut rest = Vec::new();
+    for op in ops {
+        let (begin, end) = (at, at + op.len());
+        at = end;
+        if end <= start {
+            continue;
+        }
+        let skip = start.saturating_sub(begin);
+        rest.push(match op {
+            Op::Copy { offset, len } => Op::Copy { offset: offset + skip, len: len - skip },
+            Op::Literal { offset, len } => Op::Literal { offset: offset + skip, len: len - skip },
+        });
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resuming_cuts_operations_where_the_part_ends() {
+        let ops = vec![Op::Copy { offset: 7, len: 10 }, Op::Literal { offset: 10, len: 5 }];
+        assert_eq!(after(ops.clone(), 0), ops);
+        assert_eq!(after(ops.clone(), 4), [Op::Copy { offset: 11, len: 6 }, Op::Literal { offset: 10, len: 5 }]);
+        assert_eq!(after(ops.clone(), 12), [Op::Literal { offset: 12, len: 3 }]);
+        assert_eq!(after(ops, 15), []);
+    }
+
+    #[test]
+    fn a_complete_part_still_gets_its_last_chunk() {
+        let chunk = |n: u8, len| ChunkRef { digest: [n; 16], len };
+        let target = [chunk(1, 10), chunk(2, 20)];
+        assert_eq!(resume_at(&target, &target, 30), 10);
+        assert_eq!(resume_at(&target, &target[..1], 30), 10);
+        assert_eq!(resume_at(&target, &[], 30), 0);
+    }
+}
