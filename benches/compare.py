@@ -15,7 +15,10 @@ Each round copies the tree afresh and takes both peers through the same history,
 
 and, each alone because of its size, with --big:
 
-    big-initial, big-insert, big-append     one file of --big MiB, a byte inserted at the front, a MiB appended
+    big-initial, big-insert, big-scatter, big-append     one file of --big MiB; a byte inserted at its front; a hundred
+                                                         edits of 22 bytes anywhere; a MiB appended
+
+With --compress both compress what they send: `rsync -z`, `synccli push --compress=zstd`.
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface, headers and
 acknowledgements included; peak resident memory of either side (the sender's looked at every 10 ms). After every push the destination is compared with the
@@ -118,8 +121,8 @@ class Sampler(threading.Thread):
 
 
 class Peer:
-    def __init__(self, work, binaries):
-        self.work, self.bin = work / self.name, binaries
+    def __init__(self, work, args):
+        self.work, self.bin, self.compress = work / self.name, args.bin, args.compress
         self.dst = self.work / "dst"
         self.daemon = None
 
@@ -177,7 +180,8 @@ class Rsync(Peer):
         raise SystemExit("rsync --daemon does not listen")
 
     def push(self, src):
-        return ["rsync", "-aHAX", "--numeric-ids", "--delete", f"{src}/", f"rsync://127.0.0.1:{self.port}/d/"]
+        flags = ["-z"] if self.compress else []
+        return ["rsync", "-aHAX", *flags, "--numeric-ids", "--delete", f"{src}/", f"rsync://127.0.0.1:{self.port}/d/"]
 
 
 class Synccli(Peer):
@@ -196,7 +200,8 @@ class Synccli(Peer):
         run([self.bin / "synccli", "--state-dir", master, "pair", f"127.0.0.1:{self.port}", token])
 
     def push(self, src):
-        return [self.bin / "synccli", "--state-dir", self.master, "push", src, f"127.0.0.1:{self.port}/d"]
+        flags = ["--compress=zstd"] if self.compress else []
+        return [self.bin / "synccli", "--state-dir", self.master, "push", *flags, src, f"127.0.0.1:{self.port}/d"]
 
 
 def same(src, dst):
@@ -247,6 +252,15 @@ def edit_insert(src, _args):
     path.write_bytes(b"X" + content)
 
 
+def edit_scatter(src, _args):
+    path, random_place = src / "big", random.Random(7)
+    size = path.stat().st_size
+    with open(path, "r+b") as f:
+        for _ in range(100):
+            f.seek(random_place.randrange(size - 100))
+            f.write(b"edited-here-now-%06d" % random_place.randrange(10**6))
+
+
 def edit_append(src, _args):
     with open(src / "big", "ab") as f:
         f.write(os.urandom(1 << 20))
@@ -269,7 +283,8 @@ def histories(args):
                 for _ in range(args.big):
                     f.write(os.urandom(1 << 20))
 
-        all_.append((one_file, [("big-initial", nothing), ("big-insert", edit_insert), ("big-append", edit_append)]))
+        edits = [("big-insert", edit_insert), ("big-scatter", edit_scatter), ("big-append", edit_append)]
+        all_.append((one_file, [("big-initial", nothing), *edits]))
     return all_
 
 
@@ -322,7 +337,7 @@ def tree_size(tree):
 
 def compare(args, work):
     samples = []
-    peers = [Rsync(work, args.bin), Synccli(work, args.bin)]
+    peers = [Rsync(work, args), Synccli(work, args)]
     src = work / "src"
     for turn in range(args.runs):
         for make, history in histories(args):
@@ -394,6 +409,7 @@ def main():
     parser.add_argument("--files", type=int, default=40_000, help="size of the made tree; 100000 for the memory figure")
     parser.add_argument("--big", type=int, default=0, metavar="MIB", help="also with one file of this size")
     parser.add_argument("--only", action="append", help="only this workload (and the initial push before it)")
+    parser.add_argument("--compress", action="store_true", help="both compress what they send")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the trees after each push")
     parser.add_argument("--bin", type=pathlib.Path, default=HERE.parent / "target/release", help="where the binaries are")
     default_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

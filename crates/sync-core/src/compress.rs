@@ -3,8 +3,12 @@
 //! zstd (RFC 8878) over whole blocks, each of which stands alone. Whether to compress at all is [`AutoCompress`]'s
 //! decision, made from how the link behaves; for one block it is the size that decides.
 
+mod stream;
+
 use std::io;
 use std::time::Duration;
+
+pub use stream::{StreamCompressor, StreamDecompressor};
 
 /// The level where nobody asked for one: the strongest that still outruns a gigabit link on one core.
 pub const DEFAULT_LEVEL: i32 = 3;

@@ -13,7 +13,7 @@ use crate::delta::patch::Run;
 pub enum Encoding {
     /// As they are.
     Plain,
-    /// One zstd frame.
+    /// The next block of the stream's one zstd frame.
     Zstd,
 }
 

@@ -1,6 +1,7 @@
 //! Sends contents to one replica: small files in batches, big ones piece by piece, over a few streams at once.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
 use super::source::Source;
-use crate::compress::{AutoCompress, Compressor, DEFAULT_LEVEL, Observation};
+use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor};
 use crate::delta::{Op, patch};
 use crate::fs::ReadError;
 use crate::hash::Digest;
@@ -247,7 +248,8 @@ fn is_small(request: &ContentRequest, batch: u64) -> bool {
 struct Stream {
     shared: Arc<Shared>,
     writer: FrameWriter,
-    compressor: Option<Compressor>,
+    /// Made when first something is compressed; it may fail once and for all.
+    compressor: Option<io::Result<StreamCompressor>>,
 }
 
 impl Stream {
@@ -482,10 +484,16 @@ impl Stream {
                 on.then_some(DEFAULT_LEVEL)?
             }
         };
-        if self.compressor.is_none() {
-            self.compressor = Compressor::new(level).ok();
+        let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
+        match compressor.as_mut().map(|compressor| compressor.compress(bytes)) {
+            Ok(Ok(small)) => small,
+            // Without memory for it, content goes as it is.
+            Ok(Err(error)) => {
+                self.compressor = Some(Err(error));
+                None
+            }
+            Err(_) => None,
         }
-        self.compressor.as_mut()?.compress(bytes)
     }
 
     async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::basis::{self, OldFile};
 use super::open::Opened;
-use crate::compress::decompress;
+use crate::compress::StreamDecompressor;
 use crate::delta::patch::{self, Run};
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
 use crate::manifest::Metadata;
@@ -124,7 +124,7 @@ async fn accept(connection: Connection, shared: Arc<Shared>) {
 
 /// A stream's contents, frame by frame.
 async fn receive(mut reader: FrameReader, shared: Arc<Shared>) -> Result<(), LinkError> {
-    let mut files = Files { shared, open: HashMap::default() };
+    let mut files = Files { shared, open: HashMap::default(), decompressor: None };
     while let Some(frame) = reader.next(MAX_CONTENT + (1 << 20)).await? {
         tokio::task::block_in_place(|| files.take(&frame))?;
     }
@@ -135,6 +135,7 @@ async fn receive(mut reader: FrameReader, shared: Arc<Shared>) -> Result<(), Lin
 struct Files {
     shared: Arc<Shared>,
     open: HashMap<u64, Open>,
+    decompressor: Option<StreamDecompressor>,
 }
 
 struct Open {
@@ -172,6 +173,18 @@ impl Files {
         place.clone().ok_or_else(|| protocol("content came in a session that takes none"))
     }
 
+    /// Frames are decoded in their order, each once, whatever becomes of what they hold.
+    fn decode<'a>(&mut self, encoding: Encoding, bytes: &'a [u8], len: usize) -> Result<Cow<'a, [u8]>, LinkError> {
+        if encoding == Encoding::Plain {
+            return Ok(bytes.into());
+        }
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(StreamDecompressor::new().map_err(|e| protocol(format!("cannot decompress: {e}")))?),
+        };
+        decompressor.decompress(bytes, len, MAX_RAW).map(Into::into).map_err(|e| protocol(e.to_string()))
+    }
+
     fn settle(&self, settled: Vec<(u64, Settled)>) {
         {
             let mut expected = self.shared.expected();
@@ -188,7 +201,7 @@ impl Files {
 
     fn batch(&mut self, batch: &Batch, bytes: &[u8]) -> Result<(), LinkError> {
         let total: usize = batch.files.iter().map(|file| file.literal as usize).sum();
-        let raw = decode(batch.encoding, bytes, total)?;
+        let raw = self.decode(batch.encoding, bytes, total)?;
         let (root, staging) = self.place()?;
         let mut settled = Vec::with_capacity(batch.files.len());
         let mut rest: &[u8] = &raw;
@@ -234,7 +247,7 @@ impl Files {
                 self.spliced(seq, offset, splices, encoding, bytes)?
             }
             Piece::Literal { seq, offset, len, encoding } => {
-                let raw = decode(encoding, bytes, len as usize)?;
+                let raw = self.decode(encoding, bytes, len as usize)?;
                 self.open(seq, offset)?.then(|incoming, _| incoming.write(&raw));
             }
             Piece::Zeros { seq, offset, len } => {
@@ -260,7 +273,7 @@ impl Files {
         bytes: &[u8],
     ) -> Result<(), LinkError> {
         let total = splices.iter().map(|splice| splice.literal as usize).sum();
-        let raw = decode(encoding, bytes, total)?;
+        let raw = self.decode(encoding, bytes, total)?;
         let mut reused = 0;
         let (mut rest, mut from): (&[u8], u64) = (&raw, 0);
         let open = self.open(seq, offset)?;
@@ -376,11 +389,4 @@ fn failed(error: IncomingError, path: &RelPath) -> Settled {
 /// A problem of the file that was to be staged, wherever exactly it showed.
 fn problem(error: &FsError, path: &RelPath) -> Settled {
     Settled::Failed(Problem { path: Some(path.clone()), ..error.to_problem() })
-}
-
-fn decode(encoding: Encoding, bytes: &[u8], len: usize) -> Result<Cow<'_, [u8]>, LinkError> {
-    match encoding {
-        Encoding::Plain => Ok(bytes.into()),
-        Encoding::Zstd => decompress(bytes, len, MAX_RAW).map(Into::into).map_err(|e| protocol(e.to_string())),
-    }
 }
