@@ -3,7 +3,7 @@
 use super::{Op, push};
 
 /// Old content that is described for one gap, beyond some times the gap's own length.
-const MARGIN: u64 = 1 << 20;
+const MARGIN: u64 = 128 << 10;
 
 /// How many times as long as a gap the old content may be that is described for it: what was cut out leaves little to
 /// be found again.
@@ -96,7 +96,7 @@ mod tests {
             (
                 &[copy(0, 10), literal(10, M), copy(100 * M, 5)],
                 101 * M,
-                &[&[(10, 4 * M + M / 2), (100 * M - 4 * M - M / 2, 4 * M + M / 2)]],
+                &[&[(10, 4 * M + M / 16), (100 * M - 4 * M - M / 16, 4 * M + M / 16)]],
             ),
         ];
         for (ops, old, expected) in table {

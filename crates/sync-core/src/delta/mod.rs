@@ -120,7 +120,11 @@ impl<'a, K: Copy + Eq + Hash> Matcher<'a, K> {
                 push(&mut self.ops, Op::Copy { offset: self.basis.parts[i].offset, len: bytes });
                 self.next = i + 1;
             }
-            None => push(&mut self.ops, Op::Literal { offset: self.at, len: bytes }),
+            // What comes next in the basis was probably in its place.
+            None => {
+                push(&mut self.ops, Op::Literal { offset: self.at, len: bytes });
+                self.next += 1;
+            }
         }
         self.at += bytes;
     }

@@ -42,6 +42,8 @@ pub struct BatchFile {
 pub struct Splice {
     /// Bytes that are in the frame.
     pub literal: u32,
+    /// Zeros behind them.
+    pub zeros: u32,
     /// How far behind the end of the last copied range the next one begins; negative before it.
     pub skip: i64,
     /// Bytes to copy.

@@ -142,7 +142,10 @@ fn whole(seq: u64, literal: u32) -> BatchFile {
 fn contents() -> Vec<ContentFrame<'static>> {
     let runs = vec![patch::Run { after: 7, skip: -1, count: 300 }, patch::Run { after: 0, skip: 300, count: 1 }];
     let patched = BatchFile { runs, ..whole(1, 300) };
-    let splices = vec![Splice { literal: 3, skip: 300, copy: 1 << 33 }, Splice { literal: 0, skip: -7, copy: 1 }];
+    let splices = vec![
+        Splice { literal: 3, zeros: 4096, skip: 300, copy: 1 << 33 },
+        Splice { literal: 0, zeros: 0, skip: -7, copy: 1 },
+    ];
     vec![
         ContentFrame::Batch(Batch { files: vec![whole(1, 3), whole(300, 2)], encoding: Encoding::Plain }, b"abcde"),
         ContentFrame::Batch(Batch { files: vec![patched], encoding: Encoding::Zstd }, b"zstd"),
@@ -211,7 +214,7 @@ fn the_bytes_are_pinned() {
         "202 v1 0001ac020300616263",
         "202 v1 0001ac02ac02017a737464",
         "202 v1 0101ac028080808020",
-        "202 v1 0201ac020203d8048080808020000d0100616263",
+        "202 v1 0201ac0202038020d804808080802000000d0100616263",
         "202 v1 03ac02",
     ];
     let found: Vec<String> =
@@ -558,7 +561,7 @@ fn content_is_as_long_as_it_says_and_within_the_bound() {
         Piece::Spliced {
             seq: 0,
             offset: 0,
-            splices: vec![Splice { literal: 0, skip: 0, copy: 1 }],
+            splices: vec![Splice { literal: 0, zeros: 0, skip: 0, copy: 1 }],
             encoding: Encoding::Plain,
         },
         Piece::End { seq: 0 },

@@ -39,6 +39,9 @@ const PIECE: usize = 1 << 20;
 /// Literals of up to this many bytes share a frame with others.
 const SHORT: u64 = 64 << 10;
 
+/// Zeros from this number on are named in place of being sent.
+const FEW_ZEROS: usize = 256;
+
 /// Ranges that are copied in one frame.
 const SPLICES: usize = 1 << 12;
 
@@ -534,9 +537,21 @@ impl Splicing {
     }
 
     fn literal(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
         self.end += bytes.len() as u64;
-        self.splices.push(Splice { literal: bytes.len() as u32, skip: 0, copy: 0 });
+        for run in bytes.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+            let len = run.len() as u32;
+            // A few zeros are cheaper sent than named.
+            let named = run.len() >= FEW_ZEROS && run[0] == 0;
+            match self.splices.last_mut() {
+                Some(splice) if named && splice.copy == 0 => splice.zeros += len,
+                Some(splice) if !named && splice.copy == 0 && splice.zeros == 0 => splice.literal += len,
+                _ if named => self.splices.push(Splice { literal: 0, zeros: len, skip: 0, copy: 0 }),
+                _ => self.splices.push(Splice { literal: len, zeros: 0, skip: 0, copy: 0 }),
+            }
+            if !named {
+                self.bytes.extend_from_slice(run);
+            }
+        }
     }
 
     fn copy(&mut self, from: u64, len: u64) {
@@ -545,7 +560,7 @@ impl Splicing {
         self.end += len;
         match self.splices.last_mut() {
             Some(splice) if splice.copy == 0 => (splice.skip, splice.copy) = (skip, len),
-            _ => self.splices.push(Splice { literal: 0, skip, copy: len }),
+            _ => self.splices.push(Splice { literal: 0, zeros: 0, skip, copy: len }),
         }
     }
 }

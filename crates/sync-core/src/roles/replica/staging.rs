@@ -277,13 +277,14 @@ impl Files {
         let mut reused = 0;
         let (mut rest, mut from): (&[u8], u64) = (&raw, 0);
         let open = self.open(seq, offset)?;
-        for Splice { literal, skip, copy } in splices {
+        for Splice { literal, zeros, skip, copy } in splices {
             let (literal, after) = rest.split_at_checked(*literal as usize).unwrap_or((rest, &[]));
             rest = after;
             let begin = from.wrapping_add_signed(*skip);
             from = begin.wrapping_add(*copy);
             let done = open.then(|incoming, basis| {
                 incoming.write(literal)?;
+                incoming.zeros(u64::from(*zeros))?;
                 match basis {
                     _ if *copy == 0 => Ok(()),
                     Some(basis) => incoming.copy_from(basis, begin, *copy),
