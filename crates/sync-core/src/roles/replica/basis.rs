@@ -54,11 +54,12 @@ pub fn in_place_of(root: &Root, index: &Index, files: &[(u64, Offered)], known: 
                 (files.len(), std::thread::Builder::new().spawn_scoped(scope, some))
             })
             .collect();
-        let joined = shares.into_iter().flat_map(|(count, share)| match share.map(|share| share.join()) {
-            Ok(Ok(found)) => found,
-            // Without a thread, nothing is told.
-            _ => (0..count).map(|_| None).collect(),
-        });
+        let joined =
+            shares.into_iter().flat_map(|(count, share)| match share.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(found)) => found,
+                // Without a thread, nothing is told.
+                _ => (0..count).map(|_| None).collect(),
+            });
         joined.map(|one| one.map_or((None, Basis::None), found)).collect()
     })
 }

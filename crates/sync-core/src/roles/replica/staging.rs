@@ -244,7 +244,7 @@ impl Files {
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {
         match *piece {
             Piece::Spliced { seq, offset, ref splices, encoding } => {
-                self.spliced(seq, offset, splices, encoding, bytes)?
+                self.spliced(seq, offset, splices, encoding, bytes)?;
             }
             Piece::Literal { seq, offset, len, encoding } => {
                 let raw = self.decode(encoding, bytes, len as usize)?;
