@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Chunking, MIN_DELTA, cut};
 
 /// Old files of fewer bytes than this help nobody: their one or two pieces seldom match.
-pub const MIN_PIECES: u64 = 2 << 10;
+pub const MIN_PIECES: u64 = 1 << 10;
 
 /// Old and new files of up to this many bytes are compared piece by piece at once; larger ones chunk by chunk first.
 pub const MAX_PIECES: u64 = MIN_DELTA - 1;
@@ -19,8 +19,11 @@ pub const MAX_PIECES: u64 = MIN_DELTA - 1;
 /// into larger pieces: this bounds the tables of a comparison to some 30 MB.
 pub const MOST_DESCRIBED: u64 = 1 << 19;
 
-/// 1 KiB on average: see docs/delta.md.
-const AVERAGE: u8 = 10;
+/// 512 bytes on average in small files, where a piece costs three or four bytes: see docs/delta.md.
+const SMALL: u8 = 9;
+
+/// 1 KiB on average in ranges of large ones, where it costs ten.
+const LARGE: u8 = 10;
 
 /// Bits of a hash that travels with its length, for a piece of a large file.
 const WIDE: u32 = 48;
@@ -58,12 +61,12 @@ mod six_bytes {
 
 /// How small files are cut.
 pub fn small() -> Chunking {
-    Chunking::of_bits(AVERAGE)
+    Chunking::of_bits(SMALL)
 }
 
 /// How ranges of `bytes` bytes in all of an old file are cut.
 pub fn of_ranges(bytes: u64) -> Chunking {
-    let mut bits = AVERAGE;
+    let mut bits = LARGE;
     while bytes >> bits > MOST_DESCRIBED {
         bits += 1;
     }
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_number_of_described_pieces_is_bounded() {
-        assert_eq!(of_ranges(1), small());
+        assert_eq!(of_ranges(1).avg(), 1024);
         for bytes in [1 << 20, 1 << 29, (1 << 29) + 1, 1 << 31, 100 << 30] {
             assert!(bytes / of_ranges(bytes).avg() as u64 <= MOST_DESCRIBED, "{bytes}");
         }

@@ -89,11 +89,29 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    requests: VecDeque<ContentRequest>,
+    small: VecDeque<ContentRequest>,
+    big: VecDeque<ContentRequest>,
     /// What the replica was asked about.
     waiting: HashMap<u64, Comparison>,
     /// What it has answered.
     answered: VecDeque<Comparison>,
+}
+
+/// What a stream takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kinds {
+    All,
+    Small,
+    Big,
+}
+
+/// Where everything is compressed, small files are all in one stream, where each helps with the others.
+fn kinds(compress: Compress, stream: usize) -> Kinds {
+    match (compress, stream) {
+        (Compress::Auto | Compress::Never, _) => Kinds::All,
+        (Compress::Zstd(_), 0) => Kinds::Small,
+        (Compress::Zstd(_), _) => Kinds::Big,
+    }
 }
 
 /// What a stream does next.
@@ -134,10 +152,10 @@ impl ContentSender {
             literal_bytes: AtomicU64::new(0),
         });
         let tasks = (0..STREAMS)
-            .map(|_| {
+            .map(|stream| {
                 let (shared, connection) = (Arc::clone(&shared), connection.clone());
                 // A stream that breaks is seen on the control stream as well, which tells why.
-                tokio::spawn(async move { drop(Stream::run(shared, connection).await) })
+                tokio::spawn(async move { drop(Stream::run(shared, connection, kinds(compress, stream)).await) })
             })
             .collect();
         Self { shared, tasks }
@@ -145,8 +163,9 @@ impl ContentSender {
 
     /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered.
     pub fn request(&self, request: ContentRequest) {
-        self.shared.queue().requests.push_back(request);
-        self.shared.more.notify_one();
+        let batch = self.shared.batch();
+        self.shared.queue().push(request, batch);
+        self.shared.more.notify_waiters();
     }
 
     /// Takes what the replica tells of an old file.
@@ -156,7 +175,7 @@ impl ContentSender {
         let complete = queue.waiting.get_mut(&seq).is_some_and(|comparison| comparison.answer(described));
         if complete && let Some(comparison) = queue.waiting.remove(&seq) {
             queue.answered.push_back(comparison);
-            self.shared.more.notify_one();
+            self.shared.more.notify_waiters();
         }
     }
 
@@ -180,19 +199,15 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn next(&self, batch: u64) -> Job {
+    async fn next(&self, batch: u64, kinds: Kinds) -> Job {
         loop {
-            {
-                let mut queue = self.queue();
-                let job = queue.next(batch);
-                if !queue.requests.is_empty() || !queue.answered.is_empty() {
-                    self.more.notify_one();
-                }
-                if let Some(job) = job {
-                    return job;
-                }
+            // Listening begins before the look, so that nothing comes unheard in between.
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if let Some(job) = self.queue().next(batch, kinds) {
+                return job;
             }
-            self.more.notified().await;
+            more.await;
         }
     }
 
@@ -201,6 +216,11 @@ impl Shared {
         let Some(pace) = &self.pace else { return size };
         let piece = pace.lock().unwrap_or_else(PoisonError::into_inner).piece();
         size.min(usize::try_from(piece).unwrap_or(size)).max(4096)
+    }
+
+    /// Most bytes of files in one batch.
+    fn batch(&self) -> u64 {
+        self.most(BATCH as usize) as u64
     }
 
     fn fail(&self, request: &ContentRequest, error: &ReadError) {
@@ -216,24 +236,30 @@ impl Shared {
 }
 
 impl Queue {
-    fn next(&mut self, batch: u64) -> Option<Job> {
-        if let Some(comparison) = self.answered.pop_front() {
-            return Some(Job::GoOn(comparison));
+    fn push(&mut self, request: ContentRequest, batch: u64) {
+        let queue = if is_small(&request, batch) { &mut self.small } else { &mut self.big };
+        queue.push_back(request);
+    }
+
+    fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
+        if kinds != Kinds::Small {
+            let answered = self.answered.pop_front().map(Job::GoOn);
+            // What the replica has to be asked about goes first.
+            let big = || self.big.pop_front().map(Job::Big);
+            if let Some(job) = answered.or_else(big) {
+                return Some(job);
+            }
+        }
+        if kinds == Kinds::Big {
+            return None;
         }
         let mut taken = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = self.requests.front() {
-            let fits = is_small(next, batch) && (taken.is_empty() || bytes + next.file.size <= batch);
-            if !fits {
-                break;
-            }
+        while let Some(next) = self.small.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
             bytes += next.file.size;
-            taken.extend(self.requests.pop_front());
+            taken.extend(self.small.pop_front());
         }
-        match taken.is_empty() {
-            true => self.requests.pop_front().map(Job::Big),
-            false => Some(Job::Small(taken)),
-        }
+        (!taken.is_empty()).then_some(Job::Small(taken))
     }
 }
 
@@ -256,9 +282,9 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(shared: Arc<Shared>, connection: Connection) -> Result<(), StreamError> {
-        let batch = shared.most(BATCH as usize) as u64;
-        let mut job = shared.next(batch).await;
+    async fn run(shared: Arc<Shared>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
+        let batch = shared.batch();
+        let mut job = shared.next(batch, kinds).await;
         let writer = connection.open_uni().await?;
         let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None };
         loop {
@@ -271,7 +297,7 @@ impl Stream {
                     stream.send_compared(&request, compared).await?;
                 }
             }
-            job = shared.next(batch).await;
+            job = shared.next(batch, kinds).await;
         }
     }
 
