@@ -510,3 +510,36 @@ fn what_a_plan_has_placed_is_never_evicted() {
     let _ = staging.evict(&stage, &path);
     assert!(bed.dir().join("tree/d/A").exists());
 }
+
+/// A path of 64 KiB has half as many directories above it: what is remembered of each must not be its whole path, or a
+/// master that offers a file there takes a gibibyte for it.
+#[test]
+fn a_deep_path_that_is_only_offered_costs_about_what_it_is_long() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let deep = RelPath::new("a/".repeat(2000) + "f").unwrap();
+    staging.store(&Digest::of(b"x"), b"x", &deep, None).unwrap();
+    let held: usize = staging.places.read().unwrap().keys().map(|dir| dir.as_bytes().len()).sum();
+    assert!(held <= 16 * deep.as_bytes().len(), "{held} bytes for a path of {}", deep.as_bytes().len());
+}
+
+/// Whatever is offered twice at one name gives way once; all that is staged is not looked through for each.
+#[test]
+fn many_contents_that_give_way_take_time_in_proportion() {
+    let took = |n: usize| {
+        let bed = Bed::new();
+        let staging = bed.session();
+        let at = |i: usize| RelPath::new(format!("new/{i}")).unwrap();
+        for i in 0..n {
+            let bytes = i.to_string().into_bytes();
+            staging.store(&Digest::of(&bytes), &bytes, &at(i), None).unwrap();
+        }
+        staging.begin_plan();
+        let stage = staging.stage_near(&at(0)).unwrap();
+        let begun = std::time::Instant::now();
+        (0..n).for_each(|i| staging.evict(&stage, &at(i)).unwrap());
+        begun.elapsed()
+    };
+    let (few, many) = (took(2000), took(16_000));
+    assert!(many < 24 * few, "8 times as many took {many:?}, not {few:?}");
+}

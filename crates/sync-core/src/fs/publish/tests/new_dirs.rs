@@ -253,3 +253,13 @@ fn a_deep_tree_of_new_directories_is_made_and_taken_apart() {
     staging.remove();
     assert!(!bed.dst(STAGING_NAME).exists() && staging.take_problems().is_empty());
 }
+
+/// The content that is in the way is the very one that belongs there.
+#[test]
+fn a_directory_that_became_the_file_that_was_in_it_while_the_source_was_read() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("n/a", "content")]);
+    let staging = bed.staging();
+    store(&staging, "n/a/b", "content");
+    push_with(&bed, &staging);
+}
