@@ -80,7 +80,8 @@ fn what_was_read_while_the_tree_was_looked_at_is_not_read_again() {
     }
 }
 
-/// Whether it was read ahead or is still to be read: each entry that remains is true of one moment.
+/// Whether it was read ahead or is still to be read: what remains has the content, and the metadata, that its file had at
+/// one moment.
 #[test]
 fn files_that_vanish_or_change_while_the_tree_is_read_ahead_are_told_as_they_were_or_not_at_all() {
     let temp = tempfile::tempdir().unwrap();
@@ -103,7 +104,7 @@ fn files_that_vanish_or_change_while_the_tree_is_read_ahead_are_told_as_they_wer
     for (i, (path, content)) in tree.iter().enumerate() {
         let told = survey.pending.iter().find(|pending| pending.row.path == *path);
         if let Some(Pending { row, .. }) = told {
-            // A file that changed after it was seen has the metadata of the content that is told.
+            // What is told with the later content has the later metadata too.
             let now = std::fs::metadata(temp.path().join(format!("f{i:03}"))).ok();
             if now.is_some() && row.entry.content().unwrap().1 == Digest::of(&changed(i)) {
                 assert_eq!(row.entry.mode, 0o751, "{path}");
