@@ -75,7 +75,7 @@ pub struct Receiver {
     outstanding: HashMap<u64, Outstanding>,
     /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
     set_aside: Vec<(u64, Outstanding)>,
-    /// What was offered, by number, and not told as a change yet.
+    /// What was offered ahead of all changes, by number; nothing once it was told to be as offered, or all was announced.
     offered: Vec<Option<Offered>>,
     /// Contents that did not come.
     missing: Missing,

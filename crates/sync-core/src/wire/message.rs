@@ -57,8 +57,8 @@ pub struct Offered {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// What the file will probably have when it is published. Only a hint: the replica gives it to the staged file
-    /// while it has it open, and does it again if the announced entry says otherwise.
+    /// What the file will probably have when it is published: the replica gives it to the staged file while it has it
+    /// open, and does it again if the change says otherwise. Told by [`ToReplica::AsOffered`], the entry gets just this.
     pub likely: Metadata,
 }
 
@@ -244,8 +244,8 @@ pub enum ToReplica {
     Unavailable(Unavailable),
     /// A part of the held paths of the version that will be announced.
     Holds(Vec<RelPath>),
-    /// Changes that were told with the offers of these contents already: each file is at its path, with that content, what
-    /// it would probably have, and nothing else.
+    /// Changes that were told with the offers of these contents already: each file is at its path, with that content and
+    /// what was likely, without extended attributes, and no further name of a group.
     AsOffered(Vec<Run>),
     /// Asks about the old file of a wanted content.
     Describe(Describe),
@@ -442,7 +442,7 @@ impl Wanted {
 }
 
 impl Offered {
-    /// The entry, if the file is just what was offered: without extended attributes and other names.
+    /// The entry, if the file is just what was offered: without extended attributes, and no further name of a group.
     pub(crate) fn entry(&self) -> Entry {
         let Metadata { mode, uid, gid, mtime } = self.likely;
         let kind = Kind::File { size: self.size, digest: self.digest };

@@ -423,7 +423,7 @@ fn a_message_holds_few_items() {
         let mut body = postcard::to_allocvec(&count).unwrap();
         body.extend_from_slice(&[0xff; 1 << 16]);
         let counted = |error: WireError| error.to_string().contains(&format!("{count} items"));
-        for kind in [3, 4, 6, 9] {
+        for kind in [3, 4, 6, 9, 10] {
             assert_eq!(counted(ToReplica::decode(kind, 1, &body).unwrap_err()), count > MAX_ITEMS, "{kind}");
         }
         for kind in [103, 106, 107] {
@@ -489,6 +489,7 @@ fn every_kind_of_message_has_its_length() {
         (7, MAX_PLAIN),
         (8, MAX_PLAIN),
         (9, MAX_LIST),
+        (10, MAX_PLAIN),
         (101, MAX_PLAIN),
         (102, MAX_MESSAGE),
         (103, MAX_MESSAGE),
@@ -516,7 +517,7 @@ fn every_kind_of_message_has_its_length() {
 fn a_count_without_its_items_is_refused() {
     // 2^63 paths, changes, children, files.
     let many = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-    for kind in [2, 3, 4, 6, 9] {
+    for kind in [2, 3, 4, 6, 9, 10] {
         assert!(ToReplica::decode(kind, 1, &many).is_err(), "{kind}");
     }
     for kind in [103, 106, 107, 108] {

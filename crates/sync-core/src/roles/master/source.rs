@@ -184,14 +184,15 @@ impl Source {
             }
             offer(new, !full);
         };
-        // In a tree that was never looked at, all that is found must be read; elsewhere it may only have moved.
+        // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
+        // anything seem gone there: one look suffices, and what was read has its places in that one.
         let (survey, early) = match self.index.latest_version()? {
-            None => read_ahead(&self.root, &options, &mut found, |found| self.survey(stop, meter, found)),
-            Some(_) => (self.survey(stop, meter, &mut |_, _| {}), Early::default()),
+            None if known.is_empty() => {
+                read_ahead(&self.root, &options, &mut found, |found| self.survey(1, stop, meter, found))
+            }
+            _ => (self.survey(LOOKS, stop, meter, &mut |_, _| {}), Early::default()),
         };
-        let (mut survey, again) = survey?;
-        // Places in another survey mean nothing in this one.
-        let early = if again { Early::default() } else { early };
+        let mut survey = survey?;
         for path in &survey.left_out {
             monitor.notice(None, &format!("{path} is left out: it is the state directory"));
         }
@@ -203,13 +204,15 @@ impl Source {
         Ok((survey, scanned))
     }
 
-    /// Looks at the whole tree beside its index; tells whether that took more than one look.
+    /// Looks at the whole tree beside its index, up to `looks` times while something seems gone. `found` is as for
+    /// [`survey`], in each look.
     fn survey(
         &self,
+        looks: u32,
         stop: &AtomicBool,
         meter: &Meter,
         found: &mut dyn FnMut(usize, &Pending),
-    ) -> Result<(Survey, bool), PushError> {
+    ) -> Result<Survey, PushError> {
         let options = SurveyOptions {
             filter: &self.filter,
             one_file_system: self.policy.one_file_system,
@@ -224,21 +227,19 @@ impl Source {
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let mut found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
-        let mut again = false;
-        for _ in 1..LOOKS {
+        for _ in 1..looks {
             // What moved from a directory that was not yet listed to one that was is in neither listing.
             if !found_now.is_restless(&self.root) {
                 break;
             }
-            again = true;
-            found_now = survey(&self.root, &self.index, &options, &go_on, &mut |_, _| {})?;
+            found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
         }
         let survey = found_now;
         if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);
-        Ok((survey, again))
+        Ok(survey)
     }
 
     /// Gives up a damaged index: it starts afresh.
