@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::index::IndexError;
 use crate::session::ProtocolError;
 use crate::transport::{Code, Connection, Frame, FrameReader, FrameWriter, StreamError};
-use crate::wire::{Envelope, MAX_MESSAGE, ToMaster, ToReplica, WireError};
+use crate::wire::{Envelope, MAX_MESSAGE, Packer, ToMaster, ToReplica, WireError};
 
 /// Bytes of messages after which a sender with more of them waits.
 const MOST_QUEUED: usize = 1 << 20;
@@ -126,9 +126,10 @@ impl<M: Incoming> Control<M> {
         let backlog = Arc::new(Backlog::default());
         let left = Arc::clone(&backlog);
         let writer = tokio::spawn(async move {
-            let mut writer = writer;
-            while let Some(Envelope { kind, version, body }) = to_write.recv().await {
-                let len = body.len();
+            let (mut writer, mut packer) = (writer, Packer::default());
+            while let Some(message) = to_write.recv().await {
+                let len = message.body.len();
+                let Envelope { kind, version, body } = packer.pack(message);
                 writer.send(kind, version, Bytes::from(body)).await?;
                 left.bytes.fetch_sub(len, Ordering::Relaxed);
                 left.shorter.notify_one();

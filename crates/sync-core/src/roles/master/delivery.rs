@@ -301,9 +301,9 @@ impl<'a> Session<'a> {
             if self.control.is_backed_up() {
                 return Ok(None);
             }
-            let (changes, next) = difference.changes(from, CHANGES_PER_MESSAGE);
+            let (told, next) = difference.changes(from, CHANGES_PER_MESSAGE);
             self.telling = next;
-            self.sender.handle(SenderInput::Changes { changes, done: next.is_none() })?;
+            self.sender.handle(SenderInput::Changes { told, done: next.is_none() })?;
         }
     }
 
@@ -344,22 +344,30 @@ impl<'a> Session<'a> {
                     }
                     Err(error) => return Err(error.into()),
                 };
+                let mut gone: Option<RelPath> = None;
                 while let Some(change) = changes.next()? {
                     batch.push(match change {
                         IndexedChange::Upsert(row) => upsert(row),
-                        IndexedChange::Delete(path) => Change { path, entry: None },
+                        // It goes with its directory.
+                        IndexedChange::Delete(path) if gone.as_ref().is_some_and(|top| path.is_beneath(top)) => {
+                            continue;
+                        }
+                        IndexedChange::Delete(path) => {
+                            gone = Some(path.clone());
+                            Change { path, entry: None }
+                        }
                     });
                     self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
                 }
             }
         }
-        Ok(self.sender.handle(SenderInput::Changes { changes: batch, done: true })?)
+        Ok(self.sender.handle(SenderInput::Changes { told: batch.into(), done: true })?)
     }
 
     fn flush(&mut self, batch: &mut Vec<Change>, limit: usize) -> Result<(), LinkError> {
         if batch.len() >= limit {
             let changes = std::mem::take(batch);
-            self.sender.handle(SenderInput::Changes { changes, done: false })?;
+            self.sender.handle(SenderInput::Changes { told: changes.into(), done: false })?;
         }
         Ok(())
     }

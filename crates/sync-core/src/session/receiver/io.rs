@@ -4,7 +4,9 @@ use crate::hash::Digest;
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
-use crate::wire::{Ack, Announce, Hello, Listing, Offered, Refusal, Stand, ToMaster, ToReplica, Wanted};
+use crate::wire::{
+    Ack, Announce, Change, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster, ToReplica, Touched, Wanted,
+};
 
 /// What became of a wanted content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum ReceiverInput {
     Listed(Listing),
     /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.
     Considered(Vec<(Wanted, Offered)>),
+    /// Answers [`ReceiverOutput::Expand`]. What cannot be made from the rows is left out: the root will tell.
+    Expanded(Vec<Change>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
     /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan
@@ -70,6 +74,9 @@ pub enum ReceiverOutput {
     Consider(u64, Vec<Offered>),
     /// Contents with these numbers are missing for certain: find out what may save sending some of them.
     Fetch(Vec<(u64, Offered)>),
+    /// Make changes of what was told relative to the version that the replica stands at, from its own rows. The touched
+    /// entries are in tree order, each once; the moved directories come from places apart from each other.
+    Expand(Vec<Moved>, Vec<Touched>),
     /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
     Guard(Announce, Changes),
     /// Decide the steps.

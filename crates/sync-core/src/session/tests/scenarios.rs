@@ -8,7 +8,7 @@ use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
-use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
+use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Told};
 use crate::wire::{
     Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Unavailable, Wanted,
 };
@@ -574,7 +574,7 @@ fn what_makes_no_sense_ends_the_session() {
     from(&mut sender, ToMaster::Stand(stand())).unwrap();
     assert!(from(&mut sender, ToMaster::Stand(stand())).is_err(), "two stands");
     sender.handle(SenderInput::Decided { version: version.clone(), holds: Holds::default(), committed: true }).unwrap();
-    sender.handle(SenderInput::Changes { changes: Vec::new(), done: true }).unwrap();
+    sender.handle(SenderInput::Changes { told: Told::default(), done: true }).unwrap();
     let ack = Ack { version: other.id(), root: version.root, stats: ReplicaStats::default(), refused: [0; 6] };
     assert!(from(&mut sender, ToMaster::Ack(ack.clone())).is_err(), "an acknowledgement of another version");
     from(&mut sender, ToMaster::Ack(Ack { version: version.id(), ..ack })).unwrap();
