@@ -91,3 +91,118 @@ pub fn moved(row: Row, moved: &Moved) -> Option<Change> {
 fn is_whole(row: &Row) -> bool {
     row.tuple.is_some() || !row.entry.needs_content()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Kind, Refused, Time, Tuple};
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    fn moves(gone: &[(&str, u8)], came: &[(&str, u8)]) -> Vec<(String, String)> {
+        let with_hashes =
+            |dirs: &[(&str, u8)]| dirs.iter().map(|(dir, hash)| (path(dir), Digest([*hash; 32]))).collect::<Vec<_>>();
+        let (gone, came) = (with_hashes(gone), with_hashes(came));
+        let moves =
+            moved_dirs(gone.iter().map(|(dir, hash)| (dir, *hash)), came.iter().map(|(dir, hash)| (dir, *hash)));
+        assert!(are_apart(&moves), "{moves:?}");
+        moves.iter().map(|Moved { from, to, .. }| (from.display(), to.display())).collect()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_directory_that_moved_is_found_by_its_hash_and_what_is_in_it_goes_with_it() {
+        assert_eq!(moves(&[("a", 1), ("a/b", 2)], &[("x", 1), ("x/b", 2)]), pairs(&[("a", "x")]));
+        // The top has changed: what is in it has not.
+        assert_eq!(
+            moves(&[("a", 1), ("a/b", 2), ("a/c", 3)], &[("x", 9), ("x/b", 2), ("x/c", 3)]),
+            pairs(&[("a/b", "x/b"), ("a/c", "x/c")])
+        );
+        assert_eq!(moves(&[("a", 1)], &[("x", 2)]), []);
+        assert_eq!(moves(&[], &[("x", 2)]), []);
+    }
+
+    #[test]
+    fn each_directory_serves_once_and_none_in_another() {
+        assert_eq!(moves(&[("a", 1)], &[("x", 1), ("y", 1)]), pairs(&[("a", "x")]));
+        assert_eq!(moves(&[("a", 1), ("b", 1)], &[("x", 1), ("y", 1), ("z", 1)]), pairs(&[("a", "x"), ("b", "y")]));
+        // `b` rather than `a/s`, which goes with `a`.
+        assert_eq!(
+            moves(&[("a", 1), ("a/s", 2), ("b", 2)], &[("w", 2), ("x", 1), ("x/s", 2)]),
+            pairs(&[("b", "w"), ("a", "x")])
+        );
+        // `a/s` is away before `a` could go: then `a` is told in full.
+        assert_eq!(moves(&[("a", 1), ("a/s", 2)], &[("w", 2), ("x", 1), ("x/s", 2)]), pairs(&[("a/s", "w")]));
+    }
+
+    /// Ten thousand equal directories, in a chain of names as deep as they are many in another: each is looked at once.
+    #[test]
+    fn many_equal_directories_take_no_more_time_each() {
+        let names = |prefix: &str| (0..10_000).map(|i| path(&format!("{prefix}{i:05}/d"))).collect::<Vec<_>>();
+        let (gone, came) = (names("a"), names("b"));
+        let hash = Digest([1; 32]);
+        let started = std::time::Instant::now();
+        let moves = moved_dirs(gone.iter().map(|dir| (dir, hash)), came.iter().map(|dir| (dir, hash)));
+        assert_eq!(moves.len(), 10_000);
+        assert!(are_apart(&moves));
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn places_in_each_other_are_not_apart() {
+        let moves = |from: &[&str]| -> Vec<Moved> {
+            let moved = |from: &&str| Moved { from: path(from), to: path("to"), hash: Digest([0; 32]) };
+            from.iter().map(moved).collect()
+        };
+        for good in [&["a", "b"][..], &["a!", "a"], &["a/b", "a/c", "a!"]] {
+            assert!(are_apart(&moves(good)), "{good:?}");
+        }
+        for bad in [&["a", "a"][..], &["a/b", "a"], &["a", "b", "a/c/d"], &["a", "a!", "a/b"]] {
+            assert!(!are_apart(&moves(bad)), "{bad:?}");
+        }
+    }
+
+    fn row(at: &str, link: Option<&str>, is_there: bool) -> Row {
+        let time = Time { sec: 1, nsec: 2 };
+        let entry = Entry {
+            kind: Kind::File { size: 3, digest: Digest::of(b"abc") },
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            mtime: time,
+            xattrs: Box::new([(b"user.a"[..].into(), b"1"[..].into())]),
+            link: link.map(path),
+        };
+        let tuple = is_there.then_some(Tuple { fs: 1, ino: 2, size: 3, mtime: time, ctime: time });
+        Row { path: path(at), entry, tuple, proven: true, refused: Refused::default(), extra: false, mount: false }
+    }
+
+    #[test]
+    fn a_row_becomes_the_entry_with_other_metadata_or_at_another_place() {
+        let metadata = Metadata { mode: 0o600, uid: 3, gid: 4, mtime: Time { sec: 5, nsec: 6 } };
+        let old = row("a/b", Some("0"), true);
+        let change = touched(old.clone(), metadata).unwrap();
+        let new = change.entry.unwrap();
+        assert_eq!((change.path, new.metadata()), (path("a/b"), metadata));
+        assert_eq!(
+            (new.kind, new.xattrs, new.link),
+            (old.entry.kind.clone(), old.entry.xattrs.clone(), Some(path("0")))
+        );
+        assert_eq!(touched(row("a/b", None, false), metadata), None, "its content is not there");
+
+        let one = Moved { from: path("a"), to: path("x/y"), hash: Digest([0; 32]) };
+        let change = moved(old.clone(), &one).unwrap();
+        assert_eq!((change.path, change.entry), (path("x/y/b"), Some(old.entry)));
+        assert_eq!(moved(row("a", None, true), &one).unwrap().path, path("x/y"));
+        assert_eq!(moved(row("a/b", Some("z"), true), &one), None, "its group begins after it");
+        assert_eq!(moved(row("a/b", None, false), &one), None, "its content is not there");
+        let far = Moved { to: path(&"abc/".repeat(16_383)[..65_531]), ..one };
+        assert!(moved(row("a", None, true), &far).is_some());
+        assert_eq!(moved(row("a/long", None, true), &far), None, "its path is too long");
+    }
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::content::{ContentSender, SendFailure, Sending};
+use super::content::{ContentSender, SendFailure, Sending, choose};
 use super::dial::{Dialed, dial};
 use super::meter::Meter;
 use super::source::{Decided, Difference, Source};
@@ -19,7 +19,7 @@ use crate::monitor::{Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
-use crate::roles::link::{Control, LinkError};
+use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
@@ -76,6 +76,8 @@ struct Session<'a> {
     control: Control<ToMaster>,
     sender: Sender,
     contents: ContentSender,
+    /// How offers travel.
+    offers: Packing,
     failures: mpsc::UnboundedReceiver<SendFailure>,
     decided: Option<Arc<Decided>>,
     /// Until the changes are announced.
@@ -158,6 +160,7 @@ impl<'a> Session<'a> {
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
         let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
         let sending = Sending { dest, source, meter, compress, bandwidth };
+        let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
         let contents = ContentSender::start(sending, &connection, failure_sender);
         Ok(Self {
             delivery,
@@ -165,6 +168,7 @@ impl<'a> Session<'a> {
             control,
             sender: Sender::new(hello),
             contents,
+            offers,
             failures,
             decided: None,
             difference: None,
@@ -263,7 +267,7 @@ impl<'a> Session<'a> {
                         }
                         _ => {}
                     }
-                    self.control.send(message.encode())?;
+                    self.send(&message)?;
                 }
                 SenderOutput::Load(load) if self.difference.as_ref().is_some_and(|d| d.answers(&load)) => {
                     self.telling = Some(0);
@@ -285,6 +289,13 @@ impl<'a> Session<'a> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Offers travel beside the content and are many: they are compressed where content may be. All other lists come while
+    /// nothing else is to do.
+    fn send(&self, message: &ToReplica) -> Result<(), LinkError> {
+        let packing = if matches!(message, ToReplica::Offer(_)) { self.offers } else { Packing::Packed };
+        self.control.send_as(message.encode(), packing)
     }
 
     /// The next thing to do. What waited for the index comes first once the version is in it; changes that are known
