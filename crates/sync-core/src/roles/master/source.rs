@@ -521,4 +521,58 @@ mod tests {
         assert!(difference.answers(&Load::Subtree(RelPath::root())));
         assert!(!difference.answers(&Load::Subtree(RelPath::new("a").unwrap())));
     }
+
+    #[test]
+    fn a_difference_tells_against_the_last_version_what_it_can() {
+        let dir = |name: &str| {
+            let row = row(name);
+            Row { entry: Entry { kind: Kind::Dir, ..row.entry }, ..row }
+        };
+        let pending = |row: Row, before: Option<&Row>| {
+            let before = before.map(|row| {
+                let (hash, metadata) = (row.entry.hash(), row.entry.metadata());
+                Box::new(Before { hash, metadata, content: row.entry.content() })
+            });
+            Pending { row, needs_hash: false, needs_xattrs: false, before }
+        };
+        let with = |row: Row, edit: fn(&mut Entry)| {
+            let mut row = row;
+            edit(&mut row.entry);
+            row
+        };
+        let old = row("o");
+        let found = vec![
+            pending(with(dir("d"), |e| e.mtime.sec = 1), Some(&dir("d"))),
+            pending(dir("d/moved"), None),
+            pending(row("d/moved/x"), None),
+            pending(row("d/moved!"), None),
+            pending(with(old.clone(), |e| (e.mode, e.uid) = (0o640, 7)), Some(&old)),
+            pending(with(row("p"), |e| e.xattrs = Box::new([(b"user.a"[..].into(), b"1"[..].into())])), Some(&old)),
+            pending(with(row("q"), |e| e.link = Some(RelPath::new("o").unwrap())), Some(&old)),
+            pending(with(row("r"), |e| e.kind = Kind::Socket), Some(&old)),
+        ];
+        let came: Vec<_> = dirs_that_came(&found).map(RelPath::display).collect();
+        assert_eq!(came, ["d/moved"]);
+        let hash = Digest::of(b"d");
+        let moved = vec![Moved { from: RelPath::new("g").unwrap(), to: RelPath::new("d/moved").unwrap(), hash }];
+        let gone = vec![dir("g"), dir("g/d"), row("g/d/x"), row("g/x"), row("g!"), row("h")];
+        let difference = Difference::new(None, found, gone, moved.clone());
+        let mut told = Told::default();
+        let mut from = Some(0);
+        while let Some(place) = from {
+            let (some, next) = difference.changes(place, 2);
+            told.moved.extend(some.moved);
+            told.touched.extend(some.touched);
+            told.changes.extend(some.changes);
+            from = next;
+        }
+        assert_eq!(told.moved, moved);
+        assert_eq!(told.touched.iter().map(|t| t.path.display()).collect::<Vec<_>>(), ["d", "o"]);
+        assert_eq!((told.touched[0].metadata.mtime.sec, told.touched[1].metadata.mode), (1, 0o640));
+        let in_full: Vec<_> = told.changes.iter().map(|c| (c.path.display(), c.entry.is_some())).collect();
+        let in_full: Vec<_> = in_full.iter().map(|(path, is_there)| (path.as_str(), *is_there)).collect();
+        let expected =
+            [("d/moved!", true), ("p", true), ("q", true), ("r", true), ("g", false), ("g!", false), ("h", false)];
+        assert_eq!(in_full, expected);
+    }
 }
