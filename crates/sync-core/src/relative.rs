@@ -136,21 +136,21 @@ mod tests {
             moves(&[("a", 1), ("a/s", 2), ("b", 2)], &[("w", 2), ("x", 1), ("x/s", 2)]),
             pairs(&[("b", "w"), ("a", "x")])
         );
+        // `a/s` is away with `a` before it could serve for `y`.
+        assert_eq!(moves(&[("a", 1), ("a/s", 2)], &[("x", 1), ("x/s", 2), ("y", 2)]), pairs(&[("a", "x")]));
         // `a/s` is away before `a` could go: then `a` is told in full.
         assert_eq!(moves(&[("a", 1), ("a/s", 2)], &[("w", 2), ("x", 1), ("x/s", 2)]), pairs(&[("a/s", "w")]));
     }
 
-    /// Ten thousand equal directories, in a chain of names as deep as they are many in another: each is looked at once.
+    /// Looked at again for each other, they would take minutes.
     #[test]
-    fn many_equal_directories_take_no_more_time_each() {
-        let names = |prefix: &str| (0..10_000).map(|i| path(&format!("{prefix}{i:05}/d"))).collect::<Vec<_>>();
+    fn many_equal_directories_are_looked_at_once_each() {
+        let names = |prefix: &str| (0..50_000).map(|i| path(&format!("{prefix}{i:05}/d"))).collect::<Vec<_>>();
         let (gone, came) = (names("a"), names("b"));
         let hash = Digest([1; 32]);
-        let started = std::time::Instant::now();
         let moves = moved_dirs(gone.iter().map(|dir| (dir, hash)), came.iter().map(|dir| (dir, hash)));
-        assert_eq!(moves.len(), 10_000);
+        assert_eq!(moves.len(), 50_000);
         assert!(are_apart(&moves));
-        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
     }
 
     #[test]
