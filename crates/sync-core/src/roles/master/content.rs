@@ -187,7 +187,7 @@ impl ContentSender {
 }
 
 /// The loopback interface outruns every compressor, and both ends share the cores it would take.
-fn choose(compress: Compress, connection: &Connection) -> Compress {
+pub fn choose(compress: Compress, connection: &Connection) -> Compress {
     match compress {
         Compress::Auto if connection.remote().ip().is_loopback() => Compress::Never,
         other => other,

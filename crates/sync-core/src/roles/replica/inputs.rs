@@ -15,23 +15,8 @@ const MANY: usize = 5000;
 
 /// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
 pub fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
-    let mut rows = BTreeMap::new();
-    if changes.len() < MANY {
-        let paths: Vec<RelPath> = changes.keys().cloned().collect();
-        rows.extend(index.rows_for(&paths)?.into_iter().flatten().map(|row| (row.path.clone(), row)));
-    } else {
-        // One pass over all rows is cheaper than looking up so many.
-        let mut found = Vec::new();
-        let mut wanted = changes.keys().peekable();
-        let mut cursor = index.cursor()?;
-        while let Some(row) = cursor.next()? {
-            while wanted.next_if(|path| **path < row.path).is_some() {}
-            if wanted.next_if(|path| **path == row.path).is_some() {
-                found.push((row.path.clone(), row));
-            }
-        }
-        rows = found.into_iter().collect();
-    }
+    let found = rows_at(index, changes.keys())?;
+    let mut rows: BTreeMap<RelPath, Row> = found.into_iter().map(|row| (row.path.clone(), row)).collect();
     let mut closed: Option<RelPath> = None;
     let mut beneath = Vec::new();
     for (path, wanted, row) in plan::beside(changes, &rows) {
@@ -46,6 +31,25 @@ pub fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath
         }
     }
     rows.extend(beneath.into_iter().map(|row| (row.path.clone(), row)));
+    Ok(rows)
+}
+
+/// The rows that there are of these paths, which are in tree order, as the rows are then.
+pub fn rows_at<'a>(index: &Index, paths: impl ExactSizeIterator<Item = &'a RelPath>) -> Result<Vec<Row>, IndexError> {
+    if paths.len() < MANY {
+        let paths: Vec<RelPath> = paths.cloned().collect();
+        return Ok(index.rows_for(&paths)?.into_iter().flatten().collect());
+    }
+    // One pass over all rows is cheaper than looking up so many.
+    let mut rows = Vec::new();
+    let mut wanted = paths.peekable();
+    let mut cursor = index.cursor()?;
+    while let Some(row) = cursor.next()? {
+        while wanted.next_if(|path| **path < row.path).is_some() {}
+        if wanted.next_if(|path| **path == row.path).is_some() {
+            rows.push(row);
+        }
+    }
     Ok(rows)
 }
 
