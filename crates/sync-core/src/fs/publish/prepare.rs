@@ -75,6 +75,10 @@ impl Publisher {
         let Some(entry) = step.new.as_deref() else { return Ok(None) };
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
+            Action::MoveDir { .. } => {
+                self.prepare_dir_move(i, step);
+                Ok(None)
+            }
             Action::MakeDir if is_new_dir(step) => self.begin_dir(step),
             // It is there: only its metadata is left to set.
             Action::MakeDir => Ok(None),

@@ -351,8 +351,12 @@ impl Source {
         let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
-            gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
-            pending.iter().try_for_each(|p| writer.upsert(&p.row))
+            // What comes is written before what went is buried: then its paths are not looked for among those.
+            pending.iter().try_for_each(|p| match p.before {
+                Some(_) => writer.upsert(&p.row),
+                None => writer.insert(&p.row),
+            })?;
+            writer.delete_all(gone)
         };
         if difference.is_of(version) {
             if !pending.is_empty() || !gone.is_empty() {

@@ -270,7 +270,7 @@ impl Replica {
         let Step { path, new, action, .. } = application.plan.steps[i].clone();
         let Some(new) = new else { return };
         let ino = match &action {
-            Action::Delete | Action::Metadata => return,
+            Action::Delete | Action::Metadata | Action::MoveDir { .. } => return,
             Action::Content => new
                 .content()
                 .and_then(|(_, digest)| self.staged.get(&digest).cloned())
