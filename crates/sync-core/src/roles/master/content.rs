@@ -105,7 +105,8 @@ enum Kinds {
     Big,
 }
 
-/// Where everything is compressed, small files are all in one stream, where each helps with the others.
+/// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
+/// others: measured, dealing either out to both costs more than it saves in time.
 fn kinds(compress: Compress, stream: usize) -> Kinds {
     match (compress, stream) {
         (Compress::Auto | Compress::Never, _) => Kinds::All,
@@ -242,17 +243,19 @@ impl Queue {
     }
 
     fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
-        if kinds != Kinds::Small {
-            let answered = self.answered.pop_front().map(Job::GoOn);
+        match kinds {
             // What the replica has to be asked about goes first.
-            let big = || self.big.pop_front().map(Job::Big);
-            if let Some(job) = answered.or_else(big) {
-                return Some(job);
-            }
+            Kinds::All => self.big().or_else(|| self.small(batch)),
+            Kinds::Small => self.small(batch),
+            Kinds::Big => self.big(),
         }
-        if kinds == Kinds::Big {
-            return None;
-        }
+    }
+
+    fn big(&mut self) -> Option<Job> {
+        self.answered.pop_front().map(Job::GoOn).or_else(|| self.big.pop_front().map(Job::Big))
+    }
+
+    fn small(&mut self, batch: u64) -> Option<Job> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.small.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
@@ -564,6 +567,12 @@ impl Splicing {
 
     fn literal(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
+        // A run of that many zeros has all of such a block.
+        if !bytes.chunks_exact(FEW_ZEROS / 2).any(|block| block.iter().all(|byte| *byte == 0)) {
+            self.splices.push(Splice { literal: bytes.len() as u32, zeros: 0, skip: 0, copy: 0 });
+            self.bytes.extend_from_slice(bytes);
+            return;
+        }
         for run in bytes.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
             let len = run.len() as u32;
             // A few zeros are cheaper sent than named.
