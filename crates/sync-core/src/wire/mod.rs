@@ -11,9 +11,9 @@ mod tests;
 
 pub(crate) use message::MAX_CHUNKS;
 
-pub use content::{Batch, BatchFile, ContentFrame, Encoding, Piece, Splice};
+pub use content::{Batch, BatchFile, ContentFrame, Encoding, MAX_PREFIX, Piece, Splice, gaps};
 pub use message::{
-    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, Offered, Parts, Refusal, ReplicaStats, Run,
+    Ack, Announce, Basis, Change, Describe, Described, HISTORY, Hello, Listing, Offered, Parts, Refusal, ReplicaStats, Run,
     Stand, ToMaster, ToReplica, Unavailable, Wanted,
 };
 
