@@ -90,7 +90,12 @@ pub enum Piece {
         /// How the bytes of all together are encoded.
         encoding: Encoding,
     },
-    /// The same where the master has the old file as well.
+    /// The file is complete.
+    End {
+        /// Which file.
+        seq: u64,
+    },
+    /// Bytes in turn with ranges of the old file, where the master has that file too.
     Patched {
         /// Which file.
         seq: u64,
@@ -104,11 +109,6 @@ pub enum Piece {
         splices: Vec<Splice>,
         /// How the bytes of all together are encoded.
         encoding: Encoding,
-    },
-    /// The file is complete.
-    End {
-        /// Which file.
-        seq: u64,
     },
 }
 

@@ -92,6 +92,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     small: VecDeque<ContentRequest>,
+    /// Small ones whose old content is probably kept: in batches of their own, which are not in the stream's frame.
+    named: VecDeque<ContentRequest>,
     big: VecDeque<ContentRequest>,
     /// What the replica was asked about.
     waiting: HashMap<u64, Comparison>,
@@ -245,7 +247,11 @@ impl Shared {
 
 impl Queue {
     fn push(&mut self, request: ContentRequest, batch: u64) {
-        let queue = if is_small(&request, batch) { &mut self.small } else { &mut self.big };
+        let queue = match &request.basis {
+            Basis::Named(_) if is_small(&request, batch) => &mut self.named,
+            _ if is_small(&request, batch) => &mut self.small,
+            _ => &mut self.big,
+        };
         queue.push_back(request);
     }
 
@@ -261,11 +267,12 @@ impl Queue {
         if kinds == Kinds::Big {
             return None;
         }
+        let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
         let mut taken = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = self.small.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
+        while let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
             bytes += next.file.size;
-            taken.extend(self.small.pop_front());
+            taken.extend(queue.pop_front());
         }
         (!taken.is_empty()).then_some(Job::Small(taken))
     }
