@@ -29,7 +29,8 @@ pub fn itemize(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> Opt
     let update = match action {
         Action::Delete => return Some(DELETING.to_owned()),
         Action::Content => '>',
-        Action::Move { .. } | Action::Copy { .. } | Action::Make | Action::MakeDir => 'c',
+        Action::Move { .. } | Action::MoveDir { .. } => 'c',
+        Action::Copy { .. } | Action::Make | Action::MakeDir => 'c',
         Action::Link { .. } => 'h',
         Action::Metadata => '.',
     };

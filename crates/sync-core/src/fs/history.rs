@@ -98,7 +98,7 @@ impl Kept {
     }
 
     /// How many bytes.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
     }
 

@@ -268,8 +268,18 @@ mod tests {
 
     #[test]
     fn flags_and_values_arrive() {
-        let all =
-            push(&["-nicx", "-vv", "--stats", "--json", "--progress", "--max-delete=0", "--bwlimit=4m", "--history=2g", "a", "./b"]);
+        let all = push(&[
+            "-nicx",
+            "-vv",
+            "--stats",
+            "--json",
+            "--progress",
+            "--max-delete=0",
+            "--bwlimit=4m",
+            "--history=2g",
+            "a",
+            "./b",
+        ]);
         assert!(all.dry_run && all.itemize_changes && all.checksum && all.one_file_system);
         assert!(all.say.stats && all.say.json && all.say.progress);
         assert_eq!((all.say.verbose, all.max_delete, all.bandwidth()), (2, Some(0), Some(4 << 20)));

@@ -69,8 +69,8 @@ fn it_keeps_within_its_bound_and_first_loses_what_no_file_has() {
     let mut next = 41;
     for _ in 0..30 {
         let history = open(&dir, M);
-        for place in 0..5 {
-            now[place] = next;
+        for place in &mut now[..5] {
+            *place = next;
             put(&history, [next]);
             next += 1;
         }

@@ -106,7 +106,7 @@ impl Comparison {
     pub fn answer(&mut self, described: Described) -> bool {
         match (&mut self.asked, described.parts) {
             (Asked::Chunks(all), Parts::Chunks(some)) => all.extend(some),
-            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some),
+            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some.0),
             // What is no answer is as good as none: the file is sent whole.
             _ => self.gone = true,
         }
@@ -166,7 +166,7 @@ impl Comparison {
 fn kept(source: &Source, basis: &Basis) -> Option<(Kept, Vec<ChunkRef>)> {
     let Basis::File { digest, size, .. } = basis else { return None };
     let old = source.history.as_ref()?.find(digest.prefix())?;
-    if old.digest() != digest || old.len() != *size {
+    if old.digest() != digest || old.size() != *size {
         return None;
     }
     let mut chunks = Vec::new();
@@ -186,7 +186,7 @@ fn describe(old: &Kept, ask: &Describe) -> Described {
         }
         Some(())
     };
-    let parts = if read().is_some() { Parts::Pieces(parts) } else { Parts::Gone };
+    let parts = if read().is_some() { Parts::Pieces(pieces::Pieces(parts)) } else { Parts::Gone };
     Described { seq: ask.seq, parts, done: true }
 }
 

@@ -109,7 +109,8 @@ enum Kinds {
     Big,
 }
 
-/// Where everything is compressed, small files are all in one stream, where each helps with the others.
+/// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
+/// others: measured, dealing either out to both costs more than it saves in time.
 fn kinds(compress: Compress, stream: usize) -> Kinds {
     match (compress, stream) {
         (Compress::Auto | Compress::Never, _) => Kinds::All,
@@ -191,7 +192,7 @@ impl ContentSender {
 }
 
 /// The loopback interface outruns every compressor, and both ends share the cores it would take.
-fn choose(compress: Compress, connection: &Connection) -> Compress {
+pub fn choose(compress: Compress, connection: &Connection) -> Compress {
     match compress {
         Compress::Auto if connection.remote().ip().is_loopback() => Compress::Never,
         other => other,
@@ -256,17 +257,19 @@ impl Queue {
     }
 
     fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
-        if kinds != Kinds::Small {
-            let answered = self.answered.pop_front().map(Job::GoOn);
+        match kinds {
             // What the replica has to be asked about goes first.
-            let big = || self.big.pop_front().map(Job::Big);
-            if let Some(job) = answered.or_else(big) {
-                return Some(job);
-            }
+            Kinds::All => self.big().or_else(|| self.small(batch)),
+            Kinds::Small => self.small(batch),
+            Kinds::Big => self.big(),
         }
-        if kinds == Kinds::Big {
-            return None;
-        }
+    }
+
+    fn big(&mut self) -> Option<Job> {
+        self.answered.pop_front().map(Job::GoOn).or_else(|| self.big.pop_front().map(Job::Big))
+    }
+
+    fn small(&mut self, batch: u64) -> Option<Job> {
         let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
         let mut taken = Vec::new();
         let mut bytes = 0;
@@ -369,7 +372,7 @@ impl Stream {
     fn previous(&self, name: [u8; 8]) -> Option<Vec<u8>> {
         let kept = self.shared.source.history.as_ref()?.find(u64::from_le_bytes(name))?;
         // Of a small file only: what is named otherwise is another one by chance.
-        if kept.len() <= SMALL { kept.read() } else { None }
+        if kept.size() <= SMALL { kept.read() } else { None }
     }
 
     /// The content, from memory if it was just hashed, else from disk.
@@ -461,12 +464,7 @@ impl Stream {
     }
 
     /// Sends a file as planned, its literals behind what was in their place in the old one.
-    async fn send_patches(
-        &mut self,
-        seq: u64,
-        plan: &Plan,
-        old: &Kept,
-    ) -> Result<Result<(), ReadError>, StreamError> {
+    async fn send_patches(&mut self, seq: u64, plan: &Plan, old: &Kept) -> Result<Result<(), ReadError>, StreamError> {
         let most = self.shared.most(BATCH as usize);
         let mut patch = Splicing::behind(plan.start, 0);
         for (i, op) in plan.ops.iter().enumerate() {
@@ -474,7 +472,7 @@ impl Stream {
                 Op::Literal { offset, len } => {
                     let next = match plan.ops.get(i + 1) {
                         Some(Op::Copy { offset, .. }) => *offset,
-                        _ => old.len(),
+                        _ => old.size(),
                     };
                     let mut done = 0;
                     while done < len {
@@ -502,20 +500,14 @@ impl Stream {
             }
         }
         let tail = match plan.ops.last() {
-            Some(Op::Literal { .. }) => old.len().saturating_sub(patch.copied),
+            Some(Op::Literal { .. }) => old.size().saturating_sub(patch.copied),
             _ => 0,
         };
         self.send_patch(seq, &mut patch, old, tail).await?;
         self.end(seq, plan).await
     }
 
-    async fn send_patch(
-        &mut self,
-        seq: u64,
-        patch: &mut Splicing,
-        old: &Kept,
-        tail: u64,
-    ) -> Result<(), StreamError> {
+    async fn send_patch(&mut self, seq: u64, patch: &mut Splicing, old: &Kept, tail: u64) -> Result<(), StreamError> {
         let next = Splicing::behind(patch.end, patch.copied + tail);
         let Splicing { offset, end, from, splices, bytes, .. } = std::mem::replace(patch, next);
         if end == offset {
@@ -716,6 +708,12 @@ impl Splicing {
 
     fn literal(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
+        // A run of that many zeros has all of such a block.
+        if !bytes.chunks_exact(FEW_ZEROS / 2).any(|block| block.iter().all(|byte| *byte == 0)) {
+            self.splices.push(Splice { literal: bytes.len() as u32, zeros: 0, skip: 0, copy: 0 });
+            self.bytes.extend_from_slice(bytes);
+            return;
+        }
         for run in bytes.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
             let len = run.len() as u32;
             // A few zeros are cheaper sent than named.

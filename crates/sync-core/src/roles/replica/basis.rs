@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES};
+use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES, Pieces};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::delta::patch::PieceHashes;
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
@@ -43,7 +43,12 @@ pub struct Knows {
 }
 
 /// What there is in place of each of these files, without what the master knows. A file that cannot be read saves nothing, and costs nothing but sending.
-pub fn in_place_of(root: &Root, index: &Index, files: &[(u64, Offered)], master: Knows) -> Vec<(Option<OldFile>, Basis)> {
+pub fn in_place_of(
+    root: &Root,
+    index: &Index,
+    files: &[(u64, Offered)],
+    master: Knows,
+) -> Vec<(Option<OldFile>, Basis)> {
     let paths: Vec<RelPath> = files.iter().map(|(_, file)| file.path.clone()).collect();
     let Ok(rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
     let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, master);
@@ -191,7 +196,7 @@ fn describe(root: &Root, old: &OldFile, ask: &Describe, stop: &AtomicBool, tell:
             if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
                 return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
             }
-            let mut parts = Telling { seq, some: Vec::new(), wrap: Parts::Pieces, tell };
+            let mut parts = Telling { seq, some: Vec::new(), wrap: |pieces| Parts::Pieces(Pieces(pieces)), tell };
             for range in &ask.ranges {
                 cut(&file, *range, sizes, stop, &mut |bytes| parts.push(pieces::wide(bytes)))?;
             }

@@ -264,7 +264,9 @@ impl Files {
             }
             Piece::Patched { seq, offset, from, tail, ref splices, encoding } => {
                 let raw = match encoding {
-                    Encoding::AfterGaps => self.open(seq, offset)?.after_gaps(&gaps(from, tail, splices), bytes, splices),
+                    Encoding::AfterGaps => {
+                        self.open(seq, offset)?.after_gaps(&gaps(from, tail, splices), bytes, splices)
+                    }
                     encoding => Some(self.decode(encoding, bytes, literal_bytes(splices))?),
                 };
                 self.spliced(seq, offset, from, splices, raw.as_deref())?;
