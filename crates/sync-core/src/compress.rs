@@ -3,11 +3,13 @@
 //! zstd (RFC 8878) over whole blocks, each of which stands alone. Whether to compress at all is [`AutoCompress`]'s
 //! decision, made from how the link behaves; for one block it is the size that decides.
 
+mod after;
 mod stream;
 
 use std::io;
 use std::time::Duration;
 
+pub use after::{compress_after, decompress_after};
 pub use stream::{StreamCompressor, StreamDecompressor};
 
 /// The level where nobody asked for one: the strongest that still outruns a gigabit link on one core.

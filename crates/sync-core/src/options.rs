@@ -74,6 +74,8 @@ pub struct PushRequest {
     pub bandwidth: Option<u64>,
     /// Compression on the wire.
     pub compress: Compress,
+    /// Most bytes of previous contents to keep in the state directory; `None` to keep and use none.
+    pub history: Option<u64>,
 }
 
 /// Counts of one push to one destination. Bytes are content bytes unless they say wire.

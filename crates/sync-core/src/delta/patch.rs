@@ -71,33 +71,73 @@ pub fn diff(new: &[u8], old: &PieceHashes, literals: &mut Vec<u8>) -> Vec<Run> {
     for (i, hash) in old.iter().enumerate() {
         places.entry(hash).or_insert(i);
     }
+    runs(new, literals, |next, _, hash| {
+        let hash = old.cut(hash);
+        (old.get(next) == Some(hash)).then_some(next).or_else(|| places.get(&hash).copied())
+    })
+}
+
+/// The same where the old content itself is at hand: no match is false.
+pub fn diff_known(new: &[u8], old: &[u8], literals: &mut Vec<u8>) -> Vec<Run> {
+    let pieces = pieces_of(old);
+    let mut places: HashMap<&[u8], usize> = HashMap::default();
+    for (i, piece) in pieces.iter().enumerate() {
+        places.entry(piece).or_insert(i);
+    }
+    runs(new, literals, |next, bytes, _| {
+        (pieces.get(next) == Some(&bytes)).then_some(next).or_else(|| places.get(bytes).copied())
+    })
+}
+
+/// `find` says where a piece is in the old content, if it is, given where the run before it would go on.
+fn runs(new: &[u8], literals: &mut Vec<u8>, find: impl Fn(usize, &[u8], u32) -> Option<usize>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let (mut next, mut after) = (0, 0);
-    each_small(new, &mut |bytes, hash| {
-        let hash = old.cut(hash);
-        let goes_on = (old.get(next) == Some(hash)).then_some(next);
-        match (goes_on.or_else(|| places.get(&hash).copied()), runs.last_mut()) {
-            (Some(i), Some(run)) if i == next && after == 0 => {
-                run.count += 1;
-                next = i + 1;
-            }
-            (Some(i), _) => {
-                runs.push(Run { after, skip: i as i32 - next as i32, count: 1 });
-                (next, after) = (i + 1, 0);
-            }
-            (None, _) => {
-                literals.extend_from_slice(bytes);
-                after += bytes.len() as u32;
-            }
+    each_small(new, &mut |bytes, hash| match (find(next, bytes, hash), runs.last_mut()) {
+        (Some(i), Some(run)) if i == next && after == 0 => {
+            run.count += 1;
+            next = i + 1;
+        }
+        (Some(i), _) => {
+            runs.push(Run { after, skip: i as i32 - next as i32, count: 1 });
+            (next, after) = (i + 1, 0);
+        }
+        (None, _) => {
+            literals.extend_from_slice(bytes);
+            after += bytes.len() as u32;
         }
     });
     runs
 }
 
+fn pieces_of(content: &[u8]) -> Vec<&[u8]> {
+    let mut pieces = Vec::new();
+    each_small(content, &mut |bytes, _| pieces.push(bytes));
+    pieces
+}
+
+/// Appends to `gaps` the pieces of the old content that no run takes, as far as they fit into `most` bytes in all. Runs may
+/// come from a peer: what they take beyond the content is nothing.
+pub fn gaps(old: &[u8], runs: &[Run], most: usize, gaps: &mut Vec<u8>) {
+    let pieces = pieces_of(old);
+    let mut is_taken = vec![false; pieces.len()];
+    let mut next = 0i64;
+    for Run { skip, count, .. } in runs {
+        let first = next.saturating_add(i64::from(*skip));
+        next = first.saturating_add(i64::from(*count));
+        let place = |i: i64| usize::try_from(i).unwrap_or(0).min(pieces.len());
+        is_taken[place(first)..place(next).max(place(first))].fill(true);
+    }
+    for (piece, _) in pieces.iter().zip(is_taken).filter(|(_, is_taken)| !is_taken) {
+        if gaps.len() + piece.len() <= most {
+            gaps.extend_from_slice(piece);
+        }
+    }
+}
+
 /// The new content of `size` bytes, from the old one and the literal bytes; `None` if they do not give just as many.
 pub fn apply(old: &[u8], runs: &[Run], literals: &[u8], size: usize) -> Option<Vec<u8>> {
-    let mut pieces = Vec::new();
-    each_small(old, &mut |bytes, _| pieces.push(bytes));
+    let pieces = pieces_of(old);
     let mut new = Vec::with_capacity(size);
     let (mut rest, mut next) = (literals, 0i64);
     for Run { after, skip, count } in runs {
@@ -143,6 +183,27 @@ mod tests {
         assert_eq!((runs.len(), literals.len()), (1, 0));
     }
 
+    #[test]
+    fn gaps_are_what_no_run_takes() {
+        let old = noise(60_000, 3);
+        let pieces = pieces_of(&old);
+        let run = |skip, count| Run { after: 0, skip, count };
+        let of = |runs: &[Run], most| {
+            let mut found = Vec::new();
+            gaps(&old, runs, most, &mut found);
+            found
+        };
+        assert_eq!(of(&[], 60_000), old);
+        assert_eq!(of(&[run(0, pieces.len() as u32)], 60_000), []);
+        // Backwards, and the same pieces twice.
+        assert_eq!(of(&[run(3, 2), run(-5, 1), run(0, 2)], 60_000), pieces[5..].concat());
+        assert!(of(&[], 5000).len() <= 5000);
+        // From a peer.
+        for runs in [[run(i32::MIN, u32::MAX); 3], [run(i32::MAX, u32::MAX); 3], [run(-7, 2); 3]] {
+            assert!(of(&runs, 60_000).len() <= old.len());
+        }
+    }
+
     /// Runs come from a peer: what they do not fit is no content.
     #[test]
     fn runs_that_do_not_fit_give_nothing() {
@@ -174,7 +235,10 @@ mod tests {
             let new = edited(old.clone(), &edits);
             let mut literals = Vec::new();
             let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
-            prop_assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new));
+            prop_assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new.clone()));
+            let mut known = Vec::new();
+            let runs = diff_known(&new, &old, &mut known);
+            prop_assert_eq!(apply(&old, &runs, &known, new.len()), Some(new));
         }
 
         /// Damage of the old file gives something else or nothing, and never a panic: the digest decides.

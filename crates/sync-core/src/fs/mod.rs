@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod error;
+mod history;
 mod probe;
 mod read;
 mod root;
@@ -29,6 +30,7 @@ mod thaw;
 
 pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
+pub use history::{History, Kept};
 pub use incoming::{BasisFile, Incoming, Part};
 pub use probe::{plain_file, probe, probe_at};
 pub use publish::{Known, Observed, Observer, Placed, Publisher, Ready};

@@ -1,12 +1,15 @@
 //! Reading content: only of the file that was seen, and only if it stayed the same while it was read.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
+use rustix::fs::{Advice, Mode, OFlags, copy_file_range, fadvise, openat};
 use rustix::io::{Errno, pread};
 
 use super::error::{FsError, ReadError, is_gone};
@@ -287,6 +290,30 @@ impl SourceFile {
         // There may have been more room than was asked for.
         bytes.truncate(len);
         Ok(bytes)
+    }
+
+    /// Copies the first `len` bytes to `out`, if that is all; by the kernel where it can, which may share the blocks.
+    /// Believe them only after [`SourceFile::verify`].
+    pub(super) fn copy_to(&self, out: &File, len: u64) -> io::Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let (mut from, mut to) = (done, done);
+            let most = usize::try_from(len - done).unwrap_or(usize::MAX);
+            match copy_file_range(&self.fd, Some(&mut from), out, Some(&mut to), most) {
+                Ok(0) => return Ok(false),
+                Ok(copied) => done += copied as u64,
+                Err(Errno::INTR) => {}
+                // Other file systems, or a kernel that cannot.
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                    let now = usize::try_from(PIECE.min(len - done)).unwrap_or(0);
+                    let Ok(bytes) = self.read_at(done, now) else { return Ok(false) };
+                    out.write_all_at(&bytes, done)?;
+                    done += now as u64;
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether what was read is of the file as it was seen: it still is the same.

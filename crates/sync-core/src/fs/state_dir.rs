@@ -26,6 +26,7 @@ const INVITATIONS: &str = "invitations";
 const TRUSTED: &str = "trusted";
 const KNOWN: &str = "known";
 const INDEXES: &str = "index";
+const HISTORY: &str = "history";
 const LOCK: &str = "lock";
 
 /// A path for people, with nothing in it that a terminal would obey.
@@ -273,6 +274,12 @@ impl StateDir {
     /// Where the index of a source lives, by its canonical path.
     pub fn source_index_dir(&self, canonical: &Path) -> PathBuf {
         self.index_dir("source", canonical)
+    }
+
+    /// Where previous contents of a source live, by its canonical path.
+    pub fn history_dir(&self, canonical: &Path) -> PathBuf {
+        let index = self.source_index_dir(canonical);
+        self.path.join(HISTORY).join(index.file_name().unwrap_or_default())
     }
 
     /// Where the index of an embedded replica lives, by its canonical path.

@@ -15,7 +15,13 @@ pub enum Encoding {
     Plain,
     /// The next block of the stream's one zstd frame.
     Zstd,
+    /// A zstd frame of its own, behind old content that both sides have and that is copied nowhere: [`gaps`], or in a
+    /// batch [`patch::gaps`](crate::delta::patch::gaps) of file after file.
+    AfterGaps,
 }
+
+/// Most bytes of old content that a frame may lie behind. What there would be beyond is left out.
+pub const MAX_PREFIX: usize = 4 << 20;
 
 /// Contents of several small files, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +95,21 @@ pub enum Piece {
         /// Which file.
         seq: u64,
     },
+    /// Bytes in turn with ranges of the old file, where the master has that file too.
+    Patched {
+        /// Which file.
+        seq: u64,
+        /// Where the first of the bytes goes.
+        offset: u64,
+        /// Where in the old file the first range counts from: where the last one ended, or the last gap.
+        from: u64,
+        /// Bytes of the old file behind the last range that are a gap.
+        tail: u64,
+        /// The ranges.
+        splices: Vec<Splice>,
+        /// How the bytes of all together are encoded.
+        encoding: Encoding,
+    },
 }
 
 /// What a content stream carries, borrowing the bytes that follow the head.
@@ -98,6 +119,32 @@ pub enum ContentFrame<'a> {
     Batch(Batch, &'a [u8]),
     /// A piece of a big one.
     Piece(Piece, &'a [u8]),
+}
+
+/// The gaps of a patch, offset and bytes: what of the old file was in place of its literals. Both sides must come to the
+/// same, so this is part of the protocol. A gap has at most eight times the bytes of its literal and 64 KiB; all
+/// together have [`MAX_PREFIX`] at most.
+pub fn gaps(from: u64, tail: u64, splices: &[Splice]) -> Vec<(u64, u64)> {
+    let mut gaps = Vec::new();
+    let mut left = MAX_PREFIX as u64;
+    let mut add = |at: u64, len: u64, literal: u64| {
+        let len = len.min(literal.saturating_mul(8).saturating_add(64 << 10)).min(left);
+        if literal > 0 && len > 0 {
+            left -= len;
+            gaps.push((at, len));
+        }
+    };
+    let (mut at, mut literal) = (from, 0u64);
+    for splice in splices {
+        literal = literal.saturating_add(u64::from(splice.literal));
+        if splice.copy > 0 {
+            add(at, u64::try_from(splice.skip).unwrap_or(0), literal);
+            at = at.wrapping_add_signed(splice.skip).wrapping_add(splice.copy);
+            literal = 0;
+        }
+    }
+    add(at, tail, literal);
+    gaps
 }
 
 const BATCH: u16 = 201;
@@ -127,8 +174,12 @@ impl ContentFrame<'_> {
             PIECE => {
                 let (piece, bytes) = take::<Piece>(kind, version, body)?;
                 match &piece {
+                    Piece::Literal { encoding: Encoding::AfterGaps, .. }
+                    | Piece::Spliced { encoding: Encoding::AfterGaps, .. } => {
+                        return Err(malformed(kind, "an encoding that tells of no gaps"));
+                    }
                     Piece::Literal { len, encoding, .. } => check(kind, u64::from(*len), *encoding, bytes.len())?,
-                    Piece::Spliced { splices, encoding, .. } => {
+                    Piece::Spliced { splices, encoding, .. } | Piece::Patched { splices, encoding, .. } => {
                         let total = splices.iter().map(|splice| u64::from(splice.literal)).sum();
                         check(kind, total, *encoding, bytes.len())?;
                     }

@@ -24,10 +24,13 @@ const MAX_SHARE: usize = 64;
 /// lists together stay below [`super::MAX_MESSAGE`], at 21 bytes for a chunk.
 pub(crate) const MAX_CHUNKS: usize = 1 << 18;
 
+/// Feature of a master: it keeps previous contents, so that a replica need only name what it has ([`Basis::Named`]).
+pub const HISTORY: u64 = 1;
+
 /// The first message: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do beyond this document; none yet.
+    /// Bits for what the master can do: [`HISTORY`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,
@@ -90,6 +93,8 @@ pub enum Basis {
         /// Its chunks, under the chunking of its size; none if the master probably knows that content: it asks if not.
         chunks: Vec<ChunkRef>,
     },
+    /// A small file that a master with [`HISTORY`] probably has: the first bytes of its digest.
+    Named([u8; 8]),
 }
 
 /// What a master asks about the old file of a wanted content, once it has compared the chunks.
@@ -461,7 +466,7 @@ impl Basis {
     pub fn chunks(&self) -> &[ChunkRef] {
         match self {
             Self::File { chunks, .. } => chunks,
-            Self::None | Self::Pieces(_) => &[],
+            Self::None | Self::Pieces(_) | Self::Named(_) => &[],
         }
     }
 }

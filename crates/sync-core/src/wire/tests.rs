@@ -124,6 +124,7 @@ fn to_master() -> Vec<ToMaster> {
         ToMaster::Want(vec![
             Wanted { seq: 300, basis: file, part: vec![chunk] },
             Wanted { seq: 301, basis: Basis::Pieces(PieceHashes::of(&[7; 5000])), part: Vec::new() },
+            Wanted { seq: 302, basis: Basis::Named([1, 2, 3, 4, 5, 6, 7, 0xff]), part: Vec::new() },
             Wanted::whole(1),
         ]),
         ToMaster::Prepared(digest(0x33)),
@@ -160,6 +161,7 @@ fn contents() -> Vec<ContentFrame<'static>> {
         Splice { literal: 3, zeros: 4096, skip: 300, copy: 1 << 33 },
         Splice { literal: 0, zeros: 0, skip: -7, copy: 1 },
     ];
+    let short = vec![Splice { literal: 300, zeros: 0, skip: -7, copy: 1 }];
     vec![
         ContentFrame::Batch(Batch { files: vec![whole(1, 3), whole(300, 2)], encoding: Encoding::Plain }, b"abcde"),
         ContentFrame::Batch(Batch { files: vec![patched], encoding: Encoding::Zstd }, b"zstd"),
@@ -168,7 +170,49 @@ fn contents() -> Vec<ContentFrame<'static>> {
         ContentFrame::Piece(Piece::Zeros { seq: 1, offset: 300, len: 1 << 33 }, b""),
         ContentFrame::Piece(Piece::Spliced { seq: 1, offset: 300, splices, encoding: Encoding::Plain }, b"abc"),
         ContentFrame::Piece(Piece::End { seq: 300 }, b""),
+        ContentFrame::Batch(Batch { files: vec![whole(1, 300)], encoding: Encoding::AfterGaps }, b"zstd"),
+        ContentFrame::Piece(
+            Piece::Patched { seq: 1, offset: 300, from: 5, tail: 7, splices: short, encoding: Encoding::AfterGaps },
+            b"zstd",
+        ),
     ]
+}
+
+/// What a frame lies behind is part of the protocol: both sides must come to the same.
+#[test]
+fn gaps_are_what_was_in_place_of_literals_within_bounds() {
+    let splice = |literal, skip, copy| Splice { literal, zeros: 0, skip, copy };
+    let most = |literal: u64| 8 * literal + (64 << 10);
+    type Case<'a> = (u64, u64, &'a [Splice], &'a [(u64, u64)]);
+    let table: &[Case<'_>] = &[
+        (0, 0, &[], &[]),
+        // Only where there is a literal; not backwards.
+        (5, 0, &[splice(9, 10, 3), splice(0, 10, 3), splice(9, -7, 3)], &[(5, 10)]),
+        (5, 7, &[splice(9, 10, 3), splice(9, 0, 0)], &[(5, 10), (18, 7)]),
+        (5, 7, &[splice(9, 10, 3)], &[(5, 10)]),
+        // Much was cut out.
+        (0, 0, &[splice(9, 1 << 40, 3)], &[(0, most(9))]),
+        (0, 1 << 40, &[splice(9, 0, 0)], &[(0, most(9))]),
+        // From a peer.
+        (u64::MAX, u64::MAX, &[splice(9, i64::MAX, u64::MAX)], &[(u64::MAX, most(9))]),
+        (0, 1, &[splice(u32::MAX, 1 << 40, 1), splice(9, 1 << 40, 3)], &[(0, MAX_PREFIX as u64)]),
+    ];
+    for (from, tail, splices, expected) in table {
+        assert_eq!(gaps(*from, *tail, splices), *expected, "{splices:?}");
+    }
+}
+
+/// A frame that does not tell of gaps cannot lie behind them.
+#[test]
+fn single_literals_lie_behind_nothing() {
+    let encoding = Encoding::AfterGaps;
+    for piece in [
+        Piece::Literal { seq: 1, offset: 0, len: 3, encoding },
+        Piece::Spliced { seq: 1, offset: 0, splices: Vec::new(), encoding },
+    ] {
+        let Envelope { kind, version, body } = frame(&ContentFrame::Piece(piece, b"zstd"));
+        assert!(ContentFrame::decode(kind, version, &body).is_err());
+    }
 }
 
 fn frame(content: &ContentFrame<'_>) -> Envelope {
@@ -215,7 +259,7 @@ fn the_bytes_are_pinned() {
         "12 v1 0103612f620163[99*32]",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
-        "103 v1 03ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010009889beb889beb2e966b00010000",
+        "103 v1 04ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
         "104 v1 [33*32]",
         "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac020001020304ac02",
         "106 v1 020003616c6c010170036f6e65",
@@ -232,6 +276,8 @@ fn the_bytes_are_pinned() {
         "202 v1 0101ac028080808020",
         "202 v1 0201ac0202038020d804808080802000000d0100616263",
         "202 v1 03ac02",
+        "201 v1 0101ac0200027a737464",
+        "202 v1 0401ac02050701ac02000d01027a737464",
     ];
     let found: Vec<String> =
         envelopes().iter().map(|e| format!("{} v{} {}", e.kind, e.version, hex(&e.body))).collect();

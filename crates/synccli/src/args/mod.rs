@@ -107,6 +107,10 @@ pub struct PushArgs {
     /// auto, never, zstd or zstd:LEVEL (1 to 19).
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = compress::parse)]
     pub compress: Compress,
+    /// Keep up to so many bytes of previous contents of SRC in the state directory, so that less is sent of changed files:
+    /// 500m, 2g (powers of 1024); 0 is none.
+    #[arg(long, value_name = "SIZE", value_parser = rate::parse_size)]
+    history: Option<u64>,
     /// What is said about it.
     #[command(flatten)]
     pub say: SayArgs,
@@ -136,6 +140,11 @@ impl PushArgs {
     /// The rate, if there is a limit.
     pub fn bandwidth(&self) -> Option<u64> {
         self.bwlimit.filter(|&rate| rate > 0)
+    }
+
+    /// How much to keep of previous contents, if anything.
+    pub fn history(&self) -> Option<u64> {
+        self.history.filter(|&size| size > 0)
     }
 }
 
@@ -259,13 +268,25 @@ mod tests {
 
     #[test]
     fn flags_and_values_arrive() {
-        let all =
-            push(&["-nicx", "-vv", "--stats", "--json", "--progress", "--max-delete=0", "--bwlimit=4m", "a", "./b"]);
+        let all = push(&[
+            "-nicx",
+            "-vv",
+            "--stats",
+            "--json",
+            "--progress",
+            "--max-delete=0",
+            "--bwlimit=4m",
+            "--history=2g",
+            "a",
+            "./b",
+        ]);
         assert!(all.dry_run && all.itemize_changes && all.checksum && all.one_file_system);
         assert!(all.say.stats && all.say.json && all.say.progress);
         assert_eq!((all.say.verbose, all.max_delete, all.bandwidth()), (2, Some(0), Some(4 << 20)));
+        assert_eq!(all.history(), Some(2 << 30));
         let none = push(&["--bwlimit=0", "a", "./b", "h/s"]);
         assert_eq!((none.bandwidth(), none.compress, none.destinations.len()), (None, Compress::Auto, 2));
+        assert_eq!((none.history(), push(&["--history=0", "a", "./b"]).history()), (None, None));
         assert!(push(&["-n", "-n", "a", "./b"]).dry_run, "a flag may be repeated");
     }
 
@@ -281,6 +302,8 @@ mod tests {
             &["push", "--no-delete", "--delete-excluded", "a", "./b"],
             &["push", "--max-delete=-1", "a", "./b"],
             &["push", "--bwlimit=fast", "a", "./b"],
+            &["push", "--history=much", "a", "./b"],
+            &["push", "--history=1k", "a", "./b"],
             &["push", "--compress=gzip", "a", "./b"],
             &["pair", "host"],
             &["pair", "host:x", "token"],

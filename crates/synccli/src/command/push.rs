@@ -36,7 +36,7 @@ pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result
 }
 
 fn request(args: PushArgs, state_dir: PathBuf) -> Result<PushRequest, Failure> {
-    let bandwidth = args.bandwidth();
+    let (bandwidth, history) = (args.bandwidth(), args.history());
     let policy = Policy {
         dry_run: args.dry_run,
         itemize: args.itemize_changes,
@@ -54,6 +54,7 @@ fn request(args: PushArgs, state_dir: PathBuf) -> Result<PushRequest, Failure> {
         policy,
         bandwidth,
         compress: args.compress,
+        history,
     })
 }
 

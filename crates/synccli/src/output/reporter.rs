@@ -211,6 +211,7 @@ mod tests {
             policy: Policy::default(),
             bandwidth: None,
             compress: Compress::Auto,
+            history: None,
         };
         let (out, err) = (Sink::memory(), Sink::memory());
         // Whatever the test runner's standard error is, a snapshot has no bar.

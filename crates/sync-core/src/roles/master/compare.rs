@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use super::source::Source;
 use crate::chunk::{self, ChunkRef, Chunker, Chunking, pieces};
 use crate::delta::{self, Gap, Matcher, Op};
-use crate::fs::{ReadError, SourceFile};
+use crate::fs::{Kept, ReadError, SourceFile};
 use crate::hash::Digest;
 use crate::session::ContentRequest;
-use crate::wire::{Basis, Describe, Described, Parts};
+use crate::wire::{Basis, Describe, Described, MAX_CHUNKS, Parts};
 
 /// Bytes read at once.
 const PIECE: u64 = 1 << 20;
@@ -36,6 +36,8 @@ pub struct Plan {
     pub start: u64,
     /// From there to the end.
     pub ops: Vec<Op>,
+    /// The old file, if the master has it too.
+    pub old: Option<Kept>,
 }
 
 /// A comparison that waits for an answer.
@@ -59,19 +61,45 @@ impl Comparison {
     /// [`ReadError`] if the file is not what was offered, or cannot be read.
     pub fn begin(source: &Source, request: ContentRequest) -> Result<Compared, ReadError> {
         let file = source.open_content(&request.file.path, &request.file.digest)?;
+        if let Some((old, chunks)) = kept(source, &request.basis) {
+            return Self::beside(source, request, file, old, &chunks);
+        }
         let chunks = match &request.basis {
+            // Its content should have been there: it was too old, or is lost.
+            Basis::Named(_) => return Ok(Self::ask_chunks(request)),
             Basis::File { chunks, .. } if !chunks.is_empty() => chunks.clone(),
             Basis::File { digest, size, .. } => match source.chunks(digest) {
                 Ok(Some(known)) if chunk::covered(&known) == *size => known.to_vec(),
-                _ => {
-                    let ask = Describe { seq: request.seq, pieces: None, ranges: Vec::new() };
-                    let asked = Asked::Chunks(Vec::new());
-                    return Ok(Compared::Asks(Self { request, asked, gone: false }, ask));
-                }
+                _ => return Ok(Self::ask_chunks(request)),
             },
             Basis::None | Basis::Pieces(_) => Vec::new(),
         };
         Self::chunk_by_chunk(source, request, file, &chunks)
+    }
+
+    fn ask_chunks(request: ContentRequest) -> Compared {
+        let ask = Describe { seq: request.seq, pieces: None, ranges: Vec::new() };
+        Compared::Asks(Self { request, asked: Asked::Chunks(Vec::new()), gone: false }, ask)
+    }
+
+    /// With the old content at hand nothing is asked that is not answered here.
+    fn beside(
+        source: &Source,
+        request: ContentRequest,
+        file: SourceFile,
+        old: Kept,
+        chunks: &[ChunkRef],
+    ) -> Result<Compared, ReadError> {
+        let mut compared = Self::chunk_by_chunk(source, request, file, chunks)?;
+        loop {
+            match compared {
+                Compared::Done(plan) => return Ok(Compared::Done(Plan { old: Some(old), ..plan })),
+                Compared::Asks(mut comparison, ask) => {
+                    comparison.answer(describe(&old, &ask));
+                    compared = comparison.go_on(source)?;
+                }
+            }
+        }
     }
 
     /// Takes a part of the answer; tells whether it is complete.
@@ -99,7 +127,7 @@ impl Comparison {
             }
             _ => return Self::chunk_by_chunk(source, request, file, &[]),
         };
-        Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops }))
+        Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops, old: None }))
     }
 
     fn chunk_by_chunk(
@@ -125,13 +153,41 @@ impl Comparison {
         let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
         let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
         if open < WORTH_ASKING {
-            return Ok(Compared::Done(Plan { file, digest, size, start, ops }));
+            return Ok(Compared::Done(Plan { file, digest, size, start, ops, old: None }));
         }
         let sizes = pieces::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
         let ask = Describe { seq: request.seq, pieces: Some(sizes), ranges };
         let asked = Asked::Pieces { start, ops, gaps, sizes, pieces: Vec::new() };
         Ok(Compared::Asks(Self { request, asked, gone: false }, ask))
     }
+}
+
+/// The old content and its chunks, if it was kept and is sound.
+fn kept(source: &Source, basis: &Basis) -> Option<(Kept, Vec<ChunkRef>)> {
+    let Basis::File { digest, size, .. } = basis else { return None };
+    let old = source.history.as_ref()?.find(digest.prefix())?;
+    if old.digest() != digest || old.size() != *size {
+        return None;
+    }
+    let mut chunks = Vec::new();
+    let mut chunker = Chunker::new(Chunking::for_size(*size));
+    let is_sound = old.verify(&mut |bytes| chunker.push(bytes, &mut |chunk| chunks.push(ChunkRef::of(chunk))));
+    chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
+    (is_sound && chunks.len() <= MAX_CHUNKS).then_some((old, chunks))
+}
+
+/// What the replica would tell of its old file.
+fn describe(old: &Kept, ask: &Describe) -> Described {
+    let mut parts = Vec::new();
+    let mut read = || -> Option<()> {
+        for (at, len) in &ask.ranges {
+            let read = |at, buffer: &mut [u8]| old.read_exact_at(at, buffer);
+            cut_with(read, *at, *len, ask.pieces?, &mut |bytes| parts.push(pieces::wide(bytes))).ok()?;
+        }
+        Some(())
+    };
+    let parts = if read().is_some() { Parts::Pieces(pieces::Pieces(parts)) } else { Parts::Gone };
+    Described { seq: ask.seq, parts, done: true }
 }
 
 /// The chunks of a file, from memory or the index if they were cut in that way.
@@ -155,12 +211,22 @@ fn chunks_of(
 
 /// Cuts a range of a file.
 fn cut(file: &SourceFile, at: u64, len: u64, sizes: Chunking, emit: &mut impl FnMut(&[u8])) -> Result<(), ReadError> {
+    cut_with(|at, buffer| file.read_exact_at(at, buffer), at, len, sizes, emit)
+}
+
+fn cut_with<E>(
+    read: impl Fn(u64, &mut [u8]) -> Result<(), E>,
+    at: u64,
+    len: u64,
+    sizes: Chunking,
+    emit: &mut impl FnMut(&[u8]),
+) -> Result<(), E> {
     let mut chunker = Chunker::new(sizes);
     let mut buffer = vec![0; usize::try_from(PIECE.min(len)).unwrap_or(0)];
     let mut done = 0;
     while done < len {
         let now = usize::try_from(PIECE.min(len - done)).unwrap_or(0);
-        file.read_exact_at(at + done, &mut buffer[..now])?;
+        read(at + done, &mut buffer[..now])?;
         chunker.push(&buffer[..now], emit);
         done += now as u64;
     }

@@ -11,19 +11,19 @@ use tokio::task::JoinHandle;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
-use super::queue::{Job, Kinds, Queue, kinds};
+use super::queue::{Job, Kinds, Queue, SMALL, kinds};
 use super::source::Source;
 use super::splicing::Splicing;
-use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor};
+use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor, compress_after};
 use crate::delta::{Op, patch};
-use crate::fs::ReadError;
+use crate::fs::{Kept, ReadError};
 use crate::hash::Digest;
 use crate::options::Compress;
 use crate::pace::Pace;
 use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::transport::{Connection, FrameWriter, StreamError};
-use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, Piece};
+use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, MAX_PREFIX, Piece, gaps};
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
@@ -36,9 +36,6 @@ const PIECE: usize = 1 << 20;
 
 /// Literals of up to this many bytes share a frame with others.
 const SHORT: u64 = 64 << 10;
-
-/// Ranges that are copied in one frame.
-const SPLICES: usize = 1 << 12;
 
 /// A content that could not be sent.
 pub struct SendFailure {
@@ -183,6 +180,12 @@ impl Shared {
         self.most(BATCH as usize) as u64
     }
 
+    /// A small file that has to be compared like a large one.
+    fn ask_about(&self, request: ContentRequest) {
+        self.queue().big.push_back(request);
+        self.more.notify_waiters();
+    }
+
     fn fail(&self, request: &ContentRequest, error: &ReadError) {
         let reason = match error {
             ReadError::Fs(error) => error.to_string(),
@@ -225,9 +228,19 @@ impl Stream {
     /// Sends small files in one frame: whole, or what their old pieces do not have.
     async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
         let mut files = Vec::with_capacity(requests.len());
-        let mut bytes = Vec::new();
+        let (mut bytes, mut prefix) = (Vec::new(), Vec::new());
         tokio::task::block_in_place(|| {
             for request in requests {
+                let old = match &request.basis {
+                    Basis::Named(name) => match self.previous(*name) {
+                        Some(old) => Some(old),
+                        None => {
+                            self.shared.ask_about(request.clone());
+                            continue;
+                        }
+                    },
+                    _ => None,
+                };
                 let content = match self.whole(request) {
                     Ok(content) => content,
                     Err(error) => {
@@ -236,9 +249,14 @@ impl Stream {
                     }
                 };
                 let before = bytes.len();
-                let runs = match &request.basis {
-                    Basis::Pieces(old) => patch::diff(&content, old, &mut bytes),
-                    Basis::None | Basis::File { .. } => {
+                let runs = match (&request.basis, old) {
+                    (_, Some(old)) => {
+                        let runs = patch::diff_known(&content, &old, &mut bytes);
+                        patch::gaps(&old, &runs, MAX_PREFIX, &mut prefix);
+                        runs
+                    }
+                    (Basis::Pieces(old), None) => patch::diff(&content, old, &mut bytes),
+                    (Basis::None | Basis::File { .. } | Basis::Named(_), None) => {
                         bytes.extend_from_slice(&content);
                         Vec::new()
                     }
@@ -251,9 +269,16 @@ impl Stream {
         }
         let sent = bytes.len() as u64;
         let batch = |encoding| ContentFrame::Batch(Batch { files: files.clone(), encoding }, &[]);
-        self.frame(Bytes::from(bytes), batch).await?;
+        self.frame(Bytes::from(bytes), &prefix, batch).await?;
         self.count(sent);
         Ok(())
+    }
+
+    /// The old content that a replica names, if it is kept.
+    fn previous(&self, name: [u8; 8]) -> Option<Vec<u8>> {
+        let kept = self.shared.source.history.as_ref()?.find(u64::from_le_bytes(name))?;
+        // Of a small file only: what is named otherwise is another one by chance.
+        if kept.size() <= SMALL { kept.read() } else { None }
     }
 
     /// The content, from memory if it was just hashed, else from disk.
@@ -274,7 +299,7 @@ impl Stream {
     /// Sends what the replica lacks of a file, unless it must tell first what it has.
     async fn big(&mut self, request: ContentRequest) -> Result<(), StreamError> {
         let shared = Arc::clone(&self.shared);
-        let from_nothing = request.part.is_empty() && !matches!(request.basis, Basis::File { .. });
+        let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
         if from_nothing && let Some(content) = shared.source.ring.take(&request.file.digest) {
             return self.whole_from_memory(request.seq, content).await;
         }
@@ -305,6 +330,9 @@ impl Stream {
 
     /// Sends a file as planned: long literals by themselves, what is short together.
     async fn send_plan(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
+        if let Some(old) = &plan.old {
+            return self.send_patches(seq, plan, old).await;
+        }
         let most = self.shared.most(BATCH as usize);
         let mut splicing = Splicing::at(plan.start);
         for op in &plan.ops {
@@ -325,16 +353,81 @@ impl Stream {
                 }
                 Op::Copy { offset, len } => splicing.copy(offset, len),
             }
-            if splicing.bytes.len() >= most || splicing.splices.len() >= SPLICES {
+            if splicing.is_full(most) {
                 self.send_splices(seq, &mut splicing).await?;
             }
         }
         self.send_splices(seq, &mut splicing).await?;
+        self.end(seq, plan).await
+    }
+
+    async fn end(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
         if let Err(error) = tokio::task::block_in_place(|| plan.file.verify(&self.shared.source.root)) {
             return Ok(Err(error));
         }
         self.send_piece(Piece::End { seq }, Bytes::new()).await?;
         Ok(Ok(()))
+    }
+
+    /// Sends a file as planned, its literals behind what was in their place in the old one.
+    async fn send_patches(&mut self, seq: u64, plan: &Plan, old: &Kept) -> Result<Result<(), ReadError>, StreamError> {
+        let most = self.shared.most(BATCH as usize);
+        let mut patch = Splicing::behind(plan.start, 0);
+        for (i, op) in plan.ops.iter().enumerate() {
+            match *op {
+                Op::Literal { offset, len } => {
+                    let next = match plan.ops.get(i + 1) {
+                        Some(Op::Copy { offset, .. }) => *offset,
+                        _ => old.size(),
+                    };
+                    let mut done = 0;
+                    while done < len {
+                        let now = (most.saturating_sub(patch.bytes.len()).max(1) as u64).min(len - done);
+                        let size = usize::try_from(now).unwrap_or(0);
+                        match tokio::task::block_in_place(|| plan.file.read_at(offset + done, size)) {
+                            Ok(bytes) => patch.literal(&bytes),
+                            Err(error) => return Ok(Err(error)),
+                        }
+                        if patch.is_full(most) {
+                            // This part of the literal gets the like part of its gap.
+                            let gap = next.saturating_sub(patch.copied);
+                            let tail = u128::from(gap) * u128::from(now) / u128::from(len - done);
+                            self.send_patch(seq, &mut patch, old, u64::try_from(tail).unwrap_or(gap)).await?;
+                        }
+                        done += now;
+                    }
+                }
+                Op::Copy { offset, len } => {
+                    patch.copy(offset, len);
+                    if patch.is_full(most) {
+                        self.send_patch(seq, &mut patch, old, 0).await?;
+                    }
+                }
+            }
+        }
+        let tail = match plan.ops.last() {
+            Some(Op::Literal { .. }) => old.size().saturating_sub(patch.copied),
+            _ => 0,
+        };
+        self.send_patch(seq, &mut patch, old, tail).await?;
+        self.end(seq, plan).await
+    }
+
+    async fn send_patch(&mut self, seq: u64, patch: &mut Splicing, old: &Kept, tail: u64) -> Result<(), StreamError> {
+        let next = Splicing::behind(patch.end, patch.copied + tail);
+        let Splicing { offset, end, from, splices, bytes, .. } = std::mem::replace(patch, next);
+        if end == offset {
+            return Ok(());
+        }
+        let sent = bytes.len() as u64;
+        let prefix = if self.level().is_some() { prefix_of(old, &gaps(from, tail, &splices)) } else { Vec::new() };
+        let piece = |encoding| {
+            let splices = splices.clone();
+            ContentFrame::Piece(Piece::Patched { seq, offset, from, tail, splices, encoding }, &[])
+        };
+        self.frame(Bytes::from(bytes), &prefix, piece).await?;
+        self.count(sent);
+        Ok(())
     }
 
     async fn send_splices(&mut self, seq: u64, splicing: &mut Splicing) -> Result<(), StreamError> {
@@ -345,7 +438,7 @@ impl Stream {
         let sent = bytes.len() as u64;
         let piece =
             |encoding| ContentFrame::Piece(Piece::Spliced { seq, offset, splices: splices.clone(), encoding }, &[]);
-        self.frame(Bytes::from(bytes), piece).await?;
+        self.frame(Bytes::from(bytes), &[], piece).await?;
         self.count(sent);
         Ok(())
     }
@@ -399,7 +492,7 @@ impl Stream {
     async fn literal_piece(&mut self, seq: u64, offset: u64, bytes: Bytes) -> Result<(), StreamError> {
         let len = bytes.len() as u32;
         let piece = |encoding| ContentFrame::Piece(Piece::Literal { seq, offset, len, encoding }, &[]);
-        self.frame(bytes, piece).await?;
+        self.frame(bytes, &[], piece).await?;
         self.count(u64::from(len));
         Ok(())
     }
@@ -408,16 +501,18 @@ impl Stream {
         self.send(&ContentFrame::Piece(piece, &[]), bytes).await
     }
 
-    /// Sends content bytes, compressed if that helps, and lets the policy learn from how it went.
+    /// Sends content bytes, compressed if that helps, and lets the policy learn from how it went. `prefix` is what the
+    /// replica has for them to lie behind.
     async fn frame(
         &mut self,
         bytes: Bytes,
+        prefix: &[u8],
         frame: impl Fn(Encoding) -> ContentFrame<'static>,
     ) -> Result<(), StreamError> {
         let started = Instant::now();
         let content = bytes.len() as u64;
-        let compressed = tokio::task::block_in_place(|| self.compress(&bytes));
-        let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |small| (Encoding::Zstd, small.into()));
+        let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
+        let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
         let seen = Observation { content, working: started.elapsed(), blocked: before.elapsed() };
@@ -425,18 +520,29 @@ impl Stream {
         Ok(())
     }
 
-    fn compress(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let level = match self.shared.compress {
-            Compress::Never => return None,
-            Compress::Zstd(level) => level,
+    /// How strongly to compress now, if at all.
+    fn level(&self) -> Option<i32> {
+        match self.shared.compress {
+            Compress::Never => None,
+            Compress::Zstd(level) => Some(level),
             Compress::Auto => {
                 let on = self.shared.auto.lock().unwrap_or_else(PoisonError::into_inner).is_on();
-                on.then_some(DEFAULT_LEVEL)?
+                on.then_some(DEFAULT_LEVEL)
             }
-        };
+        }
+    }
+
+    fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
+        let level = self.level()?;
+        if !prefix.is_empty()
+            && !bytes.is_empty()
+            && let Some(small) = compress_after(prefix, bytes, level)
+        {
+            return Some((Encoding::AfterGaps, small));
+        }
         let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
         match compressor.as_mut().map(|compressor| compressor.compress(bytes)) {
-            Ok(Ok(small)) => small,
+            Ok(Ok(small)) => small.map(|small| (Encoding::Zstd, small)),
             // Without memory for it, content goes as it is.
             Ok(Err(error)) => {
                 self.compressor = Some(Err(error));
@@ -464,4 +570,17 @@ impl Stream {
         self.shared.literal_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.meter.sent(self.shared.dest, bytes);
     }
+}
+
+/// The bytes of gaps; nothing if the old content, which was verified, cannot be read any more.
+fn prefix_of(old: &Kept, gaps: &[(u64, u64)]) -> Vec<u8> {
+    let mut prefix = Vec::new();
+    for (at, len) in gaps {
+        let before = prefix.len();
+        prefix.resize(before + usize::try_from(*len).unwrap_or(0), 0);
+        if old.read_exact_at(*at, &mut prefix[before..]).is_err() {
+            return Vec::new();
+        }
+    }
+    prefix
 }

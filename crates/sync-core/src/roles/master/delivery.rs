@@ -23,7 +23,7 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Change, Describe, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Change, Describe, HISTORY, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -118,7 +118,10 @@ impl Delivery {
             }
         };
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let hello = Hello { features: 0, share, policy: self.policy.clone() };
+        // An empty history would only have to ask about everything.
+        let keeps = self.source.history.as_ref().is_some_and(|history| !history.was_empty());
+        let features = if keeps { HISTORY } else { 0 };
+        let hello = Hello { features, share, policy: self.policy.clone() };
         let mut delivered = match Session::open(&self, connection.clone(), hello).await {
             Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
             Err(error) => {

@@ -85,6 +85,7 @@ pub async fn push(
         }
         tokio::time::sleep(REST).await;
     }
+    tokio::task::block_in_place(|| source.tidy_history());
     report.ok_or(PushError::Stopped)
 }
 
@@ -214,8 +215,9 @@ fn read_once(
     tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
     source.commit(&decided, &difference)?;
     tell(SourceEvent::Committed);
-    drop(difference);
     // While the destinations publish.
+    source.keep_contents(&difference)?;
+    drop(difference);
     if let Err(error) = source.index.tidy() {
         monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
     }

@@ -8,13 +8,16 @@ use crate::session::ContentRequest;
 use crate::wire::Basis;
 
 /// Files up to this size travel in batches.
-const SMALL: u64 = 256 << 10;
+pub const SMALL: u64 = 256 << 10;
 
 /// What waits.
 #[derive(Default)]
 pub struct Queue {
     small: VecDeque<ContentRequest>,
-    big: VecDeque<ContentRequest>,
+    /// Small ones whose old content is probably kept: in batches of their own, which are not in the stream's frame.
+    named: VecDeque<ContentRequest>,
+    /// Large ones.
+    pub big: VecDeque<ContentRequest>,
     /// What the replica was asked about.
     pub waiting: HashMap<u64, Comparison>,
     /// What it has answered.
@@ -55,7 +58,11 @@ pub enum Job {
 impl Queue {
     /// Adds a content.
     pub fn push(&mut self, request: ContentRequest, batch: u64) {
-        let queue = if is_small(&request, batch) { &mut self.small } else { &mut self.big };
+        let queue = match &request.basis {
+            Basis::Named(_) if is_small(&request, batch) => &mut self.named,
+            _ if is_small(&request, batch) => &mut self.small,
+            _ => &mut self.big,
+        };
         queue.push_back(request);
     }
 
@@ -74,11 +81,12 @@ impl Queue {
     }
 
     fn small(&mut self, batch: u64) -> Option<Job> {
+        let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
         let mut taken = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = self.small.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
+        while let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
             bytes += next.file.size;
-            taken.extend(self.small.pop_front());
+            taken.extend(queue.pop_front());
         }
         (!taken.is_empty()).then_some(Job::Small(taken))
     }
@@ -89,7 +97,7 @@ fn is_small(request: &ContentRequest, batch: u64) -> bool {
     let most = match &request.basis {
         Basis::None => SMALL.min(batch),
         // What is sent of it is probably much less.
-        Basis::Pieces(_) => SMALL,
+        Basis::Pieces(_) | Basis::Named(_) => SMALL,
         Basis::File { .. } => 0,
     };
     request.file.size <= most && request.part.is_empty()

@@ -15,7 +15,7 @@ use super::meter::Meter;
 use super::ring::Ring;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
-use crate::fs::{self, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
+use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
 use crate::index::{Counts, Index, IndexError, Next, Writer};
 use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
@@ -53,6 +53,8 @@ pub struct Source {
     pub ring: Ring,
     /// Blocks of big files on their way to several destinations; `None` if there is just one.
     pub blocks: Option<Blocks>,
+    /// Previous contents.
+    pub history: Option<History>,
     filter: Filter,
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
@@ -185,11 +187,17 @@ impl Source {
         if !request.policy.dry_run {
             remember_path(&opened.index, &canonical)?;
         }
+        let history = request.history.filter(|_| !request.policy.dry_run).and_then(|most| {
+            // The lock of the index is ours by now.
+            let opened = History::open(state.history_dir(&canonical), most);
+            opened.inspect_err(|error| notice_no_history(monitor, error)).ok()
+        });
         Ok(Self {
             root,
             index: opened.index,
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
+            history,
             filter,
             policy: request.policy.clone(),
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
@@ -296,6 +304,9 @@ impl Source {
         if let Some(chunks) = chunks {
             self.written_soon().insert(digest, chunks.into());
         }
+        if let (Some(history), Some(content)) = (&self.history, &content) {
+            history.put(digest, content);
+        }
         if pending.old_content() == Some((size, digest)) || size == 0 {
             return None;
         }
@@ -383,6 +394,47 @@ impl Source {
         Ok(())
     }
 
+    /// Keeps those contents of the committed version that were too large to keep when they were read; of a store that
+    /// was empty, all.
+    pub fn keep_contents(&self, difference: &Difference) -> Result<(), PushError> {
+        let Some(history) = &self.history else { return Ok(()) };
+        let keep = |row: &Row| {
+            let Some((size, digest)) = row.entry.content().filter(|(size, digest)| history.wants(digest, *size)) else {
+                return;
+            };
+            let Some(tuple) = row.tuple else { return };
+            // A file that changed meanwhile is not what is to be kept.
+            let Ok(file) = SourceFile::open(&self.root, &row.path, &tuple) else { return };
+            if size > KEEP {
+                history.put_file(digest, &file, size);
+            } else if let Ok(content) = file.read_at(0, usize::try_from(size).unwrap_or(0)) {
+                history.put(digest, &content);
+            }
+        };
+        if !history.was_empty() {
+            difference.pending.iter().for_each(|pending| keep(&pending.row));
+            return Ok(());
+        }
+        let mut rows = self.index.cursor()?;
+        while let Some(row) = rows.next()? {
+            keep(&row);
+        }
+        Ok(())
+    }
+
+    /// Ends what was kept, and makes room in the history. Nobody may need more of it.
+    pub fn tidy_history(&self) {
+        let Some(history) = &self.history else { return };
+        history.finish(|| {
+            let mut current = foldhash::HashSet::default();
+            let Ok(mut rows) = self.index.cursor() else { return current };
+            while let Ok(Some(row)) = rows.next() {
+                current.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
+            }
+            current
+        });
+    }
+
     /// Chunk lists that the index does not have yet.
     fn written_soon(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[ChunkRef]>>> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
@@ -440,6 +492,10 @@ fn remember_path(index: &Index, canonical: &Path) -> Result<(), IndexError> {
 
 fn notice_rebuilt(monitor: &dyn Monitor, reason: &str) {
     monitor.notice(None, &format!("the index of the source was rebuilt: {reason}; its history is lost, no data is"));
+}
+
+fn notice_no_history(monitor: &dyn Monitor, error: &std::io::Error) {
+    monitor.notice(None, &format!("previous contents cannot be kept: {error}; more is sent than need be"));
 }
 
 /// Our own state directory must not become part of what is made identical to something else.

@@ -5,14 +5,19 @@ use crate::wire::Splice;
 /// Zeros from this number on are named in place of being sent.
 const FEW_ZEROS: usize = 256;
 
-/// Short literals and copied ranges on their way into one frame.
+/// Ranges that are copied in one frame.
+const SPLICES: usize = 1 << 12;
+
+/// Literals and copied ranges on their way into one frame.
 pub struct Splicing {
     /// Where its first byte goes.
     pub offset: u64,
+    /// Where the first copied range counts from.
+    pub from: u64,
     /// Where its last byte went.
     pub end: u64,
     /// Where the last copied range ended.
-    copied: u64,
+    pub copied: u64,
     /// The ranges.
     pub splices: Vec<Splice>,
     /// The literals.
@@ -22,7 +27,17 @@ pub struct Splicing {
 impl Splicing {
     /// Begins where something goes.
     pub fn at(offset: u64) -> Self {
-        Self { offset, end: offset, copied: 0, splices: Vec::new(), bytes: Vec::new() }
+        Self::behind(offset, 0)
+    }
+
+    /// The same, copied ranges counting from there.
+    pub fn behind(offset: u64, from: u64) -> Self {
+        Self { offset, from, end: offset, copied: from, splices: Vec::new(), bytes: Vec::new() }
+    }
+
+    /// Whether it should be sent.
+    pub fn is_full(&self, most: usize) -> bool {
+        self.bytes.len() >= most || self.splices.len() >= SPLICES
     }
 
     /// Adds bytes; long runs of zeros among them are only named.

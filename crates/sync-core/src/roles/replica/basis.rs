@@ -33,12 +33,25 @@ const PARTS: usize = 1 << 15;
 /// Files for which another thread pays.
 const FILES_PER_THREAD: usize = 64;
 
-/// What there is in place of each of these files. What a master that knows the content of a large file can look up itself
-/// is left out if it is `known`. A file that cannot be read saves nothing, and costs nothing but sending.
-pub fn in_place_of(root: &Root, index: &Index, files: &[(u64, Offered)], known: bool) -> Vec<(Option<OldFile>, Basis)> {
+/// What a master can look up itself.
+#[derive(Clone, Copy)]
+pub struct Knows {
+    /// The chunks of large files.
+    pub chunks: bool,
+    /// Whole contents.
+    pub contents: bool,
+}
+
+/// What there is in place of each of these files, without what the master knows. A file that cannot be read saves nothing, and costs nothing but sending.
+pub fn in_place_of(
+    root: &Root,
+    index: &Index,
+    files: &[(u64, Offered)],
+    master: Knows,
+) -> Vec<(Option<OldFile>, Basis)> {
     let paths: Vec<RelPath> = files.iter().map(|(_, file)| file.path.clone()).collect();
     let Ok(rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
-    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, known);
+    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, master);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
     if threads < 2 {
         return files.iter().zip(rows).map(|pair| one(pair).map_or((None, Basis::None), found)).collect();
@@ -68,7 +81,7 @@ fn found((old, basis): (OldFile, Basis)) -> (Option<OldFile>, Basis) {
     (Some(old), basis)
 }
 
-fn basis(root: &Root, new: u64, row: Row, known: bool) -> Option<(OldFile, Basis)> {
+fn basis(root: &Root, new: u64, row: Row, master: Knows) -> Option<(OldFile, Basis)> {
     let (Kind::File { size, digest }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return None };
     let (size, digest) = (*size, *digest);
     if !(MIN_PIECES..=MAX_BASIS).contains(&size) || new < MIN_PIECES {
@@ -76,7 +89,10 @@ fn basis(root: &Root, new: u64, row: Row, known: bool) -> Option<(OldFile, Basis
     }
     let old = (row.path, tuple);
     if size.max(new) <= MAX_PIECES {
-        let content = read(root, &old).ok()?;
+        if master.contents {
+            return Some((old, Basis::Named(digest.prefix().to_le_bytes())));
+        }
+        let content = read_small(root, &old).ok()?;
         return Some((old, Basis::Pieces(PieceHashes::of(&content))));
     }
     if new / size > MOST_GROWTH {
@@ -84,7 +100,8 @@ fn basis(root: &Root, new: u64, row: Row, known: bool) -> Option<(OldFile, Basis
     }
     let mut chunks = Vec::new();
     // A master keeps the chunks of files whose parts it may have to resume.
-    if !known || size <= PART_MIN {
+    let is_known = master.contents || master.chunks && size > PART_MIN;
+    if !is_known {
         let file = BasisFile::open(root, &old.0, &old.1).ok()?;
         let never = AtomicBool::new(false);
         cut(&file, (0, size), Chunking::for_size(size), &never, &mut |bytes| chunks.push(ChunkRef::of(bytes))).ok()?;
@@ -92,8 +109,11 @@ fn basis(root: &Root, new: u64, row: Row, known: bool) -> Option<(OldFile, Basis
     Some((old, Basis::File { digest, size, chunks }))
 }
 
-/// All of a small file.
-pub fn read(root: &Root, (path, tuple): &OldFile) -> Result<Vec<u8>, FsError> {
+/// All of a small file. A master that asks for this of a large one would have it read into memory.
+pub fn read_small(root: &Root, (path, tuple): &OldFile) -> Result<Vec<u8>, FsError> {
+    if tuple.size > MAX_PIECES {
+        return Err(FsError::because("read", path, "the master takes it for a small file"));
+    }
     let file = BasisFile::open(root, path, tuple)?;
     let mut content = vec![0; usize::try_from(file.size()).unwrap_or(0)];
     file.read_exact_at(0, &mut content)?;

@@ -28,7 +28,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Ack, Basis, Describe, Described, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
+use crate::wire::{Ack, Basis, Describe, Described, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
 use apply::Application;
 use basis::Describer;
 use open::Opened;
@@ -83,6 +83,8 @@ struct Session {
     ending: Arc<AtomicBool>,
     /// Of an embedded replica it is empty.
     share: String,
+    /// Whether the master keeps previous contents.
+    history: bool,
     opened: Option<Opened>,
     stager: Stager,
     describer: Describer,
@@ -109,6 +111,7 @@ impl Session {
             stop,
             ending: Arc::default(),
             share: String::new(),
+            history: false,
             opened: None,
             settled,
             application: None,
@@ -202,6 +205,7 @@ impl Session {
 
     fn open(&mut self, hello: Hello) -> Result<(), LinkError> {
         self.share.clone_from(&hello.share);
+        self.history = hello.features & HISTORY != 0;
         let share = match self.shares.find(&hello.share) {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
@@ -296,8 +300,9 @@ impl Session {
     fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<(Wanted, Offered)> {
         let Some(opened) = self.opened.as_mut() else { return Vec::new() };
         let known = !self.listed && opened.stand().version.is_some();
+        let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
-            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, known),
+            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, master),
             _ => Vec::new(),
         };
         let mut bases = bases.into_iter();

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::basis::{self, OldFile};
 use super::open::Opened;
-use crate::compress::StreamDecompressor;
+use crate::compress::{StreamDecompressor, decompress_after};
 use crate::delta::patch::{self, Run};
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
 use crate::manifest::Metadata;
@@ -19,10 +19,15 @@ use crate::path::RelPath;
 use crate::roles::link::LinkError;
 use crate::session::{ProtocolError, Settled};
 use crate::transport::{Connection, Frame, FrameReader};
-use crate::wire::{Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_RAW, Offered, Piece, Splice};
+use crate::wire::{
+    Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_PREFIX, MAX_RAW, Offered, Piece, Splice, gaps,
+};
 
 /// Content streams that a master may open in one session.
 const MAX_STREAMS: usize = 16;
+
+/// Bytes of old files that are held while a batch is opened and stored.
+const MOST_OLD: usize = 16 << 20;
 
 /// A content that was asked for.
 #[derive(Clone, Debug)]
@@ -201,25 +206,35 @@ impl Files {
 
     fn batch(&mut self, batch: &Batch, bytes: &[u8]) -> Result<(), LinkError> {
         let total: usize = batch.files.iter().map(|file| file.literal as usize).sum();
-        let raw = self.decode(batch.encoding, bytes, total)?;
         let (root, staging) = self.place()?;
+        let expected = self.take_expected(batch)?;
+        let mut old = Old::default();
+        let raw = match batch.encoding {
+            Encoding::AfterGaps => old.open(&root, batch, &expected, bytes, total),
+            encoding => Some(self.decode(encoding, bytes, total)?),
+        };
         let mut settled = Vec::with_capacity(batch.files.len());
-        let mut rest: &[u8] = &raw;
-        for (BatchFile { seq, literal, runs }, expected) in batch.files.iter().zip(self.take_expected(batch)?) {
-            let Some((literals, after)) = rest.split_at_checked(*literal as usize) else {
-                return Err(protocol("a batch holds less than it says"));
+        let mut rest = raw.as_deref();
+        for (i, (BatchFile { seq, literal, runs }, expected)) in batch.files.iter().zip(expected).enumerate() {
+            let literals = match rest.map(|rest| rest.split_at_checked(*literal as usize)) {
+                Some(Some((literals, after))) => {
+                    rest = Some(after);
+                    Some(literals)
+                }
+                Some(None) => return Err(protocol("a batch holds less than it says")),
+                None => None,
             };
-            rest = after;
             let file = &expected.file;
             if expected.given_up {
                 continue;
             }
-            let stored = match content(&root, &expected, runs, literals) {
+            let old = old.files.get_mut(i).and_then(Option::take);
+            let stored = match literals.and_then(|literals| content(&root, &expected, old, runs, literals)) {
                 Some(content) => staging.store(&file.digest, &content, &file.path, Some(&file.likely)),
                 None => Err(IncomingError::Mismatch),
             };
             if stored.is_ok() {
-                self.shared.copied.fetch_add(file.size.saturating_sub(literals.len() as u64), Ordering::Relaxed);
+                self.shared.copied.fetch_add(file.size.saturating_sub(u64::from(*literal)), Ordering::Relaxed);
             }
             match stored {
                 Ok(()) => settled.push((*seq, Settled::Staged)),
@@ -244,7 +259,17 @@ impl Files {
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {
         match *piece {
             Piece::Spliced { seq, offset, ref splices, encoding } => {
-                self.spliced(seq, offset, splices, encoding, bytes)?;
+                let raw = self.decode(encoding, bytes, literal_bytes(splices))?;
+                self.spliced(seq, offset, 0, splices, Some(&raw))?;
+            }
+            Piece::Patched { seq, offset, from, tail, ref splices, encoding } => {
+                let raw = match encoding {
+                    Encoding::AfterGaps => {
+                        self.open(seq, offset)?.after_gaps(&gaps(from, tail, splices), bytes, splices)
+                    }
+                    encoding => Some(self.decode(encoding, bytes, literal_bytes(splices))?),
+                };
+                self.spliced(seq, offset, from, splices, raw.as_deref())?;
             }
             Piece::Literal { seq, offset, len, encoding } => {
                 let raw = self.decode(encoding, bytes, len as usize)?;
@@ -263,20 +288,21 @@ impl Files {
         Ok(())
     }
 
-    /// Bytes in turn with ranges of the old file.
+    /// Bytes in turn with ranges of the old file; without the bytes, the file is not to be had in this way.
     fn spliced(
         &mut self,
         seq: u64,
         offset: u64,
+        mut from: u64,
         splices: &[Splice],
-        encoding: Encoding,
-        bytes: &[u8],
+        raw: Option<&[u8]>,
     ) -> Result<(), LinkError> {
-        let total = splices.iter().map(|splice| splice.literal as usize).sum();
-        let raw = self.decode(encoding, bytes, total)?;
         let mut reused = 0;
-        let (mut rest, mut from): (&[u8], u64) = (&raw, 0);
         let open = self.open(seq, offset)?;
+        let Some(mut rest) = raw else {
+            open.then(|_, _| Err(IncomingError::Mismatch));
+            return Ok(());
+        };
         for Splice { literal, zeros, skip, copy } in splices {
             let (literal, after) = rest.split_at_checked(*literal as usize).unwrap_or((rest, &[]));
             rest = after;
@@ -344,6 +370,18 @@ impl Open {
         }
     }
 
+    /// Opens a frame that lies behind ranges of the old file; `None` if that is not what it was made behind.
+    fn after_gaps(&self, gaps: &[(u64, u64)], frame: &[u8], splices: &[Splice]) -> Option<Cow<'static, [u8]>> {
+        let basis = self.basis.as_ref()?;
+        let mut prefix = Vec::new();
+        for (at, len) in gaps {
+            let begin = prefix.len();
+            prefix.resize(begin.checked_add(usize::try_from(*len).ok()?)?, 0);
+            basis.read_exact_at(*at, &mut prefix[begin..]).ok()?;
+        }
+        decompress_after(&prefix, frame, literal_bytes(splices), MAX_RAW).ok().map(Cow::Owned)
+    }
+
     /// Does something with the file unless it has failed; says whether it went well.
     fn then(&mut self, work: impl FnOnce(&mut Incoming, Option<&BasisFile>) -> Result<(), IncomingError>) -> bool {
         // Nothing incoming and nothing failed: the content is staged already.
@@ -369,13 +407,59 @@ impl Open {
     }
 }
 
-/// The content of a small file; `None` if that is not what was announced, or the old file is not what it was.
-fn content<'a>(root: &Root, expected: &Expected, runs: &[Run], literals: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+/// The old files of a batch, as far as they were read to open it.
+#[derive(Default)]
+struct Old {
+    files: Vec<Option<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Old {
+    /// Opens a batch that lies behind what its files do not take of their old ones; `None` if these are not what it was
+    /// made behind.
+    fn open(
+        &mut self,
+        root: &Root,
+        batch: &Batch,
+        expected: &[Expected],
+        frame: &[u8],
+        len: usize,
+    ) -> Option<Cow<'static, [u8]>> {
+        let mut prefix = Vec::new();
+        for (file, expected) in batch.files.iter().zip(expected) {
+            let old = expected.basis.as_ref().and_then(|old| basis::read_small(root, old).ok());
+            if let Some(old) = &old {
+                patch::gaps(old, &file.runs, MAX_PREFIX, &mut prefix);
+            }
+            // What does not fit is read again.
+            self.bytes += old.as_ref().map_or(0, Vec::len);
+            self.files.push(old.filter(|_| self.bytes <= MOST_OLD));
+        }
+        decompress_after(&prefix, frame, len, MAX_RAW).ok().map(Cow::Owned)
+    }
+}
+
+fn literal_bytes(splices: &[Splice]) -> usize {
+    splices.iter().map(|splice| splice.literal as usize).sum()
+}
+
+/// The content of a small file; `None` if that is not what was announced, or the old file is not what it was. `old` is
+/// the old file, if it was read already.
+fn content<'a>(
+    root: &Root,
+    expected: &Expected,
+    old: Option<Vec<u8>>,
+    runs: &[Run],
+    literals: &'a [u8],
+) -> Option<Cow<'a, [u8]>> {
     let size = expected.file.size;
     if runs.is_empty() {
         return (literals.len() as u64 == size).then_some(Cow::Borrowed(literals));
     }
-    let old = basis::read(root, expected.basis.as_ref()?).ok()?;
+    let old = match old {
+        Some(old) => old,
+        None => basis::read_small(root, expected.basis.as_ref()?).ok()?,
+    };
     let size = usize::try_from(size).ok().filter(|size| *size <= MAX_RAW)?;
     patch::apply(&old, runs, literals, size).map(Cow::Owned)
 }
