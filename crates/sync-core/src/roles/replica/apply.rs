@@ -15,7 +15,7 @@ use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, St
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Holds, Row, Tuple, Version};
-use crate::monitor::Item;
+use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, Plan, Situation, Step};
 use crate::roles::tree;
@@ -50,12 +50,17 @@ pub struct Application {
 impl Application {
     /// Decides the steps from the replica's own rows, and the root they lead to. A dry run, which moves no content,
     /// takes for granted what is missing.
-    pub fn plan(opened: &Opened, announce: &Announce, changes: Changes, copied_bytes: u64) -> Result<Self, IndexError> {
+    pub fn plan(
+        opened: &Opened,
+        announce: &Announce,
+        changes: Changes,
+        old_file_bytes: u64,
+    ) -> Result<Self, IndexError> {
         let staged = |digest: &Digest| match &opened.staging {
             Some(staging) => staging.has(digest),
             None => !opened.has(digest),
         };
-        Self::plan_with(opened, announce, changes, copied_bytes, &staged)
+        Self::plan_with(opened, announce, changes, old_file_bytes, &staged)
     }
 
     /// The plan as it will be once every missing content is staged.
@@ -67,7 +72,7 @@ impl Application {
         opened: &Opened,
         announce: &Announce,
         changes: Changes,
-        copied_bytes: u64,
+        old_file_bytes: u64,
         staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<Self, IndexError> {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
@@ -89,9 +94,9 @@ impl Application {
             Situation { rows, sources: &sources, staged: &staged, holds: &holds, no_delete: opened.policy.no_delete };
         let again = if complete { Changes::new() } else { changes.clone() };
         let mut plan = plan::decide(changes, situation);
-        let stats = count(&plan, copied_bytes);
+        let stats = count(&plan, old_file_bytes);
         let items = match opened.policy.itemize {
-            true => plan.steps.iter().filter_map(itemize).collect(),
+            true => itemize(&plan.steps),
             false => Vec::new(),
         };
         let refusal = too_many_deletes(opened, &plan);
@@ -395,9 +400,9 @@ fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|leaf| opened.ignores(leaf.extra))?.root)
 }
 
-fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {
+fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
     // Names that went because their content moved are not counted twice.
-    let mut stats = ReplicaStats { reused_bytes: copied_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
+    let mut stats = ReplicaStats { old_file_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
     for step in plan.steps.iter().filter(|step| step.action != Action::Delete) {
         count_step(&mut stats, step, |counter, n| *counter += n);
     }
@@ -414,13 +419,29 @@ fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) 
         (_, Some(_)) => &mut stats.updated,
     };
     change(counter, 1);
-    if let (Action::Move { .. } | Action::Copy { .. }, Some(new)) = (&step.action, &step.new) {
-        change(&mut stats.reused_bytes, new.content().map_or(0, |(size, _)| size));
+    let size = step.new.as_ref().and_then(|new| new.content()).map_or(0, |(size, _)| size);
+    match step.action {
+        Action::Move { .. } => change(&mut stats.moved_bytes, size),
+        Action::Copy { .. } => change(&mut stats.copied_bytes, size),
+        _ => {}
     }
 }
 
-fn itemize(step: &Step) -> Option<Item> {
-    diff::item(&step.path, step.old.as_ref().map(|row| &row.entry), step.new.as_deref(), &step.action)
+fn itemize(steps: &[Step]) -> Vec<Item> {
+    let moved = steps.iter().filter_map(|step| match &step.action {
+        Action::Move { from } => Some((from, &step.path)),
+        _ => None,
+    });
+    let moved: HashMap<&RelPath, &RelPath> = moved.collect();
+    let item = |step: &Step| {
+        let old = step.old.as_ref().map(|row| &row.entry);
+        let mut item = diff::item(&step.path, old, step.new.as_deref(), &step.action)?;
+        if let How::Deleted { moved_to } = &mut item.how {
+            *moved_to = moved.get(&step.path).map(|to| (*to).clone());
+        }
+        Some(item)
+    };
+    steps.iter().filter_map(item).collect()
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {
