@@ -70,6 +70,7 @@ fn changed_in_every_way(scratch: &Scratch) {
     remove(&src.join("goes"));
     hard_link(src.join("linked"), src.join("second"));
     write(src.join("emptied"), b"");
+    remove(&src.join("symlink"));
     link_to("there", src.join("symlink"));
     write(src.join("new"), noise(7, 3000));
     write(src.join("again"), noise(7, 3000));
