@@ -21,7 +21,7 @@ and, each alone because of its size, with --big:
 With --compress both compress what they send: `rsync -z`, `synccli push --compress=zstd`.
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface, headers and
-acknowledgements included; peak resident memory of either side (the sender's looked at every 10 ms). After every push the destination is compared with the
+acknowledgements included; peak resident memory of either side. After every push the destination is compared with the
 source by `rsync --dry-run --checksum`, outside the measured time. The peers take turns in going first.
 
 Written to benches/results/DATE-HOST.json: every single measurement, machine, versions and command; and a table of
@@ -97,7 +97,8 @@ class Daemon:
 
 
 class Sampler(threading.Thread):
-    """Peak memory of a process that will end, looked at every 10 ms: ru_maxrss would count this script's own."""
+    """The kernel's figure for the peak memory of a process that will end, read every 10 ms: what it takes in its last 10
+    ms may be missed. ru_maxrss would count this script's own, which the process is a copy of until it runs its program."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
@@ -110,6 +111,7 @@ class Sampler(threading.Thread):
                 status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
             except OSError:
                 return
+            # Not of the copy.
             found = re.search(r"^Name:\s+(?!python)(?s:.*)VmHWM:\s+(\d+)", status)
             if found:
                 self.most = max(self.most, int(found.group(1)) * 1024)

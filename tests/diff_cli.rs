@@ -90,7 +90,7 @@ fn each_kind_of_change_has_its_line_and_the_push_sends_what_was_estimated() {
         ("large", " of 3145735 bytes would be sent, the rest is in the old file"),
         ("rewritten", "all 5000 bytes would be sent, the old file has none of them"),
         ("dir/moved", "moved from moves: 7000 bytes stay there"),
-        ("moves", "its file moves to dir/moved"),
+        ("moves", "moves to dir/moved"),
         ("copy", "copied there from copied: 9000 bytes"),
         ("chmod", "metadata only: mode"),
         ("goes", "(deleted)"),
@@ -260,6 +260,28 @@ fn what_would_be_compressed_is_found_out_on_demand() {
     for name in ["literal_bytes", "compressed_bytes"] {
         assert_eq!(would.count(name), did.count(name), "{name}");
     }
+}
+
+#[test]
+fn a_renamed_directory_moves_with_all_it_holds() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src.join("old"), 30, 1);
+    link_to("there", src.join("old/symlink"));
+    scratch.push().ok();
+    settle();
+    std::fs::rename(src.join("old"), src.join("renamed")).unwrap();
+    let ran = diff(&scratch).ok();
+    assert!(line(&ran, "renamed").ends_with("(moved from old)"), "{ran}");
+    assert!(line(&ran, "old").ends_with("(moves to renamed)"), "{ran}");
+    assert!(line(&ran, "renamed/symlink").ends_with("(moved from old/symlink)"), "{ran}");
+    assert!(line(&ran, "renamed/d000/f00001").contains("(moved from old/d000/f00001: "), "{ran}");
+    let would = diff(&scratch).arg("--json").ok().summary();
+    let did = scratch.push().arg("--json").ok().summary();
+    for name in ["literal_bytes", "reused_bytes", "moved_bytes", "moved", "created"] {
+        assert_eq!(would.count(name), did.count(name), "{name}: {would:?} {did:?}");
+    }
+    assert_eq!(did.count("literal_bytes"), 0, "{did:?}");
 }
 
 #[test]

@@ -42,16 +42,95 @@ fn one_small_change_costs_its_size_and_little_else() {
     assert!(bytes < 9000, "{bytes} bytes for one small file");
 }
 
+/// Other times, in no order that compresses.
+fn touch_all(top: &std::path::Path) {
+    let mut random = 1_u64;
+    for (path, _) in snapshot(top) {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (seconds, nanoseconds) = ((random >> 44) as i64, (random >> 20) as i64 % 1_000_000_000);
+        set_mtime(top.join(os(&path)), 1_700_000_000 + seconds, nanoseconds);
+    }
+}
+
 #[test]
-fn a_touched_tree_costs_no_content() {
+fn a_touched_tree_costs_its_new_times() {
     let scratch = Scratch::new();
-    many(&scratch.src(), 500, 1);
+    many(&scratch.src(), 5000, 1);
     write(scratch.src().join("large"), noise(1, 4 << 20));
     scratch.push().ok();
-    tool("find", &[scratch.src().as_os_str(), "-exec".as_ref(), "touch".as_ref(), "{}".as_ref(), "+".as_ref()]);
+    touch_all(&scratch.src());
     let (bytes, summary) = sent(&scratch, &[]);
     assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
-    assert!(bytes < 100 * 512, "{bytes} bytes for {} entries", summary.count("metadata_only"));
+    let touched = summary.count("metadata_only");
+    assert!(touched > 5000, "{summary:?}");
+    // Seven of them are the time itself; rsync needs some 150.
+    assert!(bytes < 8000 + 13 * touched, "{bytes} bytes for {touched} entries");
+}
+
+/// What is told against the replica's version has to fit everything that is there, at once and after a drift.
+#[test]
+fn everything_can_be_touched_and_moved() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    zoo(&src.join("zoo"), Zoo { far_times: false });
+    many(&src.join("d"), 300, 1);
+    write(src.join("group/1"), "group");
+    hard_link(src.join("group/1"), src.join("group/2"));
+    scratch.push().ok();
+    std::fs::rename(src.join("zoo"), src.join("d/zoo")).unwrap();
+    std::fs::rename(src.join("group"), src.join("moved")).unwrap();
+    touch_all(&src.join("d/d001"));
+    sent(&scratch, &[]);
+    // What it is told against is not there any more.
+    for drift in ["touched", "touched as another", "moved"] {
+        let (old, new) = (src.join("moved"), src.join("moved-again"));
+        match drift {
+            "touched" => std::fs::remove_file(dst.join("d/d001/f00050")).unwrap(),
+            "touched as another" => write(dst.join("d/d001/f00050"), "other"),
+            _ => write(dst.join("moved/1"), "other"),
+        }
+        touch_all(&src.join("d/d001"));
+        std::fs::rename(&old, &new).unwrap();
+        sent(&scratch, &[]);
+        std::fs::rename(&new, &old).unwrap();
+        scratch.push().arg("--no-delete").ok();
+        sent(&scratch, &[]);
+    }
+}
+
+#[test]
+fn a_directory_that_moved_or_went_costs_its_name() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src.join("a"), 4000, 1);
+    many(&src.join("b"), 300, 2);
+    scratch.push().ok();
+    std::fs::rename(src.join("a"), src.join("b/elsewhere")).unwrap();
+    let (bytes, summary) = sent(&scratch, &[]);
+    assert_eq!(summary.count("literal_bytes"), 0, "{summary:?}");
+    assert!(bytes < 8000, "{bytes} bytes for 4000 files that moved");
+    // With a change in it, all but that.
+    std::fs::rename(src.join("b/elsewhere"), src.join("c")).unwrap();
+    append(src.join("c/d003/f00170"), b"more");
+    let (bytes, _) = sent(&scratch, &[]);
+    assert!(bytes < 15_000, "{bytes} bytes for 4000 files that moved, and one that changed");
+    std::fs::remove_dir_all(src.join("c")).unwrap();
+    let (bytes, _) = sent(&scratch, &[]);
+    assert!(bytes < 8000, "{bytes} bytes for 4000 files that went");
+}
+
+#[test]
+fn what_is_told_of_small_files_is_compressed_with_them() {
+    let overhead = |option: &str| {
+        let scratch = Scratch::new();
+        for i in 0..3000 {
+            write(scratch.src().join(format!("a directory with a name/{:02}/file {i:04}", i / 100)), format!("{i}"));
+        }
+        sent(&scratch, &[option]).0 / 3000
+    };
+    // A digest has 32, and nothing makes it shorter.
+    let (plain, packed) = (overhead("--compress=never"), overhead("--compress=zstd"));
+    assert!(plain > 90 && packed < 55, "{plain} and {packed} bytes a file");
 }
 
 #[test]

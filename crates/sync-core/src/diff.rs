@@ -29,7 +29,8 @@ pub fn itemize(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> Opt
     let update = match action {
         Action::Delete => return Some(DELETING.to_owned()),
         Action::Content => '>',
-        Action::Move { .. } | Action::Copy { .. } | Action::Make | Action::MakeDir => 'c',
+        Action::Move { .. } | Action::MoveDir { .. } => 'c',
+        Action::Copy { .. } | Action::Make | Action::MakeDir => 'c',
         Action::Link { .. } => 'h',
         Action::Metadata => '.',
     };
@@ -71,7 +72,7 @@ fn how(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> How {
     match action {
         Action::Metadata => How::Metadata,
         Action::Content => How::Content { size: all, old: size(old) },
-        Action::Move { from } => How::Moved { from: from.clone(), size: all },
+        Action::Move { from } | Action::MoveDir { from } => How::Moved { from: from.clone(), size: all },
         Action::Copy { from } => How::Copied { from: from.clone(), size: all },
         Action::Make | Action::MakeDir => How::Made,
         Action::Link { .. } => How::Linked,

@@ -116,6 +116,13 @@ impl RelPath {
         Some(Self(self.0[..cut].into()))
     }
 
+    /// The paths on the way down from `top`, which lies above, to this one, which is the last of them.
+    pub(crate) fn way_from(&self, top: &Self) -> impl Iterator<Item = Self> {
+        let slashes = (top.0.len() + 1..self.0.len()).filter(|&i| self.0[i] == b'/');
+        let end = (top.0.len() < self.0.len()).then_some(self.0.len());
+        slashes.chain(end).map(|end| Self(self.0[..end].into()))
+    }
+
     /// The components from the top down; none for the top directory.
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())
@@ -304,6 +311,16 @@ mod tests {
         assert_eq!(path("a").parent(), Some(RelPath::root()));
         assert_eq!(RelPath::root().parent(), None);
         assert_eq!(path("a/b").name(), b"b");
+    }
+
+    #[test]
+    fn the_way_down_leads_through_every_directory() {
+        let way = |to: &str, from: &str| path(to).way_from(&path(from)).collect::<Vec<_>>();
+        assert_eq!(way("a/bc/d", ""), ["a", "a/bc", "a/bc/d"].map(path));
+        assert_eq!(way("a/bc/d", "a"), ["a/bc", "a/bc/d"].map(path));
+        assert_eq!(way("a/bc/d", "a/bc"), ["a/bc/d"].map(path));
+        assert_eq!(way("a", ""), [path("a")]);
+        assert!(way("a", "a").is_empty() && way("", "").is_empty());
     }
 
     #[test]

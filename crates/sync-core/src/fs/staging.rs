@@ -13,6 +13,7 @@ mod adopt;
 mod new_tree;
 mod place;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -52,6 +53,9 @@ pub struct Staging {
     /// For each directory that was asked about: the mount that its entries belong to.
     places: RwLock<HashMap<RelPath, Place>>,
     contents: Mutex<HashMap<Digest, Content>>,
+    /// What took its place ahead of the plan, by place: made of the contents when something is in the way for the first
+    /// time, since a plan has nothing new take its place.
+    ahead: Mutex<Option<BTreeMap<RelPath, Digest>>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -141,6 +145,7 @@ impl Staging {
             mounts: RwLock::default(),
             places: RwLock::default(),
             contents: Mutex::default(),
+            ahead: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
             stop: Arc::default(),

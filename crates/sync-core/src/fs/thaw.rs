@@ -52,6 +52,14 @@ impl Thaw {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A directory has got another name.
+    pub fn rename(&self, from: &RelPath, to: &RelPath) {
+        let mut thawed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mode) = thawed.remove(from) {
+            thawed.insert(to.clone(), mode);
+        }
+    }
+
     /// Gives every directory its mode back, deepest first.
     pub fn restore(&self, root: &Root) {
         let mut dirs: Vec<_> = self.take().into_iter().collect();

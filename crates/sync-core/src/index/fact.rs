@@ -108,6 +108,11 @@ fn put_short(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Whether the entry is a further name of a hard-link group.
+pub(super) fn is_link(fact: &[u8]) -> bool {
+    fact.get(2).is_some_and(|flags| flags & LINK != 0)
+}
+
 /// The inverse of [`encode`], with the path from its key; everything is checked as if it came from a stranger.
 pub(super) fn decode(key: &[u8], fact: &[u8]) -> Result<Row, Fault> {
     let path = path_of(key)?;

@@ -288,7 +288,7 @@ pub(super) fn find(conn: &Connection, path: &RelPath, summer: &mut Summer) -> Re
 }
 
 /// The first key after everything beneath `dir`; `None` for the top, after which nothing comes.
-fn end_of(dir: &RelPath) -> Option<Vec<u8>> {
+pub(super) fn end_of(dir: &RelPath) -> Option<Vec<u8>> {
     (!dir.is_root()).then(|| {
         let mut key = dir.to_key();
         key.push(1);
@@ -354,10 +354,15 @@ pub(super) fn read_stored(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Resul
     let changed_in: i64 = row.get(3)?;
     let fields: [&[u8]; 4] = [key, fact, hash, &changed_in.to_le_bytes()];
     if summer.sum(Mark::Entry, &fields) != blob(row, 4)? {
-        let path = crate::path::escape(&key.iter().map(|&b| if b == 0 { b'/' } else { b }).collect::<Vec<_>>());
-        return Err(Fault::Damaged(format!("the checksum of the row of {path} does not match")));
+        return Err(mismatch(key));
     }
     Ok(Stored { row: fact::decode(key, fact)?, hash: Digest(exactly(hash)?), changed_in: from_sql(changed_in)? })
+}
+
+/// What is said of a row whose sum is wrong.
+pub(super) fn mismatch(key: &[u8]) -> Fault {
+    let path = crate::path::escape(&key.iter().map(|&b| if b == 0 { b'/' } else { b }).collect::<Vec<_>>());
+    Fault::Damaged(format!("the checksum of the row of {path} does not match"))
 }
 
 /// Whether a table has any row.

@@ -118,6 +118,22 @@ pub enum EntryError {
     Link,
 }
 
+impl Metadata {
+    /// Checks what the type cannot express.
+    ///
+    /// # Errors
+    /// [`EntryError`] names the first rule that is broken.
+    pub fn validate(&self) -> Result<(), EntryError> {
+        if self.mode & !0o7777 != 0 {
+            return Err(EntryError::Mode);
+        }
+        if self.mtime.nsec >= 1_000_000_000 {
+            return Err(EntryError::Time);
+        }
+        Ok(())
+    }
+}
+
 impl Entry {
     /// Owner, mode and time.
     pub fn metadata(&self) -> Metadata {
@@ -148,12 +164,7 @@ impl Entry {
     /// # Errors
     /// [`EntryError`] names the first rule that is broken.
     pub fn validate(&self) -> Result<(), EntryError> {
-        if self.mode & !0o7777 != 0 {
-            return Err(EntryError::Mode);
-        }
-        if self.mtime.nsec >= 1_000_000_000 {
-            return Err(EntryError::Time);
-        }
+        self.metadata().validate()?;
         let sorted = self.xattrs.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let clean = self.xattrs.iter().all(|(name, _)| (1..=255).contains(&name.len()) && !name.contains(&0));
         let bytes: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -174,6 +185,11 @@ impl Entry {
     /// The identity of this entry. The bytes hashed are laid out here and nowhere else, apart from any encoding on the
     /// wire or on disk, so that those may change; golden vectors in the tests pin it.
     pub fn hash(&self) -> Digest {
+        self.hash_with(&self.metadata())
+    }
+
+    /// The identity that this entry would have with other metadata.
+    pub fn hash_with(&self, metadata: &Metadata) -> Digest {
         let mut h = blake3::Hasher::new();
         let field = |h: &mut blake3::Hasher, bytes: &[u8]| {
             h.update(&(bytes.len() as u64).to_le_bytes());
@@ -198,10 +214,10 @@ impl Entry {
                 h.update(&minor.to_le_bytes());
             }
         }
-        for number in [self.mode, self.uid, self.gid, self.mtime.nsec] {
+        for number in [metadata.mode, metadata.uid, metadata.gid, metadata.mtime.nsec] {
             h.update(&number.to_le_bytes());
         }
-        h.update(&self.mtime.sec.to_le_bytes());
+        h.update(&metadata.mtime.sec.to_le_bytes());
         h.update(&(self.xattrs.len() as u64).to_le_bytes());
         for (name, value) in &self.xattrs {
             field(&mut h, name);

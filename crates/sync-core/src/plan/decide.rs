@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Action, Step};
+use super::{Action, MovedDir, Step};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Kind, Row};
 use crate::path::RelPath;
@@ -30,6 +30,8 @@ pub struct Situation<'a> {
 pub struct Plan {
     /// In tree order, each path once.
     pub steps: Vec<Step>,
+    /// Directories that are renamed whole, in the order of where they shall be: each with one step for all it holds.
+    pub moved: Vec<MovedDir>,
     /// Paths that stay although the master does not have them; their rows become extras.
     pub kept: Vec<RelPath>,
     /// Paths that are as wanted but were marked as extras.
@@ -38,6 +40,15 @@ pub struct Plan {
     pub missing: Vec<RelPath>,
     /// How many entries are really lost: not those that moved, nor those that change their type.
     pub deletes: u64,
+}
+
+impl Plan {
+    /// Adds directories that are renamed whole, which the changes and rows that it was decided from were without.
+    pub fn rename(&mut self, moved: Vec<MovedDir>) {
+        self.steps.extend(moved.iter().filter_map(MovedDir::step));
+        self.steps.sort_by(|a, b| a.path.cmp(&b.path));
+        self.moved = moved;
+    }
 }
 
 /// Decides the steps that turn the rows into what the changes want.

@@ -1,10 +1,12 @@
 //! What a replica will do to its tree, as data: decided here, executed by the `fs` adapter.
 
 mod decide;
+mod rename;
 #[cfg(test)]
 mod tests;
 
 pub use decide::{Changes, Plan, Situation, beside, decide};
+pub use rename::{Moved, MovedDir, Rename, find_renames, take_renamed};
 
 use crate::manifest::{Entry, Row};
 use crate::path::RelPath;
@@ -19,6 +21,11 @@ pub enum Action {
     /// The inode now at `from` gets this name as well; `from` itself is deleted or replaced by the same plan.
     Move {
         /// Where the inode is now.
+        from: RelPath,
+    },
+    /// The directory now at `from` is renamed, with all it holds: see [`MovedDir`].
+    MoveDir {
+        /// Where the directory is now.
         from: RelPath,
     },
     /// A new inode with the content of `from`, which stays.

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::index::IndexError;
 use crate::session::ProtocolError;
 use crate::transport::{Code, Connection, Frame, FrameReader, FrameWriter, StreamError};
-use crate::wire::{Envelope, MAX_MESSAGE, ToMaster, ToReplica, WireError};
+use crate::wire::{Envelope, MAX_MESSAGE, Packer, ToMaster, ToReplica, WireError};
 
 /// Bytes of messages after which a sender with more of them waits.
 const MOST_QUEUED: usize = 1 << 20;
@@ -78,6 +78,15 @@ impl Incoming for ToReplica {
     }
 }
 
+/// Whether a message may be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// If it pays.
+    Packed,
+    /// Never.
+    Plain,
+}
+
 /// What is queued to be written.
 #[derive(Default)]
 struct Backlog {
@@ -88,7 +97,7 @@ struct Backlog {
 /// The control stream.
 pub struct Control<M> {
     incoming: mpsc::Receiver<Result<M, LinkError>>,
-    outgoing: mpsc::UnboundedSender<Envelope>,
+    outgoing: mpsc::UnboundedSender<(Envelope, Packing)>,
     backlog: Arc<Backlog>,
     reader: JoinHandle<()>,
     writer: JoinHandle<Result<(), StreamError>>,
@@ -122,13 +131,17 @@ impl<M: Incoming> Control<M> {
             }
         });
         // Whoever has much to say looks at the backlog; the rest is bounded by the manifest, which is in memory anyway.
-        let (outgoing, mut to_write) = mpsc::unbounded_channel::<Envelope>();
+        let (outgoing, mut to_write) = mpsc::unbounded_channel::<(Envelope, Packing)>();
         let backlog = Arc::new(Backlog::default());
         let left = Arc::clone(&backlog);
         let writer = tokio::spawn(async move {
-            let mut writer = writer;
-            while let Some(Envelope { kind, version, body }) = to_write.recv().await {
-                let len = body.len();
+            let (mut writer, mut packer) = (writer, Packer::default());
+            while let Some((message, packing)) = to_write.recv().await {
+                let len = message.body.len();
+                let Envelope { kind, version, body } = match packing {
+                    Packing::Packed => packer.pack(message),
+                    Packing::Plain => message,
+                };
                 writer.send(kind, version, Bytes::from(body)).await?;
                 left.bytes.fetch_sub(len, Ordering::Relaxed);
                 left.shorter.notify_one();
@@ -157,10 +170,15 @@ impl<M: Incoming> Control<M> {
         self.incoming.recv().await.unwrap_or(Err(LinkError::Ended))
     }
 
-    /// Queues a message.
+    /// Queues a message, which is compressed if that pays.
     pub fn send(&self, message: Envelope) -> Result<(), LinkError> {
+        self.send_as(message, Packing::Packed)
+    }
+
+    /// Queues a message.
+    pub fn send_as(&self, message: Envelope, packing: Packing) -> Result<(), LinkError> {
         self.backlog.bytes.fetch_add(message.body.len(), Ordering::Relaxed);
-        self.outgoing.send(message).map_err(|_| LinkError::Ended)
+        self.outgoing.send((message, packing)).map_err(|_| LinkError::Ended)
     }
 
     /// Sends what is queued and ends our half of the stream.

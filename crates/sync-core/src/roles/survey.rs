@@ -11,7 +11,7 @@ use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Leaf, RowCursor, Stored};
-use crate::manifest::{Entry, Holds, Kind, Merkle, Refused, Row, Time, TreeHash, Tuple, Xattrs};
+use crate::manifest::{Entry, Holds, Kind, Merkle, Metadata, Refused, Row, Time, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::tree;
 
@@ -51,6 +51,8 @@ pub struct Pending {
 pub struct Before {
     /// The hash of the entry.
     pub hash: Digest,
+    /// Its owner, mode and time.
+    pub metadata: Metadata,
     /// Size and digest of the content.
     pub content: Option<(u64, Digest)>,
 }
@@ -59,6 +61,13 @@ impl Pending {
     /// Whether the entry itself differs from the index, not only the proof of it.
     pub fn changes_entry(&self) -> bool {
         self.before.as_ref().is_none_or(|before| before.hash != self.row.entry.hash())
+    }
+
+    /// Whether what changed of the entry is its metadata and nothing else.
+    pub fn changes_metadata(&self) -> bool {
+        let same_but_for_that = |before: &Before| self.row.entry.hash_with(&before.metadata) == before.hash;
+        // Most of the others differ in content, which costs no hashing.
+        self.before.as_ref().is_some_and(|b| b.content == self.row.entry.content() && same_but_for_that(b))
     }
 
     /// Size and digest of the content that the index has for this path.
@@ -167,6 +176,13 @@ impl Survey {
             Some(before) => tree::rehash(index, before, &overlay, &skip),
             None => tree::hash_with(index, &overlay, &holds, &skip),
         }
+    }
+
+    /// The directories that are gone, each with its hash; none if not all of the tree as it was is known.
+    pub fn gone_dirs(&self) -> Vec<(RelPath, Digest)> {
+        let Some(before) = &self.before else { return Vec::new() };
+        let dirs = self.gone.iter().filter(|row| row.entry.is_dir());
+        dirs.filter_map(|row| Some((row.path.clone(), *before.dirs.get(&row.path)?))).collect()
     }
 
     /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one.
@@ -528,7 +544,7 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
 }
 
 fn before_of(row: &Row) -> Box<Before> {
-    Box::new(Before { hash: row.entry.hash(), content: row.entry.content() })
+    Box::new(Before { hash: row.entry.hash(), metadata: row.entry.metadata(), content: row.entry.content() })
 }
 
 fn known_of(row: &Row) -> Option<(Tuple, (Kind, Xattrs))> {

@@ -15,9 +15,10 @@ use crate::manifest::{Entry, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
+use crate::relative;
 use crate::wire::{
-    Announce, Basis, Change, Describe, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Offered, Run, ToMaster, ToReplica,
-    Unavailable, Wanted, in_messages,
+    Announce, Basis, Change, Describe, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Moved, Offered, Run, ToMaster,
+    ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most.
@@ -38,6 +39,8 @@ enum State {
     Opening,
     /// Contents and changes come in.
     Gathering,
+    /// All changes are told; some are still to be made from rows.
+    Expanding,
     /// All changes are there; contents are still underway.
     Completing,
     Planning,
@@ -75,13 +78,17 @@ pub struct Receiver {
     outstanding: HashMap<u64, Outstanding>,
     /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
     set_aside: Vec<(u64, Outstanding)>,
-    /// What was offered, by number, and not told as a change yet.
+    /// What was offered ahead of all changes, by number; nothing once it was told to be as offered, or all was announced.
     offered: Vec<Option<Offered>>,
     /// Contents that did not come.
     missing: Missing,
     /// As they came; a map that grows by single entries is half empty.
     told: Vec<(RelPath, Option<Box<Entry>>)>,
     changes: Changes,
+    /// What was told relative to the version that this side stands at.
+    moved: Vec<Moved>,
+    touched: Vec<Touched>,
+    /// Changes as they were told: whatever is to be made of one, it counts once.
     changes_received: u64,
     /// Held paths that came ahead of the announcement.
     holds: Vec<RelPath>,
@@ -117,6 +124,8 @@ impl Receiver {
             missing: Missing::default(),
             told: Vec::new(),
             changes: Changes::new(),
+            moved: Vec::new(),
+            touched: Vec::new(),
             changes_received: 0,
             holds: Vec::new(),
             announce: None,
@@ -156,6 +165,7 @@ impl Receiver {
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
             ReceiverInput::Described(described) => self.send(ToMaster::Described(described)),
+            ReceiverInput::Expanded(changes) => self.expanded(changes)?,
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
             ReceiverInput::Guarded(root) => self.guarded(root),
             ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
@@ -201,6 +211,10 @@ impl Receiver {
         let (entries, bytes) = match message {
             ToReplica::Offer(files) => (files.len(), files.iter().map(|file| file.path.as_bytes().len()).sum()),
             ToReplica::Changes(changes) => (changes.len(), changes.iter().map(Change::bytes).sum()),
+            ToReplica::Touched(touched) => {
+                (touched.len(), touched.iter().map(|touched| touched.path.as_bytes().len()).sum())
+            }
+            ToReplica::Moved(moved) => (moved.len(), moved.iter().map(Moved::bytes).sum()),
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
             ToReplica::Describe(describe) => (describe.ranges.len(), 0),
@@ -252,6 +266,20 @@ impl Receiver {
                     (0..u64::from(count)).try_for_each(|i| self.as_offered(first.saturating_add(i)))?;
                 }
             }
+            // Only the first changes are told against a version; after a restart the trees are compared.
+            (ToReplica::Touched(touched), State::Gathering) if self.restarts == 0 => {
+                if let (Some(last), Some(next)) = (self.touched.last(), touched.first())
+                    && last.path >= next.path
+                {
+                    return Err(ProtocolError("touched entries are not in tree order, or not distinct".to_owned()));
+                }
+                self.changes_received += touched.len() as u64;
+                self.touched.extend(touched);
+            }
+            (ToReplica::Moved(moved), State::Gathering) if self.restarts == 0 => {
+                self.changes_received += moved.len() as u64;
+                self.moved.extend(moved);
+            }
             (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
             (ToReplica::Announce(mut announce), State::Gathering) => {
                 self.holds.append(&mut announce.holds);
@@ -267,13 +295,8 @@ impl Receiver {
                     return Err(ProtocolError("the two sides count contents differently".to_owned()));
                 }
                 self.offered = Vec::new();
-                self.changes = std::mem::take(&mut self.told).into_iter().collect();
-                self.state = State::Completing;
-                if self.guarded.is_some() {
-                    self.outputs.push_back(ReceiverOutput::Guard(announce.clone(), self.changes.clone()));
-                }
                 self.announce = Some(announce);
-                self.plan_when_complete();
+                self.expand()?;
             }
             (ToReplica::Restart(()), State::Mismatched) if self.restarts == RESTARTS => {
                 return Err(ProtocolError(format!("more than {RESTARTS} restart in one session")));
@@ -299,6 +322,41 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    /// All changes are told. What was told of this side's own rows is made of them now: at once, so that each row is
+    /// read once at most, however many messages there were.
+    fn expand(&mut self) -> Result<(), ProtocolError> {
+        let (moved, touched) = (std::mem::take(&mut self.moved), std::mem::take(&mut self.touched));
+        if moved.is_empty() && touched.is_empty() {
+            self.all_told();
+            return Ok(());
+        }
+        if !relative::are_apart(&moved) {
+            return Err(ProtocolError("a directory moved to two places".to_owned()));
+        }
+        self.state = State::Expanding;
+        self.outputs.push_back(ReceiverOutput::Expand(moved, touched));
+        Ok(())
+    }
+
+    fn expanded(&mut self, changes: Vec<Change>) -> Result<(), ProtocolError> {
+        self.budget.take(changes.len(), changes.iter().map(Change::bytes).sum())?;
+        for Change { path, entry } in changes {
+            self.tell_of(path, entry);
+        }
+        self.all_told();
+        Ok(())
+    }
+
+    /// All changes are there.
+    fn all_told(&mut self) {
+        self.changes = std::mem::take(&mut self.told).into_iter().collect();
+        self.state = State::Completing;
+        if let (Some(announce), true) = (&self.announce, self.guarded.is_some()) {
+            self.outputs.push_back(ReceiverOutput::Guard(announce.clone(), self.changes.clone()));
+        }
+        self.plan_when_complete();
     }
 
     /// A change that is what was offered.
@@ -519,5 +577,7 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Holds(_) => "held paths",
         ToReplica::AsOffered(_) => "changes as offered",
         ToReplica::Describe(_) => "question about an old file",
+        ToReplica::Touched(_) => "touched entries",
+        ToReplica::Moved(_) => "moved directories",
     }
 }

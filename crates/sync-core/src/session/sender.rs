@@ -11,8 +11,8 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Offered,
-    Parts, Refusal, Run, Stand, ToMaster, ToReplica, Unavailable, Wanted, in_messages,
+    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Moved,
+    Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -45,7 +45,7 @@ pub enum SenderInput {
     /// A part of the answer to a load; `done` on the last.
     Changes {
         /// Each path once.
-        changes: Vec<Change>,
+        told: Told,
         /// Whether that load is answered.
         done: bool,
     },
@@ -69,6 +69,24 @@ pub enum SenderInput {
         /// Why.
         reason: String,
     },
+}
+
+/// Changes as they are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// In full.
+    pub changes: Vec<Change>,
+    /// To metadata alone, in tree order. These and the next only answer [`Load::Since`], and only if that version is the
+    /// one they were found against.
+    pub touched: Vec<Touched>,
+    /// By other names of directories.
+    pub moved: Vec<Moved>,
+}
+
+impl From<Vec<Change>> for Told {
+    fn from(changes: Vec<Change>) -> Self {
+        Self { changes, ..Self::default() }
+    }
 }
 
 /// Entries to read from the master's index.
@@ -246,7 +264,7 @@ impl Sender {
                 self.committed = true;
                 self.publish_when_committed();
             }
-            SenderInput::Changes { changes, done } => self.loaded(changes, done),
+            SenderInput::Changes { told, done } => self.loaded(told, done),
             SenderInput::UnknownVersion => {
                 self.loads = self.loads.saturating_sub(1);
                 self.descend();
@@ -337,14 +355,27 @@ impl Sender {
         self.outputs.push_back(SenderOutput::Load(load));
     }
 
-    fn loaded(&mut self, mut changes: Vec<Change>, done: bool) {
+    fn loaded(&mut self, mut told: Told, done: bool) {
         let holds = &self.holds;
-        changes.retain(|change| !holds.covers(&change.path));
-        self.emit(changes);
+        told.changes.retain(|change| !holds.covers(&change.path));
+        told.touched.retain(|touched| !holds.covers(&touched.path));
+        self.emit_relative(told.moved, told.touched);
+        self.emit(told.changes);
         if done {
             self.loads = self.loads.saturating_sub(1);
         }
         self.announce_when_complete();
+    }
+
+    /// Tells what the replica can make of what it has: no content is numbered for it.
+    fn emit_relative(&mut self, moved: Vec<Moved>, touched: Vec<Touched>) {
+        self.changes += (moved.len() + touched.len()) as u64;
+        for part in in_messages(moved, PER_MESSAGE, Moved::size) {
+            self.send(ToReplica::Moved(part));
+        }
+        for part in in_messages(touched, PER_MESSAGE, Touched::size) {
+            self.send(ToReplica::Touched(part));
+        }
     }
 
     fn emit(&mut self, mut changes: Vec<Change>) {
@@ -466,8 +497,8 @@ impl Sender {
                 Difference::Descend { left, .. } => self.frontier.extend(dir.join(&left.name)),
             }
         }
-        let deletes = deletes.into_iter().map(|path| Change { path, entry: None }).collect();
-        self.loaded(deletes, false);
+        let deletes: Vec<Change> = deletes.into_iter().map(|path| Change { path, entry: None }).collect();
+        self.loaded(deletes.into(), false);
         self.ask();
         self.announce_when_complete();
     }

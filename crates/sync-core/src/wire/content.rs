@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, MAX_RAW, WireError, envelope, malformed, open};
+use super::{Envelope, MAX_RAW, WireError, envelope, malformed, take};
 use crate::delta::patch::Run;
 
 /// How content bytes are encoded.
@@ -119,13 +119,13 @@ impl ContentFrame<'_> {
     pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<ContentFrame<'_>>, WireError> {
         let frame = match kind {
             BATCH => {
-                let (batch, bytes) = open::<Batch>(kind, version, body)?;
+                let (batch, bytes) = take::<Batch>(kind, version, body)?;
                 let total: u64 = batch.files.iter().map(|file| u64::from(file.literal)).sum();
                 check(kind, total, batch.encoding, bytes.len())?;
                 ContentFrame::Batch(batch, bytes)
             }
             PIECE => {
-                let (piece, bytes) = open::<Piece>(kind, version, body)?;
+                let (piece, bytes) = take::<Piece>(kind, version, body)?;
                 match &piece {
                     Piece::Literal { len, encoding, .. } => check(kind, u64::from(*len), *encoding, bytes.len())?,
                     Piece::Spliced { splices, encoding, .. } => {

@@ -57,8 +57,8 @@ pub struct Offered {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// What the file will probably have when it is published. Only a hint: the replica gives it to the staged file
-    /// while it has it open, and does it again if the announced entry says otherwise.
+    /// What the file will probably have when it is published: the replica gives it to the staged file while it has it
+    /// open, and does it again if the change says otherwise. Told by [`ToReplica::AsOffered`], the entry gets just this.
     pub likely: Metadata,
 }
 
@@ -132,6 +132,27 @@ pub struct Change {
     pub path: RelPath,
     /// What.
     pub entry: Option<Entry>,
+}
+
+/// An entry that is what it was in the version that the replica stands at, but for its metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touched {
+    /// Where.
+    pub path: RelPath,
+    /// What it has now.
+    pub metadata: Metadata,
+}
+
+/// A directory that is new at its path and, with all beneath it, what another was in the version that the replica stands
+/// at. That the other one goes is a change of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Where it was.
+    pub from: RelPath,
+    /// Where it is.
+    pub to: RelPath,
+    /// The hash of the directory with all beneath it, at either place.
+    pub hash: Digest,
 }
 
 /// Consecutive content numbers.
@@ -248,11 +269,16 @@ pub enum ToReplica {
     Unavailable(Unavailable),
     /// A part of the held paths of the version that will be announced.
     Holds(Vec<RelPath>),
-    /// Changes that were told with the offers of these contents already: each file is at its path, with that content, what
-    /// it would probably have, and nothing else.
+    /// Changes that were told with the offers of these contents already: each file is at its path, with that content and
+    /// what was likely, without extended attributes, and no further name of a group.
     AsOffered(Vec<Run>),
     /// Asks about the old file of a wanted content.
     Describe(Describe),
+    /// Changes to nothing but metadata, against the version that the replica stands at.
+    Touched(Vec<Touched>),
+    /// Directories that came, against the version that the replica stands at: with all beneath them they are what others
+    /// were.
+    Moved(Vec<Moved>),
 }
 
 /// Messages from a replica to a master.
@@ -292,13 +318,10 @@ macro_rules! messages {
             /// # Errors
             /// [`WireError`] if it is malformed or breaks a bound.
             pub fn decode(kind: u16, version: u8, body: &[u8]) -> Result<Option<Self>, WireError> {
-                let (message, rest) = match kind {
-                    $($kind => { let (body, rest) = open(kind, version, body)?; (Self::$name(body), rest) })*
+                let message = match kind {
+                    $($kind => Self::$name(open(kind, version, body)?),)*
                     _ => return Ok(None),
                 };
-                if !rest.is_empty() {
-                    return Err(malformed(kind, "bytes after its end"));
-                }
                 message.validate().map_err(|reason| malformed(kind, reason))?;
                 Ok(Some(message))
             }
@@ -317,7 +340,9 @@ messages!(ToReplica {
     8 => Unavailable,
     9 => Holds,
     10 => AsOffered,
-    12 => Describe,
+    11 => Touched,
+    12 => Moved,
+    13 => Describe,
 });
 
 messages!(ToMaster {
@@ -337,18 +362,17 @@ messages!(ToMaster {
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
-        3 | 4 | 6 | 9 | 10 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        3 | 4 | 6 | 9..=12 | 103 | 106 | 107 => Some(MAX_ITEMS),
         201 => Some(MAX_BATCH),
         _ => None,
     }
 }
 
 /// Most bytes in the body of a control message. Frames of content are bounded where they are read.
-fn most_bytes(kind: u16) -> usize {
+pub(super) fn most_bytes(kind: u16) -> usize {
     match kind {
-        2 | 3 | 4 | 6 | 9 | 106 | 107 => MAX_LIST,
+        2 | 3 | 4 | 6 | 9 | 11 | 12 | 13 | 106 | 107 => MAX_LIST,
         102 | 103 | 110 => MAX_MESSAGE,
-        12 => MAX_LIST,
         201.. => usize::MAX,
         _ => MAX_PLAIN,
     }
@@ -397,6 +421,22 @@ impl ToReplica {
             Self::Offer(files) if files.iter().any(|file| file.path.is_reserved()) => {
                 Err("a file of a reserved name".to_owned())
             }
+            Self::Touched(touched) => {
+                if !touched.is_sorted_by(|a, b| a.path < b.path) {
+                    return Err("its entries are not in tree order, or not distinct".to_owned());
+                }
+                match touched.iter().find_map(|touched| Some((touched, touched.metadata.validate().err()?))) {
+                    Some((Touched { path, .. }, error)) => Err(format!("entry {path}: {error}")),
+                    None => Ok(()),
+                }
+            }
+            Self::Moved(moved) => match moved.iter().find(|moved| !moved.is_apart()) {
+                Some(Moved { from, to, .. }) => Err(format!("{from} cannot have moved to {to}")),
+                None if moved.iter().any(|moved| moved.to.is_reserved()) => {
+                    Err("a directory of a reserved name".to_owned())
+                }
+                None => Ok(()),
+            },
             Self::List(dirs) if !dirs.is_sorted_by(|a, b| a < b) => {
                 Err("its directories are not in tree order, or not distinct".to_owned())
             }
@@ -446,11 +486,38 @@ impl Wanted {
 }
 
 impl Offered {
-    /// The entry, if the file is just what was offered: without extended attributes and other names.
+    /// The entry, if the file is just what was offered: without extended attributes, and no further name of a group.
     pub(crate) fn entry(&self) -> Entry {
         let Metadata { mode, uid, gid, mtime } = self.likely;
         let kind = Kind::File { size: self.size, digest: self.digest };
         Entry { kind, mode, uid, gid, mtime, xattrs: Box::default(), link: None }
+    }
+}
+
+impl Touched {
+    /// About how many bytes it takes in a message.
+    pub(crate) fn size(&self) -> usize {
+        const FIXED: usize = 48;
+        FIXED + self.path.as_bytes().len()
+    }
+}
+
+impl Moved {
+    /// About how many bytes it takes in a message.
+    pub(crate) fn size(&self) -> usize {
+        const FIXED: usize = 48;
+        FIXED + self.bytes()
+    }
+
+    /// How many bytes its paths take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.from.as_bytes().len() + self.to.as_bytes().len()
+    }
+
+    /// Whether neither place lies in the other, and so none is the top.
+    fn is_apart(&self) -> bool {
+        let Self { from, to, .. } = self;
+        from != to && !from.is_beneath(to) && !to.is_beneath(from)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The bytes between a master and a replica: envelopes, messages, and the bounds every one of them is held to.
 //!
 //! An envelope is `{type: u16, version: u8, length: u32}`, little endian, then `length` bytes of
-//! [postcard](https://postcard.jamesmunns.com/wire-format). Types that a side does not know are skipped by length. What
-//! a message means is in `docs/protocol.md`; golden bytes in the tests pin the encoding.
+//! [postcard](https://postcard.jamesmunns.com/wire-format), compressed if a bit of the version says so. Types that a side
+//! does not know are skipped by length. What a message means is in `docs/protocol.md`; golden bytes in the tests pin the encoding.
 
 mod content;
 mod message;
+mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -13,9 +14,10 @@ pub(crate) use message::MAX_CHUNKS;
 
 pub use content::{Batch, BatchFile, ContentFrame, Encoding, Piece, Splice};
 pub use message::{
-    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, Offered, Parts, Refusal, ReplicaStats, Run,
-    Stand, ToMaster, ToReplica, Unavailable, Wanted,
+    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, Moved, Offered, Parts, Refusal, ReplicaStats,
+    Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted,
 };
+pub use packed::Packer;
 
 /// Most bytes of one control message. Senders stay below by sending several.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -116,7 +118,18 @@ fn envelope<T: serde::Serialize>(kind: u16, body: &T) -> Envelope {
     Envelope { kind, version: LAYOUT, body: postcard::to_allocvec(body).unwrap_or_default() }
 }
 
-fn open<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -> Result<(T, &'a [u8]), WireError> {
+/// The message that a body is, packed or not.
+fn open<T: serde::de::DeserializeOwned>(kind: u16, version: u8, body: &[u8]) -> Result<T, WireError> {
+    if version & !packed::PACKED != LAYOUT {
+        return Err(WireError::Version { kind, version });
+    }
+    let body = packed::unpack(kind, version, body)?;
+    let (message, rest) = take(kind, LAYOUT, &body)?;
+    if rest.is_empty() { Ok(message) } else { Err(malformed(kind, "bytes after its end")) }
+}
+
+/// What a body begins with, and what comes after it.
+fn take<'a, T: serde::Deserialize<'a>>(kind: u16, version: u8, body: &'a [u8]) -> Result<(T, &'a [u8]), WireError> {
     if version != LAYOUT {
         return Err(WireError::Version { kind, version });
     }

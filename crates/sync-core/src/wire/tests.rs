@@ -48,6 +48,14 @@ fn upsert(at: &str, entry: Entry) -> Change {
     Change { path: path(at), entry: Some(entry) }
 }
 
+fn touched(at: &str) -> Touched {
+    Touched { path: path(at), metadata: file().metadata() }
+}
+
+fn moved(from: &str, to: &str) -> Moved {
+    Moved { from: path(from), to: path(to), hash: digest(0x99) }
+}
+
 fn child(name: &str, is_dir: bool) -> Child {
     Child { name: name.as_bytes().into(), hash: digest(0x55), own: digest(0x66), is_dir }
 }
@@ -99,6 +107,8 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Holds(vec![path("held/1"), path("held/2")]),
         ToReplica::AsOffered(vec![Run { first: 0, count: 300 }, Run { first: 1000, count: 1 }]),
         ToReplica::Describe(Describe { seq: 300, pieces: Some(small()), ranges: vec![(7, 1 << 33)] }),
+        ToReplica::Touched(vec![touched("a"), touched("b")]),
+        ToReplica::Moved(vec![moved("a/b", "c")]),
     ]
 }
 
@@ -209,7 +219,9 @@ fn the_bytes_are_pinned() {
         "8 v1 ac0204676f6e65",
         "9 v1 020668656c642f310668656c642f32",
         "10 v1 0200ac02e80701",
-        "12 v1 ac02010901078080808020",
+        "13 v1 ac02010901078080808020",
+        "11 v1 020161ed13e8076401ff93ebdc030162ed13e8076401ff93ebdc03",
+        "12 v1 0103612f620163[99*32]",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 03ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010009889beb889beb2e966b00010000",
@@ -253,6 +265,7 @@ fn the_staging_directory_is_no_part_of_a_tree() {
         assert_eq!(refused(ToReplica::Offer(vec![offered])), reserved, "{at}");
         assert_eq!(refused(ToReplica::Changes(vec![upsert(at, file())])), reserved, "{at}");
         assert_eq!(refused(ToReplica::Changes(vec![Change { path: path(at), entry: None }])), reserved, "{at}");
+        assert_eq!(refused(ToReplica::Moved(vec![moved("x", at)])), reserved, "{at}");
     }
 }
 
@@ -277,13 +290,13 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 13, 100, 111, 200, 203, u16::MAX] {
+    for kind in [0, 14, 100, 111, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
     }
     for Envelope { kind, body, .. } in envelopes() {
-        for version in [0, 2, u8::MAX] {
+        for version in [0, 2, 0x80, 0x82, u8::MAX] {
             let error = Err(WireError::Version { kind, version });
             match kind {
                 0..100 => assert_eq!(ToReplica::decode(kind, version, &body).map(drop), error),
@@ -372,6 +385,82 @@ fn entries_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn what_is_told_relative_to_a_version_must_make_sense_without_it() {
+    let touches = |paths: &[&str]| ToReplica::Touched(paths.iter().map(|at| touched(at)).collect());
+    assert!(!refused(&touches(&["", "a", "a/b", "a!"])));
+    for bad in [&["a", "a"][..], &["b", "a"], &["a!", "a/b"]] {
+        assert!(refused(&touches(bad)), "{bad:?}");
+    }
+    let edits: [fn(&mut Touched); 2] = [|t| t.metadata.mode = 0o10_000, |t| t.metadata.mtime.nsec = 1_000_000_000];
+    for (i, edit) in edits.iter().enumerate() {
+        let mut bad = touched("b");
+        edit(&mut bad);
+        assert!(refused(&ToReplica::Touched(vec![touched("a"), bad])), "edit {i}");
+    }
+    assert!(!refused(&ToReplica::Moved(vec![moved("a", "b"), moved("c/d", "c/e")])));
+    for (from, to) in [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("", "a"), ("a", ""), ("", "")] {
+        assert!(refused(&ToReplica::Moved(vec![moved("x", "y"), moved(from, to)])), "{from:?} to {to:?}");
+    }
+}
+
+/// A list of paths and times, as a touched tree makes it.
+fn long_list() -> ToReplica {
+    let many = (0..1000).map(|i| touched(&format!("directory/{:02}/file-{i:04}", i / 100)));
+    ToReplica::Touched(many.collect())
+}
+
+#[test]
+fn long_lists_are_packed_and_come_back() {
+    let mut packer = Packer::default();
+    for message in to_replica() {
+        assert_eq!(packer.pack(message.encode()), message.encode(), "a short one goes as it is");
+    }
+    let noise = crate::chunk::noise(32 << 10, 1);
+    let digests = noise.chunks(32).map(|bytes| Digest(bytes.try_into().unwrap()));
+    let children = digests.enumerate().map(|(i, hash)| Child { hash, own: hash, ..child(&format!("{i:04}"), false) });
+    let listing = ToMaster::Listing(Listing { dir: path("d"), own: None, children: children.collect(), last: true });
+    let plain = ToMaster::Notice("\u{1}\u{2}x".to_owned() + &hex(&noise[..600]));
+    for message in [listing, plain] {
+        let Envelope { kind, version, body } = packer.pack(message.encode());
+        assert_eq!(ToMaster::decode(kind, version, &body), Ok(Some(message)));
+    }
+    let plain = long_list().encode();
+    let packed = packer.pack(plain.clone());
+    assert_eq!((packed.kind, packed.version), (plain.kind, plain.version | 0x80));
+    assert!(packed.body.len() * 8 < plain.body.len(), "{} of {} bytes", packed.body.len(), plain.body.len());
+    assert_eq!(ToReplica::decode(packed.kind, packed.version, &packed.body), Ok(Some(long_list())));
+    // Content has its own encoding.
+    let content = frame(&contents()[0]);
+    assert!(ContentFrame::decode(content.kind, content.version | 0x80, &content.body).is_err());
+}
+
+/// What a packed body holds is bounded like any other, before anything is allocated for it.
+#[test]
+fn a_packed_body_is_bounded_by_its_kind() {
+    let Envelope { kind, version, body } = Packer::default().pack(long_list().encode());
+    let refused = |body: &[u8]| ToReplica::decode(kind, version, body).map(drop).unwrap_err().to_string();
+    for len in 0..body.len() {
+        assert!(refused(&body[..len]).contains("message 11"), "cut to {len} bytes");
+    }
+    let claim = |len: u32| [&len.to_le_bytes()[..], &body[4..]].concat();
+    let real = u32::from_le_bytes(body[..4].try_into().unwrap());
+    for other in [0, real - 1, real + 1, MAX_LIST as u32, MAX_LIST as u32 + 1, u32::MAX] {
+        let error = refused(&claim(other));
+        assert_eq!(error.contains(&format!("at most {MAX_LIST} are allowed")), other > MAX_LIST as u32, "{error}");
+    }
+    assert!(ToReplica::decode(kind, version, &claim(real)).is_ok());
+    // A bomb, in a message that may have a megabyte.
+    let zeros = vec![0; MAX_MESSAGE];
+    let bomb =
+        [&(MAX_MESSAGE as u32).to_le_bytes()[..], &Compressor::new(1).unwrap().compress(&zeros).unwrap()].concat();
+    assert!(bomb.len() < 4096);
+    assert!(ToMaster::decode(108, 0x81, &bomb).unwrap_err().to_string().contains("at most 1048576 are allowed"));
+    // Packed twice.
+    let twice = Packer::default().pack(Envelope { kind, version, body: vec![0; 4096] });
+    assert!(ToReplica::decode(kind, twice.version, &twice.body).is_err());
+}
+
+#[test]
 fn listings_must_be_sorted_and_of_plain_names() {
     let listing = |names: &[&str]| {
         let children = names.iter().map(|name| child(name, false)).collect();
@@ -436,7 +525,7 @@ fn a_message_holds_few_items() {
         let mut body = postcard::to_allocvec(&count).unwrap();
         body.extend_from_slice(&[0xff; 1 << 16]);
         let counted = |error: WireError| error.to_string().contains(&format!("{count} items"));
-        for kind in [3, 4, 6, 9] {
+        for kind in [3, 4, 6, 9, 10, 11, 12] {
             assert_eq!(counted(ToReplica::decode(kind, 1, &body).unwrap_err()), count > MAX_ITEMS, "{kind}");
         }
         for kind in [103, 106, 107] {
@@ -502,6 +591,10 @@ fn every_kind_of_message_has_its_length() {
         (7, MAX_PLAIN),
         (8, MAX_PLAIN),
         (9, MAX_LIST),
+        (10, MAX_PLAIN),
+        (11, MAX_LIST),
+        (12, MAX_LIST),
+        (13, MAX_LIST),
         (101, MAX_PLAIN),
         (102, MAX_MESSAGE),
         (103, MAX_MESSAGE),
@@ -511,6 +604,7 @@ fn every_kind_of_message_has_its_length() {
         (107, MAX_LIST),
         (108, MAX_PLAIN),
         (109, MAX_PLAIN),
+        (110, MAX_MESSAGE),
     ] {
         for len in [most, most + 1] {
             let body = vec![0; len];
@@ -529,7 +623,7 @@ fn every_kind_of_message_has_its_length() {
 fn a_count_without_its_items_is_refused() {
     // 2^63 paths, changes, children, files.
     let many = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-    for kind in [2, 3, 4, 6, 9] {
+    for kind in [2, 3, 4, 6, 9, 10, 11, 12] {
         assert!(ToReplica::decode(kind, 1, &many).is_err(), "{kind}");
     }
     for kind in [103, 106, 107, 108] {
@@ -616,7 +710,7 @@ fn decode_any(kind: u16, version: u8, body: &[u8]) {
 }
 
 fn any_kind() -> impl Strategy<Value = u16> {
-    prop_oneof![1u16..11, 101u16..111, 201u16..204, any::<u16>()]
+    prop_oneof![1u16..13, 101u16..111, 201u16..204, any::<u16>()]
 }
 
 #[derive(Clone, Debug)]
@@ -645,7 +739,7 @@ proptest! {
     #[test]
     fn noise_is_refused_or_means_something(
         kind in any_kind(),
-        version in prop_oneof![9 => Just(1u8), 1 => any::<u8>()],
+        version in prop_oneof![8 => Just(1u8), 1 => Just(0x81u8), 1 => any::<u8>()],
         body in proptest::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..200),
     ) {
         decode_any(kind, version, &body);
@@ -656,7 +750,8 @@ proptest! {
         which in any::<prop::sample::Index>(),
         mutations in proptest::collection::vec(mutation(), 1..5),
     ) {
-        let mut envelope = which.get(&envelopes()).clone();
+        let packed = Packer::default().pack(long_list().encode());
+        let mut envelope = which.get(&[envelopes(), vec![packed]].concat()).clone();
         for mutation in mutations {
             let body = &mut envelope.body;
             match mutation {

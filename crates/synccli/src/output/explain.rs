@@ -43,10 +43,11 @@ fn why(item: &Item) -> String {
         How::Content { size, old } => format!("{word}: {}", content(*size, *old, item.literal)),
         How::Made if is_new(item) => "new: no content".to_owned(),
         How::Made => "changed: made anew, no content".to_owned(),
+        How::Moved { from, size: 0 } => format!("moved from {}", from.display()),
         How::Moved { from, size } => format!("moved from {}: {} stay there", from.display(), bytes(*size)),
         How::Copied { from, size } => format!("copied there from {}: {}", from.display(), bytes(*size)),
         How::Linked => "another name: nothing is sent".to_owned(),
-        How::Deleted { moved_to: Some(to) } => format!("its file moves to {}", to.display()),
+        How::Deleted { moved_to: Some(to) } => format!("moves to {}", to.display()),
         How::Deleted { moved_to: None } => "deleted".to_owned(),
     }
 }
@@ -145,7 +146,7 @@ mod tests {
             ("cf+++++++++", How::Copied { from: path(b"a"), size: 7 }, None, "copied there from a: 7 bytes"),
             ("hf+++++++++", How::Linked, None, "another name: nothing is sent"),
             ("*deleting  ", How::Deleted { moved_to: None }, None, "deleted"),
-            ("*deleting  ", How::Deleted { moved_to: Some(path(b"\n")) }, None, "its file moves to \\n"),
+            ("*deleting  ", How::Deleted { moved_to: Some(path(b"\n")) }, None, "moves to \\n"),
         ];
         for (code, how, literal, words) in table {
             let item = Item { code: code.to_owned(), path: path(b"x"), target: None, how, literal };

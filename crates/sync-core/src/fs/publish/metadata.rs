@@ -93,7 +93,7 @@ impl Publisher {
         dirs.extend(thawed.keys().map(|path| (path.clone(), Refused::default())));
         for (i, step) in self.steps.iter().enumerate() {
             let is_dir = step.new.as_deref().is_some_and(Entry::is_dir);
-            if is_dir && !matches!(self.work[i].fate, Fate::Failed | Fate::Observed) {
+            if is_dir && !matches!(self.work[i].fate, Fate::Failed | Fate::Observed | Fate::LeftOut) {
                 dirs.insert(step.path.clone(), Refused::default());
             }
         }
@@ -103,7 +103,7 @@ impl Publisher {
             self.enter(path);
             let finished = self.finish_dir(path, thawed.get(path).copied());
             match (finished, step) {
-                (Ok(refused), Some(i)) if self.work[i].fate != Fate::Failed => {
+                (Ok(refused), Some(i)) if !matches!(self.work[i].fate, Fate::Failed | Fate::LeftOut) => {
                     self.work[i].fate = Fate::Done;
                     self.work[i].refused.add(refused);
                 }
@@ -162,7 +162,7 @@ impl Publisher {
     }
 }
 
-fn blank() -> Row {
+pub(super) fn blank() -> Row {
     let entry = Entry {
         kind: crate::manifest::Kind::Dir,
         mode: 0,

@@ -20,6 +20,7 @@
 mod copy;
 mod link;
 mod metadata;
+mod move_dirs;
 mod names;
 mod new_dirs;
 mod observe;
@@ -27,7 +28,7 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +47,7 @@ use super::staging::{Stage, Staging};
 use super::stat::Stat;
 use crate::manifest::{Entry, Refused, Row, Time, Tuple};
 use crate::path::RelPath;
-use crate::plan::{Action, Step};
+use crate::plan::{Action, MovedDir, Step};
 
 /// What the replica's index says, as it was when the plan was made.
 pub trait Known: Send {
@@ -62,6 +63,10 @@ pub struct Publisher {
     root: Arc<Root>,
     staging: Arc<Staging>,
     steps: Arc<Vec<Step>>,
+    /// Directories that are renamed whole, in the order of where they shall be.
+    moved: Arc<Vec<MovedDir>>,
+    /// Where those are that were renamed.
+    renamed: HashSet<RelPath>,
     known: Box<dyn Known>,
     /// One for each step.
     work: Vec<Work>,
@@ -148,6 +153,8 @@ enum Fate {
     Done,
     /// Done, and looked at already.
     Observed,
+    /// For another publisher: see [`Publisher::left_out`].
+    LeftOut,
 }
 
 /// An inode in staging.
@@ -183,6 +190,8 @@ impl Publisher {
             root: Arc::clone(&staging.root),
             staging,
             steps,
+            moved: Arc::default(),
+            renamed: HashSet::new(),
             known,
             work,
             failures: Vec::new(),
@@ -197,6 +206,11 @@ impl Publisher {
             stop: Arc::default(),
             stopped: false,
         }
+    }
+
+    /// Tells what the directories hold that the plan renames whole: see [`crate::plan::Plan::moved`].
+    pub fn move_dirs(&mut self, moved: Arc<Vec<MovedDir>>) {
+        self.moved = moved;
     }
 
     /// Has [`Publisher::publish`] tell which names are done while it goes on with others, so that an [`Observer`] can
@@ -264,10 +278,11 @@ impl Publisher {
         self.steps.binary_search_by(|step| step.path.cmp(path)).ok()
     }
 
-    /// What the index said about `path` before the plan.
+    /// What the index said about `path` before the plan; of a directory that was renamed, what it said at its old name.
     fn row_of(&self, path: &RelPath) -> Option<Row> {
-        match self.step_of(path) {
-            Some(i) => self.steps[i].old.as_deref().cloned(),
+        match self.step_of(path).map(|i| &self.steps[i]) {
+            Some(Step { action: Action::MoveDir { from }, .. }) => self.known.row(from),
+            Some(step) => step.old.as_deref().cloned(),
             None => self.known.row(path),
         }
     }

@@ -49,11 +49,15 @@ impl Publisher {
         self.here = None;
         self.place_all(&steps);
         self.here = None;
+        self.leave_out_above();
         let rest = steps.iter().enumerate().rev().filter(|(i, step)| is_delete(step) && in_the_way[*i].is_none());
         let stranded = self.stranded(&steps);
         for (i, step) in rest {
             if self.is_stopped() {
                 break;
+            }
+            if self.work[i].fate == Fate::LeftOut {
+                continue;
             }
             match stranded.get(&step.path) {
                 // What could not be moved is not lost for that: the next push moves it without sending it again.
@@ -255,7 +259,7 @@ impl Publisher {
                 Fate::InPlace => {
                     self.work[i].fate = if self.work[i].told == Told::Yes { Fate::Observed } else { Fate::Done }
                 }
-                Fate::Failed | Fate::Done | Fate::Observed => {}
+                Fate::Failed | Fate::Done | Fate::Observed | Fate::LeftOut => {}
             }
             if self.work[i].fate == Fate::Failed && entry.is_dir() && step.action == Action::MakeDir {
                 blocked = Some(step.path.clone());
@@ -273,6 +277,9 @@ impl Publisher {
 
     /// Gives what is staged for a step its name; `false` if only metadata is left to do.
     fn place(&mut self, i: usize, step: &Step) -> Result<bool, FsError> {
+        if let Action::MoveDir { from } = &step.action {
+            return self.place_dir(i, step, from);
+        }
         let Some(staged) = self.work[i].staged.take() else {
             if self.work[i].refused.has(Refused::DEVICE) {
                 // What was there is no longer wanted, and what is wanted cannot be made.

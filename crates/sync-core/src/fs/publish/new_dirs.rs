@@ -63,6 +63,11 @@ impl Publisher {
     /// Makes a new directory in the tree of new ones, if it is not there already, and leaves the rest for later.
     pub(super) fn begin_dir(&mut self, step: &Step) -> Result<Option<Staged>, FsError> {
         let above = self.home_of(&step.path);
+        if above.is_none() {
+            // Directories that nobody has, as many as the path is deep, are not made to find that out.
+            let there = self.staging.look_at(&step.path.parent().unwrap_or_default());
+            there.map_err(|errno| FsError::new("create", &step.path, errno))?;
+        }
         let stage = self.staging.stage_near(&step.path)?;
         let made = self.staging.home(&stage, &step.path).or_else(|error| {
             // A content may have taken its place.

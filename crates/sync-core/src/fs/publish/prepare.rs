@@ -75,6 +75,10 @@ impl Publisher {
         let Some(entry) = step.new.as_deref() else { return Ok(None) };
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
+            Action::MoveDir { .. } => {
+                self.prepare_dir_move(i, step);
+                Ok(None)
+            }
             Action::MakeDir if is_new_dir(step) => self.begin_dir(step),
             // It is there: only its metadata is left to set.
             Action::MakeDir => Ok(None),
@@ -114,18 +118,18 @@ impl Publisher {
         let in_place = |_| self.staging.keep_in_place(&digest, &staged.stage, &step.path, last);
         if let Some((dressed, seen)) = staged.home.as_ref().filter(|_| keep).and_then(in_place) {
             let tuple = dressed.zip(seen).map(|(dressed, seen)| staged.stage.tuple(size, &dressed, seen));
-            self.dress_content(i, step, entry, &staged, dressed, tuple)?;
-            return Ok(staged);
+            return match self.dress_content(i, step, entry, &staged, dressed, tuple) {
+                // What else wants it does not fail because of this.
+                Err(error) if !last && self.staging.take_back(&digest) => Err(error),
+                done => done.inspect_err(|_| staged.remove()).map(|()| staged),
+            };
         }
         let (dressed, tuple) = match self.staging.find(&digest) {
             Some(content) if last && is_free(&content) => {
                 if content.in_place.is_none() && staged.home.is_none() {
                     staged.name = digest.to_hex().into_bytes().into();
                 } else {
-                    let rename = |from: BorrowedFd<'_>, name: &[u8]| {
-                        self.make_at(&staged, &step.path, |to, new| rename_to_free(from, name, to, new))
-                    };
-                    self.staging.at_content(&digest, &content, rename)?;
+                    self.take_content(&digest, &content, &staged, &step.path)?;
                 }
                 self.staging.contents().remove(&digest);
                 (content.dressed, None)
@@ -140,8 +144,25 @@ impl Publisher {
             }
             None => return Err(FsError::because("prepare", &step.path, "its content was not received")),
         };
-        self.dress_content(i, step, entry, &staged, dressed, tuple)?;
-        Ok(staged)
+        let dressed = self.dress_content(i, step, entry, &staged, dressed, tuple);
+        dressed.inspect_err(|_| staged.remove()).map(|()| staged)
+    }
+
+    /// Gives the file of a content the name of a step.
+    fn take_content(&self, digest: &Digest, content: &Content, spot: &Staged, path: &RelPath) -> Result<(), FsError> {
+        let take = |content: &Content| {
+            let rename = |from: BorrowedFd<'_>, name: &[u8]| rename_to_free(from, name, spot.dir(), &spot.name);
+            self.staging.at_content(digest, content, rename)
+        };
+        match take(content) {
+            Err(error) if error.errno() == Some(Errno::EXIST) && spot.home.is_some() => {
+                self.staging.evict(&spot.stage, path).map_err(|errno| FsError::new("stage", path, errno))?;
+                // It may be what was in the way itself, in a directory of that name.
+                let content = self.staging.find(digest);
+                take(&content.ok_or_else(|| FsError::because("prepare", path, "its content was not received"))?)
+            }
+            other => other,
+        }
     }
 
     /// Gives the file of a content what it has not got yet. If that is nothing, and it is in its place, what it is now is
@@ -255,7 +276,7 @@ impl Publisher {
         mode: u32,
     ) -> Result<(), FsError> {
         let before = Before { uid: staged.stage.uid, gid: staged.stage.gid, mode, xattrs: Some(&[]) };
-        self.dress_from(i, step, entry, staged, before)
+        self.dress_from(i, step, entry, staged, before).inspect_err(|_| staged.remove())
     }
 
     fn dress_from(
@@ -275,16 +296,8 @@ impl Publisher {
             self.work[i].refused.add(refused);
             if entry.is_dir() { Ok(Refused::default()) } else { attributes::apply_time(target, entry.mtime) }
         });
-        match dressed {
-            Ok(refused) => {
-                self.work[i].refused.add(refused);
-                Ok(())
-            }
-            Err(error) => {
-                staged.remove();
-                Err(failed(&step.path)(error))
-            }
-        }
+        self.work[i].refused.add(dressed.map_err(failed(&step.path))?);
+        Ok(())
     }
 }
 

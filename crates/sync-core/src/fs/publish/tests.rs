@@ -16,6 +16,7 @@ mod changes;
 mod drift;
 mod hostile;
 mod mounts;
+mod move_dirs;
 mod new_dirs;
 mod speed;
 mod stop;

@@ -271,8 +271,8 @@ fn is_usable_part(stat: &Stat) -> bool {
     is_usable(stat) && stat.tuple.size >= Chunking::for_size(PART_MIN).min() as u64
 }
 
-/// Takes back what an earlier session gave the file for its publication: the owner, the mode, extended attributes.
-fn make_plain(stage: &Stage, name: &[u8]) -> bool {
+/// Takes back what the file was given for its publication: the owner, the mode, extended attributes.
+pub(super) fn make_plain(stage: &Stage, name: &[u8]) -> bool {
     let target = Target::Staged(stage.fd(), name);
     target.chown(Some(stage.uid), Some(stage.gid)).is_ok()
         && target.chmod(0o600).is_ok()

@@ -5,14 +5,16 @@
 //! replica has already is in it only as a way to those that it has not. Files get there as their contents come, before
 //! anybody knows the plan; so [`Publisher`](crate::fs::Publisher) takes out again what the plan does not have.
 
-use std::collections::HashSet;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::HashMap;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
+use super::adopt::make_plain;
 use super::{Content, Stage, Staging, is_big};
 use crate::fs::error::FsError;
 use crate::fs::root::Root;
@@ -34,7 +36,7 @@ const HELD: usize = 16;
 pub(crate) struct NewTree {
     root: Root,
     /// Directories made in it and not yet claimed by a plan.
-    made: Mutex<HashSet<RelPath>>,
+    made: Mutex<BTreeSet<RelPath>>,
 }
 
 /// What is known of a content that has its place in a new directory.
@@ -55,18 +57,14 @@ impl NewTree {
             Err(error) if error.is_gone() => {}
             other => return other,
         }
-        let mut missing = vec![dir.clone()];
-        let mut at = dir.parent();
+        let mut top = dir.parent().unwrap_or_default();
         let mut above = loop {
-            let Some(dir) = at else { break self.root.dir(&RelPath::root())? };
-            match self.root.dir(&dir) {
-                Ok(fd) => break fd,
-                Err(error) if error.is_gone() => at = dir.parent(),
-                Err(error) => return Err(error),
+            match self.root.dir(&top) {
+                Err(error) if error.is_gone() && !top.is_root() => top = top.parent().unwrap_or_default(),
+                found => break found?,
             }
-            missing.push(dir);
         };
-        for dir in missing.into_iter().rev() {
+        for dir in dir.way_from(&top) {
             match mkdirat(&above, dir.name(), Mode::RWXU) {
                 Ok(()) => drop(self.made().insert(dir.clone())),
                 // Another thread was here first, or a file is: then it does not open.
@@ -81,10 +79,15 @@ impl NewTree {
         Ok(above)
     }
 
-    /// Those of the unclaimed directories, deepest first; they are forgotten.
-    fn take_made(&self, which: impl Fn(&RelPath) -> bool) -> Vec<RelPath> {
-        let mut dirs: Vec<RelPath> = self.made().extract_if(|dir| which(dir)).collect();
-        dirs.sort_unstable_by(|a, b| b.cmp(a));
+    /// The unclaimed directories at `top` and beneath, deepest first; they are forgotten.
+    fn take_made(&self, top: &RelPath) -> Vec<RelPath> {
+        let mut made = self.made();
+        let here = made.range(top.clone()..).take_while(|dir| *dir == top || dir.is_beneath(top));
+        let mut dirs: Vec<RelPath> = here.cloned().collect();
+        for dir in &dirs {
+            made.remove(dir);
+        }
+        dirs.reverse();
         dirs
     }
 
@@ -98,7 +101,7 @@ impl NewTree {
         }
     }
 
-    fn made(&self) -> std::sync::MutexGuard<'_, HashSet<RelPath>> {
+    fn made(&self) -> std::sync::MutexGuard<'_, BTreeSet<RelPath>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,20 +141,24 @@ impl Staging {
         let errno = |error: FsError| error.errno().unwrap_or(Errno::IO);
         let new_tree = self.new_tree(stage)?;
         let mut contents = self.contents();
-        let in_the_way = |content: &Content| {
-            let unplaced = content.in_place.as_ref().filter(|place| !place.placed);
-            unplaced.is_some_and(|place| place.path == *path || place.path.is_beneath(path))
-        };
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = ahead.get_or_insert_with(|| by_place(&contents));
         let mut any = false;
-        for (digest, content) in contents.iter_mut().filter(|(_, content)| in_the_way(content)) {
-            let Some(place) = &content.in_place else { continue };
-            let home = new_tree.home(&place.path.parent().unwrap_or_default()).map_err(errno)?;
-            renameat(&home, place.path.name(), stage.fd(), digest.to_hex())?;
-            // Only now: what could not be moved is still known to be there, and is taken out in the end.
-            content.in_place = None;
-            any = true;
+        while let Some((at, digest)) =
+            ahead.range(path.clone()..).next().filter(|(at, _)| *at == path || at.is_beneath(path))
+        {
+            let (at, digest) = (at.clone(), *digest);
+            // Unless a plan has placed it since.
+            if let Some(content) = contents.get_mut(&digest).filter(|content| content.is_at(&at)) {
+                let home = new_tree.home(&at.parent().unwrap_or_default()).map_err(errno)?;
+                renameat(&home, at.name(), stage.fd(), digest.to_hex())?;
+                // Only now: what could not be moved is still known to be there, and is taken out in the end.
+                content.in_place = None;
+                any = true;
+            }
+            ahead.remove(&at);
         }
-        let dirs = new_tree.take_made(|dir| dir == path || dir.is_beneath(path));
+        let dirs = new_tree.take_made(path);
         any |= !dirs.is_empty();
         new_tree.remove_dirs(dirs);
         if any { Ok(()) } else { Err(Errno::EXIST) }
@@ -166,10 +173,11 @@ impl Staging {
             removed.err().into_iter().for_each(|error| self.note(error));
         }
         drop(contents);
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = None;
         for stage in self.mounts().into_iter().filter_map(|mount| mount.stage_if_open()) {
             let Some(new_tree) = stage.new_tree_if_open() else { continue };
             // One that leads to a new directory is not empty, and goes with the whole staging.
-            new_tree.remove_dirs(new_tree.take_made(|_| true));
+            new_tree.remove_dirs(new_tree.take_made(&RelPath::root()));
         }
     }
 
@@ -244,6 +252,28 @@ impl Staging {
         }
         Some((dressed, seen))
     }
+
+    /// Takes a content that was kept in its place, and is wanted elsewhere too, out again, as it was when it came; `false`
+    /// if that cannot be done: then it is not staged any more.
+    pub(crate) fn take_back(&self, digest: &Digest) -> bool {
+        let mut contents = self.contents();
+        let Some(content) = contents.get_mut(digest) else { return false };
+        let (stage, hex) = (Arc::clone(&content.stage), digest.to_hex());
+        let moved = self.at_content(digest, content, |home, name| renameat(home, name, stage.fd(), &hex));
+        (content.dressed, content.in_place) = (None, None);
+        let done = moved.is_ok() && make_plain(&stage, hex.as_bytes());
+        if !done {
+            contents.remove(digest);
+        }
+        done
+    }
+}
+
+/// The contents that took their places ahead of a plan.
+fn by_place(contents: &HashMap<Digest, Content>) -> BTreeMap<RelPath, Digest> {
+    let place =
+        |content: &Content| content.in_place.as_ref().filter(|place| !place.placed).map(|place| place.path.clone());
+    contents.iter().filter_map(|(digest, content)| Some((place(content)?, *digest))).collect()
 }
 
 impl Content {

@@ -56,21 +56,34 @@ impl Staging {
         self.place_of(dir).map(|place| place.mount)
     }
 
+    /// Remembers `dir`, and on the way there what exists and the topmost that does not: beneath that all is absent too. A
+    /// path has up to half as many directories above it as it has bytes, and their paths would be its square.
     fn place_of(&self, dir: &RelPath) -> Result<Place, FsError> {
-        let mut missing = Vec::new();
-        let mut at = dir.clone();
-        let mut place = loop {
-            if let Some(place) = self.known_place(&at) {
-                break place;
-            }
-            let Some(parent) = at.parent() else { break self.top_place()? };
-            missing.push(std::mem::replace(&mut at, parent));
+        // In tree order that is known.
+        let parent = dir.parent().and_then(|parent| Some((self.known_place(&parent)?, parent)));
+        let (mut place, above) = match parent {
+            Some(known) => known,
+            None => (self.top_place()?, RelPath::root()),
         };
-        for dir in missing.into_iter().rev() {
-            place = self.look(&dir, &place)?;
-            self.places.write().unwrap_or_else(PoisonError::into_inner).insert(dir, place.clone());
+        for next in dir.way_from(&above) {
+            if !place.exists {
+                break;
+            }
+            place = match self.known_place(&next) {
+                Some(place) => place,
+                None => {
+                    let place = self.look(&next, &place)?;
+                    self.remember(next, &place);
+                    place
+                }
+            };
         }
+        self.remember(dir.clone(), &place);
         Ok(place)
+    }
+
+    fn remember(&self, dir: RelPath, place: &Place) {
+        self.places.write().unwrap_or_else(PoisonError::into_inner).entry(dir).or_insert_with(|| place.clone());
     }
 
     fn known_place(&self, dir: &RelPath) -> Option<Place> {
@@ -79,18 +92,18 @@ impl Staging {
 
     fn top_place(&self) -> Result<Place, FsError> {
         let top = RelPath::root();
+        if let Some(place) = self.known_place(&top) {
+            return Ok(place);
+        }
         let stat = self.root.stat_fd(self.root.fd()).map_err(|errno| FsError::new("look at", &top, errno))?;
         let place = Place { mount: self.mount(&top, &stat)?, exists: true };
-        self.places.write().unwrap_or_else(PoisonError::into_inner).insert(top, place.clone());
+        self.remember(top, &place);
         Ok(place)
     }
 
-    /// Looks whether `dir`, in a directory known as `above`, is there, and whether something is mounted on it.
+    /// Looks whether `dir`, in a directory that is known to exist, is there, and whether something is mounted on it.
     fn look(&self, dir: &RelPath, above: &Place) -> Result<Place, FsError> {
         let absent = Place { mount: Arc::clone(&above.mount), exists: false };
-        if !above.exists {
-            return Ok(absent);
-        }
         match self.look_at(dir) {
             Ok(stat) if !stat.is_dir() => Ok(absent),
             Ok(stat) if stat.mount == above.mount.id => Ok(Place { exists: true, ..absent }),

@@ -510,3 +510,65 @@ fn what_a_plan_has_placed_is_never_evicted() {
     let _ = staging.evict(&stage, &path);
     assert!(bed.dir().join("tree/d/A").exists());
 }
+
+/// A path of 64 KiB has half as many directories above it: what is remembered of each must not be its whole path, or a
+/// master that offers a file there takes a gibibyte for it.
+#[test]
+fn a_deep_path_that_is_only_offered_costs_about_what_it_is_long() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let deep = RelPath::new("a/".repeat(2000) + "f").unwrap();
+    staging.store(&Digest::of(b"x"), b"x", &deep, None).unwrap();
+    let held: usize = staging.places.read().unwrap().keys().map(|dir| dir.as_bytes().len()).sum();
+    assert!(held <= 16 * deep.as_bytes().len(), "{held} bytes for a path of {}", deep.as_bytes().len());
+}
+
+/// What is in the way is found by its path: all that is staged is looked through once.
+#[test]
+fn many_contents_that_give_way_are_each_looked_for_once() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let at = |i: usize| RelPath::new(format!("new/{i}")).unwrap();
+    let digest = |i: usize| Digest::of(i.to_string().as_bytes());
+    for i in 0..20 {
+        staging.store(&digest(i), i.to_string().as_bytes(), &at(i), None).unwrap();
+    }
+    let beside = RelPath::new("new.txt").unwrap();
+    staging.store(&Digest::of(b"beside"), b"beside", &beside, None).unwrap();
+    staging.begin_plan();
+    let stage = staging.stage_near(&at(0)).unwrap();
+    assert!(staging.ahead.lock().unwrap().is_none(), "made although nothing is in the way");
+    staging.keep_in_place(&digest(19), &stage, &at(19), false).unwrap();
+    for i in 0..10 {
+        staging.evict(&stage, &at(i)).unwrap();
+        assert_eq!(staging.ahead.lock().unwrap().as_ref().unwrap().len(), 18 - i);
+        assert_eq!(staging.evict(&stage, &at(i)), Err(rustix::io::Errno::EXIST), "there is nothing any more");
+    }
+    // All that is left in the directory goes with it, but for what a plan has placed.
+    staging.keep_in_place(&digest(18), &stage, &at(18), false).unwrap();
+    staging.evict(&stage, &RelPath::new("new").unwrap()).unwrap();
+    assert!(staging.ahead.lock().unwrap().as_ref().unwrap().is_empty());
+    for i in 0..18 {
+        let content = staging.find(&digest(i)).unwrap();
+        assert!(content.in_place.is_none() && staging.open_content(&digest(i), &content).is_ok());
+    }
+    assert_eq!(bed.names().iter().filter(|name| Digest::from_hex(name.as_bytes()).is_some()).count(), 19);
+    assert_eq!(fs::read_dir(bed.dir().join("tree/new")).unwrap().count(), 2);
+}
+
+/// Places are remembered, and not looked at again: each is what it was at first, in whatever order they are asked for.
+#[test]
+fn where_a_path_will_be_does_not_depend_on_what_was_asked_before() {
+    let paths = ["f", "d/f", "d/e/f", "d/e/new/f", "d/e/new/deep/f", "n/f", "n/o/f", "d/file/f", "d/link/f"];
+    for turn in 0..paths.len() {
+        let bed = Bed::new();
+        fs::create_dir_all(bed.top.path().join("d/e")).unwrap();
+        fs::write(bed.top.path().join("d/file"), "").unwrap();
+        std::os::unix::fs::symlink("e", bed.top.path().join("d/link")).unwrap();
+        let staging = bed.session();
+        for i in (0..2 * paths.len()).map(|i| (i + turn) % paths.len()) {
+            let (_, is_new) = staging.stage_for(&RelPath::new(paths[i]).unwrap()).unwrap();
+            assert_eq!(is_new, i >= 3, "{}", paths[i]);
+        }
+    }
+}

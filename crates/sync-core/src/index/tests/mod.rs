@@ -6,12 +6,13 @@ mod damage;
 mod history;
 mod looking;
 mod reading;
+mod renaming;
 mod speed;
 
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Index, Opened};
+use super::{Index, IndexError, Opened};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
 use crate::path::RelPath;

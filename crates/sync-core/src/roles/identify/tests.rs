@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -79,7 +80,8 @@ fn what_was_read_while_the_tree_was_looked_at_is_not_read_again() {
     }
 }
 
-/// Whether it was read ahead or is still to be read: each entry that remains is true of one moment.
+/// Whether it was read ahead or is still to be read: what remains has the content, and the metadata, that its file had at
+/// one moment.
 #[test]
 fn files_that_vanish_or_change_while_the_tree_is_read_ahead_are_told_as_they_were_or_not_at_all() {
     let temp = tempfile::tempdir().unwrap();
@@ -90,7 +92,10 @@ fn files_that_vanish_or_change_while_the_tree_is_read_ahead_are_told_as_they_wer
             let path = temp.path().join(format!("f{i:03}"));
             match i % 2 {
                 0 => std::fs::remove_file(path).unwrap(),
-                _ => std::fs::write(path, changed(i)).unwrap(),
+                _ => {
+                    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o751)).unwrap();
+                    std::fs::write(path, changed(i)).unwrap();
+                }
             }
         }
     });
@@ -98,6 +103,14 @@ fn files_that_vanish_or_change_while_the_tree_is_read_ahead_are_told_as_they_wer
     let mut left = 0;
     for (i, (path, content)) in tree.iter().enumerate() {
         let told = survey.pending.iter().find(|pending| pending.row.path == *path);
+        if let Some(Pending { row, .. }) = told {
+            // What is told with the later content has the later metadata too.
+            let now = std::fs::metadata(temp.path().join(format!("f{i:03}"))).ok();
+            if now.is_some() && row.entry.content().unwrap().1 == Digest::of(&changed(i)) {
+                assert_eq!(row.entry.mode, 0o751, "{path}");
+                assert_eq!(row.tuple.unwrap().mtime, row.entry.mtime, "{path}");
+            }
+        }
         let told = told.map(|pending| pending.row.entry.content().unwrap());
         let was = (content.len() as u64, Digest::of(content));
         let is = (changed(i).len() as u64, Digest::of(&changed(i)));

@@ -171,7 +171,7 @@ impl ContentSender {
             more: Notify::new(),
             asks,
             failures,
-            compress: choose(compress, connection, estimates.is_some()),
+            compress: choose(compress, connection),
             auto: Mutex::new(AutoCompress::new()),
             pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
             started: Instant::now(),
@@ -218,11 +218,10 @@ impl ContentSender {
     }
 }
 
-/// The loopback interface outruns every compressor, and both ends share the cores it would take. What would be compressed
-/// depends on the link, and an estimate does not try it.
-fn choose(compress: Compress, connection: &Connection, estimate: bool) -> Compress {
+/// The loopback interface outruns every compressor, and both ends share the cores it would take.
+pub fn choose(compress: Compress, connection: &Connection) -> Compress {
     match compress {
-        Compress::Auto if estimate || connection.remote().ip().is_loopback() => Compress::Never,
+        Compress::Auto if connection.remote().ip().is_loopback() => Compress::Never,
         other => other,
     }
 }

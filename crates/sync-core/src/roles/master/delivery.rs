@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::content::{ContentSender, Estimate, SendFailure, Sending, Sent};
+use super::content::{ContentSender, Estimate, SendFailure, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
 use super::meter::Meter;
 use super::source::{Decided, Difference, Source};
@@ -20,7 +20,7 @@ use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
-use crate::roles::link::{Control, LinkError};
+use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
@@ -77,6 +77,8 @@ struct Session<'a> {
     control: Control<ToMaster>,
     sender: Sender,
     contents: ContentSender,
+    /// How offers travel.
+    offers: Packing,
     failures: mpsc::UnboundedReceiver<SendFailure>,
     /// What it would take to send contents, if that is asked for.
     estimates: mpsc::UnboundedReceiver<Estimate>,
@@ -169,6 +171,7 @@ impl<'a> Session<'a> {
         let estimate = delivery.policy.dry_run && delivery.policy.estimate;
         let sending =
             Sending { dest, source, meter, compress, bandwidth, estimates: estimate.then_some(estimate_sender) };
+        let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
         let contents = ContentSender::start(sending, &connection, failure_sender, ask_sender);
         Ok(Self {
             delivery,
@@ -176,6 +179,7 @@ impl<'a> Session<'a> {
             control,
             sender: Sender::new(hello),
             contents,
+            offers,
             failures,
             estimates,
             estimated: HashMap::new(),
@@ -292,7 +296,7 @@ impl<'a> Session<'a> {
                         }
                         _ => {}
                     }
-                    self.control.send(message.encode())?;
+                    self.send(&message)?;
                 }
                 SenderOutput::Load(load) if self.difference.as_ref().is_some_and(|d| d.answers(&load)) => {
                     self.telling = Some(0);
@@ -317,6 +321,13 @@ impl<'a> Session<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Offers travel beside the content and are many: they are compressed where content may be. All other lists come while
+    /// nothing else is to do.
+    fn send(&self, message: &ToReplica) -> Result<(), LinkError> {
+        let packing = if matches!(message, ToReplica::Offer(_)) { self.offers } else { Packing::Packed };
+        self.control.send_as(message.encode(), packing)
+    }
+
     /// The next thing to do. What waited for the index comes first once the version is in it; changes that are known
     /// without are told some at a time, when nothing else is to do.
     fn next_output(&mut self) -> Result<Option<SenderOutput>, LinkError> {
@@ -331,9 +342,9 @@ impl<'a> Session<'a> {
             if self.control.is_backed_up() {
                 return Ok(None);
             }
-            let (changes, next) = difference.changes(from, CHANGES_PER_MESSAGE);
+            let (told, next) = difference.changes(from, CHANGES_PER_MESSAGE);
             self.telling = next;
-            self.sender.handle(SenderInput::Changes { changes, done: next.is_none() })?;
+            self.sender.handle(SenderInput::Changes { told, done: next.is_none() })?;
         }
     }
 
@@ -377,22 +388,30 @@ impl<'a> Session<'a> {
                     }
                     Err(error) => return Err(error.into()),
                 };
+                let mut gone: Option<RelPath> = None;
                 while let Some(change) = changes.next()? {
                     batch.push(match change {
                         IndexedChange::Upsert(row) => upsert(row),
-                        IndexedChange::Delete(path) => Change { path, entry: None },
+                        // It goes with its directory.
+                        IndexedChange::Delete(path) if gone.as_ref().is_some_and(|top| path.is_beneath(top)) => {
+                            continue;
+                        }
+                        IndexedChange::Delete(path) => {
+                            gone = Some(path.clone());
+                            Change { path, entry: None }
+                        }
                     });
                     self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
                 }
             }
         }
-        Ok(self.sender.handle(SenderInput::Changes { changes: batch, done: true })?)
+        Ok(self.sender.handle(SenderInput::Changes { told: batch.into(), done: true })?)
     }
 
     fn flush(&mut self, batch: &mut Vec<Change>, limit: usize) -> Result<(), LinkError> {
         if batch.len() >= limit {
             let changes = std::mem::take(batch);
-            self.sender.handle(SenderInput::Changes { changes, done: false })?;
+            self.sender.handle(SenderInput::Changes { told: changes.into(), done: false })?;
         }
         Ok(())
     }

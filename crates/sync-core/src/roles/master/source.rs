@@ -22,10 +22,11 @@ use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
 use crate::monitor::Monitor;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
+use crate::relative::moved_dirs;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey};
-use crate::session::Load;
-use crate::wire::{Change, Offered};
+use crate::session::{Load, Told};
+use crate::wire::{Change, Moved, Offered, Touched};
 
 /// How long to wait for another push of the same source.
 const BUSY: Duration = Duration::from_secs(600);
@@ -84,9 +85,23 @@ pub struct Difference {
     pending: Vec<Pending>,
     /// In tree order.
     gone: Vec<Row>,
+    /// Those of them that are in no directory that is gone as well, which is all that is told.
+    gone_tops: Vec<RelPath>,
+    /// Directories that came and are what some were that are gone. In tree order.
+    moved: Vec<Moved>,
 }
 
 impl Difference {
+    fn new(previous: Option<VersionId>, pending: Vec<Pending>, gone: Vec<Row>, moved: Vec<Moved>) -> Self {
+        let mut gone_tops: Vec<RelPath> = Vec::new();
+        for row in &gone {
+            if !gone_tops.last().is_some_and(|top| row.path.is_beneath(top)) {
+                gone_tops.push(row.path.clone());
+            }
+        }
+        Self { previous, pending, gone, gone_tops, moved }
+    }
+
     /// Whether the version is the last one, and only what proves its entries changed.
     pub fn is_of(&self, version: &Version) -> bool {
         self.previous == Some(version.id())
@@ -102,17 +117,44 @@ impl Difference {
     }
 
     /// Some of the changes, from the given place on, and where the next begin: what is changed in tree order, then what
-    /// is gone. `None` after the last.
-    pub fn changes(&self, from: usize, most: usize) -> (Vec<Change>, Option<usize>) {
-        let upsert = |p: &Pending| Change { path: p.row.path.clone(), entry: Some(p.row.entry.clone()) };
-        let delete = |row: &Row| Change { path: row.path.clone(), entry: None };
-        let (pending, gone) = (self.pending.len(), self.gone.len());
+    /// is gone. `None` after the last. What has moved comes with the first, and is told by the name of its directory.
+    pub fn changes(&self, from: usize, most: usize) -> (Told, Option<usize>) {
+        let (pending, gone) = (self.pending.len(), self.gone_tops.len());
         let end = pending.saturating_add(gone).min(from.saturating_add(most));
-        let changed = self.pending[from.min(pending)..end.min(pending)].iter().filter(|p| p.changes_entry());
-        let changed = changed.map(upsert);
-        let gone_now = self.gone[from.max(pending) - pending..end.max(pending) - pending].iter().map(delete);
-        (changed.chain(gone_now).collect(), (end < pending + gone).then_some(end))
+        let mut told = Told::default();
+        if from == 0 {
+            told.moved.clone_from(&self.moved);
+        }
+        let changed = self.pending[from.min(pending)..end.min(pending)].iter();
+        for p in changed.filter(|p| p.changes_entry() && !self.has_moved(&p.row.path)) {
+            let (path, entry) = (p.row.path.clone(), &p.row.entry);
+            match p.changes_metadata() {
+                true => told.touched.push(Touched { path, metadata: entry.metadata() }),
+                false => told.changes.push(Change { path, entry: Some(entry.clone()) }),
+            }
+        }
+        let gone_now = &self.gone_tops[from.max(pending) - pending..end.max(pending) - pending];
+        told.changes.extend(gone_now.iter().map(|path| Change { path: path.clone(), entry: None }));
+        (told, (end < pending + gone).then_some(end))
     }
+
+    /// Whether a path came with a directory that has moved.
+    fn has_moved(&self, path: &RelPath) -> bool {
+        let after = self.moved.partition_point(|moved| moved.to <= *path);
+        let last = after.checked_sub(1).and_then(|last| self.moved.get(last));
+        last.is_some_and(|Moved { to, .. }| to == path || path.is_beneath(to))
+    }
+}
+
+/// Directories that came and have something in them, in tree order.
+fn dirs_that_came(pending: &[Pending]) -> impl Iterator<Item = &RelPath> {
+    let next = pending.iter().skip(1).map(Some).chain([None]);
+    pending.iter().zip(next).filter_map(|(dir, next)| {
+        let path = &dir.row.path;
+        let came = dir.before.is_none() && dir.row.entry.is_dir();
+        // An empty one costs less when it is told in full.
+        (came && next.is_some_and(|next| next.row.path.is_beneath(path))).then_some(path)
+    })
 }
 
 impl Source {
@@ -184,14 +226,15 @@ impl Source {
             }
             offer(new, !full);
         };
-        // In a tree that was never looked at, all that is found must be read; elsewhere it may only have moved.
+        // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
+        // anything seem gone there: one look suffices, and what was read has its places in that one.
         let (survey, early) = match self.index.latest_version()? {
-            None => read_ahead(&self.root, &options, &mut found, |found| self.survey(stop, meter, found)),
-            Some(_) => (self.survey(stop, meter, &mut |_, _| {}), Early::default()),
+            None if known.is_empty() => {
+                read_ahead(&self.root, &options, &mut found, |found| self.survey(1, stop, meter, found))
+            }
+            _ => (self.survey(LOOKS, stop, meter, &mut |_, _| {}), Early::default()),
         };
-        let (mut survey, again) = survey?;
-        // Places in another survey mean nothing in this one.
-        let early = if again { Early::default() } else { early };
+        let mut survey = survey?;
         for path in &survey.left_out {
             monitor.notice(None, &format!("{path} is left out: it is the state directory"));
         }
@@ -203,13 +246,15 @@ impl Source {
         Ok((survey, scanned))
     }
 
-    /// Looks at the whole tree beside its index; tells whether that took more than one look.
+    /// Looks at the whole tree beside its index, up to `looks` times while something seems gone. `found` is as for
+    /// [`survey`], in each look.
     fn survey(
         &self,
+        looks: u32,
         stop: &AtomicBool,
         meter: &Meter,
         found: &mut dyn FnMut(usize, &Pending),
-    ) -> Result<(Survey, bool), PushError> {
+    ) -> Result<Survey, PushError> {
         let options = SurveyOptions {
             filter: &self.filter,
             one_file_system: self.policy.one_file_system,
@@ -224,21 +269,19 @@ impl Source {
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let mut found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
-        let mut again = false;
-        for _ in 1..LOOKS {
+        for _ in 1..looks {
             // What moved from a directory that was not yet listed to one that was is in neither listing.
             if !found_now.is_restless(&self.root) {
                 break;
             }
-            again = true;
-            found_now = survey(&self.root, &self.index, &options, &go_on, &mut |_, _| {})?;
+            found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
         }
         let survey = found_now;
         if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);
-        Ok((survey, again))
+        Ok(survey)
     }
 
     /// Gives up a damaged index: it starts afresh.
@@ -279,8 +322,11 @@ impl Source {
         let holds = survey.holds();
         survey.pending.retain(|p| !holds.covers(&p.row.path));
         survey.gone.retain(|row| !holds.covers(&row.path));
+        let gone_dirs = survey.gone_dirs();
         let tree = survey.tree(&self.index, false)?;
         let Survey { pending, gone, entries, .. } = survey;
+        let came = dirs_that_came(&pending).filter_map(|dir| Some((dir, *tree.dirs.get(dir)?)));
+        let moved = moved_dirs(gone_dirs.iter().map(|(dir, hash)| (dir, *hash)), came);
         let latest = self.index.latest_version()?.map(|published| published.version);
         let previous = latest.as_ref().map(Version::id);
         let version = match latest.filter(|latest| latest.root == tree.root) {
@@ -289,7 +335,7 @@ impl Source {
         };
         let minted = (!self.policy.dry_run).then(|| version.clone());
         let decided = Decided { version, minted, holds, tree, entries, scan, hash };
-        Ok((decided, Difference { previous, pending, gone }))
+        Ok((decided, Difference::new(previous, pending, gone, moved)))
     }
 
     fn next_version(&self, root: Digest) -> Result<Version, PushError> {
@@ -305,8 +351,12 @@ impl Source {
         let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
-            gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
-            pending.iter().try_for_each(|p| writer.upsert(&p.row))
+            // What comes is written before what went is buried: then its paths are not looked for among those.
+            pending.iter().try_for_each(|p| match p.before {
+                Some(_) => writer.upsert(&p.row),
+                None => writer.insert(&p.row),
+            })?;
+            writer.delete_all(gone)
         };
         if difference.is_of(version) {
             if !pending.is_empty() || !gone.is_empty() {
@@ -455,15 +505,17 @@ mod tests {
     fn a_difference_is_told_in_parts_of_any_size_and_without_what_was_only_proven_anew() {
         let pending = |name: &str, known: bool| {
             let row = row(name);
-            let before = known.then(|| Box::new(Before { hash: row.entry.hash(), content: None }));
+            let before = known
+                .then(|| Box::new(Before { hash: row.entry.hash(), metadata: row.entry.metadata(), content: None }));
             Pending { row, needs_hash: false, needs_xattrs: false, before }
         };
         let pending = vec![pending("a", false), pending("b", true), pending("c", false)];
-        let difference = Difference { previous: None, pending, gone: vec![row("d"), row("e")] };
+        let difference = Difference::new(None, pending, vec![row("d"), row("e")], Vec::new());
         for most in 1..=6 {
             let (mut told, mut from) = (Vec::new(), Some(0));
             while let Some(place) = from {
-                let (changes, next) = difference.changes(place, most);
+                let (Told { changes, touched, moved }, next) = difference.changes(place, most);
+                assert!(touched.is_empty() && moved.is_empty());
                 assert!(changes.len() <= most && next.is_none_or(|next| next > place));
                 told.extend(changes.into_iter().map(|change| (change.path.display(), change.entry.is_some())));
                 from = next;
@@ -473,5 +525,59 @@ mod tests {
         }
         assert!(difference.answers(&Load::Subtree(RelPath::root())));
         assert!(!difference.answers(&Load::Subtree(RelPath::new("a").unwrap())));
+    }
+
+    #[test]
+    fn a_difference_tells_against_the_last_version_what_it_can() {
+        let dir = |name: &str| {
+            let row = row(name);
+            Row { entry: Entry { kind: Kind::Dir, ..row.entry }, ..row }
+        };
+        let pending = |row: Row, before: Option<&Row>| {
+            let before = before.map(|row| {
+                let (hash, metadata) = (row.entry.hash(), row.entry.metadata());
+                Box::new(Before { hash, metadata, content: row.entry.content() })
+            });
+            Pending { row, needs_hash: false, needs_xattrs: false, before }
+        };
+        let with = |row: Row, edit: fn(&mut Entry)| {
+            let mut row = row;
+            edit(&mut row.entry);
+            row
+        };
+        let old = row("o");
+        let found = vec![
+            pending(with(dir("d"), |e| e.mtime.sec = 1), Some(&dir("d"))),
+            pending(dir("d/moved"), None),
+            pending(row("d/moved/x"), None),
+            pending(row("d/moved!"), None),
+            pending(with(old.clone(), |e| (e.mode, e.uid) = (0o640, 7)), Some(&old)),
+            pending(with(row("p"), |e| e.xattrs = Box::new([(b"user.a"[..].into(), b"1"[..].into())])), Some(&old)),
+            pending(with(row("q"), |e| e.link = Some(RelPath::new("o").unwrap())), Some(&old)),
+            pending(with(row("r"), |e| e.kind = Kind::Socket), Some(&old)),
+        ];
+        let came: Vec<_> = dirs_that_came(&found).map(RelPath::display).collect();
+        assert_eq!(came, ["d/moved"]);
+        let hash = Digest::of(b"d");
+        let moved = vec![Moved { from: RelPath::new("g").unwrap(), to: RelPath::new("d/moved").unwrap(), hash }];
+        let gone = vec![dir("g"), dir("g/d"), row("g/d/x"), row("g/x"), row("g!"), row("h")];
+        let difference = Difference::new(None, found, gone, moved.clone());
+        let mut told = Told::default();
+        let mut from = Some(0);
+        while let Some(place) = from {
+            let (some, next) = difference.changes(place, 2);
+            told.moved.extend(some.moved);
+            told.touched.extend(some.touched);
+            told.changes.extend(some.changes);
+            from = next;
+        }
+        assert_eq!(told.moved, moved);
+        assert_eq!(told.touched.iter().map(|t| t.path.display()).collect::<Vec<_>>(), ["d", "o"]);
+        assert_eq!((told.touched[0].metadata.mtime.sec, told.touched[1].metadata.mode), (1, 0o640));
+        let in_full: Vec<_> = told.changes.iter().map(|c| (c.path.display(), c.entry.is_some())).collect();
+        let in_full: Vec<_> = in_full.iter().map(|(path, is_there)| (path.as_str(), *is_there)).collect();
+        let expected =
+            [("d/moved!", true), ("p", true), ("q", true), ("r", true), ("g", false), ("g!", false), ("h", false)];
+        assert_eq!(in_full, expected);
     }
 }

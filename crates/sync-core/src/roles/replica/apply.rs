@@ -17,7 +17,7 @@ use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Holds, Row, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
-use crate::plan::{self, Action, Changes, Plan, Situation, Step};
+use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
 use crate::roles::tree;
 use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
@@ -32,17 +32,19 @@ pub struct Application {
     announce: Announce,
     /// Wanted changes to what is no part of the push here.
     left_alone: Vec<RelPath>,
-    /// All but its steps.
+    /// All but its steps and directories.
     plan: Plan,
     steps: Arc<Vec<Step>>,
+    /// Directories that are renamed whole, each with one step.
+    moved: Arc<Vec<MovedDir>>,
     root: Digest,
     stats: ReplicaStats,
     items: Vec<Item>,
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
     failures: u64,
-    /// Steps that failed, which are counted no more.
-    undone: HashSet<usize>,
+    /// Paths whose step failed, which are counted no more.
+    undone: HashSet<RelPath>,
     /// Kept for another plan, if this one misses contents.
     changes: Changes,
 }
@@ -71,7 +73,7 @@ impl Application {
     fn plan_with(
         opened: &Opened,
         announce: &Announce,
-        changes: Changes,
+        mut changes: Changes,
         old_file_bytes: u64,
         staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<Self, IndexError> {
@@ -82,26 +84,33 @@ impl Application {
         let hash = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (root, found) = std::thread::scope(|scope| {
             let hashing = Builder::new().spawn_scoped(scope, hash);
-            let found = touched_rows(&opened.index, &changes)
-                .and_then(|rows| Ok((sources(&opened.index, &changes, &rows, staged)?, rows)));
+            let found = touched_rows(&opened.index, &changes).and_then(|rows| {
+                let renames = match opened.policy.no_delete {
+                    true => Vec::new(),
+                    false => plan::find_renames(&changes, &rows, &holds),
+                };
+                Ok((sources(&opened.index, &changes, &rows, &renames, staged)?, renames, rows))
+            });
             let joined = |hashing: ScopedJoinHandle<'_, _>| hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
             (hashing.map_or_else(|_| hash(), joined), found)
         });
-        let (root, ((sources, complete), rows)) = (root?, found?);
+        let (root, ((sources, complete), renames, mut rows)) = (root?, found?);
         // What is not staged has an entry there, be it an empty one.
         let staged = |digest: &Digest| !sources.contains_key(digest);
+        let again = if complete { Changes::new() } else { changes.clone() };
+        let moved = plan::take_renamed(renames, &mut changes, &mut rows);
         let situation =
             Situation { rows, sources: &sources, staged: &staged, holds: &holds, no_delete: opened.policy.no_delete };
-        let again = if complete { Changes::new() } else { changes.clone() };
         let mut plan = plan::decide(changes, situation);
+        plan.rename(moved);
         let stats = count(&plan, old_file_bytes);
         let items = match opened.policy.itemize {
-            true => itemize(&plan.steps),
+            true => itemize(&plan),
             false => Vec::new(),
         };
         let refusal = too_many_deletes(opened, &plan);
         let announce = announce.clone();
-        let steps = Arc::new(std::mem::take(&mut plan.steps));
+        let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
         let (publisher, failures, undone) = (None, 0, HashSet::new());
         Ok(Self {
@@ -109,6 +118,7 @@ impl Application {
             left_alone,
             plan,
             steps,
+            moved,
             root,
             stats,
             items,
@@ -162,14 +172,16 @@ impl Application {
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
         let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
+        publisher.move_dirs(Arc::clone(&self.moved));
         publisher.stop_on(Arc::clone(stop));
         // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
         // the stand is none from here on.
         let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
         let mut failures = Vec::new();
-        let prepared = prepare_and_commit(&opened.index, &self.steps, &staging, publisher, &intent, &mut failures);
+        let (steps, moved) = (&self.steps, &self.moved);
+        let prepared = prepare_and_commit(&opened.index, steps, moved, &staging, publisher, &intent, &mut failures);
         self.failures += failures.len() as u64;
-        self.uncount(&failures);
+        self.uncount(&failures, &[]);
         opened.report(failures);
         self.publisher = Some(prepared.map_err(|Reason(reason)| reason)?);
         Ok(None)
@@ -189,12 +201,24 @@ impl Application {
         self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
     }
 
-    /// What failed was not done.
-    fn uncount(&mut self, failures: &[FsError]) {
-        for failure in failures {
-            let failed = self.steps.binary_search_by(|step| step.path.cmp(&failure.path));
-            if let Some(i) = failed.ok().filter(|i| self.undone.insert(*i)) {
-                count_step(&mut self.stats, &self.steps[i], |counter, n| *counter = counter.saturating_sub(n));
+    /// What failed was not done: a step of the plan, or one of those that took the place of some.
+    fn uncount(&mut self, failures: &[FsError], instead: &[Step]) {
+        let less = |counter: &mut u64, n| *counter = counter.saturating_sub(n);
+        for FsError { path, .. } in failures {
+            let find = |steps: &[Step]| steps.binary_search_by(|step| step.path.cmp(path)).ok();
+            let (planned, instead) = (find(&self.steps), find(instead).map(|i| &instead[i]));
+            if planned.is_none() && instead.is_none() || !self.undone.insert(path.clone()) {
+                continue;
+            }
+            match (instead, planned.map(|i| &self.steps[i])) {
+                // The old name of what was to move, which is no deletion that was counted.
+                (Some(Step { action: Action::Delete, .. }), None) => {}
+                (None, Some(Step { action: Action::MoveDir { .. }, .. })) => {
+                    let dirs = self.moved.iter().filter(|dir| dir.to == *path);
+                    dirs.flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut self.stats, &step, less));
+                }
+                (Some(step), _) | (None, Some(step)) => count_step(&mut self.stats, step, less),
+                (None, None) => {}
             }
         }
     }
@@ -213,6 +237,7 @@ impl Application {
         let mut ledger = Ledger::new(&steps, marks);
         let observer = publisher.as_ref().map(Publisher::observer);
         let (sender, placed) = mpsc::channel();
+        let mut instead = Vec::new();
         let (written, failures) = std::thread::scope(|scope| {
             let spawn = |publisher| Builder::new().spawn_scoped(scope, || carry_out(publisher, staging, sender));
             let mut publishing = match publisher.map(spawn).transpose() {
@@ -221,7 +246,7 @@ impl Application {
             };
             let mut failures = Vec::new();
             let written = index.commit_with(0, |commit| {
-                let mut observed = Vec::new();
+                let (mut observed, mut refused) = (Vec::new(), [0; 6]);
                 for (placed, seen) in placed.iter().flat_map(|some: Vec<Placed>| look(observer.as_ref(), &some)) {
                     ledger.write(commit, seen)?;
                     observed.push(placed);
@@ -237,8 +262,19 @@ impl Application {
                     publisher.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
                     publisher.withdrawn().try_for_each(|path| commit.delete(path).map(drop))?;
                     failures.extend(publisher.take_failures());
+                    ledger.move_dirs(commit, &self.moved, &publisher)?;
+                    if let Some(mut rest) = publisher.follow_up() {
+                        instead = rest.steps().to_vec();
+                        carry_out_rest(&mut rest, opened.staging.as_deref())?;
+                        let mut ledger = Ledger::new(&instead, BTreeMap::new());
+                        rest.observe().into_iter().try_for_each(|seen| ledger.write(commit, seen))?;
+                        failures.extend(rest.take_failures());
+                        refused = ledger.finish(commit)?;
+                    }
                 }
-                let refused = ledger.finish(commit)?;
+                for (count, more) in refused.iter_mut().zip(ledger.finish(commit)?) {
+                    *count += more;
+                }
                 self.failures += failures.len() as u64;
                 let stand = self.stand(opened, self.root).filter(|_| foreseen);
                 commit.set_meta(PRIVILEGE, Some(&privilege()))?;
@@ -252,7 +288,7 @@ impl Application {
             }
             (written, failures)
         });
-        self.uncount(&failures);
+        self.uncount(&failures, &instead);
         opened.report(failures);
         let refused = written?;
         if !foreseen || self.failures > 0 {
@@ -319,10 +355,11 @@ fn check_place(opened: &Opened) -> Result<(), String> {
 
 /// Prepares and flushes. Meanwhile rows are written of what has its place in new directories already, in the transaction
 /// that then records the intent: true once that is published, and if it never is, the next look at the tree finds
-/// nothing there.
+/// nothing there. So are those of directories that will be renamed.
 fn prepare_and_commit(
     index: &Index,
     steps: &[Step],
+    moved: &[MovedDir],
     staging: &Staging,
     mut publisher: Publisher,
     intent: &Intent,
@@ -342,6 +379,7 @@ fn prepare_and_commit(
         index.commit_with(0, move |commit| {
             // Taken in here and dropped however this ends, so that the other thread never waits in vain.
             let ready: Receiver<Vec<Ready>> = ready;
+            moved.iter().try_for_each(|dir| commit.copy_beneath(&dir.from, &dir.to))?;
             ready.iter().flatten().try_for_each(|ready| ledger.write_ready(commit, ready))?;
             let mut publisher = preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned()))?;
             failures.append(&mut publisher.take_failures());
@@ -377,6 +415,16 @@ fn carry_out(mut publisher: Publisher, staging: Option<Arc<Staging>>, sender: mp
     (publisher, flushed.map_err(|error| Reason(error.to_string())))
 }
 
+/// The same for what was left out, with nothing else to do meanwhile: that is rare.
+fn carry_out_rest(rest: &mut Publisher, staging: Option<&Staging>) -> Result<(), Reason> {
+    let flush = || staging.map_or(Ok(()), Staging::flush).map_err(|error| Reason(error.to_string()));
+    rest.prepare();
+    flush()?;
+    rest.publish();
+    flush()?;
+    if rest.was_stopped() { Err(Reason(STOPPED.to_owned())) } else { Ok(()) }
+}
+
 fn ended(publishing: ScopedJoinHandle<'_, Ended>) -> Result<Ended, Reason> {
     publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))
 }
@@ -403,9 +451,12 @@ fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
 fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
     // Names that went because their content moved are not counted twice.
     let mut stats = ReplicaStats { old_file_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
-    for step in plan.steps.iter().filter(|step| step.action != Action::Delete) {
-        count_step(&mut stats, step, |counter, n| *counter += n);
+    let add = |counter: &mut u64, n| *counter += n;
+    for step in plan.steps.iter().filter(|step| !matches!(step.action, Action::Delete | Action::MoveDir { .. })) {
+        count_step(&mut stats, step, add);
     }
+    // As many entries are counted as if each had been moved by itself.
+    plan.moved.iter().flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut stats, &step, add));
     stats
 }
 
@@ -427,21 +478,40 @@ fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) 
     }
 }
 
-fn itemize(steps: &[Step]) -> Vec<Item> {
-    let moved = steps.iter().filter_map(|step| match &step.action {
+/// The lines of all steps, in tree order; those of a directory that is renamed whole are those of its entries.
+fn itemize(plan: &Plan) -> Vec<Item> {
+    let item = |step: &Step| {
+        diff::item(&step.path, step.old.as_ref().map(|row| &row.entry), step.new.as_deref(), &step.action)
+    };
+    let steps = plan.steps.iter().filter(|step| !matches!(step.action, Action::MoveDir { .. }));
+    let mut items: Vec<Item> = steps.filter_map(item).collect();
+    items.extend(plan.moved.iter().flat_map(MovedDir::steps).filter_map(|step| item(&step)));
+    items.sort_by(|a, b| a.path.cmp(&b.path));
+    tell_of_moves(plan, &mut items);
+    items
+}
+
+/// Both names of what moves tell of each other.
+fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
+    let files = plan.steps.iter().filter_map(|step| match &step.action {
         Action::Move { from } => Some((from, &step.path)),
         _ => None,
     });
-    let moved: HashMap<&RelPath, &RelPath> = moved.collect();
-    let item = |step: &Step| {
-        let old = step.old.as_ref().map(|row| &row.entry);
-        let mut item = diff::item(&step.path, old, step.new.as_deref(), &step.action)?;
-        if let How::Deleted { moved_to } = &mut item.how {
-            *moved_to = moved.get(&step.path).map(|to| (*to).clone());
+    let entries = || plan.moved.iter().flat_map(|dir| &dir.entries).map(|moved| (&moved.old.path, &moved.path));
+    let leaving: HashMap<&RelPath, &RelPath> = files.chain(entries()).collect();
+    let arriving: HashMap<&RelPath, &RelPath> = entries().map(|(from, to)| (to, from)).collect();
+    for item in items {
+        match &mut item.how {
+            How::Deleted { moved_to } => *moved_to = leaving.get(&item.path).map(|to| (*to).clone()),
+            // What a directory holds moves with it, whatever it is.
+            how @ How::Made => {
+                if let Some(from) = arriving.get(&item.path) {
+                    *how = How::Moved { from: (*from).clone(), size: 0 };
+                }
+            }
+            _ => {}
         }
-        Some(item)
-    };
-    steps.iter().filter_map(item).collect()
+    }
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::fs::{Observed, Ready};
+use crate::fs::{Observed, Publisher, Ready};
 use crate::index::{Commit, IndexError};
 use crate::manifest::{Refused, Row};
 use crate::path::RelPath;
-use crate::plan::Step;
+use crate::plan::{MovedDir, Step};
 
 /// Turns observations into rows.
 pub struct Ledger<'a> {
@@ -33,9 +33,7 @@ impl<'a> Ledger<'a> {
         let mark = self.marks.remove(&seen.path);
         let Some(entry) = entry else { return commit.delete(&seen.path).map(drop) };
         if step.is_some() {
-            for (count, (kind, _)) in self.refused.iter_mut().zip(Refused::KINDS) {
-                *count += u64::from(seen.refused.has(kind));
-            }
+            self.count(seen.refused);
         }
         let Observed { path, tuple, refused, proven, mount } = seen;
         commit.upsert(&Row { path, entry, tuple, proven, refused, extra: mark.unwrap_or(extra), mount })
@@ -47,6 +45,34 @@ impl<'a> Ledger<'a> {
         let Some(entry) = step.new.as_deref().cloned() else { return Ok(()) };
         let (tuple, refused) = (Some(ready.tuple), Refused::default());
         commit.upsert(&Row { path: step.path.clone(), entry, tuple, proven: true, refused, extra: false, mount: false })
+    }
+
+    /// The rows of a directory that was renamed are written already: those of its old name go, or those of its new name
+    /// if it was not.
+    pub fn move_dirs(
+        &mut self,
+        commit: &mut Commit<'_>,
+        moved: &[MovedDir],
+        publisher: &Publisher,
+    ) -> Result<(), IndexError> {
+        for dir in moved {
+            if !publisher.has_renamed(dir) {
+                commit.delete_beneath(&dir.to)?;
+                continue;
+            }
+            commit.delete_beneath(&dir.from)?;
+            // The directory itself was observed.
+            for moved in dir.entries.iter().skip(1) {
+                self.count(moved.old.refused);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, refused: Refused) {
+        for (count, (kind, _)) in self.refused.iter_mut().zip(Refused::KINDS) {
+            *count += u64::from(refused.has(kind));
+        }
     }
 
     /// Writes the marks of what was not observed. Returns how many steps met each kind of refusal.

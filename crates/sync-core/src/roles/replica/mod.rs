@@ -4,6 +4,7 @@
 mod apply;
 mod basis;
 mod daemon;
+mod expand;
 mod inputs;
 mod ledger;
 mod listing;
@@ -182,6 +183,10 @@ impl Session {
             ReceiverOutput::Fetch(files) => {
                 let wants = self.fetch(files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
+            }
+            ReceiverOutput::Expand(moved, touched) => {
+                let changes = expand::expand(self.opened()?, &moved, &touched)?;
+                Ok(self.receiver.handle(ReceiverInput::Expanded(changes))?)
             }
             ReceiverOutput::Guard(announce, changes) => self.guard(&announce, changes),
             ReceiverOutput::Plan(announce, changes) => self.plan(&announce, changes),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -167,8 +168,10 @@ impl Prepared {
 /// Closes the connection, and waits until the replica has tidied up.
 async fn leave(played: Played, top: &Path) {
     played.connection.close(Code::Cancelled, "gone").await;
+    let begun = Instant::now();
     while std::fs::read_dir(top).unwrap().count() > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "the replica does not tidy up");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -204,7 +207,7 @@ async fn a_replica_killed_between_intent_and_publication_goes_on_without_what_it
         std::fs::rename(from, to).unwrap();
     }
     let index = StateDir::at(&state).replica_index_dir(&place::resolve(&top).unwrap());
-    let index = Index::open(&index, std::time::Duration::ZERO).unwrap().index;
+    let index = Index::open(&index, Duration::ZERO).unwrap().index;
     assert!(
         index.row(&RelPath::new("d/a").unwrap()).unwrap().is_some(),
         "nothing was written ahead: this tests nothing"

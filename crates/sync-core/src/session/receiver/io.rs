@@ -5,7 +5,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Describe, Described, Hello, Listing, Offered, Refusal, Stand, ToMaster, ToReplica, Wanted,
+    Ack, Announce, Change, Describe, Described, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster, ToReplica,
+    Touched, Wanted,
 };
 
 /// What became of a wanted content.
@@ -32,6 +33,8 @@ pub enum ReceiverInput {
     Considered(Vec<(Wanted, Offered)>),
     /// A part of the answer to [`ReceiverOutput::Describe`].
     Described(Described),
+    /// Answers [`ReceiverOutput::Expand`]. What cannot be made from the rows is left out: the root will tell.
+    Expanded(Vec<Change>),
     /// A wanted content is dealt with.
     Settled(u64, Settled),
     /// Answers [`ReceiverOutput::Guard`] with the root that the plan leads to: if that is the announced one, the plan
@@ -76,6 +79,9 @@ pub enum ReceiverOutput {
     Fetch(Vec<(u64, Offered)>),
     /// Read the old file of a content that is awaited, and tell of what it consists.
     Describe(Describe),
+    /// Make changes of what was told relative to the version that the replica stands at, from its own rows. The touched
+    /// entries are in tree order, each once; the moved directories come from places apart from each other.
+    Expand(Vec<Moved>, Vec<Touched>),
     /// Count what a plan for these changes would delete; answered by [`ReceiverInput::Guarded`].
     Guard(Announce, Changes),
     /// Decide the steps.

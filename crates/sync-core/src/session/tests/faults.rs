@@ -143,3 +143,23 @@ fn under_a_delete_limit() {
     world.policy.max_delete = Some(2);
     matrix("delete limit", &world);
 }
+
+#[test]
+fn touched_and_moved() {
+    let mut world = settled();
+    world.source().retime("a").chmod("b", 0o600).retime("d/one").chmod("d", 0o700).retime("h1").rename("d/e", "e");
+    world.source().write("d/link", "a file now").write("new", "new");
+    matrix("touched and moved", &world);
+    // What they are told against is not what is there.
+    world.replicas[0].disk.write("a", "tampered").write("d/e/deep", "tampered").rm("b");
+    matrix("touched and moved, drifted", &world);
+}
+
+#[test]
+fn moved_under_a_delete_limit() {
+    let mut world = settled();
+    world.source().rename("d/e", "moved").retime("b");
+    // After a crash in the middle what is left at the old place is to be deleted.
+    world.policy.max_delete = Some(2);
+    matrix("moved, delete limit", &world);
+}

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::disk::Disk;
 use crate::diff::Child;
 use crate::hash::Digest;
-use crate::manifest::{Entry, Holds, Lineage, Merkle, Time, TreeHash, Version};
+use crate::manifest::{Entry, Holds, Lineage, Merkle, Time, TreeHash, Version, VersionId};
 use crate::path::RelPath;
-use crate::session::Load;
-use crate::wire::{Change, Offered};
+use crate::relative::moved_dirs;
+use crate::session::{Load, Told};
+use crate::wire::{Change, Moved, Offered, Touched};
 
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -17,6 +18,8 @@ pub struct Index {
     rows: BTreeMap<RelPath, (Entry, u64)>,
     tombstones: BTreeMap<RelPath, u64>,
     versions: Vec<Version>,
+    /// What the last look began with: the version, and its entries.
+    before: Option<(VersionId, BTreeMap<RelPath, Entry>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +68,8 @@ impl Master {
         let tree = hash(found.iter());
         let holds = self.holds.clone();
         let index = &mut self.index;
+        let entries = index.rows.iter().map(|(path, (entry, _))| (path.clone(), entry.clone()));
+        index.before = index.versions.last().map(|version| (version.id(), entries.collect()));
         let latest = index.versions.last().filter(|latest| latest.root == tree.root).cloned();
         let known = latest.is_some();
         let version = latest.unwrap_or_else(|| {
@@ -96,22 +101,65 @@ impl Master {
     }
 
     /// What the index answers; `None` for a version it does not know.
-    pub fn load(&self, load: &Load) -> Option<Vec<Change>> {
+    pub fn load(&self, load: &Load) -> Option<Told> {
         let upsert =
             |(path, (entry, _)): (&RelPath, &(Entry, u64))| Change { path: path.clone(), entry: Some(entry.clone()) };
         let rows = self.index.rows.iter();
         match load {
-            Load::Entry(path) => Some(rows.filter(|(p, _)| *p == path).map(upsert).collect()),
-            Load::Subtree(top) => Some(rows.filter(|(p, _)| *p == top || p.is_beneath(top)).map(upsert).collect()),
+            Load::Entry(path) => Some(rows.filter(|(p, _)| *p == path).map(upsert).collect::<Vec<_>>().into()),
+            Load::Subtree(top) => {
+                Some(rows.filter(|(p, _)| *p == top || p.is_beneath(top)).map(upsert).collect::<Vec<_>>().into())
+            }
             Load::Since(id) => {
                 let since = self.index.versions.iter().find(|version| version.id() == *id)?.number;
                 let mut changes: Vec<_> = rows.filter(|(_, (_, changed))| *changed > since).map(upsert).collect();
                 let deleted = self.index.tombstones.iter().filter(|(_, number)| **number > since);
                 changes.extend(deleted.map(|(path, _)| Change { path: path.clone(), entry: None }));
                 changes.sort_by(|a, b| a.path.cmp(&b.path));
-                Some(changes)
+                match &self.index.before {
+                    Some((last, before)) if last == id => Some(self.relative(changes, before)),
+                    _ => Some(changes.into()),
+                }
             }
         }
+    }
+
+    /// The changes as they are told to a replica that stands at what was there before.
+    fn relative(&self, changes: Vec<Change>, before: &BTreeMap<RelPath, Entry>) -> Told {
+        let mut told = Told::default();
+        if self.holds.is_empty() {
+            let (old, new) = (hash(before.iter()), hash(self.entries().iter()));
+            let dirs = |tree: &TreeHash, other: &TreeHash| {
+                let mut dirs: Vec<_> = tree.dirs.iter().map(|(dir, hash)| (dir.clone(), *hash)).collect();
+                dirs.retain(|(dir, _)| !other.dirs.contains_key(dir));
+                dirs.sort();
+                dirs
+            };
+            let (gone, came) = (dirs(&old, &new), dirs(&new, &old));
+            let gone = gone.iter().filter(|(dir, _)| !self.index.rows.contains_key(dir));
+            let came = came.iter().filter(|(dir, _)| !before.contains_key(dir));
+            told.moved = moved_dirs(gone.map(|(dir, hash)| (dir, *hash)), came.map(|(dir, hash)| (dir, *hash)));
+        }
+        let has_moved = |path: &RelPath| told.moved.iter().any(|Moved { to, .. }| path == to || path.is_beneath(to));
+        let mut gone: Option<RelPath> = None;
+        for change in changes {
+            let known = before.get(&change.path);
+            let touched =
+                change.entry.as_ref().zip(known).is_some_and(|(new, old)| new.hash_with(&old.metadata()) == old.hash());
+            match &change.entry {
+                Some(_) if has_moved(&change.path) => {}
+                Some(new) if touched => {
+                    told.touched.push(Touched { path: change.path, metadata: new.metadata() });
+                }
+                Some(_) => told.changes.push(change),
+                None if gone.as_ref().is_some_and(|top| change.path.is_beneath(top)) => {}
+                None => {
+                    gone = Some(change.path.clone());
+                    told.changes.push(change);
+                }
+            }
+        }
+        told
     }
 
     pub fn children(&self, committed: &Committed, dir: &RelPath) -> (Option<Digest>, Vec<Child>) {

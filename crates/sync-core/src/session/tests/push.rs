@@ -11,7 +11,7 @@ use crate::options::Policy;
 use crate::path::RelPath;
 use crate::session::{
     ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
-    SenderOutput, Settled,
+    SenderOutput, Settled, Told,
 };
 use crate::wire::{Basis, Describe, Described, Envelope, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica};
 
@@ -88,6 +88,9 @@ pub struct Outcome {
     /// Changes, and of those the ones that were not told by the number of an offer.
     pub changes: usize,
     pub in_full: usize,
+    /// Those that were told against the replica's version.
+    pub touched: usize,
+    pub moved: usize,
     pub lists: usize,
     pub restarts: usize,
     /// Requests for content, and of those the ones that came with a basis.
@@ -381,6 +384,14 @@ impl Link {
             ToReplica::AsOffered(runs) => {
                 self.outcome.changes += runs.iter().map(|run| run.count as usize).sum::<usize>();
             }
+            ToReplica::Touched(touched) => {
+                self.outcome.changes += touched.len();
+                self.outcome.touched += touched.len();
+            }
+            ToReplica::Moved(moved) => {
+                self.outcome.changes += moved.len();
+                self.outcome.moved += moved.len();
+            }
             ToReplica::List(_) => self.outcome.lists += 1,
             ToReplica::Restart(()) => self.outcome.restarts += 1,
             _ => {}
@@ -432,13 +443,14 @@ impl Link {
 
     /// In parts of three, as a big index answers.
     fn load(&mut self, master: &Master, load: &Load) {
-        let Some(changes) = master.load(load) else { return self.tell_sender(SenderInput::UnknownVersion) };
-        let mut parts = changes.chunks(3).peekable();
-        if parts.peek().is_none() {
-            self.tell_sender(SenderInput::Changes { changes: Vec::new(), done: true });
-        }
-        while let Some(part) = parts.next() {
-            self.tell_sender(SenderInput::Changes { changes: part.to_vec(), done: parts.peek().is_none() });
+        let Some(Told { changes, touched, moved }) = master.load(load) else {
+            return self.tell_sender(SenderInput::UnknownVersion);
+        };
+        let mut parts = VecDeque::from([Told { moved, ..Told::default() }]);
+        parts.extend(touched.chunks(3).map(|part| Told { touched: part.to_vec(), ..Told::default() }));
+        parts.extend(changes.chunks(3).map(|part| part.to_vec().into()));
+        while let Some(told) = parts.pop_front() {
+            self.tell_sender(SenderInput::Changes { told, done: parts.is_empty() });
         }
     }
 
@@ -511,6 +523,10 @@ impl Link {
             (ReceiverOutput::Fetch(files), Some(opened)) => {
                 let wants = replica.fetch(opened, files);
                 self.tell_receiver(ReceiverInput::Considered(wants));
+            }
+            (ReceiverOutput::Expand(moved, touched), Some(opened)) => {
+                let changes = replica.expand(opened, &moved, touched);
+                self.tell_receiver(ReceiverInput::Expanded(changes));
             }
             (ReceiverOutput::Guard(announce, changes), Some(opened)) => {
                 let guarded = replica.guard(opened, announce, &changes);

@@ -17,6 +17,7 @@ enum Edit {
     Rename(&'static str, &'static str),
     Swap(&'static str, &'static str),
     Chmod(&'static str, u32),
+    Retime(&'static str),
 }
 
 /// Names that sort around each other's slashes.
@@ -36,6 +37,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         2 => name().prop_map(Edit::Remove),
         2 => (name(), name()).prop_map(|(a, b)| Edit::Rename(a, b)),
         2 => (name(), name()).prop_map(|(a, b)| Edit::Swap(a, b)),
+        2 => name().prop_map(Edit::Retime),
         2 => (name(), prop_oneof![Just(0o600u32), Just(0o640)]).prop_map(|(n, m)| Edit::Chmod(n, m)),
     ]
 }
@@ -58,6 +60,7 @@ fn apply(disk: &mut Disk, edit: &Edit) {
         Edit::Remove(at) => drop(disk.rm(at)),
         Edit::Rename(a, b) if exists(disk, a) && has_room(disk, b) && apart(a, b) => drop(disk.rename(a, b)),
         Edit::Swap(a, b) if exists(disk, a) && exists(disk, b) && apart(a, b) => drop(disk.swap(a, b)),
+        Edit::Retime(at) => drop(disk.retime(at)),
         Edit::Chmod(at, mode) => drop(disk.chmod(at, mode)),
         _ => {}
     }

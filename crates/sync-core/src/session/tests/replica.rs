@@ -11,7 +11,10 @@ use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
 use crate::plan::{Action, Changes, Plan, Situation, Step, decide};
-use crate::wire::{Ack, Announce, Basis, Listing, Offered, Refusal, ReplicaStats, Stand, Wanted};
+use crate::relative;
+use crate::wire::{
+    Ack, Announce, Basis, Change, Listing, Moved, Offered, Refusal, ReplicaStats, Stand, Touched, Wanted,
+};
 
 /// What survives a crash.
 #[derive(Clone, Debug)]
@@ -157,6 +160,20 @@ impl Replica {
         Some(good)
     }
 
+    /// The changes that were told relative to the rows.
+    pub fn expand(&self, opened: &Opened, moves: &[Moved], touched: Vec<Touched>) -> Vec<Change> {
+        let visible = |row: &&Row| !(row.extra && opened.policy.no_delete);
+        let mut changes = Vec::new();
+        for one in moves.iter().filter(|one| opened.tree.dirs.get(&one.from) == Some(&one.hash)) {
+            let inside = |row: &&Row| row.path == one.from || row.path.is_beneath(&one.from);
+            let rows = self.rows.values().filter(inside).filter(visible).cloned();
+            changes.extend(rows.map(|row| relative::moved(row, one)).collect::<Option<Vec<_>>>().into_iter().flatten());
+        }
+        let row = |at: &RelPath| self.rows.get(at).filter(visible).cloned();
+        changes.extend(touched.into_iter().filter_map(|t| relative::touched(row(&t.path)?, t.metadata)));
+        changes
+    }
+
     /// The root of a plan for these changes once every missing content is there, or why it would be refused.
     pub fn guard(&self, opened: &Opened, announce: Announce, changes: &Changes) -> Result<Digest, Refusal> {
         Ok(self.decide(opened, announce, changes, &|digest| !self.has(*digest))?.0.root)
@@ -253,7 +270,7 @@ impl Replica {
         let Step { path, new, action, .. } = application.plan.steps[i].clone();
         let Some(new) = new else { return };
         let ino = match &action {
-            Action::Delete | Action::Metadata => return,
+            Action::Delete | Action::Metadata | Action::MoveDir { .. } => return,
             Action::Content => new
                 .content()
                 .and_then(|(_, digest)| self.staged.get(&digest).cloned())

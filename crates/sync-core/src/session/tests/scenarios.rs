@@ -8,9 +8,10 @@ use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
-use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput};
+use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Told};
 use crate::wire::{
-    Ack, Announce, Change, Hello, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Unavailable, Wanted,
+    Ack, Announce, Change, Hello, Moved, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched,
+    Unavailable, Wanted,
 };
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
@@ -95,6 +96,83 @@ fn a_known_version_costs_its_changes_and_not_its_size() {
     assert_eq!((outcome.changes, outcome.lists, outcome.wants), (4, 0, 1));
     // One question about an old file, with two answers, among them.
     assert!(outcome.to_replica + outcome.to_master <= 14, "{outcome:#?}");
+}
+
+#[test]
+fn other_metadata_and_other_names_are_told_against_the_known_version() {
+    let mut world = settled();
+    world.source().retime("a").chmod("h1", 0o600).rename("d", "moved").write("b", "beta, edited");
+    let outcome = only(world.push_exactly());
+    // a, h1 and h2; d under its new name; that d went, and b as it was offered.
+    assert_eq!((outcome.touched, outcome.moved, outcome.in_full, outcome.changes), (3, 1, 1, 6));
+    assert_eq!((outcome.restarts, outcome.wants), (0, 1));
+    // Nothing is lost by that.
+    let mut limited = world.clone();
+    limited.policy.max_delete = Some(0);
+    limited.source().rename("moved", "again").retime("a");
+    let outcome = only(limited.push_exactly());
+    assert_eq!((outcome.touched, outcome.moved, outcome.in_full), (1, 1, 1));
+    // A version further back: all in full.
+    let mut behind = world.clone();
+    behind.replicas[0] = settled().replicas.remove(0);
+    behind.source().retime("a");
+    let outcome = only(behind.push_exactly());
+    assert_eq!((outcome.touched, outcome.moved, outcome.restarts), (0, 0, 0));
+    assert!(outcome.in_full > 6, "{outcome:#?}");
+}
+
+/// Rows that are not what the master thinks make another root, and that a comparison of the trees.
+#[test]
+fn what_cannot_be_made_from_the_rows_is_told_again_in_full() {
+    type Drift = fn(&mut super::disk::Disk);
+    let drifts: [(&str, Drift); 6] = [
+        ("a touched file is gone", |disk| {
+            disk.rm("a");
+        }),
+        ("a touched file is another", |disk| {
+            disk.write("a", "tampered");
+        }),
+        ("a touched file is a directory", |disk| {
+            disk.mkdir("a");
+        }),
+        ("the moved directory is gone", |disk| {
+            disk.rm("d");
+        }),
+        ("the moved directory is another", |disk| {
+            disk.write("d/e/deep", "tampered");
+        }),
+        ("something lies where it is moved to", |disk| {
+            disk.mkdir("moved").write("moved/x", "?");
+        }),
+    ];
+    for no_delete in [false, true] {
+        for (what, drift) in drifts {
+            let mut world = settled();
+            world.policy.no_delete = no_delete;
+            drift(&mut world.replicas[0].disk);
+            world.source().retime("a").rename("d", "moved");
+            let outcome = only(world.push_exactly());
+            assert_eq!((outcome.touched, outcome.moved, outcome.restarts), (1, 1, 1), "{what}");
+            assert!(world.is_identical(0), "{what}");
+        }
+    }
+}
+
+/// A directory that holds all names of a file is told in full, for they name each other.
+#[test]
+fn hard_links_move_well() {
+    let mut world = settled();
+    world.source().mkdir("g").write("g/1", "group").hard_link("g/1", "g/2").mkdir("o").hard_link("a", "o/a");
+    world.push_exactly();
+    world.source().rename("g", "g-moved").rename("o", "o-moved");
+    let outcome = only(world.push_exactly());
+    // The name in `o` belongs to a file that is somewhere else, before and after.
+    assert_eq!((outcome.moved, outcome.restarts), (1, 0));
+    assert!(world.is_identical(0));
+    // Now it would come first.
+    world.source().rename("o-moved", "0");
+    let outcome = only(world.push_exactly());
+    assert_eq!((outcome.moved, outcome.restarts), (0, 0));
 }
 
 #[test]
@@ -577,7 +655,7 @@ fn what_makes_no_sense_ends_the_session() {
     from(&mut sender, ToMaster::Stand(stand())).unwrap();
     assert!(from(&mut sender, ToMaster::Stand(stand())).is_err(), "two stands");
     sender.handle(SenderInput::Decided { version: version.clone(), holds: Holds::default(), committed: true }).unwrap();
-    sender.handle(SenderInput::Changes { changes: Vec::new(), done: true }).unwrap();
+    sender.handle(SenderInput::Changes { told: Told::default(), done: true }).unwrap();
     let ack = Ack { version: other.id(), root: version.root, stats: ReplicaStats::default(), refused: [0; 6] };
     assert!(from(&mut sender, ToMaster::Ack(ack.clone())).is_err(), "an acknowledgement of another version");
     from(&mut sender, ToMaster::Ack(Ack { version: version.id(), ..ack })).unwrap();
@@ -676,22 +754,87 @@ fn what_a_master_sends_is_counted() {
         }
     }
 
+    // A message of one path makes as many entries as lie beneath it.
+    let moved = |from: &str, to: &str| Moved { from: path(from), to: path(to), hash: Digest::of(b"d") };
+    let metadata = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
+    let touched = |at: &str| ToReplica::Touched(vec![Touched { path: path(at), metadata }]);
+    let told = |entries: u64, bytes: u64| {
+        let mut receiver = gathering();
+        receiver.budget = Budget::new(entries, bytes);
+        to(&mut receiver, &touched("abcd"))?;
+        to(&mut receiver, &ToReplica::Moved(vec![moved("abcd", "efgh")]))?;
+        to(&mut receiver, &ToReplica::Announce(Announce { changes: 2, ..announce() }))?;
+        receiver.handle(ReceiverInput::Expanded(vec![Change { path: path("abcd"), entry: None }; 5]))
+    };
+    assert_eq!(told(7, 32), Ok(()));
+    for (entries, bytes) in [(6, 32), (7, 31), (1, 32), (7, 11)] {
+        assert!(told(entries, bytes).is_err(), "{entries} entries and {bytes} bytes");
+    }
+    // No row twice.
+    for (at, good) in [("a", false), ("b", false), ("b/c", true)] {
+        let mut receiver = gathering();
+        to(&mut receiver, &touched("b")).unwrap();
+        assert_eq!(to(&mut receiver, &touched(at)).is_ok(), good, "{at}");
+    }
+    for (one, two) in [("a", "a"), ("a", "a/b"), ("a/b/c", "a")] {
+        let mut receiver = gathering();
+        to(&mut receiver, &ToReplica::Moved(vec![moved(one, "x")])).unwrap();
+        to(&mut receiver, &ToReplica::Moved(vec![moved(two, "y")])).unwrap();
+        assert!(to(&mut receiver, &ToReplica::Announce(Announce { changes: 2, ..announce() })).is_err(), "{two}");
+    }
+
     // A restart gives nothing back.
-    let mut receiver = gathering();
-    receiver.budget = Budget::new(2, 1 << 20);
-    to(&mut receiver, &change).unwrap();
-    to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
-    receiver
-        .handle(ReceiverInput::Planned {
-            root: Digest::of(b"another"),
-            items: Vec::new(),
-            missing: Vec::new(),
-            changes: Changes::new(),
-        })
-        .unwrap();
-    to(&mut receiver, &ToReplica::Restart(())).unwrap();
+    let restarted = |entries| {
+        let mut receiver = gathering();
+        receiver.budget = Budget::new(entries, 1 << 20);
+        to(&mut receiver, &change).unwrap();
+        to(&mut receiver, &ToReplica::Announce(Announce { changes: 1, ..announce() })).unwrap();
+        receiver
+            .handle(ReceiverInput::Planned {
+                root: Digest::of(b"another"),
+                items: Vec::new(),
+                missing: Vec::new(),
+                changes: Changes::new(),
+            })
+            .unwrap();
+        to(&mut receiver, &ToReplica::Restart(())).unwrap();
+        receiver
+    };
+    let mut receiver = restarted(2);
     to(&mut receiver, &change).unwrap();
     assert!(to(&mut receiver, &change).is_err());
+    // After it everything is told in full.
+    assert!(to(&mut restarted(10), &touched("a")).is_err());
+    assert!(to(&mut restarted(10), &ToReplica::Moved(vec![moved("a", "b")])).is_err());
+    assert!(to(&mut restarted(10), &change).is_ok());
+}
+
+/// What is told after the announcement would come too late; what it is made of may come late.
+#[test]
+fn the_plan_waits_for_what_is_made_from_rows() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let outputs = |receiver: &mut Receiver| std::iter::from_fn(|| receiver.poll()).collect::<Vec<_>>();
+    let metadata = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
+    let touched = vec![Touched { path: path("a"), metadata }];
+    let told = || {
+        let mut receiver = gathering();
+        to(&mut receiver, ToReplica::Touched(touched.clone())).unwrap();
+        outputs(&mut receiver);
+        receiver
+    };
+    assert!(to(&mut told(), ToReplica::Announce(announce())).is_err(), "one change more than announced");
+    let mut receiver = told();
+    let announced = Announce { changes: 1, ..announce() };
+    to(&mut receiver, ToReplica::Announce(announced.clone())).unwrap();
+    assert_eq!(outputs(&mut receiver), [ReceiverOutput::Expand(Vec::new(), touched.clone())]);
+    let change = Change { path: path("a"), entry: None };
+    receiver.handle(ReceiverInput::Expanded(vec![change])).unwrap();
+    let changes = Changes::from([(path("a"), None)]);
+    assert_eq!(outputs(&mut receiver), [ReceiverOutput::Plan(announced.clone(), changes)]);
+
+    let mut receiver = told();
+    to(&mut receiver, ToReplica::Announce(announced)).unwrap();
+    assert!(to(&mut receiver, ToReplica::Touched(touched.clone())).is_err());
 }
 
 /// A replica may not have the same content read and sent for ever.

@@ -253,3 +253,57 @@ fn a_deep_tree_of_new_directories_is_made_and_taken_apart() {
     staging.remove();
     assert!(!bed.dst(STAGING_NAME).exists() && staging.take_problems().is_empty());
 }
+
+/// The content that is in the way is the very one that belongs there.
+#[test]
+fn a_directory_that_became_the_file_that_was_in_it_while_the_source_was_read() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.src(n), &[("n/a", "content")]);
+    let staging = bed.staging();
+    store(&staging, "n/a/b", "content");
+    push_with(&bed, &staging);
+}
+
+/// The second of a content's names is made of the file in the place of the first, which fails.
+#[test]
+fn what_shares_a_content_does_not_fail_with_it() {
+    for others in [&["d/b"][..], &["d/b", "d/c", "e"]] {
+        let bed = Bed::new();
+        Bed::write(|n| bed.src(n), &[("d/a", "content")]);
+        others.iter().for_each(|n| Bed::write(|n| bed.src(n), &[(n, "content")]));
+        let staging = bed.staging();
+        store(&staging, "d/a", "content");
+        let mut steps = plan(&bed.source(), &bed.replica(), &[]);
+        let step = steps.iter_mut().find(|step| step.path == path("d/a")).unwrap();
+        let entry = step.new.as_deref_mut().unwrap();
+        // The owner and mode can be set, and then no clock has such a time.
+        (entry.mode, entry.mtime) = (0o4755, Time { sec: 1, nsec: 2_000_000_000 });
+        let mut publisher = Publisher::new(Arc::clone(&staging), steps, Box::new(Index(bed.replica())));
+        run(&mut publisher);
+        let failures: Vec<String> = publisher.take_failures().iter().map(ToString::to_string).collect();
+        assert!(failures.len() == 1 && failures[0].starts_with("cannot set the time of d/a: "), "{failures:?}");
+        assert!(!bed.dst("d/a").exists());
+        let (want, now) = (bed.source(), bed.replica());
+        for name in others {
+            assert_eq!(now[&path(name)].entry, want[&path(name)].entry);
+        }
+    }
+}
+
+/// A plan that makes a directory in one that neither it nor the replica has.
+#[test]
+fn a_directory_in_one_that_is_nowhere_fails_without_a_trace() {
+    let bed = Bed::new();
+    fs::create_dir(bed.src("d")).unwrap();
+    let staging = bed.staging();
+    let mut steps = plan(&bed.source(), &bed.replica(), &[]);
+    let step = steps.iter_mut().find(|step| step.path == path("d")).unwrap();
+    step.path = path(&("a/".repeat(2000) + "d"));
+    let mut publisher = Publisher::new(Arc::clone(&staging), steps, Box::new(Index(bed.replica())));
+    publisher.prepare();
+    assert!(!bed.dst(STAGING_NAME).join("tree/a").exists());
+    publisher.publish();
+    let failures: Vec<String> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert!(failures.len() == 1 && failures[0].starts_with("cannot create a/"), "{failures:?}");
+    assert_eq!(fs::read_dir(bed.dst("")).unwrap().count(), 0);
+}

@@ -7,7 +7,7 @@ use super::*;
 const NOBODY: u32 = 65534;
 
 /// Runs `test` in a thread of its own that has given up root for good.
-fn unprivileged(test: impl FnOnce() + Send) {
+pub(super) fn unprivileged(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             if is_root() {
@@ -25,7 +25,7 @@ fn unprivileged(test: impl FnOnce() + Send) {
 }
 
 /// A bed that the unprivileged user owns.
-fn bed() -> Bed {
+pub(super) fn bed() -> Bed {
     let top = tempfile::tempdir().unwrap();
     mode(top.path(), 0o777);
     let bed = Bed::at(top);

@@ -4,6 +4,8 @@ use super::*;
 use crate::hash::Digest;
 use crate::manifest::{Holds, Kind, Refused, Time, Tuple};
 
+mod rename;
+
 fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()
 }
