@@ -140,7 +140,7 @@ mod tests {
                 "changed: all 9 bytes would be sent, the old file has none of them",
             ),
             (".f..tpogax.", How::Metadata, None, "metadata only: time, mode, owner, group, ACL, extended attributes"),
-            ("cd+++++++++", How::Made, None, "new: no content"),
+            ("cS+++++++++", How::Made, None, "new: no content"),
             ("cLc........", How::Made, None, "changed: made anew, no content"),
             ("cf+++++++++", How::Moved { from: path(b"\x1b"), size: 7 }, None, "moved from \\x1b: 7 bytes stay there"),
             ("cf+++++++++", How::Copied { from: path(b"a"), size: 7 }, None, "copied there from a: 7 bytes"),
