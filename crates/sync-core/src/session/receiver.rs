@@ -453,9 +453,7 @@ impl Receiver {
     fn unavailable(&mut self, seq: u64) -> Result<(), ProtocolError> {
         let unasked = || ProtocolError(format!("content {seq} is said to be unavailable, and is not awaited"));
         let file = self.outstanding.remove(&seq).ok_or_else(unasked)?;
-        if !self.dry_run {
-            self.did_not_come(seq, file.path, None);
-        }
+        self.did_not_come(seq, file.path, None);
         self.plan_when_complete();
         Ok(())
     }
