@@ -4,7 +4,8 @@
 //! Their hashes are short and not cryptographic (XXH3): pieces are looked for in one old file only, and what a false match
 //! makes fails against its own digest and is sent whole.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Chunking, MIN_DELTA, cut};
@@ -25,14 +26,13 @@ const SMALL: u8 = 9;
 /// 1 KiB on average in ranges of large ones, where it costs ten.
 const LARGE: u8 = 10;
 
-/// Bits of a hash that travels with its length, for a piece of a large file.
-const WIDE: u32 = 48;
+/// Bytes of a hash that travels with its length, for a piece of a large file.
+const HASH: usize = 6;
 
 /// One piece of a content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Piece {
     /// The first bits of its XXH3.
-    #[serde(with = "six_bytes")]
     pub hash: u64,
     /// Bytes.
     pub len: u32,
@@ -44,18 +44,27 @@ impl Piece {
     }
 }
 
-/// Hashes are random, so a number of variable length would only be longer.
-mod six_bytes {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// A list of pieces. It travels as all hashes, of six bytes each, and then all lengths, which shrink better together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pieces(pub Vec<Piece>);
 
-    pub fn serialize<S: Serializer>(hash: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
-        [a, b, c, d, e, f].serialize(serializer)
+impl Serialize for Pieces {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let hashes: Vec<u8> = self.0.iter().flat_map(|piece| piece.hash.to_le_bytes().into_iter().take(HASH)).collect();
+        let lens: Vec<u32> = self.0.iter().map(|piece| piece.len).collect();
+        (hashes, lens).serialize(serializer)
     }
+}
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        let [a, b, c, d, e, f] = <[u8; 6]>::deserialize(deserializer)?;
-        Ok(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+impl<'de> Deserialize<'de> for Pieces {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (hashes, lens) = <(Vec<u8>, Vec<u32>)>::deserialize(deserializer)?;
+        let (hashes, rest) = hashes.as_chunks::<HASH>();
+        if !rest.is_empty() || hashes.len() != lens.len() {
+            return Err(D::Error::custom("as many hashes as lengths are wanted"));
+        }
+        let hash = |hash: &[u8; HASH]| hash.iter().rev().fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+        Ok(Self(hashes.iter().map(hash).zip(lens).map(|(hash, len)| Piece { hash, len }).collect()))
     }
 }
 
@@ -75,7 +84,7 @@ pub fn of_ranges(bytes: u64) -> Chunking {
 
 /// A piece of a large file.
 pub fn wide(bytes: &[u8]) -> Piece {
-    Piece::of(bytes, WIDE)
+    Piece::of(bytes, 8 * HASH as u32)
 }
 
 /// Calls `emit` with each piece of a small file: its bytes, and its hash of 32 bits.

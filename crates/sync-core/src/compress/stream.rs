@@ -39,6 +39,7 @@ impl StreamCompressor {
         let level = level.clamp(*LEVELS.start(), *LEVELS.end());
         let mut zstd = Encoder::new(level)?;
         zstd.set_parameter(CParameter::WindowLog(if level < THOROUGH { WINDOW } else { WIDE_WINDOW }))?;
+        zstd.set_parameter(CParameter::EnableLongDistanceMatching(level >= THOROUGH))?;
         zstd.set_parameter(CParameter::ContentSizeFlag(false))?;
         zstd.set_parameter(CParameter::ChecksumFlag(false))?;
         Ok(Self { zstd })

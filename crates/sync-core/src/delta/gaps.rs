@@ -65,7 +65,13 @@ pub fn refine(ops: Vec<Op>, mut within: impl FnMut(u64) -> Option<Vec<Op>>) -> V
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::chunk::pieces::{of_ranges, wide};
+    use crate::chunk::{Chunking, chunks_of, cut, noise};
+    use crate::delta::tests::{apply, edit, edited, is_sound};
+    use crate::delta::{Basis, Matcher, delta};
 
     fn copy(offset: u64, len: u64) -> Op {
         Op::Copy { offset, len }
@@ -111,5 +117,81 @@ mod tests {
         let ops = vec![copy(0, 10), literal(10, 9), copy(20, 5), literal(24, 3)];
         let within = |at| (at == 10).then(|| vec![copy(10, 4), literal(14, 2), copy(17, 3)]);
         assert_eq!(refine(ops, within), [copy(0, 14), literal(14, 2), copy(17, 8), literal(24, 3)]);
+    }
+
+    /// Both levels, as a master and a replica go through them.
+    fn two_levels(old: &[u8], new: &[u8]) -> Vec<Op> {
+        let (chunks, pieces) = (Chunking::try_from(13).unwrap(), of_ranges(1));
+        let ops = delta(&chunks_of(new, chunks), &chunks_of(old, chunks));
+        let gaps = gaps(&ops, old.len() as u64);
+        let mut described = Vec::new();
+        for (begin, len) in gaps.iter().flat_map(|gap| &gap.old) {
+            let mut at = *begin;
+            cut(&old[at as usize..(at + len) as usize], pieces, &mut |bytes| {
+                let piece = wide(bytes);
+                described.push((piece.hash, at, piece.len));
+                at += u64::from(piece.len);
+            });
+        }
+        let basis = Basis::new(described);
+        refine(ops, |at| {
+            let gap = gaps.iter().find(|gap| gap.at == at && !gap.old.is_empty())?;
+            let mut matcher = Matcher::new(&basis, at);
+            cut(&new[at as usize..(at + gap.len) as usize], pieces, &mut |bytes| {
+                let piece = wide(bytes);
+                matcher.push(piece.hash, piece.len);
+            });
+            Some(matcher.finish())
+        })
+    }
+
+    fn literals(ops: &[Op]) -> u64 {
+        let literal = |op: &Op| if let Op::Literal { len, .. } = op { *len } else { 0 };
+        ops.iter().map(literal).sum()
+    }
+
+    #[test]
+    fn the_finer_level_cuts_an_edit_down_to_its_pieces() {
+        let old = noise(1 << 20, 7);
+        let mut new = old.clone();
+        new.splice(500_000..500_010, *b"inserted and longer");
+        assert!(literals(&two_levels(&old, &new)) < 3 * 4096);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn two_levels_give_the_target(
+            len in 0usize..600_000,
+            seed in any::<u64>(),
+            edits in proptest::collection::vec(edit(), 0..8),
+        ) {
+            let old = noise(len, seed | 1);
+            let new = edited(old.clone(), &edits);
+            let ops = two_levels(&old, &new);
+            prop_assert!(is_sound(&ops, new.len() as u64, old.len() as u64));
+            prop_assert!(apply(&ops, &old, &new) == new);
+        }
+
+        /// The old file is another one by now: what is made of it has the right length, and its digest tells the rest.
+        #[test]
+        fn damage_between_comparison_and_use_makes_another_file_of_the_same_length(
+            len in 1usize..300_000,
+            seed in any::<u64>(),
+            edits in proptest::collection::vec(edit(), 0..5),
+            damage in any::<prop::sample::Index>(),
+        ) {
+            let old = noise(len, seed | 1);
+            let new = edited(old.clone(), &edits);
+            let ops = two_levels(&old, &new);
+            let mut damaged = old.clone();
+            let at = damage.index(len);
+            damaged[at] ^= 1;
+            let made = apply(&ops, &damaged, &new);
+            prop_assert_eq!(made.len(), new.len());
+            let copied = |op: &Op| matches!(op, Op::Copy { offset, len } if (*offset..offset + len).contains(&(at as u64)));
+            prop_assert_eq!(made == new, !ops.iter().any(copied));
+        }
     }
 }

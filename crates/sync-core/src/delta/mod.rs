@@ -182,7 +182,7 @@ pub(crate) mod tests {
     }
 
     /// Whether `ops` give exactly `target` bytes in order and take nothing from beyond `basis` bytes.
-    fn is_sound(ops: &[Op], target: u64, basis: u64) -> bool {
+    pub fn is_sound(ops: &[Op], target: u64, basis: u64) -> bool {
         let mut at: u64 = 0;
         for op in ops {
             let fits = match *op {
@@ -197,7 +197,7 @@ pub(crate) mod tests {
         at == target
     }
 
-    fn apply(ops: &[Op], basis: &[u8], target: &[u8]) -> Vec<u8> {
+    pub fn apply(ops: &[Op], basis: &[u8], target: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         for op in ops {
             let (from, offset, len) = match *op {

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
@@ -93,13 +95,13 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
                 return Err(FsError::new("read", path, errno).into());
             }
         }
-        let read = &piece[begin..];
-        total += read.len() as u64;
+        let read = (piece.len() - begin) as u64;
+        total += read;
         if total > size {
             return Err(ReadError::Changed);
         }
-        sink.iter_mut().for_each(|sink| sink.take(read));
-        (how.progress)(read.len() as u64);
+        sink.iter_mut().for_each(|sink| sink.take(&mut piece));
+        (how.progress)(read);
     }
     let xattrs = if how.xattrs { Some(probe::xattrs_of(file.fd.as_fd(), path)?) } else { None };
     // The look before the reading was the one that gave `expected`: whatever came between shows now.
@@ -128,31 +130,78 @@ fn chunks_of(content: &[u8]) -> Vec<ChunkRef> {
 /// Everything that is made of a content while it streams by.
 struct Sink {
     hasher: blake3::Hasher,
-    chunker: Option<(Chunker, Vec<ChunkRef>)>,
+    cutting: Option<Cutting>,
+}
+
+/// Files of more bytes than this are cut by another thread than the one that reads and hashes: together they take twice as
+/// long as either, and such a file is often the only one.
+const BESIDE: u64 = 64 << 20;
+
+/// Pieces on their way to that thread.
+const AHEAD: usize = 2;
+
+enum Cutting {
+    Here(Chunker, Vec<ChunkRef>),
+    Beside { full: SyncSender<Vec<u8>>, empty: Receiver<Vec<u8>>, cutter: JoinHandle<Vec<ChunkRef>> },
 }
 
 impl Sink {
     fn new(size: u64, chunked: bool) -> Self {
         let chunked = chunked && size >= MIN_DELTA;
-        Self {
-            hasher: blake3::Hasher::new(),
-            chunker: chunked.then(|| (Chunker::new(Chunking::for_size(size)), Vec::new())),
-        }
+        Self { hasher: blake3::Hasher::new(), cutting: chunked.then(|| Cutting::new(size)) }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        if let Some((chunker, chunks)) = &mut self.chunker {
-            chunker.push(bytes, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
+    /// Takes a piece; what is left in `piece` is of no use but for its room.
+    fn take(&mut self, piece: &mut Vec<u8>) {
+        self.hasher.update(piece);
+        match &mut self.cutting {
+            Some(Cutting::Here(chunker, chunks)) => chunker.push(piece, &mut |chunk| chunks.push(ChunkRef::of(chunk))),
+            Some(Cutting::Beside { full, empty, .. }) => {
+                let mut room = empty.try_recv().unwrap_or_default();
+                room.clear();
+                room.reserve(piece.capacity());
+                // If the other end is gone, there will be no chunks, which costs bytes and nothing else.
+                let _ = full.send(std::mem::replace(piece, room));
+            }
+            None => {}
         }
     }
 
     fn finish(self) -> (Digest, Option<Vec<ChunkRef>>) {
-        let chunks = self.chunker.map(|(mut chunker, mut chunks)| {
+        let chunks = match self.cutting {
+            Some(Cutting::Here(mut chunker, mut chunks)) => {
+                chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
+                Some(chunks)
+            }
+            Some(Cutting::Beside { full, cutter, .. }) => {
+                drop(full);
+                cutter.join().ok()
+            }
+            None => None,
+        };
+        (self.hasher.finalize().into(), chunks)
+    }
+}
+
+impl Cutting {
+    fn new(size: u64) -> Self {
+        let sizes = Chunking::for_size(size);
+        let (full, pieces) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
+        let (done, empty) = mpsc::channel();
+        let cut = move || {
+            let (mut chunker, mut chunks) = (Chunker::new(sizes), Vec::new());
+            for piece in pieces {
+                chunker.push(&piece, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
+                // Nobody needs it after the last.
+                let _ = done.send(piece);
+            }
             chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
             chunks
-        });
-        (self.hasher.finalize().into(), chunks)
+        };
+        match (size > BESIDE).then(|| std::thread::Builder::new().spawn(cut)) {
+            Some(Ok(cutter)) => Self::Beside { full, empty, cutter },
+            _ => Self::Here(Chunker::new(sizes), Vec::new()),
+        }
     }
 }
 

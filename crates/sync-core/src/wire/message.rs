@@ -6,7 +6,7 @@ use super::{
     Envelope, MAX_BATCH, MAX_DIRS, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN, WireError,
     envelope, malformed, open,
 };
-use crate::chunk::pieces::Piece;
+use crate::chunk::pieces::Pieces;
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::patch::PieceHashes;
 use crate::diff::Child;
@@ -120,7 +120,7 @@ pub enum Parts {
     /// All of its chunks.
     Chunks(Vec<ChunkRef>),
     /// The pieces of the ranges.
-    Pieces(Vec<Piece>),
+    Pieces(Pieces),
     /// The file is not what it was: there is nothing to say.
     Gone,
 }

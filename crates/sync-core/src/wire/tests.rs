@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chunk::ChunkRef;
-use crate::chunk::pieces::{small, wide};
+use crate::chunk::pieces::{Pieces, small, wide};
 use crate::compress::{Compressor, decompress};
 use crate::delta::patch::{self, PieceHashes};
 use crate::diff::Child;
@@ -153,7 +153,11 @@ fn to_master() -> Vec<ToMaster> {
         ToMaster::Notice("n".to_owned()),
         ToMaster::Refuse(Refusal { max_delete: true, reason: "no".to_owned() }),
         ToMaster::Described(Described { seq: 300, parts: Parts::Chunks(vec![chunk]), done: false }),
-        ToMaster::Described(Described { seq: 300, parts: Parts::Pieces(vec![wide(b"piece")]), done: true }),
+        ToMaster::Described(Described {
+            seq: 300,
+            parts: Parts::Pieces(Pieces(vec![wide(b"piece"), wide(b"other")])),
+            done: true,
+        }),
         ToMaster::Described(Described { seq: 300, parts: Parts::Gone, done: true }),
     ]
 }
@@ -232,7 +236,7 @@ fn the_bytes_are_pinned() {
         "108 v1 016e",
         "109 v1 01026e6f",
         "110 v1 ac020001[88*16]802000",
-        "110 v1 ac0201018bf60b94facd0501",
+        "110 v1 ac02010c8bf60b94facde72d8be3817602050501",
         "110 v1 ac020201",
         "201 v1 02010300ac020200006162636465",
         "201 v1 0101ac02020701ac0200d80401017a737464",

@@ -213,3 +213,15 @@ fn nothing_is_taken_out_of_a_fifo_that_took_the_name() {
     let mut left = [0; 100];
     assert_eq!(rustix::io::read(&both, &mut left).unwrap(), b"for somebody else".len());
 }
+
+/// A file that another thread cuts has the chunks that it would have had.
+#[test]
+fn a_large_file_is_cut_beside_the_reading() {
+    let place = place();
+    let bytes = crate::chunk::noise(BESIDE as usize + 4321, 3);
+    let tuple = place.write(&bytes);
+    let hashed = place.hash(&tuple, 0, &|_| {}).unwrap();
+    assert_eq!(hashed.digest, Digest::of(&bytes));
+    let sizes = Chunking::for_size(bytes.len() as u64);
+    assert_eq!(hashed.chunks, Some(crate::chunk::chunks_of(&bytes, sizes)));
+}

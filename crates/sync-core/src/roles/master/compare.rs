@@ -86,7 +86,7 @@ impl Comparison {
     pub fn answer(&mut self, described: Described) -> bool {
         match (&mut self.asked, described.parts) {
             (Asked::Chunks(all), Parts::Chunks(some)) => all.extend(some),
-            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some),
+            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some.0),
             // What is no answer is as good as none: the file is sent whole.
             _ => self.gone = true,
         }

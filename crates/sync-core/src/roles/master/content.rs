@@ -1,6 +1,5 @@
 //! Sends contents to one replica: small files in batches, big ones piece by piece, over a few streams at once.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,9 @@ use tokio::task::JoinHandle;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
+use super::queue::{Job, Kinds, Queue, kinds};
 use super::source::Source;
+use super::splicing::Splicing;
 use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor};
 use crate::delta::{Op, patch};
 use crate::fs::ReadError;
@@ -22,13 +23,10 @@ use crate::pace::Pace;
 use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::transport::{Connection, FrameWriter, StreamError};
-use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, Piece, Splice};
+use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, Piece};
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
-
-/// Files up to this size travel in batches.
-const SMALL: u64 = 256 << 10;
 
 /// A batch goes off at this size.
 const BATCH: u64 = 512 << 10;
@@ -38,9 +36,6 @@ const PIECE: usize = 1 << 20;
 
 /// Literals of up to this many bytes share a frame with others.
 const SHORT: u64 = 64 << 10;
-
-/// Zeros from this number on are named in place of being sent.
-const FEW_ZEROS: usize = 256;
 
 /// Ranges that are copied in one frame.
 const SPLICES: usize = 1 << 12;
@@ -111,41 +106,6 @@ struct Shared {
     literal: AtomicU64,
     compressed: AtomicU64,
     copied: AtomicU64,
-}
-
-#[derive(Default)]
-struct Queue {
-    small: VecDeque<ContentRequest>,
-    big: VecDeque<ContentRequest>,
-    /// What the replica was asked about.
-    waiting: HashMap<u64, Comparison>,
-    /// What it has answered.
-    answered: VecDeque<Comparison>,
-}
-
-/// What a stream takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kinds {
-    All,
-    Small,
-    Big,
-}
-
-/// Where everything is compressed, small files are all in one stream, where each helps with the others.
-fn kinds(compress: Compress, stream: usize) -> Kinds {
-    match (compress, stream) {
-        (Compress::Auto | Compress::Never, _) => Kinds::All,
-        (Compress::Zstd(_), 0) => Kinds::Small,
-        (Compress::Zstd(_), _) => Kinds::Big,
-    }
-}
-
-/// What a stream does next.
-enum Job {
-    /// Small files, as many as make a batch.
-    Small(Vec<ContentRequest>),
-    Big(ContentRequest),
-    GoOn(Comparison),
 }
 
 /// The content streams to one replica.
@@ -275,45 +235,6 @@ impl Shared {
         // If the session is over, nobody needs to know.
         let _ = self.failures.send(failure);
     }
-}
-
-impl Queue {
-    fn push(&mut self, request: ContentRequest, batch: u64) {
-        let queue = if is_small(&request, batch) { &mut self.small } else { &mut self.big };
-        queue.push_back(request);
-    }
-
-    fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
-        if kinds != Kinds::Small {
-            let answered = self.answered.pop_front().map(Job::GoOn);
-            // What the replica has to be asked about goes first.
-            let big = || self.big.pop_front().map(Job::Big);
-            if let Some(job) = answered.or_else(big) {
-                return Some(job);
-            }
-        }
-        if kinds == Kinds::Big {
-            return None;
-        }
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = self.small.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
-            bytes += next.file.size;
-            taken.extend(self.small.pop_front());
-        }
-        (!taken.is_empty()).then_some(Job::Small(taken))
-    }
-}
-
-/// Whether the content goes into a batch.
-fn is_small(request: &ContentRequest, batch: u64) -> bool {
-    let most = match &request.basis {
-        Basis::None => SMALL.min(batch),
-        // What is sent of it is probably much less.
-        Basis::Pieces(_) => SMALL,
-        Basis::File { .. } => 0,
-    };
-    request.file.size <= most && request.part.is_empty()
 }
 
 struct Stream {
@@ -604,51 +525,5 @@ impl Stream {
         self.literal += bytes;
         self.shared.literal.fetch_add(bytes, Ordering::Relaxed);
         self.shared.meter.sent(self.shared.dest, bytes);
-    }
-}
-
-/// Short literals and copied ranges on their way into one frame.
-struct Splicing {
-    /// Where its first byte goes.
-    offset: u64,
-    /// Where its last byte went.
-    end: u64,
-    /// Where the last copied range ended.
-    copied: u64,
-    splices: Vec<Splice>,
-    bytes: Vec<u8>,
-}
-
-impl Splicing {
-    fn at(offset: u64) -> Self {
-        Self { offset, end: offset, copied: 0, splices: Vec::new(), bytes: Vec::new() }
-    }
-
-    fn literal(&mut self, bytes: &[u8]) {
-        self.end += bytes.len() as u64;
-        for run in bytes.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
-            let len = run.len() as u32;
-            // A few zeros are cheaper sent than named.
-            let named = run.len() >= FEW_ZEROS && run[0] == 0;
-            match self.splices.last_mut() {
-                Some(splice) if named && splice.copy == 0 => splice.zeros += len,
-                Some(splice) if !named && splice.copy == 0 && splice.zeros == 0 => splice.literal += len,
-                _ if named => self.splices.push(Splice { literal: 0, zeros: len, skip: 0, copy: 0 }),
-                _ => self.splices.push(Splice { literal: len, zeros: 0, skip: 0, copy: 0 }),
-            }
-            if !named {
-                self.bytes.extend_from_slice(run);
-            }
-        }
-    }
-
-    fn copy(&mut self, from: u64, len: u64) {
-        let skip = from.wrapping_sub(self.copied).cast_signed();
-        self.copied = from + len;
-        self.end += len;
-        match self.splices.last_mut() {
-            Some(splice) if splice.copy == 0 => (splice.skip, splice.copy) = (skip, len),
-            _ => self.splices.push(Splice { literal: 0, zeros: 0, skip, copy: len }),
-        }
     }
 }

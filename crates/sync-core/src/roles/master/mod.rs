@@ -8,8 +8,10 @@ mod delivery;
 mod dial;
 mod error;
 mod meter;
+mod queue;
 mod ring;
 mod source;
+mod splicing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

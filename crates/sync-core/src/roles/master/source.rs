@@ -209,11 +209,12 @@ impl Source {
         offer: &mut Offering<'_>,
     ) -> Result<(Survey, Duration), PushError> {
         let started = Instant::now();
-        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. A large one of the
-        // same size as before has probably just been touched; if not, it is read again for its chunks.
+        // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. One of the same size
+        // as before has probably just been touched; if not, it is read again for its chunks. A large one is cut
+        // beside the reading, which costs next to nothing.
         let chunked = |p: &Pending| {
             let Some((size, _)) = p.row.entry.content() else { return false };
-            p.old_content().map_or(size > PART_MIN, |(old, _)| size <= KEEP || old != size)
+            size > PART_MIN || p.old_content().is_some_and(|(old, _)| size <= KEEP || old != size)
         };
         let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
         let mut batch_bytes = 0;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES};
+use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES, Pieces};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::delta::patch::PieceHashes;
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
@@ -176,7 +176,7 @@ fn describe(root: &Root, old: &OldFile, ask: &Describe, stop: &AtomicBool, tell:
             if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
                 return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
             }
-            let mut parts = Telling { seq, some: Vec::new(), wrap: Parts::Pieces, tell };
+            let mut parts = Telling { seq, some: Vec::new(), wrap: |pieces| Parts::Pieces(Pieces(pieces)), tell };
             for range in &ask.ranges {
                 cut(&file, *range, sizes, stop, &mut |bytes| parts.push(pieces::wide(bytes)))?;
             }
