@@ -49,6 +49,27 @@ pub struct SendFailure {
     pub changed: bool,
 }
 
+/// What it would take to send a content.
+pub struct Estimate {
+    /// Which.
+    pub seq: u64,
+    /// Its file.
+    pub path: RelPath,
+    /// Bytes to send.
+    pub literal: u64,
+}
+
+/// What a content sender has sent so far, or would have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Content bytes, before compression.
+    pub literal: u64,
+    /// What they took after it.
+    pub compressed: u64,
+    /// Content bytes that old files have.
+    pub copied: u64,
+}
+
 /// What to send from, and how.
 pub struct Sending {
     /// Which destination, for the meter.
@@ -61,6 +82,8 @@ pub struct Sending {
     pub compress: Compress,
     /// Bytes per second.
     pub bandwidth: Option<u64>,
+    /// Where to tell what it would take, if that is all that is asked for: then nothing is sent.
+    pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
 }
 
 /// Everything the streams share.
@@ -76,7 +99,10 @@ struct Shared {
     auto: Mutex<AutoCompress>,
     pace: Option<Mutex<Pace>>,
     started: Instant,
-    literal_bytes: AtomicU64,
+    estimates: Option<mpsc::UnboundedSender<Estimate>>,
+    literal: AtomicU64,
+    compressed: AtomicU64,
+    copied: AtomicU64,
 }
 
 /// The content streams to one replica.
@@ -93,7 +119,7 @@ impl ContentSender {
         failures: mpsc::UnboundedSender<SendFailure>,
         asks: mpsc::UnboundedSender<Describe>,
     ) -> Self {
-        let Sending { dest, source, meter, compress, bandwidth } = sending;
+        let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
         let shared = Arc::new(Shared {
             dest,
             source,
@@ -106,7 +132,10 @@ impl ContentSender {
             auto: Mutex::new(AutoCompress::new()),
             pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
             started: Instant::now(),
-            literal_bytes: AtomicU64::new(0),
+            estimates,
+            literal: AtomicU64::new(0),
+            compressed: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
         });
         let tasks = (0..STREAMS)
             .map(|stream| {
@@ -136,10 +165,13 @@ impl ContentSender {
         }
     }
 
-    /// Ends the streams; returns the content bytes sent, before compression.
-    pub fn stop(&self) -> u64 {
+    /// Ends the streams; returns how much they sent.
+    pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.shared.literal_bytes.load(Ordering::Relaxed)
+        let Shared { literal, compressed, copied, .. } = &*self.shared;
+        let [literal, compressed, copied] =
+            [literal, compressed, copied].map(|counter| counter.load(Ordering::Relaxed));
+        Sent { literal, compressed, copied }
     }
 }
 
@@ -186,6 +218,16 @@ impl Shared {
         self.more.notify_waiters();
     }
 
+    /// A content was sent, of which the replica has so much; or would have been.
+    fn done(&self, request: &ContentRequest, literal: u64, copied: u64) {
+        self.copied.fetch_add(copied, Ordering::Relaxed);
+        if let Some(estimates) = &self.estimates {
+            let (seq, path) = (request.seq, request.file.path.clone());
+            // If the session is over, nobody needs to know.
+            let _ = estimates.send(Estimate { seq, path, literal });
+        }
+    }
+
     fn fail(&self, request: &ContentRequest, error: &ReadError) {
         let reason = match error {
             ReadError::Fs(error) => error.to_string(),
@@ -200,17 +242,23 @@ impl Shared {
 
 struct Stream {
     shared: Arc<Shared>,
-    writer: FrameWriter,
+    /// `None` if nothing is to be sent.
+    writer: Option<FrameWriter>,
     /// Made when first something is compressed; it may fail once and for all.
     compressor: Option<io::Result<StreamCompressor>>,
+    /// Content bytes sent in this stream.
+    literal: u64,
 }
 
 impl Stream {
     async fn run(shared: Arc<Shared>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
         let batch = shared.batch();
         let mut job = shared.next(batch, kinds).await;
-        let writer = connection.open_uni().await?;
-        let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None };
+        let writer = match shared.estimates {
+            None => Some(connection.open_uni().await?),
+            Some(_) => None,
+        };
+        let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None, literal: 0 };
         loop {
             match job {
                 Job::Small(requests) => stream.small(&requests).await?,
@@ -229,6 +277,7 @@ impl Stream {
     async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
         let mut files = Vec::with_capacity(requests.len());
         let (mut bytes, mut prefix) = (Vec::new(), Vec::new());
+        let mut sending = Vec::with_capacity(requests.len());
         tokio::task::block_in_place(|| {
             for request in requests {
                 let old = match &request.basis {
@@ -261,7 +310,9 @@ impl Stream {
                         Vec::new()
                     }
                 };
-                files.push(BatchFile { seq: request.seq, literal: (bytes.len() - before) as u32, runs });
+                let literal = bytes.len() - before;
+                sending.push((request, literal as u64));
+                files.push(BatchFile { seq: request.seq, literal: literal as u32, runs });
             }
         });
         if files.is_empty() {
@@ -271,6 +322,9 @@ impl Stream {
         let batch = |encoding| ContentFrame::Batch(Batch { files: files.clone(), encoding }, &[]);
         self.frame(Bytes::from(bytes), &prefix, batch).await?;
         self.count(sent);
+        for (request, literal) in sending {
+            self.shared.done(request, literal, request.file.size.saturating_sub(literal));
+        }
         Ok(())
     }
 
@@ -301,7 +355,10 @@ impl Stream {
         let shared = Arc::clone(&self.shared);
         let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
         if from_nothing && let Some(content) = shared.source.ring.take(&request.file.digest) {
-            return self.whole_from_memory(request.seq, content).await;
+            let before = self.literal;
+            self.whole_from_memory(request.seq, content).await?;
+            shared.done(&request, self.literal - before, 0);
+            return Ok(());
         }
         let compared = tokio::task::block_in_place(|| Comparison::begin(&shared.source, request.clone()));
         self.send_compared(&request, compared).await
@@ -314,8 +371,10 @@ impl Stream {
     ) -> Result<(), StreamError> {
         match compared {
             Ok(Compared::Done(plan)) => {
-                if let Err(error) = self.send_plan(request.seq, &plan).await? {
-                    self.shared.fail(request, &error);
+                let before = self.literal;
+                match self.send_plan(request.seq, &plan).await? {
+                    Ok(()) => self.shared.done(request, self.literal - before, plan.copied()),
+                    Err(error) => self.shared.fail(request, &error),
                 }
             }
             Ok(Compared::Asks(comparison, ask)) => {
@@ -513,6 +572,7 @@ impl Stream {
         let content = bytes.len() as u64;
         let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
+        self.shared.compressed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
         let seen = Observation { content, working: started.elapsed(), blocked: before.elapsed() };
@@ -553,6 +613,7 @@ impl Stream {
     }
 
     async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
         let head = frame.head();
         let wait = self.shared.pace.as_ref().map_or(Duration::ZERO, |pace| {
             let total = head.body.len() + bytes.len();
@@ -563,11 +624,12 @@ impl Stream {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        self.writer.send_with(head.kind, head.version, &head.body, bytes).await
+        writer.send_with(head.kind, head.version, &head.body, bytes).await
     }
 
-    fn count(&self, bytes: u64) {
-        self.shared.literal_bytes.fetch_add(bytes, Ordering::Relaxed);
+    fn count(&mut self, bytes: u64) {
+        self.literal += bytes;
+        self.shared.literal.fetch_add(bytes, Ordering::Relaxed);
         self.shared.meter.sent(self.shared.dest, bytes);
     }
 }

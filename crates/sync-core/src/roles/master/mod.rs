@@ -57,7 +57,8 @@ pub async fn push(
     let meter = Arc::new(Meter::new(Arc::clone(&monitor), request.destinations.len()));
     let mut report: Option<PushReport> = None;
     for round in 1..=ROUNDS {
-        let last = round == ROUNDS;
+        // A dry run says once what it found.
+        let last = round == ROUNDS || request.policy.dry_run;
         let pushed = match push_once(&source, &request, &meter, &monitor, &shutdown).await {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
                 tokio::task::block_in_place(|| source.rebuild_index(&reason, &*monitor))?;
