@@ -161,7 +161,7 @@ pub struct DiffArgs {
     /// What is compared.
     #[command(flatten)]
     pub compare: CompareArgs,
-    /// Find out as well what the content would take compressed: never, or zstd[:LEVEL] (1 to 19).
+    /// Find out as well what the content would take compressed: never, zstd or zstd:LEVEL (1 to 19).
     #[arg(long, value_name = "HOW", default_value = "never", value_parser = compress::parse_always)]
     pub compress: Compress,
     /// End with exit code 3 if anything differs.
