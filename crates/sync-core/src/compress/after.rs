@@ -13,7 +13,7 @@ use super::{DecompressError, LEVELS};
 const THOROUGH: i32 = 6;
 
 /// Power of two of the bytes from the end of a block back to the beginning of its prefix.
-const WINDOW: std::ops::RangeInclusive<u32> = 10..=24;
+const WINDOW: std::ops::RangeInclusive<u32> = 10..=23;
 
 /// The block behind `prefix`, at `level`; `None` if that would save less than 5 %, or memory is short. Memory: some 30 MB
 /// at level 9 for a block and a prefix of 4 MiB.
@@ -100,7 +100,8 @@ mod tests {
         let new = old.clone();
         for level in [3, 9] {
             let frame = compress_after(&old, &new, level).unwrap();
-            assert!(frame.len() < 40_000, "level {level}: {}", frame.len());
+            // One of the 32 blocks zstd may miss.
+            assert!(frame.len() < 200_000, "level {level}: {}", frame.len());
             assert_eq!(decompress_after(&old, &frame, new.len(), 4 << 20).unwrap(), new);
         }
     }

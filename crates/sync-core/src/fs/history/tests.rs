@@ -119,7 +119,9 @@ fn damage_costs_what_is_damaged() {
     short.set_len(5000).unwrap();
     fs::write(dir.path().join("history/writing"), b"half a pack").unwrap();
     let history = open(&dir, M);
-    assert!(!has(&history, 1) && has(&history, 2) && has(&history, 30));
+    let damaged = history.find(Digest::of(&content(1)).prefix()).unwrap();
+    assert!(damaged.read().is_none() && !damaged.verify(&mut |_| {}));
+    assert!(has(&history, 2) && has(&history, 30));
     assert!((1..=30).filter(|number| has(&history, *number)).count() < 30 - 2 * 5);
     assert!(!packs[1].exists() && !packs[2].exists() && !dir.path().join("history/writing").exists());
 }

@@ -17,7 +17,7 @@ use crate::path::RelPath;
 use crate::roles::link::Control;
 use crate::transport::{Code, Connection, Loopback, Settings};
 use crate::wire::{
-    Announce, Batch, BatchFile, Change, ContentFrame, Encoding, Hello, ToMaster, ToReplica, Unavailable,
+    Announce, Batch, BatchFile, Change, ContentFrame, Encoding, Hello, Piece, Splice, ToMaster, ToReplica, Unavailable,
 };
 
 fn change(path: &str, kind: Kind) -> Change {
@@ -75,9 +75,17 @@ impl Played {
             files: vec![BatchFile { seq, literal: content.len() as u32, runs: Vec::new() }],
             encoding: Encoding::Plain,
         };
-        let head = ContentFrame::Batch(batch, &[]).head();
+        self.send_frames(&[ContentFrame::Batch(batch, &[])], content).await;
+    }
+
+    /// On one stream, all but the first without content.
+    async fn send_frames(&self, frames: &[ContentFrame<'_>], content: &'static [u8]) {
         let mut writer = self.connection.open_uni().await.unwrap();
-        writer.send_with(head.kind, head.version, &head.body, Bytes::from_static(content)).await.unwrap();
+        let mut content = Bytes::from_static(content);
+        for frame in frames {
+            let head = frame.head();
+            writer.send_with(head.kind, head.version, &head.body, std::mem::take(&mut content)).await.unwrap();
+        }
         writer.finish().unwrap();
     }
 }
@@ -188,6 +196,34 @@ async fn a_master_that_leaves_before_it_publishes_changes_nothing() {
     }
     let (played, _) = push.play(&top, &state).await;
     push.publish(played, &top).await;
+}
+
+/// A frame that lies behind what the replica does not have is a content that arrived wrong, whatever it opens to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_content_behind_old_content_that_is_not_there_is_wanted_again() {
+    let push = Prepared::new();
+    let len = Prepared::CONTENT.len() as u32;
+    let encoding = Encoding::AfterGaps;
+    let batch = Batch { files: vec![BatchFile { seq: 0, literal: len, runs: Vec::new() }], encoding };
+    let splices = vec![Splice { literal: len, zeros: 0, skip: 0, copy: 0 }];
+    let patched = Piece::Patched { seq: 0, offset: 0, from: 1 << 40, tail: u64::MAX, splices, encoding };
+    let end = Piece::End { seq: 0 };
+    let ways =
+        [vec![ContentFrame::Batch(batch, &[])], vec![ContentFrame::Piece(patched, &[]), ContentFrame::Piece(end, &[])]];
+    for frames in ways {
+        let temp = tempfile::tempdir().unwrap();
+        let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+        let mut played = Played::greet(&top, &state).await;
+        assert!(matches!(played.control.next().await.unwrap(), ToMaster::Stand(_)));
+        played.say(ToReplica::Changes(push.changes.to_vec()));
+        played.say(ToReplica::Announce(push.announce.clone()));
+        assert_eq!(played.wanted().await, [0]);
+        played.send_frames(&frames, b"no frame of zstd").await;
+        assert_eq!(played.wanted().await, [0]);
+        played.send(0, Prepared::CONTENT).await;
+        assert_eq!(played.control.next().await.unwrap(), ToMaster::Prepared(push.announce.version.root));
+        push.publish(played, &top).await;
+    }
 }
 
 /// As a kill at that moment leaves it: with staging, and with rows of what is not visible.
