@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind};
-use crate::monitor::{Arrow, Item};
+use crate::monitor::{Arrow, How, Item};
 use crate::path::RelPath;
 use crate::plan::Action;
 
@@ -63,7 +63,21 @@ pub fn item(path: &RelPath, old: Option<&Entry>, new: Option<&Entry>, action: &A
         (_, Some(Kind::Symlink { target })) => Some((Arrow::Symlink, target.to_vec())),
         _ => None,
     };
-    Some(Item { code, path: path.clone(), target })
+    Some(Item { code, path: path.clone(), target, how: how(old, new, action), literal: None })
+}
+
+fn how(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> How {
+    let size = |entry: Option<&Entry>| entry.and_then(Entry::content).map(|(size, _)| size);
+    let all = size(new).unwrap_or(0);
+    match action {
+        Action::Metadata => How::Metadata,
+        Action::Content => How::Content { size: all, old: size(old) },
+        Action::Move { from } | Action::MoveDir { from } => How::Moved { from: from.clone(), size: all },
+        Action::Copy { from } => How::Copied { from: from.clone(), size: all },
+        Action::Make | Action::MakeDir => How::Made,
+        Action::Link { .. } => How::Linked,
+        Action::Delete => How::Deleted { moved_to: None },
+    }
 }
 
 /// rsync's letter for a kind.

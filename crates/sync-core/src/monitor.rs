@@ -40,6 +40,60 @@ pub struct Item {
     pub path: RelPath,
     /// A symlink's target or a hard link's first name, as rsync shows them after an arrow.
     pub target: Option<(Arrow, Vec<u8>)>,
+    /// How it gets what it lacks.
+    pub how: How,
+    /// Content bytes that would be sent for it, if that was asked for: none where another file of that content is told
+    /// first. Only the master knows.
+    #[serde(skip)]
+    pub literal: Option<u64>,
+}
+
+/// How a changed entry becomes what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum How {
+    /// The inode stays.
+    Metadata,
+    /// Content is sent, as far as the old file does not have it.
+    Content {
+        /// Bytes.
+        size: u64,
+        /// Bytes of the file that has the name now, if one has.
+        old: Option<u64>,
+    },
+    /// The inode that has another name now gets this one.
+    Moved {
+        /// That name, which goes away or becomes something else.
+        from: RelPath,
+        /// Bytes.
+        size: u64,
+    },
+    /// The replica copies a file that it has.
+    Copied {
+        /// Which.
+        from: RelPath,
+        /// Bytes.
+        size: u64,
+    },
+    /// It becomes another name of a file.
+    Linked,
+    /// There is no content to it: a directory, a link, a device, an empty file.
+    Made,
+    /// It goes away.
+    Deleted {
+        /// The new name of its inode, if it has one.
+        moved_to: Option<RelPath>,
+    },
+}
+
+impl How {
+    /// Bytes of the names in it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Moved { from, .. } | Self::Copied { from, .. } => from.as_bytes().len(),
+            Self::Deleted { moved_to } => moved_to.as_ref().map_or(0, |to| to.as_bytes().len()),
+            Self::Metadata | Self::Content { .. } | Self::Linked | Self::Made => 0,
+        }
+    }
 }
 
 /// Which arrow follows an itemized name.

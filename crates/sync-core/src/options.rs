@@ -14,6 +14,8 @@ pub struct Policy {
     pub dry_run: bool,
     /// Report every changed entry.
     pub itemize: bool,
+    /// In a dry run, find out how much content of each entry would be sent: as in a push, but that none is.
+    pub estimate: bool,
     /// Believe no metadata on either side: read and compare everything.
     pub checksum: bool,
     /// Leave out, and leave alone, what is mounted below the top.
@@ -93,10 +95,18 @@ pub struct Stats {
     pub moved: u64,
     /// Entries removed.
     pub deleted: u64,
-    /// Content taken from what the destination already had.
+    /// Content taken from what the destination already had: the sum of the next three.
     pub reused_bytes: u64,
-    /// Content that crossed the wire, before compression.
+    /// Parts of changed files that were in the old file of that name.
+    pub old_file_bytes: u64,
+    /// Content of files that were copied from another file of the destination.
+    pub copied_bytes: u64,
+    /// Content of files that got another name.
+    pub moved_bytes: u64,
+    /// Content that crossed the wire, before compression. In an estimate, that would.
     pub literal_bytes: u64,
+    /// What that took after compression, without heads of messages.
+    pub compressed_bytes: u64,
     /// UDP payload bytes sent by the master, handshake included.
     pub wire_sent: u64,
     /// UDP payload bytes received by the master.
@@ -128,7 +138,11 @@ impl Stats {
             moved: self.moved + later.moved,
             deleted: self.deleted + later.deleted,
             reused_bytes: self.reused_bytes + later.reused_bytes,
+            old_file_bytes: self.old_file_bytes + later.old_file_bytes,
+            copied_bytes: self.copied_bytes + later.copied_bytes,
+            moved_bytes: self.moved_bytes + later.moved_bytes,
             literal_bytes: self.literal_bytes + later.literal_bytes,
+            compressed_bytes: self.compressed_bytes + later.compressed_bytes,
             wire_sent: self.wire_sent + later.wire_sent,
             wire_received: self.wire_received + later.wire_received,
             scan_seconds: self.scan_seconds + later.scan_seconds,

@@ -11,6 +11,8 @@ pub enum Exit {
     Failed,
     /// The arguments make no sense; nothing was touched.
     Usage,
+    /// Something differs, and the caller wanted to see that in the exit code.
+    Differs,
     /// SIGINT.
     Interrupted,
     /// SIGTERM.
@@ -24,6 +26,7 @@ impl Exit {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
+            Self::Differs => 3,
             Self::Interrupted => 130,
             Self::Terminated => 143,
         }

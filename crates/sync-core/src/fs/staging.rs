@@ -420,6 +420,14 @@ impl Stage {
         self.to_dress(likely).map_or(0o600, |likely| likely.mode & 0o777 & !self.masked)
     }
 
+    /// Takes back what the file was given for its publication: the owner, the mode, extended attributes.
+    fn make_plain(&self, name: &[u8]) -> bool {
+        let target = Target::Staged(self.fd(), name);
+        target.chown(Some(self.uid), Some(self.gid)).is_ok()
+            && target.chmod(0o600).is_ok()
+            && target.strip_xattrs().is_ok()
+    }
+
     /// Gives a whole file that was made with these permissions owner, mode and time while it is open, which is cheaper
     /// than by its name later. Returns what it got: nothing if that needs more care than a call each, and then only we
     /// may open it.

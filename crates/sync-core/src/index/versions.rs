@@ -85,7 +85,7 @@ pub enum Change {
 /// paths.
 pub struct ChangeCursor {
     conn: Connection,
-    changes: vec::IntoIter<(RelPath, bool)>,
+    changes: vec::IntoIter<(RelPath, Option<u64>)>,
     summer: Summer,
     inner: Arc<Inner>,
 }
@@ -102,13 +102,21 @@ impl ChangeCursor {
     /// [`IndexError`] if the index cannot be read.
     #[allow(clippy::should_implement_trait, reason = "fallible iteration: `?` inside `while let` is the use")]
     pub fn next(&mut self) -> Result<Option<Change>, IndexError> {
+        Ok(self.next_numbered()?.map(|(change, _)| change))
+    }
+
+    /// The same with the version that it came with, the last one that changed the path.
+    ///
+    /// # Errors
+    /// As [`ChangeCursor::next`].
+    pub fn next_numbered(&mut self) -> Result<Option<(Change, u64)>, IndexError> {
         let Some((path, gone)) = self.changes.next() else { return Ok(None) };
-        if gone {
-            return Ok(Some(Change::Delete(path)));
+        if let Some(version) = gone {
+            return Ok(Some((Change::Delete(path), version)));
         }
         let found = find(&self.conn, &path, &mut self.summer).map_err(|fault| fault.at("read", self.inner.dir()))?;
         match found {
-            Some(stored) => Ok(Some(Change::Upsert(stored.row))),
+            Some(stored) => Ok(Some((Change::Upsert(stored.row), stored.changed_in))),
             None => Err(IndexError::Damaged(format!("the row of the change to {path} is missing"))),
         }
     }
@@ -300,8 +308,8 @@ fn read_published(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Result<Publis
     Ok(Published { version, counts })
 }
 
-/// The paths that changed since `number` with whether they are gone, in tree order.
-fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, bool)>>, Fault> {
+/// The paths that changed since `number`, those that are gone with the version they went in, in tree order.
+fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, Option<u64>)>>, Fault> {
     // One transaction is open already, so that the three queries see the same moment.
     if number < stand::number(conn, OLDEST_DIFFABLE)? {
         return Ok(None);
@@ -315,7 +323,7 @@ fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, 
     })?;
     let mut rows = statement.query([number])?;
     while let Some(row) = rows.next()? {
-        changes.push((fact::path_of(blob(row, 0)?)?, false));
+        changes.push((fact::path_of(blob(row, 0)?)?, None));
     }
     let mut summer = Summer::default();
     let mut statement = conn.prepare("SELECT path, deleted_in, sum FROM tombstones WHERE deleted_in > ?1")?;
@@ -323,7 +331,7 @@ fn changed_paths(conn: &Connection, number: u64) -> Result<Option<Vec<(RelPath, 
     while let Some(row) = rows.next()? {
         let (key, deleted_in) = (blob(row, 0)?, row.get::<_, i64>(1)?);
         summer.check(Mark::Tombstone, &[key, &deleted_in.to_le_bytes()], blob(row, 2)?, "a tombstone")?;
-        changes.push((fact::path_of(key)?, true));
+        changes.push((fact::path_of(key)?, Some(from_sql(deleted_in)?)));
     }
     changes.sort_unstable();
     if changes.windows(2).any(|pair| pair[0].0 == pair[1].0) {

@@ -4,6 +4,7 @@
 // Roles drive the adapters: they measure phases with the clock and check paths of a request before a root is open.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod changes;
 pub mod log;
 pub mod master;
 pub mod memory;

@@ -96,6 +96,8 @@ pub struct Receiver {
     /// How many there were.
     restarts: u8,
     dry_run: bool,
+    /// Whether a dry run asks for contents all the same: none comes.
+    estimate: bool,
     max_delete: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
     guarded: Option<Vec<(u64, Vec<Offered>)>>,
@@ -129,6 +131,7 @@ impl Receiver {
             announce: None,
             restarts: 0,
             dry_run: false,
+            estimate: false,
             max_delete: false,
             guarded: None,
         }
@@ -230,6 +233,7 @@ impl Receiver {
             (ToReplica::Hello(hello), State::Greeting) => {
                 self.state = State::Opening;
                 self.dry_run = hello.policy.dry_run;
+                self.estimate = self.dry_run && hello.policy.estimate;
                 self.max_delete = hello.policy.max_delete.is_some() && !self.dry_run;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.outputs.push_back(ReceiverOutput::Open(hello));
@@ -386,8 +390,8 @@ impl Receiver {
     fn consider(&mut self, files: Vec<Offered>) {
         let first = self.next_seq;
         self.next_seq += files.len() as u64;
-        // A dry run moves no content.
-        if files.is_empty() || self.dry_run {
+        // A dry run moves no content, but it may ask how much there would be to move.
+        if files.is_empty() || (self.dry_run && !self.estimate) {
             return;
         }
         if let Some(guarded) = &mut self.guarded {
@@ -548,7 +552,7 @@ impl Receiver {
         }
         let size = |item: &Item| {
             let target = item.target.as_ref().map_or(0, |(_, target)| target.len());
-            item.code.len() + item.path.as_bytes().len() + target + 16
+            item.code.len() + item.path.as_bytes().len() + target + item.how.bytes() + 32
         };
         for part in in_messages(items, PER_MESSAGE, size) {
             self.send(ToMaster::Items(part));

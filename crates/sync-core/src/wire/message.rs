@@ -214,8 +214,12 @@ pub struct ReplicaStats {
     pub moved: u64,
     /// Removed.
     pub deleted: u64,
-    /// Content bytes taken from what was there.
-    pub reused_bytes: u64,
+    /// See [`crate::options::Stats`] for this and the next two.
+    pub old_file_bytes: u64,
+    /// Copied from another file.
+    pub copied_bytes: u64,
+    /// Taken over with another name.
+    pub moved_bytes: u64,
 }
 
 /// The end of a push at the replica: durable, and in its index.

@@ -9,7 +9,7 @@ use crate::diff::Child;
 use crate::filter::{MAX_PATTERN, MAX_RULES, MAX_RULES_BYTES, Rule};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Lineage, MAX_XATTRS, Time, Version, VersionId};
-use crate::monitor::{Arrow, Item, Problem};
+use crate::monitor::{Arrow, How, Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
 
@@ -115,8 +115,17 @@ fn to_replica() -> Vec<ToReplica> {
 fn to_master() -> Vec<ToMaster> {
     let chunk = ChunkRef { digest: [0x88; 16], len: 4096 };
     let file = Basis::File { digest: digest(0x44), size: 300, chunks: vec![chunk] };
-    let stats = ReplicaStats { created: 1, updated: 2, metadata_only: 3, moved: 4, deleted: 5, reused_bytes: 300 };
-    let item = |code: &str, target| Item { code: code.to_owned(), path: path("i"), target };
+    let stats = ReplicaStats {
+        created: 1,
+        updated: 2,
+        metadata_only: 3,
+        moved: 4,
+        deleted: 5,
+        old_file_bytes: 300,
+        copied_bytes: 6,
+        moved_bytes: 7,
+    };
+    let item = |code: &str, target, how| Item { code: code.to_owned(), path: path("i"), target, how, literal: None };
     let children = vec![child("a", false), child("b", true)];
     vec![
         ToMaster::Stand(Stand { features: 0, version: Some(version().id()), root: digest(0x33), entries: 300 }),
@@ -134,9 +143,13 @@ fn to_master() -> Vec<ToMaster> {
             Problem { path: Some(path("p")), reason: "one".to_owned() },
         ]),
         ToMaster::Items(vec![
-            item("cL+++++++++", Some((Arrow::Symlink, b"\xff".to_vec()))),
-            item("hf+++++++++", Some((Arrow::HardLink, b"h".to_vec()))),
-            item("*deleting  ", None),
+            item("cL+++++++++", Some((Arrow::Symlink, b"\xff".to_vec())), How::Made),
+            item("hf+++++++++", Some((Arrow::HardLink, b"h".to_vec())), How::Linked),
+            item("*deleting  ", None, How::Deleted { moved_to: Some(path("m")) }),
+            item(".f...p.....", None, How::Metadata),
+            item(">f.s.......", None, How::Content { size: 300, old: Some(7) }),
+            item("cf+++++++++", None, How::Moved { from: path("f"), size: 300 }),
+            item("cf+++++++++", None, How::Copied { from: path("f"), size: 300 }),
         ]),
         ToMaster::Notice("n".to_owned()),
         ToMaster::Refuse(Refusal { max_delete: true, reason: "no".to_owned() }),
@@ -244,7 +257,7 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_bytes_are_pinned() {
     let golden = [
-        "1 v1 000377777701000000000001ac020104212a2e6f",
+        "1 v1 00037777770100000000000001ac020104212a2e6f",
         "2 v1 020003612f62",
         "3 v1 0104612fc3a9[77*32]808080808020ed13e8076401ff93ebdc03",
         "4 v1 0901610101ac02[44*32]ed13e8076401ff93ebdc030106757365722e6101310001620101ac02[44*32]ed13e8076401ff93ebdc030106757365722e61013101016101630100a40300000000000001630102042e2e2f78a40300000000000001630103a40300000000000001630104a403000000000000016301050103a4030000000000000163010608ac02a40300000000000004676f6e6500",
@@ -261,9 +274,9 @@ fn the_bytes_are_pinned() {
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 04ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
         "104 v1 [33*32]",
-        "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac020001020304ac02",
+        "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac0206070001020304ac02",
         "106 v1 020003616c6c010170036f6e65",
-        "107 v1 030b634c[2b*9]0169010001ff0b6866[2b*9]0169010101680b2a64656c6574696e672020016900",
+        "107 v1 070b634c[2b*9]0169010001ff050b6866[2b*9]016901010168040b2a64656c6574696e6720200169000601016d0b2e662e2e2e702e2e2e2e2e016900000b3e662e732e2e2e2e2e2e2e01690001ac0201070b6366[2b*9]016900020166ac020b6366[2b*9]016900030166ac02",
         "108 v1 016e",
         "109 v1 01026e6f",
         "110 v1 ac020001[88*16]802000",

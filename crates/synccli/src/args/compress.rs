@@ -21,9 +21,25 @@ pub fn parse(text: &str) -> Result<Compress, String> {
     }
 }
 
+/// The same without `auto`: what is compressed then depends on the link.
+pub fn parse_always(text: &str) -> Result<Compress, String> {
+    match parse(text) {
+        Ok(Compress::Auto) | Err(_) if !text.starts_with("zstd:") => Err("write never, zstd or zstd:LEVEL".to_owned()),
+        parsed => parsed,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fixed_way_is_any_but_auto() {
+        assert_eq!(parse_always("never"), Ok(Compress::Never));
+        assert_eq!(parse_always("zstd:3"), Ok(Compress::Zstd(3)));
+        assert!(parse_always("auto").unwrap_err().starts_with("write never"));
+        assert!(parse_always("zstd:20").unwrap_err().starts_with("a zstd level"));
+    }
 
     #[test]
     fn the_four_forms() {

@@ -35,6 +35,8 @@ pub struct Cli {
 pub enum Command {
     /// Make every DEST identical to SRC.
     Push(PushArgs),
+    /// Show what a push would change, how and why, and change nothing; or what changed between versions.
+    Diff(DiffArgs),
     /// Become the master of a replica, with the token that `syncd invite` printed there.
     Pair(PairArgs),
     /// List the versions of a tree and what each replica acknowledged.
@@ -74,6 +76,30 @@ pub struct PushArgs {
     /// One line for each changed entry: rsync's eleven letters and the escaped name.
     #[arg(short = 'i', long)]
     pub itemize_changes: bool,
+    /// What is compared.
+    #[command(flatten)]
+    pub compare: CompareArgs,
+    /// Refuse the whole plan of a DEST if it would remove more than N entries.
+    #[arg(long, value_name = "N")]
+    pub max_delete: Option<u64>,
+    /// Bytes per second on the wire for each DEST: 500k, 4m, 1.5g (powers of 1024); 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
+    bwlimit: Option<u64>,
+    /// Keep up to so many bytes of previous contents of SRC in the state directory, so that less is sent of changed files:
+    /// 500m, 2g (powers of 1024); 0 is none.
+    #[arg(long, value_name = "SIZE", value_parser = rate::parse_size)]
+    history: Option<u64>,
+    /// auto, never, zstd or zstd:LEVEL (1 to 19).
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = compress::parse)]
+    pub compress: Compress,
+    /// What is said about it.
+    #[command(flatten)]
+    pub say: SayArgs,
+}
+
+/// Which entries are compared, and how.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
     /// Leave out what this gitignore pattern matches; the last match of all patterns wins.
     #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
     exclude: Vec<String>,
@@ -92,31 +118,99 @@ pub struct PushArgs {
     /// Keep what DEST has and SRC has not.
     #[arg(long, conflicts_with = "delete_excluded")]
     pub no_delete: bool,
-    /// Refuse the whole plan of a DEST if it would remove more than N entries.
-    #[arg(long, value_name = "N")]
-    pub max_delete: Option<u64>,
     /// Believe no metadata on either side: read and compare everything.
     #[arg(short = 'c', long)]
     pub checksum: bool,
     /// Leave out, and leave alone, what is mounted below SRC and DEST.
     #[arg(short = 'x', long)]
     pub one_file_system: bool,
-    /// Bytes per second on the wire for each DEST: 500k, 4m, 1.5g (powers of 1024); 0 is no limit.
-    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
-    bwlimit: Option<u64>,
-    /// auto, never, zstd or zstd:LEVEL (1 to 19).
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = compress::parse)]
+}
+
+/// `synccli diff`.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "With DEST each line is one entry that a push would change: the eleven letters and the name that \
+                  `push -n -i` prints, and in parentheses how it would be made, and how many bytes of content would be \
+                  sent for it before compression. Both trees are looked at as for a push, files that are not known are \
+                  read, and nothing is made or changed on either side, not even an index. What an interrupted push left \
+                  at DEST is not taken into account.\n\n\
+                  Without DEST two versions of SRC that were pushed are compared, by the numbers that `synccli log` \
+                  lists. The index keeps the version in which an entry changed last, and no older state of it: what \
+                  is not listed is the same in both versions, and a path that changed again after the second one is \
+                  listed as unknown.\n\n\
+                  Exit codes: 0 the trees were compared, whether they differ or not; 3 they differ, if --exit-code asks \
+                  for that; 1 some entry or DEST failed, each named on standard error; 2 usage; 130 and 143 on SIGINT \
+                  and SIGTERM."
+)]
+pub struct DiffArgs {
+    /// The directory that would be pushed.
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// Where it would go.
+    #[arg(help = "A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE")]
+    #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(destination::parse))]
+    #[arg(required_unless_present_any = ["since", "versions"], conflicts_with_all = ["since", "versions"])]
+    pub destination: Option<Destination>,
+    /// What changed in SRC from version A to the last one that was pushed.
+    #[arg(long, value_name = "A", conflicts_with = "versions")]
+    pub since: Option<u64>,
+    /// What changed in SRC from version A to version B, as far as the index knows.
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub versions: Option<Vec<u64>>,
+    /// What is compared.
+    #[command(flatten)]
+    pub compare: CompareArgs,
+    /// Find out as well what the content would take compressed: never, zstd or zstd:LEVEL (1 to 19).
+    #[arg(long, value_name = "HOW", default_value = "never", value_parser = compress::parse_always)]
     pub compress: Compress,
-    /// Keep up to so many bytes of previous contents of SRC in the state directory, so that less is sent of changed files:
-    /// 500m, 2g (powers of 1024); 0 is none.
-    #[arg(long, value_name = "SIZE", value_parser = rate::parse_size)]
-    history: Option<u64>,
+    /// End with exit code 3 if anything differs.
+    #[arg(long)]
+    pub exit_code: bool,
     /// What is said about it.
     #[command(flatten)]
     pub say: SayArgs,
 }
 
-/// How much a push says, and how.
+impl DiffArgs {
+    /// The versions to compare, if that is asked for; the second is the last one if it is left out.
+    pub fn range(&self) -> Option<(u64, Option<u64>)> {
+        let both = self.versions.as_deref().and_then(|both| Some((*both.first()?, both.get(1).copied())));
+        both.or(self.since.map(|from| (from, None)))
+    }
+
+    /// An option that versions have no use for.
+    fn meant_for_trees(&self) -> Option<&'static str> {
+        let CompareArgs { filters, delete_excluded, no_delete, checksum, one_file_system, .. } = &self.compare;
+        let given = [
+            (!filters.is_empty(), "--exclude, --include and --exclude-from"),
+            (*delete_excluded, "--delete-excluded"),
+            (*no_delete, "--no-delete"),
+            (*checksum, "--checksum"),
+            (*one_file_system, "--one-file-system"),
+            (self.compress != Compress::Never, "--compress"),
+            (self.say.stats, "--stats"),
+            (self.say.progress, "--progress"),
+        ];
+        given.iter().find(|(given, _)| *given && self.range().is_some()).map(|(_, option)| *option)
+    }
+
+    /// Whether the options belong together.
+    ///
+    /// # Errors
+    /// A usage failure.
+    pub fn check(&self) -> Result<(), Failure> {
+        match (self.meant_for_trees(), &self.versions.as_deref()) {
+            (Some(option), _) => Err(Failure::usage(format!("{option} cannot be used when versions are compared"))),
+            (None, Some([from, to])) if from > to => {
+                Err(Failure::usage(format!("--versions {from} {to}: the older version comes first")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How much is said, and how.
 #[derive(Debug, Default, Args)]
 pub struct SayArgs {
     /// Print counts, bytes and seconds for each DEST.
@@ -192,8 +286,13 @@ fn harmless(arg: &OsStr) -> OsString {
 fn parse_raw(argv: &[OsString]) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(argv)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
-    if let (Command::Push(push), Some(matches)) = (&mut cli.command, matches.subcommand_matches("push")) {
-        push.filters = filters::in_order(matches);
+    let compare = match &mut cli.command {
+        Command::Push(push) => Some(&mut push.compare),
+        Command::Diff(diff) => Some(&mut diff.compare),
+        _ => None,
+    };
+    if let (Some(compare), Some((_, matches))) = (compare, matches.subcommand()) {
+        compare.filters = filters::in_order(matches);
     }
     Ok(cli)
 }
@@ -247,7 +346,7 @@ mod tests {
         let push = push(&words.split(' ').collect::<Vec<_>>());
         let text = |word: &str| word.to_owned();
         assert_eq!(
-            push.filters,
+            push.compare.filters,
             [
                 Filter::Include(text("a")),
                 Filter::Exclude(text("b")),
@@ -280,7 +379,7 @@ mod tests {
             "a",
             "./b",
         ]);
-        assert!(all.dry_run && all.itemize_changes && all.checksum && all.one_file_system);
+        assert!(all.dry_run && all.itemize_changes && all.compare.checksum && all.compare.one_file_system);
         assert!(all.say.stats && all.say.json && all.say.progress);
         assert_eq!((all.say.verbose, all.max_delete, all.bandwidth()), (2, Some(0), Some(4 << 20)));
         assert_eq!(all.history(), Some(2 << 30));
@@ -305,6 +404,13 @@ mod tests {
             &["push", "--history=much", "a", "./b"],
             &["push", "--history=1k", "a", "./b"],
             &["push", "--compress=gzip", "a", "./b"],
+            &["diff", "a"],
+            &["diff", "a", "b"],
+            &["diff", "a", "./b", "./c"],
+            &["diff", "a", "./b", "--since=1"],
+            &["diff", "a", "--versions", "1"],
+            &["diff", "a", "--versions", "1", "2", "--since", "1"],
+            &["diff", "a", "./b", "--compress=auto"],
             &["pair", "host"],
             &["pair", "host:x", "token"],
             &["frobnicate"],
@@ -312,6 +418,23 @@ mod tests {
         for words in refused {
             let refusal = parse_words(words).unwrap_err();
             assert_eq!(refusal.exit_code(), 2, "{words:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn versions_are_compared_without_what_is_meant_for_trees() {
+        let diff = |words: &[&str]| match parse_words(&[&["diff", "a"], words].concat()).unwrap().command {
+            Command::Diff(diff) => diff,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(diff(&["./b"]).range(), None);
+        assert_eq!(diff(&["--since=3"]).range(), Some((3, None)));
+        assert_eq!(diff(&["--versions", "3", "5"]).range(), Some((3, Some(5))));
+        for good in [&["./b", "-c", "--exclude=x"][..], &["--since=3", "--json", "-q"], &["--versions", "3", "3"]] {
+            assert_eq!(diff(good).check(), Ok(()), "{good:?}");
+        }
+        for bad in [&["--since=3", "-c"][..], &["--since=3", "--exclude=x"], &["--versions", "5", "3"]] {
+            assert_eq!(diff(bad).check().unwrap_err().exit, crate::exit::Exit::Usage, "{bad:?}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! One file per verb; this one picks it.
 
 mod completions;
+mod diff;
 mod id;
 mod log;
 mod man;
@@ -20,6 +21,10 @@ pub fn run(cli: Cli) -> Exit {
         Command::Push(args) => {
             json = args.say.json;
             state_dir.and_then(|dir| push::run(args, dir, &out, &err))
+        }
+        Command::Diff(args) => {
+            json = args.say.json;
+            state_dir.and_then(|dir| diff::run(args, dir, &out, &err))
         }
         Command::Pair(args) => state_dir.and_then(|dir| pair::run(args, dir, &out)),
         Command::Log(args) => {

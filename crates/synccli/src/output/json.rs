@@ -3,12 +3,13 @@
 
 use serde_json::{Map, Value, json};
 use sync_core::manifest::{Refused, Version};
-use sync_core::monitor::{Arrow, Item, Problem, Progress};
+use sync_core::monitor::{Arrow, How, Item, Problem, Progress};
 use sync_core::options::{DestinationReport, PushReport};
 use sync_core::path::escape;
+use sync_core::roles::changes::{ChangedPath, Changes, Known};
 use sync_core::roles::log::LoggedVersion;
 
-use super::text;
+use super::{explain, text};
 use crate::exit::Exit;
 
 /// `{"type":"notice"}`; `dest` is the destination's name.
@@ -26,13 +27,14 @@ pub fn problem(dest: Option<&str>, problem: &Problem) -> Value {
     })
 }
 
-/// `{"type":"item"}`: one changed entry.
-pub fn item(dest: &str, item: &Item) -> Value {
+/// `{"type":"item"}`: one changed entry; `literal` tells whether how much of its content would be sent is known.
+pub fn item(dest: &str, item: &Item, literal: bool) -> Value {
     let mut value = json!({
         "type": "item",
         "destination": dest,
         "code": escape(item.code.as_bytes()),
         "path": text::item_name(item),
+        "how": explain::how(item),
     });
     if let Some((arrow, target)) = &item.target {
         let key = match arrow {
@@ -41,7 +43,45 @@ pub fn item(dest: &str, item: &Item) -> Value {
         };
         value[key] = escape(target).into();
     }
+    match &item.how {
+        How::Metadata => value["metadata"] = explain::metadata(item).into(),
+        How::Content { size, old } => {
+            (value["size"], value["old_size"]) = ((*size).into(), (*old).into());
+            if literal {
+                value["literal_bytes"] = item.literal.unwrap_or(0).into();
+            }
+        }
+        How::Moved { from, size } | How::Copied { from, size } => {
+            (value["from"], value["size"]) = (from.display().into(), (*size).into());
+        }
+        How::Deleted { moved_to: Some(to) } => value["moved_to"] = to.display().into(),
+        How::Deleted { moved_to: None } | How::Linked | How::Made => {}
+    }
     value
+}
+
+/// `{"type":"change"}`: a path that changed between two versions.
+pub fn change(change: &ChangedPath) -> Value {
+    let what = match change.known {
+        Known::AddedOrChanged => "added or changed",
+        Known::Removed => "removed",
+        Known::No => "unknown",
+    };
+    json!({ "type": "change", "path": text::path(&change.path, change.is_dir), "what": what, "version": change.version })
+}
+
+/// `{"type":"summary"}`: the last line of a comparison of versions.
+pub fn changes(changes: &Changes, exit: Exit) -> Value {
+    let [changed, removed, unknown] = explain::count(changes);
+    json!({
+        "type": "summary",
+        "from": changes.from,
+        "to": changes.to,
+        "added_or_changed": changed,
+        "removed": removed,
+        "unknown": unknown,
+        "exit": exit.code(),
+    })
 }
 
 /// `{"type":"progress"}`.

@@ -1,5 +1,6 @@
 //! What a person or a program reads. The library prints nothing; everything passes through here, escaped.
 
+pub mod explain;
 pub mod failure;
 pub mod json;
 mod progress;

@@ -10,8 +10,8 @@ use sync_core::options::{PushReport, PushRequest};
 use sync_core::path::escape;
 
 use super::progress::{Bar, Pace, line};
-use super::{Sink, json, text};
-use crate::args::{PushArgs, SayArgs, label};
+use super::{Sink, explain, json, text};
+use crate::args::{DiffArgs, PushArgs, SayArgs, label};
 use crate::exit::Exit;
 
 /// How much is said.
@@ -23,15 +23,26 @@ pub struct Say {
     progress: bool,
     itemize: bool,
     dry_run: bool,
+    /// Whether each entry comes with how it would be made, and why.
+    explain: bool,
     /// How many `-v`.
     pub verbose: u8,
 }
 
 impl Say {
-    /// What the options ask for.
-    pub fn new(args: &PushArgs) -> Self {
-        let SayArgs { stats, json, verbose, quiet, progress } = args.say;
-        Self { json, quiet, stats, progress, itemize: args.itemize_changes, dry_run: args.dry_run, verbose }
+    /// What the options of a push ask for.
+    pub fn push(args: &PushArgs) -> Self {
+        Self { itemize: args.itemize_changes, dry_run: args.dry_run, ..Self::of(&args.say) }
+    }
+
+    /// What the options of a comparison ask for.
+    pub fn diff(args: &DiffArgs) -> Self {
+        Self { dry_run: true, explain: true, ..Self::of(&args.say) }
+    }
+
+    fn of(args: &SayArgs) -> Self {
+        let SayArgs { stats, json, verbose, quiet, progress } = *args;
+        Self { json, quiet, stats, progress, verbose, ..Self::default() }
     }
 }
 
@@ -108,6 +119,9 @@ impl Reporter {
                 let stream = if self.say.itemize { &self.err } else { &self.out };
                 stream.line(&ending);
             }
+            if self.say.explain && !self.say.quiet && destination.stats.changes() > 0 {
+                explain::totals(&destination.stats).iter().for_each(|line| self.out.line(line));
+            }
             if self.say.stats {
                 self.out.line(&format!("{name}:"));
                 text::stats(&destination.stats).iter().for_each(|line| self.out.line(line));
@@ -162,7 +176,9 @@ impl Monitor for Reporter {
         let name = self.name(Some(dest)).unwrap_or_default();
         self.print(|| {
             if self.say.json {
-                self.out.line(&json::item(name, item).to_string());
+                self.out.line(&json::item(name, item, self.say.explain).to_string());
+            } else if self.say.explain {
+                self.out.line(&explain::explained(item));
             } else if self.destinations.len() > 1 {
                 self.out.line(&format!("{name}: {}", text::item(item)));
             } else {
@@ -192,6 +208,7 @@ impl Monitor for Reporter {
 mod tests {
     use std::path::PathBuf;
 
+    use sync_core::monitor::How;
     use sync_core::options::{Compress, Destination, DestinationReport, Policy, Stats};
     use sync_core::path::RelPath;
 
@@ -226,7 +243,7 @@ mod tests {
     }
 
     fn item() -> Item {
-        Item { code: ">f+++++++++".into(), path: hostile(), target: None }
+        Item { code: ">f+++++++++".into(), path: hostile(), target: None, how: How::Made, literal: None }
     }
 
     fn report(created: u64, problems: u64) -> PushReport {
@@ -297,7 +314,7 @@ mod tests {
     #[test]
     fn items_of_several_destinations_name_theirs() {
         let run = run(Say { itemize: true, ..Say::default() }, &["./a", "./b"]);
-        run.reporter.item(1, &Item { code: "*deleting".into(), path: RelPath::new("x").unwrap(), target: None });
+        run.reporter.item(1, &Item { code: "*deleting".into(), path: RelPath::new("x").unwrap(), ..item() });
         assert_eq!(run.out.text(), "./b: *deleting   x\n");
     }
 }

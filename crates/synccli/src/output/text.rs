@@ -11,10 +11,14 @@ use sync_core::roles::log::LoggedVersion;
 
 /// The name of an item as rsync prints it: a directory ends in a slash.
 pub fn item_name(item: &Item) -> String {
-    let mut name = item.path.display();
     // `*deleting` has a `d` in that place, too, and does not tell the kind.
-    let directory = item.code.as_bytes().get(1) == Some(&b'd') && !item.code.starts_with('*');
-    if directory && !name.ends_with('/') {
+    path(&item.path, item.code.as_bytes().get(1) == Some(&b'd') && !item.code.starts_with('*'))
+}
+
+/// A path; that of a directory ends in a slash.
+pub fn path(path: &RelPath, is_dir: bool) -> String {
+    let mut name = path.display();
+    if is_dir && !name.ends_with('/') {
         name.push('/');
     }
     name
@@ -104,19 +108,34 @@ pub fn refused(counts: &[u64; 6]) -> Vec<String> {
         .collect()
 }
 
+/// A name, a number and an explanation in each line.
+pub fn aligned(rows: &[(&str, u64, &str)]) -> Vec<String> {
+    let name = rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0) + 1;
+    let number = rows.iter().map(|(_, count, _)| count.to_string().len()).max().unwrap_or(0);
+    let line = |(label, count, what): &(&str, u64, &str)| {
+        format!("  {:<name$} {count:>number$}  {what}", format!("{label}:")).trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
 /// `--stats` for one destination.
 pub fn stats(stats: &Stats) -> Vec<String> {
-    let counts = [
-        ("entries scanned", stats.scanned),
-        ("created", stats.created),
-        ("updated", stats.updated),
-        ("metadata only", stats.metadata_only),
-        ("moved", stats.moved),
-        ("deleted", stats.deleted),
-        ("reused bytes", stats.reused_bytes),
-        ("literal bytes", stats.literal_bytes),
-        ("wire bytes sent", stats.wire_sent),
-        ("wire bytes received", stats.wire_received),
+    let sums = "content that was there already; it is the sum of the next three:";
+    let rows = [
+        ("entries scanned", stats.scanned, "looked at in SRC"),
+        ("created", stats.created, "new names with new content, or none"),
+        ("updated", stats.updated, "other content, or another kind"),
+        ("metadata only", stats.metadata_only, "owner, mode, time, attributes"),
+        ("moved", stats.moved, "files that got another name"),
+        ("deleted", stats.deleted, "not in SRC"),
+        ("reused bytes", stats.reused_bytes, sums),
+        ("- from old files", stats.old_file_bytes, "of changed files, from the file that had the name"),
+        ("- copied there", stats.copied_bytes, "from a file of another name, which stays"),
+        ("- moved there", stats.moved_bytes, "of files that got another name"),
+        ("literal bytes", stats.literal_bytes, "content that was not there, and was sent"),
+        ("compressed bytes", stats.compressed_bytes, "what these took after compression"),
+        ("wire bytes sent", stats.wire_sent, "all of it, with handshake and what describes the tree"),
+        ("wire bytes received", stats.wire_received, "with acknowledgements and what tells of old files"),
     ];
     let seconds = [
         ("seconds scanning", stats.scan_seconds),
@@ -124,8 +143,8 @@ pub fn stats(stats: &Stats) -> Vec<String> {
         ("seconds sending", stats.send_seconds),
         ("seconds publishing", stats.publish_seconds),
     ];
-    let counts = counts.iter().map(|(name, count)| format!("  {name}: {count}"));
-    counts.chain(seconds.iter().map(|(name, seconds)| format!("  {name}: {seconds:.3}"))).collect()
+    let seconds = seconds.iter().map(|(name, seconds)| format!("  {:<20} {seconds:.3}", format!("{name}:")));
+    aligned(&rows).into_iter().chain(seconds).collect()
 }
 
 /// One version of `synccli log`: a line, and a line for each acknowledgement.
@@ -161,6 +180,7 @@ pub fn plural(count: u64, one: &str, many: &str) -> String {
 mod tests {
     use sync_core::hash::Digest;
     use sync_core::manifest::Lineage;
+    use sync_core::monitor::How;
     use sync_core::roles::log::LoggedAck;
 
     use super::*;
@@ -190,7 +210,10 @@ mod tests {
             ("hf+++++++++", b"h", Some((Arrow::HardLink, b"a\\b".to_vec())), "hf+++++++++ h => a\\\\b"),
         ];
         for (code, name, target, line) in table {
-            assert_eq!(item(&Item { code: code.into(), path: path(name), target }), line);
+            assert_eq!(
+                item(&Item { code: code.into(), path: path(name), target, how: How::Made, literal: None }),
+                line
+            );
         }
     }
 

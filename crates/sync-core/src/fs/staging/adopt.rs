@@ -15,7 +15,6 @@ use super::new_tree::TREE;
 use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
 use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;
-use crate::fs::attributes::Target;
 use crate::fs::error::FsError;
 use crate::fs::root::Root;
 use crate::fs::sparse;
@@ -110,7 +109,7 @@ impl Staging {
                     continue;
                 }
             };
-            if usable && make_plain(stage, name) {
+            if usable && stage.make_plain(name) {
                 self.contents().entry(digest).or_insert(Content::new(stage, state));
             } else {
                 self.discard(stage, name);
@@ -181,7 +180,7 @@ impl Staging {
         if renameat_with(dir, name, stage.fd(), &hex, RenameFlags::NOREPLACE).is_err() {
             return;
         }
-        if make_plain(stage, hex.as_bytes()) {
+        if stage.make_plain(hex.as_bytes()) {
             self.contents().insert(digest, Content::new(stage, State::Whole));
         } else {
             self.discard(stage, hex.as_bytes());
@@ -269,14 +268,6 @@ fn is_usable(stat: &Stat) -> bool {
 /// Shorter than the shortest chunk of any big file, there is nothing in it to go on from.
 fn is_usable_part(stat: &Stat) -> bool {
     is_usable(stat) && stat.tuple.size >= Chunking::for_size(PART_MIN).min() as u64
-}
-
-/// Takes back what the file was given for its publication: the owner, the mode, extended attributes.
-pub(super) fn make_plain(stage: &Stage, name: &[u8]) -> bool {
-    let target = Target::Staged(stage.fd(), name);
-    target.chown(Some(stage.uid), Some(stage.gid)).is_ok()
-        && target.chmod(0o600).is_ok()
-        && target.strip_xattrs().is_ok()
 }
 
 /// Removes a directory and the files in it. Adds the new names of the directories in it to the first of `found`, and what

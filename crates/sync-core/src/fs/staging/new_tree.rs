@@ -14,7 +14,6 @@ use foldhash::HashMap;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
-use super::adopt::make_plain;
 use super::{Content, Stage, Staging, is_big};
 use crate::fs::error::FsError;
 use crate::fs::root::Root;
@@ -261,7 +260,7 @@ impl Staging {
         let (stage, hex) = (Arc::clone(&content.stage), digest.to_hex());
         let moved = self.at_content(digest, content, |home, name| renameat(home, name, stage.fd(), &hex));
         (content.dressed, content.in_place) = (None, None);
-        let done = moved.is_ok() && make_plain(&stage, hex.as_bytes());
+        let done = moved.is_ok() && stage.make_plain(hex.as_bytes());
         if !done {
             contents.remove(digest);
         }

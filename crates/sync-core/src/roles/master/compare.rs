@@ -40,6 +40,14 @@ pub struct Plan {
     pub old: Option<Kept>,
 }
 
+impl Plan {
+    /// How many bytes come from the old file.
+    pub fn copied(&self) -> u64 {
+        let copied = self.ops.iter().filter(|op| matches!(op, Op::Copy { .. }));
+        copied.map(|op| op.len()).sum()
+    }
+}
+
 /// A comparison that waits for an answer.
 pub struct Comparison {
     /// What for.

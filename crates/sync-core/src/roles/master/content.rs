@@ -1,6 +1,5 @@
 //! Sends contents to one replica: small files in batches, big ones piece by piece, over a few streams at once.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,9 @@ use tokio::task::JoinHandle;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
+use super::queue::{Job, Kinds, Queue, SMALL, kinds};
 use super::source::Source;
+use super::splicing::Splicing;
 use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor, compress_after};
 use crate::delta::{Op, patch};
 use crate::fs::{Kept, ReadError};
@@ -22,15 +23,10 @@ use crate::pace::Pace;
 use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::transport::{Connection, FrameWriter, StreamError};
-use crate::wire::{
-    Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, MAX_PREFIX, Piece, Splice, gaps,
-};
+use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, MAX_PREFIX, Piece, gaps};
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
-
-/// Files up to this size travel in batches.
-const SMALL: u64 = 256 << 10;
 
 /// A batch goes off at this size.
 const BATCH: u64 = 512 << 10;
@@ -40,12 +36,6 @@ const PIECE: usize = 1 << 20;
 
 /// Literals of up to this many bytes share a frame with others.
 const SHORT: u64 = 64 << 10;
-
-/// Zeros from this number on are named in place of being sent.
-const FEW_ZEROS: usize = 256;
-
-/// Ranges that are copied in one frame.
-const SPLICES: usize = 1 << 12;
 
 /// A content that could not be sent.
 pub struct SendFailure {
@@ -57,6 +47,27 @@ pub struct SendFailure {
     pub reason: String,
     /// Whether the file is simply not what it was: another round may find it at rest.
     pub changed: bool,
+}
+
+/// What it would take to send a content.
+pub struct Estimate {
+    /// Which.
+    pub seq: u64,
+    /// Its file.
+    pub path: RelPath,
+    /// Bytes to send.
+    pub literal: u64,
+}
+
+/// What a content sender has sent so far, or would have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Content bytes, before compression.
+    pub literal: u64,
+    /// What they took after it.
+    pub compressed: u64,
+    /// Content bytes that old files have.
+    pub copied: u64,
 }
 
 /// What to send from, and how.
@@ -71,6 +82,8 @@ pub struct Sending {
     pub compress: Compress,
     /// Bytes per second.
     pub bandwidth: Option<u64>,
+    /// Where to tell what it would take, if that is all that is asked for: then nothing is sent.
+    pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
 }
 
 /// Everything the streams share.
@@ -86,45 +99,10 @@ struct Shared {
     auto: Mutex<AutoCompress>,
     pace: Option<Mutex<Pace>>,
     started: Instant,
-    literal_bytes: AtomicU64,
-}
-
-#[derive(Default)]
-struct Queue {
-    small: VecDeque<ContentRequest>,
-    /// Small ones whose old content is probably kept: in batches of their own, which are not in the stream's frame.
-    named: VecDeque<ContentRequest>,
-    big: VecDeque<ContentRequest>,
-    /// What the replica was asked about.
-    waiting: HashMap<u64, Comparison>,
-    /// What it has answered.
-    answered: VecDeque<Comparison>,
-}
-
-/// What a stream takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kinds {
-    All,
-    Small,
-    Big,
-}
-
-/// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
-/// others: measured, dealing either out to both costs more than it saves in time.
-fn kinds(compress: Compress, stream: usize) -> Kinds {
-    match (compress, stream) {
-        (Compress::Auto | Compress::Never, _) => Kinds::All,
-        (Compress::Zstd(_), 0) => Kinds::Small,
-        (Compress::Zstd(_), _) => Kinds::Big,
-    }
-}
-
-/// What a stream does next.
-enum Job {
-    /// Small files, as many as make a batch.
-    Small(Vec<ContentRequest>),
-    Big(ContentRequest),
-    GoOn(Comparison),
+    estimates: Option<mpsc::UnboundedSender<Estimate>>,
+    literal: AtomicU64,
+    compressed: AtomicU64,
+    copied: AtomicU64,
 }
 
 /// The content streams to one replica.
@@ -141,7 +119,7 @@ impl ContentSender {
         failures: mpsc::UnboundedSender<SendFailure>,
         asks: mpsc::UnboundedSender<Describe>,
     ) -> Self {
-        let Sending { dest, source, meter, compress, bandwidth } = sending;
+        let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
         let shared = Arc::new(Shared {
             dest,
             source,
@@ -154,7 +132,10 @@ impl ContentSender {
             auto: Mutex::new(AutoCompress::new()),
             pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
             started: Instant::now(),
-            literal_bytes: AtomicU64::new(0),
+            estimates,
+            literal: AtomicU64::new(0),
+            compressed: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
         });
         let tasks = (0..STREAMS)
             .map(|stream| {
@@ -184,10 +165,13 @@ impl ContentSender {
         }
     }
 
-    /// Ends the streams; returns the content bytes sent, before compression.
-    pub fn stop(&self) -> u64 {
+    /// Ends the streams; returns how much they sent.
+    pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.shared.literal_bytes.load(Ordering::Relaxed)
+        let Shared { literal, compressed, copied, .. } = &*self.shared;
+        let [literal, compressed, copied] =
+            [literal, compressed, copied].map(|counter| counter.load(Ordering::Relaxed));
+        Sent { literal, compressed, copied }
     }
 }
 
@@ -234,6 +218,16 @@ impl Shared {
         self.more.notify_waiters();
     }
 
+    /// A content was sent, of which the replica has so much; or would have been.
+    fn done(&self, request: &ContentRequest, literal: u64, copied: u64) {
+        self.copied.fetch_add(copied, Ordering::Relaxed);
+        if let Some(estimates) = &self.estimates {
+            let (seq, path) = (request.seq, request.file.path.clone());
+            // If the session is over, nobody needs to know.
+            let _ = estimates.send(Estimate { seq, path, literal });
+        }
+    }
+
     fn fail(&self, request: &ContentRequest, error: &ReadError) {
         let reason = match error {
             ReadError::Fs(error) => error.to_string(),
@@ -246,65 +240,25 @@ impl Shared {
     }
 }
 
-impl Queue {
-    fn push(&mut self, request: ContentRequest, batch: u64) {
-        let queue = match &request.basis {
-            Basis::Named(_) if is_small(&request, batch) => &mut self.named,
-            _ if is_small(&request, batch) => &mut self.small,
-            _ => &mut self.big,
-        };
-        queue.push_back(request);
-    }
-
-    fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
-        match kinds {
-            // What the replica has to be asked about goes first.
-            Kinds::All => self.big().or_else(|| self.small(batch)),
-            Kinds::Small => self.small(batch),
-            Kinds::Big => self.big(),
-        }
-    }
-
-    fn big(&mut self) -> Option<Job> {
-        self.answered.pop_front().map(Job::GoOn).or_else(|| self.big.pop_front().map(Job::Big))
-    }
-
-    fn small(&mut self, batch: u64) -> Option<Job> {
-        let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
-            bytes += next.file.size;
-            taken.extend(queue.pop_front());
-        }
-        (!taken.is_empty()).then_some(Job::Small(taken))
-    }
-}
-
-/// Whether the content goes into a batch.
-fn is_small(request: &ContentRequest, batch: u64) -> bool {
-    let most = match &request.basis {
-        Basis::None => SMALL.min(batch),
-        // What is sent of it is probably much less.
-        Basis::Pieces(_) | Basis::Named(_) => SMALL,
-        Basis::File { .. } => 0,
-    };
-    request.file.size <= most && request.part.is_empty()
-}
-
 struct Stream {
     shared: Arc<Shared>,
-    writer: FrameWriter,
+    /// `None` if nothing is to be sent.
+    writer: Option<FrameWriter>,
     /// Made when first something is compressed; it may fail once and for all.
     compressor: Option<io::Result<StreamCompressor>>,
+    /// Content bytes sent in this stream.
+    literal: u64,
 }
 
 impl Stream {
     async fn run(shared: Arc<Shared>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
         let batch = shared.batch();
         let mut job = shared.next(batch, kinds).await;
-        let writer = connection.open_uni().await?;
-        let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None };
+        let writer = match shared.estimates {
+            None => Some(connection.open_uni().await?),
+            Some(_) => None,
+        };
+        let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None, literal: 0 };
         loop {
             match job {
                 Job::Small(requests) => stream.small(&requests).await?,
@@ -323,6 +277,7 @@ impl Stream {
     async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
         let mut files = Vec::with_capacity(requests.len());
         let (mut bytes, mut prefix) = (Vec::new(), Vec::new());
+        let mut sending = Vec::with_capacity(requests.len());
         tokio::task::block_in_place(|| {
             for request in requests {
                 let old = match &request.basis {
@@ -355,7 +310,9 @@ impl Stream {
                         Vec::new()
                     }
                 };
-                files.push(BatchFile { seq: request.seq, literal: (bytes.len() - before) as u32, runs });
+                let literal = bytes.len() - before;
+                sending.push((request, literal as u64));
+                files.push(BatchFile { seq: request.seq, literal: literal as u32, runs });
             }
         });
         if files.is_empty() {
@@ -365,6 +322,9 @@ impl Stream {
         let batch = |encoding| ContentFrame::Batch(Batch { files: files.clone(), encoding }, &[]);
         self.frame(Bytes::from(bytes), &prefix, batch).await?;
         self.count(sent);
+        for (request, literal) in sending {
+            self.shared.done(request, literal, request.file.size.saturating_sub(literal));
+        }
         Ok(())
     }
 
@@ -395,7 +355,10 @@ impl Stream {
         let shared = Arc::clone(&self.shared);
         let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
         if from_nothing && let Some(content) = shared.source.ring.take(&request.file.digest) {
-            return self.whole_from_memory(request.seq, content).await;
+            let before = self.literal;
+            self.whole_from_memory(request.seq, content).await?;
+            shared.done(&request, self.literal - before, 0);
+            return Ok(());
         }
         let compared = tokio::task::block_in_place(|| Comparison::begin(&shared.source, request.clone()));
         self.send_compared(&request, compared).await
@@ -408,8 +371,10 @@ impl Stream {
     ) -> Result<(), StreamError> {
         match compared {
             Ok(Compared::Done(plan)) => {
-                if let Err(error) = self.send_plan(request.seq, &plan).await? {
-                    self.shared.fail(request, &error);
+                let before = self.literal;
+                match self.send_plan(request.seq, &plan).await? {
+                    Ok(()) => self.shared.done(request, self.literal - before, plan.copied()),
+                    Err(error) => self.shared.fail(request, &error),
                 }
             }
             Ok(Compared::Asks(comparison, ask)) => {
@@ -607,6 +572,7 @@ impl Stream {
         let content = bytes.len() as u64;
         let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
+        self.shared.compressed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
         let seen = Observation { content, working: started.elapsed(), blocked: before.elapsed() };
@@ -647,6 +613,7 @@ impl Stream {
     }
 
     async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
         let head = frame.head();
         let wait = self.shared.pace.as_ref().map_or(Duration::ZERO, |pace| {
             let total = head.body.len() + bytes.len();
@@ -657,11 +624,12 @@ impl Stream {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        self.writer.send_with(head.kind, head.version, &head.body, bytes).await
+        writer.send_with(head.kind, head.version, &head.body, bytes).await
     }
 
-    fn count(&self, bytes: u64) {
-        self.shared.literal_bytes.fetch_add(bytes, Ordering::Relaxed);
+    fn count(&mut self, bytes: u64) {
+        self.literal += bytes;
+        self.shared.literal.fetch_add(bytes, Ordering::Relaxed);
         self.shared.meter.sent(self.shared.dest, bytes);
     }
 }
@@ -677,66 +645,4 @@ fn prefix_of(old: &Kept, gaps: &[(u64, u64)]) -> Vec<u8> {
         }
     }
     prefix
-}
-
-/// Literals and copied ranges on their way into one frame.
-struct Splicing {
-    /// Where its first byte goes.
-    offset: u64,
-    /// Where the first copied range counts from.
-    from: u64,
-    /// Where its last byte went.
-    end: u64,
-    /// Where the last copied range ended.
-    copied: u64,
-    splices: Vec<Splice>,
-    bytes: Vec<u8>,
-}
-
-impl Splicing {
-    fn at(offset: u64) -> Self {
-        Self::behind(offset, 0)
-    }
-
-    fn behind(offset: u64, from: u64) -> Self {
-        Self { offset, from, end: offset, copied: from, splices: Vec::new(), bytes: Vec::new() }
-    }
-
-    fn is_full(&self, most: usize) -> bool {
-        self.bytes.len() >= most || self.splices.len() >= SPLICES
-    }
-
-    fn literal(&mut self, bytes: &[u8]) {
-        self.end += bytes.len() as u64;
-        // A run of that many zeros has all of such a block.
-        if !bytes.chunks_exact(FEW_ZEROS / 2).any(|block| block.iter().all(|byte| *byte == 0)) {
-            self.splices.push(Splice { literal: bytes.len() as u32, zeros: 0, skip: 0, copy: 0 });
-            self.bytes.extend_from_slice(bytes);
-            return;
-        }
-        for run in bytes.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
-            let len = run.len() as u32;
-            // A few zeros are cheaper sent than named.
-            let named = run.len() >= FEW_ZEROS && run[0] == 0;
-            match self.splices.last_mut() {
-                Some(splice) if named && splice.copy == 0 => splice.zeros += len,
-                Some(splice) if !named && splice.copy == 0 && splice.zeros == 0 => splice.literal += len,
-                _ if named => self.splices.push(Splice { literal: 0, zeros: len, skip: 0, copy: 0 }),
-                _ => self.splices.push(Splice { literal: len, zeros: 0, skip: 0, copy: 0 }),
-            }
-            if !named {
-                self.bytes.extend_from_slice(run);
-            }
-        }
-    }
-
-    fn copy(&mut self, from: u64, len: u64) {
-        let skip = from.wrapping_sub(self.copied).cast_signed();
-        self.copied = from + len;
-        self.end += len;
-        match self.splices.last_mut() {
-            Some(splice) if splice.copy == 0 => (splice.skip, splice.copy) = (skip, len),
-            _ => self.splices.push(Splice { literal: 0, zeros: 0, skip, copy: len }),
-        }
-    }
 }

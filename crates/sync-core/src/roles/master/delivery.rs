@@ -1,6 +1,7 @@
 //! One destination of a push, from the first packet to the acknowledgement: drives a [`Sender`] with what the network,
 //! the source and the index say.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::content::{ContentSender, SendFailure, Sending, choose};
+use super::content::{ContentSender, Estimate, SendFailure, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
 use super::meter::Meter;
 use super::source::{Decided, Difference, Source};
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError, Leaf};
 use crate::manifest::Row;
-use crate::monitor::{Monitor, Problem};
+use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
@@ -79,6 +80,10 @@ struct Session<'a> {
     /// How offers travel.
     offers: Packing,
     failures: mpsc::UnboundedReceiver<SendFailure>,
+    /// What it would take to send contents, if that is asked for.
+    estimates: mpsc::UnboundedReceiver<Estimate>,
+    /// The same by path, until the replica tells what becomes of these.
+    estimated: HashMap<RelPath, u64>,
     /// What the streams must know of old files.
     asks: mpsc::UnboundedReceiver<Describe>,
     decided: Option<Arc<Decided>>,
@@ -165,7 +170,10 @@ impl<'a> Session<'a> {
         let (ask_sender, asks) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
         let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
-        let sending = Sending { dest, source, meter, compress, bandwidth };
+        let (estimate_sender, estimates) = mpsc::unbounded_channel();
+        let estimate = delivery.policy.dry_run && delivery.policy.estimate;
+        let sending =
+            Sending { dest, source, meter, compress, bandwidth, estimates: estimate.then_some(estimate_sender) };
         let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
         let contents = ContentSender::start(sending, &connection, failure_sender, ask_sender);
         Ok(Self {
@@ -176,6 +184,8 @@ impl<'a> Session<'a> {
             contents,
             offers,
             failures,
+            estimates,
+            estimated: HashMap::new(),
             asks,
             decided: None,
             difference: None,
@@ -209,6 +219,7 @@ impl<'a> Session<'a> {
                     None => continue,
                 },
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
+                Some(estimate) = self.estimates.recv() => Ok(self.estimated(estimate)),
                 Some(ask) = self.asks.recv() => Ok(SenderInput::Describe(ask)),
                 event = source.recv(), if !self.committed => match event {
                     Some(event) => Ok(self.source_event(event)),
@@ -249,6 +260,19 @@ impl<'a> Session<'a> {
             self.problem(&problem);
         }
         SenderInput::Unavailable { seq, reason }
+    }
+
+    /// That content would be sent, and is not.
+    fn estimated(&mut self, Estimate { seq, path, literal }: Estimate) -> SenderInput {
+        self.estimated.insert(path, literal);
+        SenderInput::Unavailable { seq, reason: "a dry run sends no content".to_owned() }
+    }
+
+    /// What is known here of a changed entry and not at the replica.
+    fn complete(&mut self, item: &mut Item) {
+        if self.delivery.policy.estimate && matches!(item.how, How::Content { .. }) {
+            item.literal = self.estimated.remove(&item.path);
+        }
     }
 
     fn problem(&mut self, problem: &Problem) {
@@ -331,7 +355,10 @@ impl<'a> Session<'a> {
         let (monitor, dest) = (&self.delivery.monitor, self.delivery.dest);
         match report {
             Report::Problem(problem) => self.problem(&problem),
-            Report::Item(item) => monitor.item(dest, &item),
+            Report::Item(mut item) => {
+                self.complete(&mut item);
+                monitor.item(dest, &item);
+            }
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }
     }
@@ -413,8 +440,8 @@ impl<'a> Session<'a> {
     /// Closes the connection in the way that fits the end, and writes the report.
     async fn conclude(mut self, end: Result<End, LinkError>, replica: &str) -> Delivered {
         self.clock_stops();
-        let literal_bytes = self.contents.stop();
-        let mut stats = self.stats(literal_bytes);
+        let sent = self.contents.stop();
+        let mut stats = self.stats(sent);
         let mut exact = false;
         let mut refused = [0; 6];
         let heard = end.is_ok();
@@ -424,6 +451,11 @@ impl<'a> Session<'a> {
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
                 refused = ack.refused;
                 fill(&mut stats, &ack);
+                if self.delivery.policy.estimate {
+                    // No copy was made there.
+                    stats.old_file_bytes = sent.copied;
+                    stats.reused_bytes += sent.copied;
+                }
                 if !self.delivery.policy.dry_run {
                     self.record(&ack, identical, replica);
                 }
@@ -459,12 +491,13 @@ impl<'a> Session<'a> {
         self.timing.publish = now - publishing;
     }
 
-    fn stats(&self, literal_bytes: u64) -> Stats {
+    fn stats(&self, sent: Sent) -> Stats {
         let (scan, hash, entries) =
             self.decided.as_ref().map_or_else(Default::default, |d| (d.scan, d.hash, d.entries));
         Stats {
             scanned: entries,
-            literal_bytes,
+            literal_bytes: sent.literal,
+            compressed_bytes: sent.compressed,
             scan_seconds: scan.as_secs_f64(),
             hash_seconds: hash.as_secs_f64(),
             send_seconds: self.timing.send.as_secs_f64(),
@@ -507,5 +540,8 @@ fn fill(stats: &mut Stats, ack: &Ack) {
     stats.metadata_only = ack.stats.metadata_only;
     stats.moved = ack.stats.moved;
     stats.deleted = ack.stats.deleted;
-    stats.reused_bytes = ack.stats.reused_bytes;
+    stats.old_file_bytes = ack.stats.old_file_bytes;
+    stats.copied_bytes = ack.stats.copied_bytes;
+    stats.moved_bytes = ack.stats.moved_bytes;
+    stats.reused_bytes = [stats.old_file_bytes, stats.copied_bytes, stats.moved_bytes].iter().sum();
 }

@@ -8,8 +8,10 @@ mod delivery;
 mod dial;
 mod error;
 mod meter;
+mod queue;
 mod ring;
 mod source;
+mod splicing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +57,8 @@ pub async fn push(
     let meter = Arc::new(Meter::new(Arc::clone(&monitor), request.destinations.len()));
     let mut report: Option<PushReport> = None;
     for round in 1..=ROUNDS {
-        let last = round == ROUNDS;
+        // A dry run says once what it found.
+        let last = round == ROUNDS || request.policy.dry_run;
         let pushed = match push_once(&source, &request, &meter, &monitor, &shutdown).await {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
                 tokio::task::block_in_place(|| source.rebuild_index(&reason, &*monitor))?;

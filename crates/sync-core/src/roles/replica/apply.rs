@@ -15,7 +15,7 @@ use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, St
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Holds, Row, Tuple, Version};
-use crate::monitor::Item;
+use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
 use crate::roles::tree;
@@ -52,12 +52,17 @@ pub struct Application {
 impl Application {
     /// Decides the steps from the replica's own rows, and the root they lead to. A dry run, which moves no content,
     /// takes for granted what is missing.
-    pub fn plan(opened: &Opened, announce: &Announce, changes: Changes, copied_bytes: u64) -> Result<Self, IndexError> {
+    pub fn plan(
+        opened: &Opened,
+        announce: &Announce,
+        changes: Changes,
+        old_file_bytes: u64,
+    ) -> Result<Self, IndexError> {
         let staged = |digest: &Digest| match &opened.staging {
             Some(staging) => staging.has(digest),
             None => !opened.has(digest),
         };
-        Self::plan_with(opened, announce, changes, copied_bytes, &staged)
+        Self::plan_with(opened, announce, changes, old_file_bytes, &staged)
     }
 
     /// The plan as it will be once every missing content is staged.
@@ -69,7 +74,7 @@ impl Application {
         opened: &Opened,
         announce: &Announce,
         mut changes: Changes,
-        copied_bytes: u64,
+        old_file_bytes: u64,
         staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<Self, IndexError> {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
@@ -98,7 +103,7 @@ impl Application {
             Situation { rows, sources: &sources, staged: &staged, holds: &holds, no_delete: opened.policy.no_delete };
         let mut plan = plan::decide(changes, situation);
         plan.rename(moved);
-        let stats = count(&plan, copied_bytes);
+        let stats = count(&plan, old_file_bytes);
         let items = match opened.policy.itemize {
             true => itemize(&plan),
             false => Vec::new(),
@@ -443,9 +448,9 @@ fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|leaf| opened.ignores(leaf.extra))?.root)
 }
 
-fn count(plan: &Plan, copied_bytes: u64) -> ReplicaStats {
+fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
     // Names that went because their content moved are not counted twice.
-    let mut stats = ReplicaStats { reused_bytes: copied_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
+    let mut stats = ReplicaStats { old_file_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
     let add = |counter: &mut u64, n| *counter += n;
     for step in plan.steps.iter().filter(|step| !matches!(step.action, Action::Delete | Action::MoveDir { .. })) {
         count_step(&mut stats, step, add);
@@ -465,8 +470,11 @@ fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) 
         (_, Some(_)) => &mut stats.updated,
     };
     change(counter, 1);
-    if let (Action::Move { .. } | Action::Copy { .. }, Some(new)) = (&step.action, &step.new) {
-        change(&mut stats.reused_bytes, new.content().map_or(0, |(size, _)| size));
+    let size = step.new.as_ref().and_then(|new| new.content()).map_or(0, |(size, _)| size);
+    match step.action {
+        Action::Move { .. } => change(&mut stats.moved_bytes, size),
+        Action::Copy { .. } => change(&mut stats.copied_bytes, size),
+        _ => {}
     }
 }
 
@@ -479,7 +487,31 @@ fn itemize(plan: &Plan) -> Vec<Item> {
     let mut items: Vec<Item> = steps.filter_map(item).collect();
     items.extend(plan.moved.iter().flat_map(MovedDir::steps).filter_map(|step| item(&step)));
     items.sort_by(|a, b| a.path.cmp(&b.path));
+    tell_of_moves(plan, &mut items);
     items
+}
+
+/// Both names of what moves tell of each other.
+fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
+    let files = plan.steps.iter().filter_map(|step| match &step.action {
+        Action::Move { from } => Some((from, &step.path)),
+        _ => None,
+    });
+    let entries = || plan.moved.iter().flat_map(|dir| &dir.entries).map(|moved| (&moved.old.path, &moved.path));
+    let leaving: HashMap<&RelPath, &RelPath> = files.chain(entries()).collect();
+    let arriving: HashMap<&RelPath, &RelPath> = entries().map(|(from, to)| (to, from)).collect();
+    for item in items {
+        match &mut item.how {
+            How::Deleted { moved_to } => *moved_to = leaving.get(&item.path).map(|to| (*to).clone()),
+            // What a directory holds moves with it, whatever it is.
+            how @ How::Made => {
+                if let Some(from) = arriving.get(&item.path) {
+                    *how = How::Moved { from: (*from).clone(), size: 0 };
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {

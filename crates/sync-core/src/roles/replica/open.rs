@@ -168,7 +168,8 @@ impl Opened {
 
     /// Whether the content is missing, and this is the first time that it comes up.
     pub fn wants_once(&mut self, digest: &Digest) -> bool {
-        let is_new = self.staging.is_some() && !self.asked.contains(&digest.prefix());
+        let asks = self.staging.is_some() || self.policy.estimate;
+        let is_new = asks && !self.asked.contains(&digest.prefix());
         is_new && !self.has(digest) && self.asked.insert(digest.prefix())
     }
 

@@ -174,6 +174,8 @@ struct Link {
     cut: bool,
     /// The version is in the master's index.
     committed: bool,
+    /// Whether no content is sent, only found out about.
+    estimates: bool,
     outcome: Outcome,
 }
 
@@ -323,6 +325,7 @@ impl Link {
     fn new(replica: usize, policy: Policy) -> Self {
         Self {
             replica,
+            estimates: policy.dry_run && policy.estimate,
             sender: Sender::new(Hello { features: 0, share: "www".to_owned(), policy }),
             receiver: Receiver::new(),
             to_replica: VecDeque::new(),
@@ -455,6 +458,10 @@ impl Link {
         let ContentRequest { seq, file, basis, .. } = request;
         self.outcome.wants += 1;
         self.outcome.wants_with_basis += usize::from(*basis != Basis::None);
+        if self.estimates {
+            let reason = "nothing is sent".to_owned();
+            return self.tell_sender(SenderInput::Unavailable { seq: *seq, reason });
+        }
         match master.read(file).filter(|_| !faults.unavailable.contains(&file.path)) {
             None => {
                 let reason = "it changed while it was sent".to_owned();

@@ -5,7 +5,7 @@ use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Metadata, Version};
-use crate::monitor::{Item, Problem};
+use crate::monitor::{How, Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Told};
@@ -327,18 +327,20 @@ fn too_many_deletes_after_a_restart_leave_nothing_behind() {
 
 #[test]
 fn a_dry_run_tells_and_changes_nothing() {
-    for master_lost in [false, true] {
+    for (master_lost, estimate) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut world = settled();
         world.source().write("a", "new").rm("pipe").rename("b", "c");
         world.policy.dry_run = true;
         world.policy.itemize = true;
+        world.policy.estimate = estimate;
         if master_lost {
             world.master.lose_index();
         }
         let before = world.replicas[0].disk.entries(|_| true);
         let outcome = only(world.push_exactly());
         assert_eq!(world.replicas[0].disk.entries(|_| true), before);
-        assert_eq!(outcome.wants, 0);
+        // Asked for once, and not again when it does not come.
+        assert_eq!(outcome.wants, usize::from(estimate));
         let items: Vec<_> = outcome.items.iter().map(|item| format!("{} {}", item.code, item.path)).collect();
         assert_eq!(items, [">f.st...... a", "*deleting   b", "cf+++++++++ c", "*deleting   pipe"]);
     }
@@ -911,7 +913,13 @@ fn a_replica_has_few_notices() {
 fn what_a_replica_reports_is_counted() {
     let from = |sender: &mut Sender, message| sender.handle(SenderInput::Received(message));
     let problems = ToMaster::Problems(vec![Problem { path: None, reason: "r".to_owned() }]);
-    let items = ToMaster::Items(vec![Item { code: "c".to_owned(), path: path("a"), target: None }]);
+    let items = ToMaster::Items(vec![Item {
+        code: "c".to_owned(),
+        path: path("a"),
+        target: None,
+        how: How::Made,
+        literal: None,
+    }]);
     for extra in [&problems, &items] {
         let mut sender = Sender::new(hello());
         sender.budget = Budget::new(2, 0);
