@@ -4,7 +4,7 @@
 //! IEEE TPDS 2020), through the crate `fastcdc`. Boundaries are part of what is stored in indexes and compared between
 //! hosts: the crate's version is pinned exactly, and golden vectors in the tests pin what it gives.
 //!
-//! There are two levels: chunks, whose lists are kept and compared, and [pieces](self::pieces), which are cut where chunks
+//! There are two levels: chunks, whose lists are kept and compared, and [`pieces`], which are cut where chunks
 //! do not match.
 //!
 //! Not for identity: a chunk's digest is truncated and only proposes a match, the digest of the whole file decides.
@@ -14,7 +14,7 @@ pub mod pieces;
 use fastcdc::v2020::{self, Normalization};
 use serde::{Deserialize, Serialize};
 
-/// Files smaller than this many bytes have no chunks: they are compared [piece by piece](pieces) at once.
+/// Files smaller than this many bytes have no chunks: they are compared piece by piece at once: see [`pieces`].
 pub const MIN_DELTA: u64 = 256 << 10;
 
 /// One chunk of a file, in the order of the file; its offset is the sum of the lengths before it.

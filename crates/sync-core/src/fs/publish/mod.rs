@@ -153,7 +153,7 @@ enum Fate {
     Done,
     /// Done, and looked at already.
     Observed,
-    /// For another publisher: see [`Publisher::left_out`].
+    /// For another publisher: see [`Publisher::follow_up`].
     LeftOut,
 }
 
