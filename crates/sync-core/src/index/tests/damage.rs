@@ -154,7 +154,7 @@ impl Specimen {
 
     /// Opens and uses what lies in `home`; says how many rows were read if nothing was found wrong.
     fn survey(&self, home: &Path, what: &str) -> Option<usize> {
-        let opened = Index::open(home, Duration::ZERO).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let opened = Index::open(home, FORK).unwrap_or_else(|error| panic!("{what}: {error}"));
         let index = opened.index;
         if opened.rebuilt.is_some() {
             assert!(opened.fresh && all(&index).is_empty(), "{what}");
