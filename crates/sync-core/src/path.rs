@@ -117,7 +117,7 @@ impl RelPath {
     }
 
     /// The paths on the way down from `top`, which lies above, to this one, which is the last of them.
-    pub(crate) fn way_from(&self, top: &Self) -> impl Iterator<Item = Self> {
+    pub fn way_from(&self, top: &Self) -> impl Iterator<Item = Self> {
         let slashes = (top.0.len() + 1..self.0.len()).filter(|&i| self.0[i] == b'/');
         let end = (top.0.len() < self.0.len()).then_some(self.0.len());
         slashes.chain(end).map(|end| Self(self.0[..end].into()))
