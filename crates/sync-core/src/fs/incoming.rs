@@ -1,7 +1,7 @@
 //! Content on its way into staging: written in order, hashed while it is written, visible only when it is whole.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
@@ -17,6 +17,12 @@ use crate::path::RelPath;
 
 /// How many bytes are gathered before they are written, and read at a time.
 const PIECE: usize = 256 << 10;
+
+/// Ranges of an old file from this many bytes on are read beside the writing.
+const BESIDE: u64 = 8 << 20;
+
+/// Pieces that are read ahead then.
+const AHEAD: usize = 8;
 
 /// The beginning of a big content, left by an interrupted push.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +225,11 @@ impl Incoming {
             return Err(IncomingError::Mismatch);
         }
         self.hasher.update(bytes);
-        let mut bytes = bytes;
+        self.gather(bytes)
+    }
+
+    /// Writes what makes whole blocks, and keeps the rest.
+    fn gather(&mut self, mut bytes: &[u8]) -> Result<(), IncomingError> {
         if self.gathered.is_empty() && bytes.len() >= PIECE {
             let whole = bytes.len() - bytes.len() % BLOCK;
             self.put(&bytes[..whole])?;
@@ -259,6 +269,9 @@ impl Incoming {
             return Err(IncomingError::Mismatch);
         }
         // The bytes must be read to be hashed, so that asking the kernel to copy them would save nothing.
+        if len >= BESIDE {
+            return self.copy_beside(basis, offset, len);
+        }
         let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
         while len > 0 {
             let now = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
@@ -268,6 +281,40 @@ impl Incoming {
             len -= now as u64;
         }
         Ok(())
+    }
+
+    /// The same for a long range: another thread reads and hashes while this one writes, which takes as long.
+    fn copy_beside(&mut self, basis: &BasisFile, offset: u64, len: u64) -> Result<(), IncomingError> {
+        let mut hasher = std::mem::take(&mut self.hasher);
+        let (full, pieces) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
+        let (done, empty) = mpsc::channel::<Vec<u8>>();
+        std::thread::scope(|scope| {
+            let read = move || {
+                let mut at = 0;
+                while at < len {
+                    let mut piece = empty.try_recv().unwrap_or_default();
+                    piece.resize(usize::try_from(len - at).map_or(PIECE, |rest| rest.min(PIECE)), 0);
+                    basis.read_exact_at(offset + at, &mut piece)?;
+                    hasher.update(&piece);
+                    at += piece.len() as u64;
+                    // Nobody writes any more: that failed, and says so.
+                    if full.send(piece).is_err() {
+                        break;
+                    }
+                }
+                Ok::<_, FsError>(hasher)
+            };
+            let reading = std::thread::Builder::new().spawn_scoped(scope, read);
+            let reading =
+                reading.map_err(|e| FsError::because("copy", &self.near, format!("no thread for it: {e}")))?;
+            for piece in pieces {
+                self.gather(&piece)?;
+                // The last ones are wanted by nobody.
+                let _ = done.send(piece);
+            }
+            self.hasher = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok(())
+        })
     }
 
     /// Ends the content: verified, it gets its digest as a name and counts as staged. `likely` is as for

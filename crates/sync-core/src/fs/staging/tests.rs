@@ -131,6 +131,34 @@ fn pieces_zeros_and_ranges_of_a_basis_add_up() {
     assert!(BasisFile::open(&bed.root, &path, &tuple).is_err());
 }
 
+/// Read by another thread than the one that writes: in the same order, between other bytes, and with the same errors.
+#[test]
+fn a_long_range_of_a_basis_is_read_beside_the_writing() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let basis = noise(20_000_003);
+    fs::write(bed.top.path().join("basis"), &basis).unwrap();
+    let path = RelPath::new("basis").unwrap();
+    let tuple = bed.root.stat(&path).unwrap().unwrap().tuple;
+    let file = BasisFile::open(&bed.root, &path, &tuple).unwrap();
+    let want = [b"before", &basis[77..19_000_000], b"between", &basis[..9_000_001], b"after"].concat();
+    let mut incoming = begin(&staging, &want);
+    incoming.write(b"before").unwrap();
+    incoming.copy_from(&file, 77, 19_000_000 - 77).unwrap();
+    incoming.write(b"between").unwrap();
+    incoming.copy_from(&file, 0, 9_000_001).unwrap();
+    incoming.write(b"after").unwrap();
+    incoming.finish(None).unwrap();
+    let staged = bed.dir().join(Digest::of(&want).to_hex());
+    assert!(fs::read(&staged).unwrap() == want);
+    // More than the content has, and a basis that became shorter.
+    let mut incoming = begin(&staging, &basis[..10_000_000]);
+    assert!(matches!(incoming.copy_from(&file, 0, 10_000_001), Err(IncomingError::Mismatch)));
+    let mut incoming = begin(&staging, &basis);
+    fs::OpenOptions::new().write(true).open(bed.top.path().join("basis")).unwrap().set_len(12_000_000).unwrap();
+    assert!(matches!(incoming.copy_from(&file, 0, 20_000_003), Err(IncomingError::Fs(_))));
+}
+
 #[test]
 fn a_killed_session_is_adopted() {
     let bed = Bed::new();
