@@ -192,10 +192,10 @@ fn one_flipped_bit_anywhere_is_no_danger() {
 fn damage_that_only_a_commit_meets_is_mended_by_the_same_push() {
     let pair = Pair::new();
     for (round, table) in ["contents", "entries_by_change", "tombstones"].into_iter().enumerate() {
-        write(pair.scratch.src().join("big"), noise(round as u64, 100_000));
+        write(pair.scratch.src().join("big"), noise(round as u64, 300_000));
         pair.push_is_exact("before the damage");
         flip_a_bit_in_the_root_page_of(table, &pair.master);
-        write(pair.scratch.src().join("big"), noise(100 + round as u64, 110_000));
+        write(pair.scratch.src().join("big"), noise(100 + round as u64, 310_000));
         pair.edit(10 + round as u64);
         let ran = pair.push_is_exact(table);
         let said = format!("{}{}", ran.out(), ran.err()).to_lowercase();
