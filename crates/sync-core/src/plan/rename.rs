@@ -87,6 +87,10 @@ impl Moved {
 /// Finds directories that can be renamed whole, the topmost of each: in the order of where they shall be. `rows` are
 /// those of every changed path, and of everything beneath one that goes away.
 pub fn find_renames(changes: &Changes, rows: &BTreeMap<RelPath, Row>, holds: &Holds) -> Vec<Rename> {
+    // A first push has no directory that could have moved, and most changes of all.
+    if !rows.values().any(|row| row.entry.is_dir() && !row.path.is_root()) {
+        return Vec::new();
+    }
     let torn = torn(changes, rows, holds);
     let gone = Tree::new(gone(changes, rows), &torn, holds);
     if gone.0.is_empty() {
