@@ -226,6 +226,32 @@ pub fn cut(bytes: &[u8], chunking: Chunking, emit: &mut impl FnMut(&[u8])) {
     }
 }
 
+/// Bytes that [`cut_from`] holds at once.
+const READ: u64 = 1 << 20;
+
+/// Cuts `len` bytes that `read` gives, each time those at the offset it is told, beginning with `at`.
+///
+/// # Errors
+/// Those of `read`, which end it.
+pub fn cut_from<E>(
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    (at, len): (u64, u64),
+    chunking: Chunking,
+    emit: &mut impl FnMut(&[u8]),
+) -> Result<(), E> {
+    let mut chunker = Chunker::new(chunking);
+    let mut buffer = vec![0; usize::try_from(READ.min(len)).unwrap_or(0)];
+    let mut done = 0;
+    while done < len {
+        let now = usize::try_from(READ.min(len - done)).unwrap_or(0);
+        read(at + done, &mut buffer[..now])?;
+        chunker.push(&buffer[..now], emit);
+        done += now as u64;
+    }
+    chunker.finish(emit);
+    Ok(())
+}
+
 /// The chunks of a whole slice.
 pub fn chunks_of(bytes: &[u8], chunking: Chunking) -> Vec<ChunkRef> {
     let mut list = Vec::new();

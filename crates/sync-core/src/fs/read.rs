@@ -16,7 +16,7 @@ use super::error::{FsError, ReadError, is_gone};
 use super::root::Root;
 use super::stat::Stat;
 use super::{clock, probe};
-use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA};
+use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA, chunks_of};
 use crate::hash::Digest;
 use crate::manifest::{Tuple, Xattrs};
 use crate::path::RelPath;
@@ -115,19 +115,11 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
         None => {
             let digest = Digest::of(&piece);
             let chunked = how.chunked && size >= MIN_DELTA && how.old != Some(digest);
-            (digest, chunked.then(|| chunks_of(&piece)))
+            (digest, chunked.then(|| chunks_of(&piece, Chunking::for_size(size))))
         }
     };
     let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
     Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), xattrs, tuple: *expected, proven })
-}
-
-fn chunks_of(content: &[u8]) -> Vec<ChunkRef> {
-    let mut chunks = Vec::new();
-    let mut chunker = Chunker::new(Chunking::for_size(content.len() as u64));
-    chunker.push(content, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
-    chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
-    chunks
 }
 
 /// Everything that is made of a content while it streams by.

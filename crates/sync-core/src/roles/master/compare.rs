@@ -10,9 +10,6 @@ use crate::hash::Digest;
 use crate::session::ContentRequest;
 use crate::wire::{Basis, Describe, Described, MAX_CHUNKS, Parts};
 
-/// Bytes read at once.
-const PIECE: u64 = 1 << 20;
-
 /// Fewer bytes than this are sent rather than asked about.
 const WORTH_ASKING: u64 = 8 << 10;
 
@@ -188,9 +185,9 @@ fn kept(source: &Source, basis: &Basis) -> Option<(Kept, Vec<ChunkRef>)> {
 fn describe(old: &Kept, ask: &Describe) -> Described {
     let mut parts = Vec::new();
     let mut read = || -> Option<()> {
-        for (at, len) in &ask.ranges {
+        for range in &ask.ranges {
             let read = |at, buffer: &mut [u8]| old.read_exact_at(at, buffer);
-            cut_with(read, *at, *len, ask.pieces?, &mut |bytes| parts.push(pieces::wide(bytes))).ok()?;
+            chunk::cut_from(read, *range, ask.pieces?, &mut |bytes| parts.push(pieces::wide(bytes))).ok()?;
         }
         Some(())
     };
@@ -213,33 +210,13 @@ fn chunks_of(
         return Ok(known.to_vec());
     }
     let mut chunks = Vec::new();
-    cut(file, 0, size, sizes, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
+    cut(file, (0, size), sizes, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
     Ok(chunks)
 }
 
 /// Cuts a range of a file.
-fn cut(file: &SourceFile, at: u64, len: u64, sizes: Chunking, emit: &mut impl FnMut(&[u8])) -> Result<(), ReadError> {
-    cut_with(|at, buffer| file.read_exact_at(at, buffer), at, len, sizes, emit)
-}
-
-fn cut_with<E>(
-    read: impl Fn(u64, &mut [u8]) -> Result<(), E>,
-    at: u64,
-    len: u64,
-    sizes: Chunking,
-    emit: &mut impl FnMut(&[u8]),
-) -> Result<(), E> {
-    let mut chunker = Chunker::new(sizes);
-    let mut buffer = vec![0; usize::try_from(PIECE.min(len)).unwrap_or(0)];
-    let mut done = 0;
-    while done < len {
-        let now = usize::try_from(PIECE.min(len - done)).unwrap_or(0);
-        read(at + done, &mut buffer[..now])?;
-        chunker.push(&buffer[..now], emit);
-        done += now as u64;
-    }
-    chunker.finish(emit);
-    Ok(())
+fn cut(file: &SourceFile, range: (u64, u64), sizes: Chunking, emit: &mut impl FnMut(&[u8])) -> Result<(), ReadError> {
+    chunk::cut_from(|at, buffer| file.read_exact_at(at, buffer), range, sizes, emit)
 }
 
 /// The operations with their literals cut down to what is in none of the described pieces.
@@ -255,7 +232,7 @@ fn piece_by_piece(
     let mut finer = HashMap::new();
     for gap in gaps.iter().filter(|gap| !gap.old.is_empty()) {
         let mut matcher = Matcher::new(&basis, gap.at);
-        cut(file, gap.at, gap.len, sizes, &mut |bytes| {
+        cut(file, (gap.at, gap.len), sizes, &mut |bytes| {
             let piece = pieces::wide(bytes);
             matcher.push(piece.hash, piece.len);
         })?;

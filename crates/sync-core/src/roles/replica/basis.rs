@@ -7,13 +7,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES, Pieces};
-use crate::chunk::{ChunkRef, Chunker, Chunking};
+use crate::chunk::{ChunkRef, Chunking, cut_from};
 use crate::delta::patch::PieceHashes;
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
 use crate::index::Index;
 use crate::manifest::{Kind, Row, Tuple};
 use crate::path::RelPath;
-use crate::wire::{Basis, Describe, Described, Offered, Parts};
+use crate::wire::{Basis, Describe, Described, MAX_CHUNKS, Offered, Parts};
 
 /// A file of the replica, as it was when it was looked at.
 pub type OldFile = (RelPath, Tuple);
@@ -23,9 +23,6 @@ const MAX_BASIS: u64 = 1 << 40;
 
 /// How many times as large a new file may be before a small old one is not worth a round trip.
 const MOST_GROWTH: u64 = 16;
-
-/// Bytes read at once.
-const READ: u64 = 1 << 20;
 
 /// Parts in one message.
 const PARTS: usize = 1 << 15;
@@ -42,16 +39,18 @@ pub struct Knows {
     pub contents: bool,
 }
 
-/// What there is in place of each of these files, without what the master knows. A file that cannot be read saves nothing, and costs nothing but sending.
+/// What there is in place of each of these files, without what the master knows. A file that cannot be read saves nothing,
+/// and costs nothing but sending; nor is any read once `stop` is raised.
 pub fn in_place_of(
     root: &Root,
     index: &Index,
     files: &[(u64, Offered)],
     master: Knows,
+    stop: &AtomicBool,
 ) -> Vec<(Option<OldFile>, Basis)> {
     let paths: Vec<RelPath> = files.iter().map(|(_, file)| file.path.clone()).collect();
     let Ok(rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
-    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, master);
+    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, master, stop);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
     if threads < 2 {
         return files.iter().zip(rows).map(|pair| one(pair).map_or((None, Basis::None), found)).collect();
@@ -81,7 +80,7 @@ fn found((old, basis): (OldFile, Basis)) -> (Option<OldFile>, Basis) {
     (Some(old), basis)
 }
 
-fn basis(root: &Root, new: u64, row: Row, master: Knows) -> Option<(OldFile, Basis)> {
+fn basis(root: &Root, new: u64, row: Row, master: Knows, stop: &AtomicBool) -> Option<(OldFile, Basis)> {
     let (Kind::File { size, digest }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return None };
     let (size, digest) = (*size, *digest);
     if !(MIN_PIECES..=MAX_BASIS).contains(&size) || new < MIN_PIECES {
@@ -102,11 +101,17 @@ fn basis(root: &Root, new: u64, row: Row, master: Knows) -> Option<(OldFile, Bas
     // A master keeps the chunks of files whose parts it may have to resume.
     let is_known = master.contents || master.chunks && size > PART_MIN;
     if !is_known {
-        let file = BasisFile::open(root, &old.0, &old.1).ok()?;
-        let never = AtomicBool::new(false);
-        cut(&file, (0, size), Chunking::for_size(size), &never, &mut |bytes| chunks.push(ChunkRef::of(bytes))).ok()?;
+        chunks = chunks_of(root, &old, stop).ok()?;
     }
     Some((old, Basis::File { digest, size, chunks }))
+}
+
+fn chunks_of(root: &Root, old: &OldFile, stop: &AtomicBool) -> Result<Vec<ChunkRef>, FsError> {
+    let file = BasisFile::open(root, &old.0, &old.1)?;
+    let mut chunks = Vec::new();
+    let sizes = Chunking::for_size(file.size());
+    cut(&file, old, (0, file.size()), sizes, stop, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
+    Ok(chunks)
 }
 
 /// All of a small file. A master that asks for this of a large one would have it read into memory.
@@ -120,24 +125,20 @@ pub fn read_small(root: &Root, (path, tuple): &OldFile) -> Result<Vec<u8>, FsErr
     Ok(content)
 }
 
+/// Cuts a range of an old file, until `stop` is raised.
 fn cut(
     file: &BasisFile,
-    (at, len): (u64, u64),
+    old: &OldFile,
+    range: (u64, u64),
     sizes: Chunking,
     stop: &AtomicBool,
     emit: &mut impl FnMut(&[u8]),
 ) -> Result<(), FsError> {
-    let mut chunker = Chunker::new(sizes);
-    let mut buffer = vec![0; usize::try_from(READ.min(len)).unwrap_or(0)];
-    let mut done = 0;
-    while done < len && !stop.load(Ordering::Relaxed) {
-        let now = usize::try_from(READ.min(len - done)).unwrap_or(0);
-        file.read_exact_at(at + done, &mut buffer[..now])?;
-        chunker.push(&buffer[..now], emit);
-        done += now as u64;
-    }
-    chunker.finish(emit);
-    Ok(())
+    let read = |at, buffer: &mut [u8]| match stop.load(Ordering::Relaxed) {
+        true => Err(FsError::because("read", &old.0, "the session ends")),
+        false => file.read_exact_at(at, buffer),
+    };
+    cut_from(read, range, sizes, emit)
 }
 
 /// Answers what the master asks about old files, one after the other and beside everything else.
@@ -179,55 +180,64 @@ pub fn gone(seq: u64) -> Described {
 }
 
 fn describe(root: &Root, old: &OldFile, ask: &Describe, stop: &AtomicBool, tell: &mut dyn FnMut(Described)) {
-    let seq = ask.seq;
-    let described = BasisFile::open(root, &old.0, &old.1).and_then(|file| match ask.pieces {
-        None => {
-            let mut parts = Telling { seq, some: Vec::new(), wrap: Parts::Chunks, tell };
-            cut(&file, (0, file.size()), Chunking::for_size(file.size()), stop, &mut |bytes| {
-                parts.push(ChunkRef::of(bytes));
-            })?;
-            parts.end();
-            Ok(())
-        }
-        Some(sizes) => {
-            let inside = |(at, len): &(u64, u64)| at.checked_add(*len).is_some_and(|end| end <= file.size());
-            // Each byte is looked at once, or twice where blocks moved.
-            let total: u64 = ask.ranges.iter().map(|(_, len)| len).fold(0, |sum, len| sum.saturating_add(*len));
-            if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
-                return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
-            }
-            let mut parts = Telling { seq, some: Vec::new(), wrap: |pieces| Parts::Pieces(Pieces(pieces)), tell };
-            for range in &ask.ranges {
-                cut(&file, *range, sizes, stop, &mut |bytes| parts.push(pieces::wide(bytes)))?;
-            }
-            parts.end();
-            Ok(())
-        }
-    });
+    let described = match ask.pieces {
+        None => tell_chunks(root, old, ask.seq, stop, tell),
+        Some(sizes) => tell_pieces(root, old, ask, sizes, stop, tell),
+    };
     if let Err(error) = described {
         tracing::debug!(%error, "an old file cannot be described");
-        tell(gone(seq));
+        tell(gone(ask.seq));
     }
 }
 
-/// An answer on its way, in messages of some size.
-struct Telling<'a, T> {
+fn tell_chunks(
+    root: &Root,
+    old: &OldFile,
     seq: u64,
-    some: Vec<T>,
-    wrap: fn(Vec<T>) -> Parts,
-    tell: &'a mut dyn FnMut(Described),
-}
-
-impl<T> Telling<'_, T> {
-    fn push(&mut self, part: T) {
-        self.some.push(part);
-        if self.some.len() == PARTS {
-            let parts = (self.wrap)(std::mem::take(&mut self.some));
-            (self.tell)(Described { seq: self.seq, parts, done: false });
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Described),
+) -> Result<(), FsError> {
+    let chunks = chunks_of(root, old, stop)?;
+    // Near the largest size there is: the master takes no more.
+    if chunks.len() > MAX_CHUNKS {
+        return Err(FsError::because("describe", &old.0, "it has too many chunks"));
+    }
+    let mut rest = &chunks[..];
+    loop {
+        let (some, after) = rest.split_at(rest.len().min(PARTS));
+        rest = after;
+        tell(Described { seq, parts: Parts::Chunks(some.to_vec()), done: rest.is_empty() });
+        if rest.is_empty() {
+            return Ok(());
         }
     }
+}
 
-    fn end(self) {
-        (self.tell)(Described { seq: self.seq, parts: (self.wrap)(self.some), done: true });
+fn tell_pieces(
+    root: &Root,
+    old: &OldFile,
+    ask: &Describe,
+    sizes: Chunking,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Described),
+) -> Result<(), FsError> {
+    let file = BasisFile::open(root, &old.0, &old.1)?;
+    let inside = |(at, len): &(u64, u64)| at.checked_add(*len).is_some_and(|end| end <= file.size());
+    // Each byte is looked at once, or twice where blocks moved.
+    let total: u64 = ask.ranges.iter().map(|(_, len)| len).fold(0, |sum, len| sum.saturating_add(*len));
+    if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
+        return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
     }
+    let mut pieces = Vec::new();
+    for range in &ask.ranges {
+        cut(&file, old, *range, sizes, stop, &mut |bytes| {
+            pieces.push(pieces::wide(bytes));
+            if pieces.len() == PARTS {
+                let parts = Parts::Pieces(Pieces(std::mem::take(&mut pieces)));
+                tell(Described { seq: ask.seq, parts, done: false });
+            }
+        })?;
+    }
+    tell(Described { seq: ask.seq, parts: Parts::Pieces(Pieces(pieces)), done: true });
+    Ok(())
 }

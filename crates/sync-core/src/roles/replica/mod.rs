@@ -302,7 +302,7 @@ impl Session {
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
-            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, master),
+            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, master, &self.stop),
             _ => Vec::new(),
         };
         let mut bases = bases.into_iter();
