@@ -294,6 +294,23 @@ fn with_previous_contents_nothing_is_asked_about_a_large_file() {
     assert!(bytes < SESSION + 3000, "{bytes} bytes: {summary:?}");
 }
 
+/// A word of every line: no piece stays what it was, and the lines are in the gaps.
+#[test]
+fn with_previous_contents_a_large_file_edited_everywhere_costs_little() {
+    let old = lines(15, 40_000);
+    let new: Vec<u8> = String::from_utf8(old.clone()).unwrap().replace("name of", "title for").into_bytes();
+    let pushes = |args: &[&str]| {
+        let scratch = Scratch::new();
+        write(scratch.src().join("file"), &old);
+        push(&scratch, args);
+        write(scratch.src().join("file"), &new);
+        push(&scratch, args)
+    };
+    let (without, _) = pushes(&["--compress=zstd"]);
+    let (with, summary) = pushes(&HISTORY);
+    assert!(with * 5 < without * 2 && with < 260_000, "{with} bytes, {without} without: {summary:?}");
+}
+
 #[test]
 fn previous_contents_are_kept_of_files_that_were_pushed_before_the_history_began() {
     let scratch = pushed_texts(&[]);

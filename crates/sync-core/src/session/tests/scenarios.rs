@@ -3,6 +3,7 @@
 use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
+use crate::chunk::pieces::{Pieces, small, wide};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
@@ -10,8 +11,8 @@ use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Told};
 use crate::wire::{
-    Ack, Announce, Change, Hello, Moved, Offered, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched,
-    Unavailable, Wanted,
+    Ack, Announce, Change, Describe, Described, Hello, Moved, Offered, Parts, Refusal, ReplicaStats, Run, Stand,
+    ToMaster, ToReplica, Touched, Unavailable, Wanted,
 };
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
@@ -813,7 +814,6 @@ fn what_a_master_sends_is_counted() {
 #[test]
 fn the_plan_waits_for_what_is_made_from_rows() {
     let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
-    let outputs = |receiver: &mut Receiver| std::iter::from_fn(|| receiver.poll()).collect::<Vec<_>>();
     let metadata = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
     let touched = vec![Touched { path: path("a"), metadata }];
     let told = || {
@@ -896,6 +896,58 @@ fn only_awaited_contents_are_unavailable() {
     assert!(error.contains("content 1 is said to be unavailable"), "{error}");
     to(&mut receiver, unavailable(0)).unwrap();
     assert!(to(&mut receiver, unavailable(0)).is_err());
+}
+
+fn outputs(receiver: &mut Receiver) -> Vec<ReceiverOutput> {
+    std::iter::from_fn(|| receiver.poll()).collect()
+}
+
+fn describe(seq: u64, ranges: Vec<(u64, u64)>) -> Describe {
+    Describe { seq, pieces: Some(small()), ranges }
+}
+
+/// A question makes a replica read a file.
+#[test]
+fn the_old_file_of_an_awaited_content_is_asked_about_twice_at_most() {
+    let to = |receiver: &mut Receiver, message| receiver.handle(ReceiverInput::Received(message));
+    let mut receiver = gathering();
+    let likely = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
+    let file = Offered { path: path("a"), digest: Digest::of(b"x"), size: 1, likely };
+    to(&mut receiver, ToReplica::Offer(vec![file.clone()])).unwrap();
+    let ask = || ToReplica::Describe(describe(0, vec![(0, 1)]));
+    let error = to(&mut receiver, ask()).unwrap_err().to_string();
+    assert!(error.contains("content 0 is asked about, and is not awaited"), "{error}");
+    receiver.handle(ReceiverInput::Considered(vec![(Wanted::whole(0), file)])).unwrap();
+    outputs(&mut receiver);
+    for _ in 0..2 {
+        to(&mut receiver, ask()).unwrap();
+        assert_eq!(outputs(&mut receiver), [ReceiverOutput::Describe(describe(0, vec![(0, 1)]))]);
+    }
+    let error = to(&mut receiver, ask()).unwrap_err().to_string();
+    assert!(error.contains("asked about too often"), "{error}");
+}
+
+/// What a replica tells is held until it is complete.
+#[test]
+fn a_description_is_asked_for_and_has_no_more_parts_than_its_ranges_can() {
+    let mut sender = Sender::new(hello());
+    let tell = |sender: &mut Sender, seq, pieces, done| {
+        let parts = Parts::Pieces(Pieces(vec![wide(b"piece"); pieces]));
+        sender.handle(SenderInput::Received(ToMaster::Described(Described { seq, parts, done })))
+    };
+    assert!(tell(&mut sender, 0, 1, true).is_err(), "nobody asked");
+    // Two ranges, of at most three and one pieces.
+    let least = small().min() as u64;
+    let ask = || SenderInput::Describe(describe(0, vec![(0, 3 * least), (9 * least, least - 1)]));
+    sender.handle(ask()).unwrap();
+    assert!(tell(&mut sender, 1, 1, true).is_err(), "another one");
+    tell(&mut sender, 0, 3, false).unwrap();
+    tell(&mut sender, 0, 1, true).unwrap();
+    assert!(tell(&mut sender, 0, 0, true).is_err(), "it was complete");
+    sender.handle(ask()).unwrap();
+    tell(&mut sender, 0, 3, false).unwrap();
+    let error = tell(&mut sender, 0, 2, true).unwrap_err().to_string();
+    assert!(error.contains("more parts than it can have"), "{error}");
 }
 
 #[test]
