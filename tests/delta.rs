@@ -391,3 +391,75 @@ fn an_old_file_that_rotted_unseen_is_sent_anew() {
     }
     push(true);
 }
+
+/// A tree with these files, pushed once.
+fn pushed_files(files: &[(&str, &[u8])]) -> Scratch {
+    let scratch = Scratch::new();
+    for (name, content) in files {
+        std::fs::create_dir_all(scratch.src().join(name).parent().unwrap()).unwrap();
+        write(scratch.src().join(name), content);
+    }
+    scratch.push().ok();
+    scratch
+}
+
+#[test]
+fn the_dump_of_another_day_costs_what_changed() {
+    let old = lines(20, 60_000);
+    let scratch = pushed_files(&[("dump-2026-11-19.sql", &old)]);
+    let mut new = lines(21, 1000);
+    new.extend_from_slice(&old[old.iter().position(|b| *b == b'\n').unwrap() * 500..]);
+    write(scratch.src().join("dump-2026-11-20.sql"), &new);
+    let (bytes, summary) = push(&scratch, &["--compress=never"]);
+    assert!(bytes < 100_000 && summary.count("old_file_bytes") > 3_000_000, "{bytes} bytes: {summary:?}");
+}
+
+#[test]
+fn a_new_release_costs_what_changed_since_the_one_before() {
+    let script = |n: u64| lines(n, 400);
+    let names: Vec<String> = (0..40).map(|n| format!("lib/{n}.php")).collect();
+    let scratch = Scratch::new();
+    let release = |dir: &str, edited: usize| {
+        for (n, name) in names.iter().enumerate() {
+            let path = scratch.src().join(dir).join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let mut content = script(n as u64);
+            if n < edited {
+                content.splice(9000..9000, *b"-- edited");
+            }
+            write(path, &content);
+        }
+    };
+    release("releases/20261119", 0);
+    scratch.push().ok();
+    release("releases/20261120", 20);
+    let (bytes, summary) = push(&scratch, &["--compress=never"]);
+    let edited = 20 * script(0).len() as u64;
+    assert!(edited > 400_000 && bytes < SESSION + 20 * 1500 + 20 * 150, "{bytes} bytes: {summary:?}");
+}
+
+/// A log that was turned over and then written to: another name, and more in it.
+#[test]
+fn a_log_that_was_rotated_after_more_was_written() {
+    let old = lines(22, 50_000);
+    let scratch = pushed_files(&[("app.log", &old)]);
+    write(scratch.src().join("app.log.1"), &[&old[..], &lines(23, 100)].concat());
+    write(scratch.src().join("app.log"), &lines(24, 100));
+    let (bytes, summary) = push(&scratch, &["--compress=never"]);
+    assert!(bytes < 40_000, "{bytes} bytes: {summary:?}");
+}
+
+/// Photos have names that are alike and nothing in common: nothing is asked about them.
+#[test]
+fn files_that_only_have_similar_names_cost_little_more_than_themselves() {
+    let scratch = pushed_files(&[("photo-0001.jpg", &noise(25, M))]);
+    let mut total = 0;
+    for n in 2..=9 {
+        let photo = noise(30 + n, M);
+        total += photo.len() as u64;
+        write(scratch.src().join(format!("photo-000{n}.jpg")), &photo);
+    }
+    let (bytes, summary) = push(&scratch, &["--compress=never"]);
+    // Of each the chunks of the one that was there are told: 20 bytes for 32 KiB.
+    assert!(bytes < total + total / 250 + SESSION + 8 * 1000, "{bytes} bytes for {total}: {summary:?}");
+}

@@ -18,6 +18,7 @@ pub mod path;
 pub mod plan;
 pub mod relative;
 pub mod session;
+pub mod similar;
 pub mod wire;
 
 // The adapters, and the roles that own the tasks.

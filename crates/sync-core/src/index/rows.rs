@@ -230,6 +230,35 @@ impl Index {
         })
     }
 
+    /// The entries of the same directory that come before and after `path` in the order of names, whether or not it is
+    /// there itself: at most `most` of each, in turn, nearest first. Costs a look-up for each, however many there are.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn neighbours(&self, path: &RelPath, most: usize) -> Result<Vec<RelPath>, IndexError> {
+        let Some(dir) = path.parent() else { return Ok(Vec::new()) };
+        self.read(|conn| {
+            let prefix = prefix_of(&dir);
+            let (mut before, mut after) = (path.to_key(), [&*path.to_key(), &[1]].concat());
+            let mut found = Vec::new();
+            for _ in 0..most {
+                let sql = "SELECT path FROM entries WHERE path < ?1 ORDER BY path DESC LIMIT 1";
+                if let Some(child) = child_at(conn, sql, &before, &prefix)? {
+                    found.push(fact::path_of(&child)?);
+                    before = child;
+                }
+                let sql = "SELECT path FROM entries WHERE path >= ?1 ORDER BY path LIMIT 1";
+                if let Some(child) = child_at(conn, sql, &after, &prefix)? {
+                    found.push(fact::path_of(&child)?);
+                    // After all of it.
+                    after = child;
+                    after.push(1);
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for
     /// each child directory, not for what lies beneath it. Several times as fast as reading rows, because sums are not
     /// checked: for rows that were read in this session.
@@ -302,11 +331,28 @@ fn read_leaf(row: &rusqlite::Row<'_>) -> Result<Leaf, Fault> {
     Ok(Leaf { path: fact::path_of(key)?, hash: Digest(exactly(hash)?), is_dir, extra })
 }
 
-fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
+/// What the keys of everything beneath `dir` begin with.
+fn prefix_of(dir: &RelPath) -> Vec<u8> {
     let mut prefix = dir.to_key();
     if !dir.is_root() {
         prefix.push(0);
     }
+    prefix
+}
+
+/// The key of the child whose own or whose descendant's row `sql` finds from `key` on, if it has that prefix.
+fn child_at(conn: &Connection, sql: &str, key: &[u8], prefix: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([key])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let key = blob(row, 0)?;
+    let name = key.strip_prefix(prefix).filter(|name| !name.is_empty());
+    let len = name.map(|name| name.iter().position(|&byte| byte == 0).unwrap_or(name.len()));
+    Ok(len.map(|len| key[..prefix.len() + len].to_vec()))
+}
+
+fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
+    let prefix = prefix_of(dir);
     let end = end_of(dir);
     let mut statement = conn.prepare_cached(&format!("{COLUMNS} WHERE path >= ?1 ORDER BY path"))?;
     let mut leaves = Vec::new();

@@ -70,13 +70,13 @@ pub struct Offered {
 pub struct Wanted {
     /// Counts offered files of this session from 0, in the order they were offered or came in changes.
     pub seq: u64,
-    /// The old file at that path.
+    /// The old file.
     pub basis: Basis,
     /// The chunks of what an interrupted session left of this very content.
     pub part: Vec<ChunkRef>,
 }
 
-/// What a replica has in place of a wanted file.
+/// What a replica has in place of a wanted file, or, where it has none, a file that may resemble it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Basis {
     /// Nothing that would save any bytes.
@@ -92,6 +92,8 @@ pub enum Basis {
         size: u64,
         /// Its chunks, under the chunking of its size; none if the master probably knows that content: it asks if not.
         chunks: Vec<ChunkRef>,
+        /// Whether it is a file of another name that may resemble the wanted one.
+        guess: bool,
     },
     /// A small file that a master with [`HISTORY`] probably has: the first bytes of its digest.
     Named([u8; 8]),

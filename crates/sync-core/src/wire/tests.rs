@@ -114,7 +114,7 @@ fn to_replica() -> Vec<ToReplica> {
 
 fn to_master() -> Vec<ToMaster> {
     let chunk = ChunkRef { digest: [0x88; 16], len: 4096 };
-    let file = Basis::File { digest: digest(0x44), size: 300, chunks: vec![chunk] };
+    let file = Basis::File { digest: digest(0x44), size: 300, chunks: vec![chunk], guess: true };
     let stats = ReplicaStats {
         created: 1,
         updated: 2,
@@ -272,7 +272,7 @@ fn the_bytes_are_pinned() {
         "12 v1 0103612f620163[99*32]",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
-        "103 v1 04ac0202[44*32]ac0201[88*16]802001[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
+        "103 v1 04ac0202[44*32]ac0201[88*16]80200101[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
         "104 v1 [33*32]",
         "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac0206070001020304ac02",
         "106 v1 020003616c6c010170036f6e65",
@@ -545,7 +545,7 @@ fn what_a_peer_may_cost_is_bounded() {
     assert!(refused(&rules(MAX_PATTERN + 1, 1)), "too long a rule");
 
     let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
-    let file = |chunks| Basis::File { digest: digest(1), size: 1, chunks };
+    let file = |chunks| Basis::File { digest: digest(1), size: 1, chunks, guess: false };
     let most = MAX_CHUNKS;
     for (basis, part, bad) in [(most, 0, false), (most + 1, 0, true), (0, most + 1, true)] {
         let want = ToMaster::Want(vec![Wanted { seq: 0, basis: file(chunks(basis)), part: chunks(part) }]);
@@ -590,7 +590,7 @@ fn a_message_holds_few_items() {
 #[test]
 fn no_message_of_ours_is_too_long() {
     let chunks = vec![ChunkRef { digest: [0xff; 16], len: u32::MAX }; MAX_CHUNKS];
-    let basis = Basis::File { digest: digest(1), size: u64::MAX, chunks: chunks.clone() };
+    let basis = Basis::File { digest: digest(1), size: u64::MAX, chunks: chunks.clone(), guess: false };
     let want = Wanted { seq: u64::MAX, basis, part: chunks };
     assert!(ToMaster::Want(vec![want]).encode().body.len() <= MAX_MESSAGE);
     let value = vec![0; crate::manifest::MAX_XATTRS_BYTES - 4].into_boxed_slice();

@@ -129,7 +129,7 @@ pub fn stats(stats: &Stats) -> Vec<String> {
         ("moved", stats.moved, "files that got another name"),
         ("deleted", stats.deleted, "not in SRC"),
         ("reused bytes", stats.reused_bytes, sums),
-        ("- from old files", stats.old_file_bytes, "of changed files, from the file that had the name"),
+        ("- from old files", stats.old_file_bytes, "of the file that had the name, or of one much like it"),
         ("- copied there", stats.copied_bytes, "from a file of another name, which stays"),
         ("- moved there", stats.moved_bytes, "of files that got another name"),
         ("literal bytes", stats.literal_bytes, "content that was not there, and was sent"),

@@ -235,6 +235,17 @@ proptest! {
             let expected: Vec<_> = model.values().filter(|row| row.path.parent().as_ref() == Some(dir)).map(leaf).collect();
             prop_assert_eq!(index.leaves_in(dir).unwrap(), expected);
         }
+        let absent = RelPath::new("b").unwrap();
+        for of in model.keys().chain([&absent]) {
+            // Also of a directory that has no row of its own.
+            let of_dir = of.parent().unwrap();
+            let children: std::collections::BTreeSet<_> =
+                model.keys().filter(|at| at.is_beneath(&of_dir)).filter_map(|at| at.way_from(&of_dir).next()).collect();
+            let before: Vec<_> = children.iter().rev().filter(|at| *at < of).take(2).cloned().collect();
+            let after: Vec<_> = children.iter().filter(|at| *at > of).take(2).cloned().collect();
+            let in_turn = (0..2).flat_map(|i| [before.get(i).cloned(), after.get(i).cloned()]).flatten();
+            prop_assert_eq!(index.neighbours(of, 2).unwrap(), in_turn.collect::<Vec<_>>());
+        }
         let mut leaves = Vec::new();
         index.leaves(&mut |leaf| leaves.push(leaf)).unwrap();
         prop_assert_eq!(leaves, model.values().map(leaf).collect::<Vec<_>>());

@@ -153,11 +153,14 @@ impl Comparison {
             [] => vec![Op::Literal { offset: 0, len: size }],
             _ => delta::delta(&chunks_of(source, &file, &digest, size, Chunking::for_size(old))?, basis),
         };
+        // A guess was wrong if not even a chunk is the same; pieces would cost more than they are likely to save.
+        let is_wrong = matches!(request.basis, Basis::File { guess: true, .. })
+            && !ops.iter().any(|op| matches!(op, Op::Copy { .. }));
         let ops = after(ops, start);
         let gaps = delta::gaps(&ops, old);
         let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
         let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
-        if open < WORTH_ASKING {
+        if open < WORTH_ASKING || is_wrong {
             return Ok(Compared::Done(Plan { file, digest, size, start, ops, old: None }));
         }
         let sizes = pieces::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());

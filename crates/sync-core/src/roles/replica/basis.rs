@@ -39,18 +39,23 @@ pub struct Knows {
     pub contents: bool,
 }
 
-/// What there is in place of each of these files, without what the master knows. A file that cannot be read saves nothing,
-/// and costs nothing but sending; nor is any read once `stop` is raised.
+/// What there is in place of each of these files, without what the master knows; where there is nothing, `stand_in` names
+/// another file. A file that cannot be read saves nothing, and costs nothing but sending; nor is any read once `stop` is
+/// raised.
 pub fn in_place_of(
     root: &Root,
     index: &Index,
     files: &[(u64, Offered)],
+    stand_in: &mut dyn FnMut(&Offered) -> Option<Row>,
     master: Knows,
     stop: &AtomicBool,
 ) -> Vec<(Option<OldFile>, Basis)> {
     let paths: Vec<RelPath> = files.iter().map(|(_, file)| file.path.clone()).collect();
-    let Ok(rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
-    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file.size, row?, master, stop);
+    let Ok(mut rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
+    for (row, (_, file)) in rows.iter_mut().zip(files).filter(|(row, _)| row.is_none()) {
+        *row = stand_in(file);
+    }
+    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file, row?, master, stop);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
     if threads < 2 {
         return files.iter().zip(rows).map(|pair| one(pair).map_or((None, Basis::None), found)).collect();
@@ -80,7 +85,8 @@ fn found((old, basis): (OldFile, Basis)) -> (Option<OldFile>, Basis) {
     (Some(old), basis)
 }
 
-fn basis(root: &Root, new: u64, row: Row, master: Knows, stop: &AtomicBool) -> Option<(OldFile, Basis)> {
+fn basis(root: &Root, file: &Offered, row: Row, master: Knows, stop: &AtomicBool) -> Option<(OldFile, Basis)> {
+    let (new, guess) = (file.size, row.path != file.path);
     let (Kind::File { size, digest }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return None };
     let (size, digest) = (*size, *digest);
     if !(MIN_PIECES..=MAX_BASIS).contains(&size) || new < MIN_PIECES {
@@ -103,7 +109,7 @@ fn basis(root: &Root, new: u64, row: Row, master: Knows, stop: &AtomicBool) -> O
     if !is_known {
         chunks = chunks_of(root, &old, stop).ok()?;
     }
-    Some((old, Basis::File { digest, size, chunks }))
+    Some((old, Basis::File { digest, size, chunks, guess }))
 }
 
 fn chunks_of(root: &Root, old: &OldFile, stop: &AtomicBool) -> Result<Vec<ChunkRef>, FsError> {

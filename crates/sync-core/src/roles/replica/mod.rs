@@ -11,6 +11,7 @@ mod listing;
 mod open;
 mod shares;
 mod staging;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use apply::Application;
 use basis::Describer;
 use open::Opened;
 use staging::{Expected, Stager};
+use stand_in::StandIns;
 
 /// How long a master may take to open its session once it is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +89,7 @@ struct Session {
     history: bool,
     opened: Option<Opened>,
     stager: Stager,
+    stand_ins: StandIns,
     describer: Describer,
     described: mpsc::UnboundedReceiver<Described>,
     /// Whether the master compares trees, because it does not know the version that this replica stands at.
@@ -102,6 +105,7 @@ impl Session {
         let stop: Arc<AtomicBool> = Arc::default();
         Self {
             stager: Stager::new(connection.clone(), sender),
+            stand_ins: StandIns::default(),
             describer: Describer::new(answers, Arc::clone(&stop)),
             described,
             listed: false,
@@ -302,7 +306,11 @@ impl Session {
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
-            Some(root) if !opened.is_empty() => basis::in_place_of(root, &opened.index, &files, master, &self.stop),
+            Some(root) if !opened.is_empty() => {
+                let (index, paid) = (&opened.index, self.stager.stood_in());
+                let mut stand_in = |file: &Offered| self.stand_ins.find(index, file, paid);
+                basis::in_place_of(root, index, &files, &mut stand_in, master, &self.stop)
+            }
             _ => Vec::new(),
         };
         let mut bases = bases.into_iter();

@@ -34,10 +34,16 @@ const MOST_OLD: usize = 16 << 20;
 pub struct Expected {
     /// What it is and where it belongs.
     pub file: Offered,
-    /// The old file that its copies refer to.
+    /// The old file that its copies refer to, or another one that stands in for it.
     pub basis: Option<OldFile>,
     /// Whether it will not come.
     pub given_up: bool,
+}
+
+impl Expected {
+    fn has_stand_in(&self) -> bool {
+        self.basis.as_ref().is_some_and(|(path, _)| *path != self.file.path)
+    }
 }
 
 type Settlements = mpsc::UnboundedSender<Vec<(u64, Settled)>>;
@@ -47,6 +53,7 @@ struct Shared {
     replica: Mutex<Option<(Arc<Root>, Arc<Staging>)>>,
     settled: Settlements,
     copied: AtomicU64,
+    stood_in: AtomicU64,
 }
 
 impl Shared {
@@ -69,6 +76,7 @@ impl Stager {
             replica: Mutex::default(),
             settled,
             copied: AtomicU64::new(0),
+            stood_in: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
         Self { shared, accepting }
@@ -100,6 +108,11 @@ impl Stager {
     /// Content bytes that came from old files so far.
     pub fn copied_bytes(&self) -> u64 {
         self.shared.copied.load(Ordering::Relaxed)
+    }
+
+    /// How many contents came in part from a file that stood in for an old one.
+    pub fn stood_in(&self) -> u64 {
+        self.shared.stood_in.load(Ordering::Relaxed)
     }
 
     /// Stops accepting; returns when nothing is written any more.
@@ -148,6 +161,8 @@ struct Open {
     likely: Metadata,
     incoming: Option<Incoming>,
     basis: Option<BasisFile>,
+    /// Whether that is another file than the one in place, and nothing was taken of it yet.
+    stands_in: bool,
     /// The first failure; the rest of the file is skipped.
     failed: Option<Settled>,
 }
@@ -235,6 +250,9 @@ impl Files {
             };
             if stored.is_ok() {
                 self.shared.copied.fetch_add(file.size.saturating_sub(u64::from(*literal)), Ordering::Relaxed);
+                self.shared
+                    .stood_in
+                    .fetch_add(u64::from(!runs.is_empty() && expected.has_stand_in()), Ordering::Relaxed);
             }
             match stored {
                 Ok(()) => settled.push((*seq, Settled::Staged)),
@@ -322,6 +340,9 @@ impl Files {
             }
             reused += copy;
         }
+        // A file counts once: with the first piece that takes something.
+        let is_first = reused > 0 && std::mem::take(&mut open.stands_in);
+        self.shared.stood_in.fetch_add(u64::from(is_first), Ordering::Relaxed);
         self.shared.copied.fetch_add(reused, Ordering::Relaxed);
         Ok(())
     }
@@ -335,7 +356,7 @@ impl Files {
             let (root, staging) = self.place()?;
             let open = if expected.given_up {
                 let Offered { path, likely, .. } = expected.file;
-                Open { path, likely, incoming: None, basis: None, failed: None }
+                Open { path, likely, incoming: None, basis: None, stands_in: false, failed: None }
             } else {
                 Open::begin(&root, &staging, &expected, offset)
             };
@@ -360,12 +381,12 @@ impl Open {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
             Ok((incoming, basis))
         });
-        let (path, likely) = (file.path.clone(), file.likely);
+        let (path, likely, stands_in) = (file.path.clone(), file.likely, expected.has_stand_in());
         match opened {
-            Ok((incoming, basis)) => Self { path, likely, incoming, basis, failed: None },
+            Ok((incoming, basis)) => Self { path, likely, incoming, basis, stands_in, failed: None },
             Err(error) => {
                 let failed = Some(problem(&error, &path));
-                Self { path, likely, incoming: None, basis: None, failed }
+                Self { path, likely, incoming: None, basis: None, stands_in, failed }
             }
         }
     }

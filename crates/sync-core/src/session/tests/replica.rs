@@ -142,6 +142,7 @@ impl Replica {
                 digest,
                 size,
                 chunks: Vec::new(),
+                guess: false,
             });
             opened.expected.insert(seq, file.clone());
             wants.push((Wanted { seq, basis, part: Vec::new() }, file));
