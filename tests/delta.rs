@@ -443,8 +443,8 @@ fn a_new_release_costs_what_changed_since_the_one_before() {
 fn a_log_that_was_rotated_after_more_was_written() {
     let old = lines(22, 50_000);
     let scratch = pushed_files(&[("app.log", &old)]);
-    write(scratch.src().join("app.log.1"), &[&old[..], &lines(23, 100)].concat());
-    write(scratch.src().join("app.log"), &lines(24, 100));
+    write(scratch.src().join("app.log.1"), [&old[..], &lines(23, 100)].concat());
+    write(scratch.src().join("app.log"), lines(24, 100));
     let (bytes, summary) = push(&scratch, &["--compress=never"]);
     assert!(bytes < 40_000, "{bytes} bytes: {summary:?}");
 }
