@@ -572,10 +572,11 @@ impl Stream {
         let content = bytes.len() as u64;
         let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
-        self.shared.compressed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let sent = bytes.len() as u64;
+        self.shared.compressed.fetch_add(sent, Ordering::Relaxed);
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
-        let seen = Observation { content, working: started.elapsed(), blocked: before.elapsed() };
+        let seen = Observation { content, sent, working: started.elapsed(), blocked: before.elapsed() };
         self.shared.auto.lock().unwrap_or_else(PoisonError::into_inner).observe(seen);
         Ok(())
     }

@@ -1,0 +1,238 @@
+//! Whether compression pays, from how the link behaves.
+
+use std::time::Duration;
+
+/// What one sender did since it last told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Bytes of content handed to the link, counted before compression.
+    pub content: u64,
+    /// The same, after it.
+    pub sent: u64,
+    /// Time spent on it: compressing, handing over and waiting for the link, but not waiting for content.
+    pub working: Duration,
+    /// The part of `working` that was spent waiting for the link.
+    pub blocked: Duration,
+}
+
+/// Decides whether to compress, from what a sender sees of its link. Sans-IO: observations in, an answer out.
+///
+/// It starts off, and tries compression when the link is what everything waits for. At first what was sent before is still
+/// on its way, and says how fast the link is, not how well compression does: as long as the link is waited for, it is
+/// enough that content shrinks. Then it compares: compression stays as long as it brings more content across in the same
+/// time. That one rule covers the link that outruns the compressor, content that does not shrink, and a replica whose disk
+/// is the narrow place; each attempt that brings nothing doubles the wait before the next, and now and then a window goes
+/// plain to see whether the link got faster. A link beyond [`FAST_LINK`] is never tried: there a CPU that both sides may
+/// share has better things to do.
+#[derive(Clone, Debug, Default)]
+pub struct AutoCompress {
+    on: bool,
+    window: Observation,
+    /// Bytes per second without compression, while the link was the narrow place.
+    plain_rate: u64,
+    /// Whether the link was waited for in the window before this one: part of the first goes into buffers.
+    was_narrow: bool,
+    /// Windows left before another attempt.
+    hold: u32,
+    /// Attempts in a row that brought nothing.
+    failures: u32,
+    /// Windows since compression was turned on, and bytes sent in them.
+    on_for: u32,
+    sent_on: u64,
+}
+
+/// Bytes per second beyond which compression is not tried: three quarters of what zstd takes at
+/// [`super::DEFAULT_LEVEL`] on one core (0.26 to 0.45 GB/s), so that the outcome is open.
+pub const FAST_LINK: u64 = 200_000_000;
+
+/// An opinion is formed after this much content, which is a few round trips' worth on most links, …
+const WINDOW_BYTES: u64 = 1 << 20;
+/// … or this much time, on the slow ones.
+const WINDOW_TIME: Duration = Duration::from_millis(100);
+/// Bytes that may be on their way when compression is turned on: in the buffers of this side, the link and the replica.
+const UNDER_WAY: u64 = 16 << 20;
+/// Most windows between two attempts.
+const LONGEST_HOLD: u32 = 64;
+/// Windows of compression before the plain rate is measured again: it costs less than a hundredth.
+const LONGEST_ON: u32 = 128;
+
+impl AutoCompress {
+    /// Off, until the link proves slow.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the next block should be compressed.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Takes what was done under the present answer, and returns the next answer.
+    pub fn observe(&mut self, seen: Observation) -> bool {
+        self.window.content = self.window.content.saturating_add(seen.content);
+        self.window.sent = self.window.sent.saturating_add(seen.sent);
+        self.window.working = self.window.working.saturating_add(seen.working);
+        self.window.blocked = self.window.blocked.saturating_add(seen.blocked);
+        if self.window.content >= WINDOW_BYTES || self.window.working >= WINDOW_TIME {
+            let window = std::mem::take(&mut self.window);
+            // Without content there is nothing to compare.
+            if window.content > 0 {
+                self.judge(window);
+            }
+        }
+        self.on
+    }
+
+    fn judge(&mut self, window: Observation) {
+        let rate = rate(window.content, window.working);
+        let is_narrow = window.blocked.saturating_mul(2) >= window.working;
+        if self.on {
+            self.on_for += 1;
+            self.sent_on = self.sent_on.saturating_add(window.sent);
+            // A tenth more, or it is not worth the heat.
+            let pays = match is_narrow && self.sent_on < UNDER_WAY {
+                true => window.sent <= window.content - window.content / 10,
+                false => rate >= self.plain_rate.saturating_add(self.plain_rate / 10),
+            };
+            if pays {
+                self.failures = 0;
+                self.on = self.on_for < LONGEST_ON;
+            } else {
+                self.on = false;
+                self.hold = (4u32 << self.failures.min(8)).min(LONGEST_HOLD);
+                self.failures = self.failures.saturating_add(1);
+            }
+        } else {
+            self.hold = self.hold.saturating_sub(1);
+            if is_narrow && self.was_narrow && self.hold == 0 && rate < FAST_LINK {
+                self.plain_rate = rate;
+                (self.on, self.on_for, self.sent_on) = (true, 0, 0);
+            }
+        }
+        self.was_narrow = is_narrow;
+    }
+}
+
+/// Bytes per second, at least 1 so that a tenth more is always more.
+fn rate(bytes: u64, time: Duration) -> u64 {
+    let rate = u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1);
+    u64::try_from(rate).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1_000_000;
+
+    /// What a sender works with, in bytes per second; a replica takes so much content, and a link so many bytes.
+    #[derive(Clone, Copy)]
+    struct World {
+        link: u64,
+        compressor: u64,
+        ratio: u64,
+        replica: u64,
+        /// Bytes that are taken in before anybody waits.
+        buffer: u64,
+    }
+
+    const HOME: World = World { link: 12 * MB, compressor: 300 * MB, ratio: 3, replica: u64::MAX, buffer: 256 << 10 };
+
+    /// Sends so many blocks; returns how many of them were compressed, and how long it took.
+    fn drive(auto: &mut AutoCompress, world: World, blocks: usize) -> (usize, f64) {
+        let World { link, compressor, ratio, replica, buffer } = world;
+        let (content, mut compressed, mut now) = (256u64 << 10, 0, 0.0);
+        // What is under way: bytes, and when they have arrived.
+        let (mut queue, mut queued, mut last) = (std::collections::VecDeque::<(u64, f64)>::new(), 0, 0.0);
+        for _ in 0..blocks {
+            let on = auto.is_on();
+            compressed += usize::from(on);
+            let (sent, speed) = if on { (content / ratio, compressor) } else { (content, 2000 * MB) };
+            let started = now;
+            now += content as f64 / speed as f64;
+            let compressed_at = now;
+            last = f64::max(last, now) + (sent as f64 / link as f64).max(content as f64 / replica as f64);
+            queue.push_back((sent, last));
+            queued += sent;
+            while let Some(&(bytes, arrived)) = queue.front()
+                && (arrived <= now || queued > buffer)
+            {
+                queue.pop_front();
+                queued -= bytes;
+                now = f64::max(now, arrived);
+            }
+            let seconds = Duration::from_secs_f64;
+            let (working, blocked) = (seconds(now - started), seconds(now - compressed_at));
+            auto.observe(Observation { content, sent, working, blocked });
+        }
+        let took = now;
+        (compressed, took)
+    }
+
+    #[test]
+    fn it_compresses_where_that_is_faster() {
+        let table = [
+            (HOME, true),
+            (World { link: 110 * MB, ..HOME }, true),
+            (World { link: MB / 100, ..HOME }, true),
+            // So well that the link is never waited for again: still faster.
+            (World { link: 50 * MB, ratio: 100, ..HOME }, true),
+            // Loopback.
+            (World { link: 1500 * MB, ..HOME }, false),
+            (World { link: 250 * MB, ..HOME }, false),
+            // The link outruns the compressor.
+            (World { link: 150 * MB, compressor: 120 * MB, ..HOME }, false),
+            // Content that does not shrink.
+            (World { ratio: 1, ..HOME }, false),
+            // The replica's disk is slower than the link.
+            (World { link: 100 * MB, replica: 50 * MB, ..HOME }, false),
+        ];
+        for (world, expected) in table {
+            for buffer in [256 << 10, 1 << 20, 8 << 20] {
+                let (mut auto, world) = (AutoCompress::new(), World { buffer, ..world });
+                assert!(!auto.is_on());
+                let (compressed, _) = drive(&mut auto, world, 4000);
+                let share = if expected { 3600..=4000 } else { 0..=700 };
+                let World { link, compressor, ratio, replica, .. } = world;
+                assert!(share.contains(&compressed), "{link} {compressor} {ratio} {replica} {buffer}: {compressed}");
+            }
+        }
+    }
+
+    /// What is under way when compression begins says nothing about it.
+    #[test]
+    fn a_push_of_some_hundred_megabytes_gains_what_it_can() {
+        let world = World { link: 25 * MB, ratio: 5, buffer: 8 << 20, ..HOME };
+        let (_, plain) = drive(&mut AutoCompress::new(), World { ratio: 1, ..world }, 1000);
+        let (compressed, took) = drive(&mut AutoCompress::new(), world, 1000);
+        assert!(compressed > 930 && took * 3.5 < plain, "{compressed} of 1000 in {took} s, {plain} s without");
+    }
+
+    #[test]
+    fn it_follows_a_change() {
+        let mut auto = AutoCompress::new();
+        let mut share = |world, blocks| drive(&mut auto, world, blocks).0;
+        share(World { ratio: 1, ..HOME }, 2000);
+        assert!(share(HOME, 2000) > 1500, "content that shrinks after some that does not");
+        assert!(share(World { ratio: 1, ..HOME }, 2000) < 200, "and back");
+        share(HOME, 2000);
+        assert!(share(World { link: 1500 * MB, ..HOME }, 2000) < 600, "a link that got faster");
+    }
+
+    #[test]
+    fn waiting_for_content_is_no_reason() {
+        let mut auto = AutoCompress::new();
+        for _ in 0..1000 {
+            let working = Duration::from_millis(10);
+            assert!(!auto.observe(Observation {
+                content: 10_000,
+                sent: 10_000,
+                working,
+                blocked: Duration::from_millis(1)
+            }));
+        }
+        auto.observe(Observation::default());
+        let forever = Observation { content: 0, sent: 0, working: Duration::MAX, blocked: Duration::MAX };
+        assert!(!auto.observe(forever));
+    }
+}
