@@ -42,20 +42,30 @@ pub fn moved_dirs<'a>(
     moves
 }
 
+/// Bytes of paths that [`Served`] holds: deep directories have many above them. What finds no room is told in full.
+const MOST_ABOVE: usize = 64 << 20;
+
 /// Directories that are moved away, and those above them.
 #[derive(Default)]
 struct Served {
     dirs: HashSet<RelPath>,
     above: HashSet<RelPath>,
+    bytes: usize,
 }
 
 impl Served {
     /// Takes a directory, unless it has a part in another that was taken.
     fn take(&mut self, dir: &RelPath) -> bool {
+        // All that is above has about half of its length on average.
+        let bytes = self.bytes.saturating_add(dir.depth().saturating_mul(dir.as_bytes().len()) / 2);
+        if bytes > MOST_ABOVE {
+            return false;
+        }
         let above: Vec<RelPath> = std::iter::successors(dir.parent(), RelPath::parent).collect();
         if self.above.contains(dir) || self.dirs.contains(dir) || above.iter().any(|dir| self.dirs.contains(dir)) {
             return false;
         }
+        self.bytes = bytes;
         self.above.extend(above);
         self.dirs.insert(dir.clone())
     }
@@ -151,6 +161,13 @@ mod tests {
         let moves = moved_dirs(gone.iter().map(|dir| (dir, hash)), came.iter().map(|dir| (dir, hash)));
         assert_eq!(moves.len(), 50_000);
         assert!(are_apart(&moves));
+    }
+
+    /// A path of 32,768 names would have a gigabyte of paths above it.
+    #[test]
+    fn a_very_deep_directory_is_told_in_full() {
+        let deep = "a/".repeat(32_000) + "a";
+        assert_eq!(moves(&[("b", 2), (&deep, 1)], &[("x", 1), ("y", 2)]), pairs(&[("b", "y")]));
     }
 
     #[test]

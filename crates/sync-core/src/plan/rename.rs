@@ -91,7 +91,7 @@ pub fn find_renames(changes: &Changes, rows: &BTreeMap<RelPath, Row>, holds: &Ho
     if !rows.values().any(|row| row.entry.is_dir() && !row.path.is_root()) {
         return Vec::new();
     }
-    let torn = torn(changes, rows, holds);
+    let Some(torn) = torn(changes, rows, holds) else { return Vec::new() };
     let gone = Tree::new(gone(changes, rows), &torn, holds);
     if gone.0.is_empty() {
         return Vec::new();
@@ -307,15 +307,22 @@ fn new<'a>(
     })
 }
 
+/// Bytes of paths of directories that cannot be renamed whole. With more of them, none is.
+const MOST_TORN: usize = 64 << 20;
+
 /// Directories that cannot be renamed whole for what lies beneath them: something held, or a name of a hard-link group
-/// that has other names elsewhere.
-fn torn(changes: &Changes, rows: &BTreeMap<RelPath, Row>, holds: &Holds) -> HashSet<RelPath> {
+/// that has other names elsewhere. `None` if their paths take too much memory: very deep ones do.
+fn torn(changes: &Changes, rows: &BTreeMap<RelPath, Row>, holds: &Holds) -> Option<HashSet<RelPath>> {
     let mut torn = HashSet::new();
+    let mut bytes = 0usize;
     let mut tear = |path: &RelPath, other: Option<&RelPath>| {
-        let mut above = path.parent();
+        let mut above = path.parent().filter(|_| bytes <= MOST_TORN);
         while let Some(dir) = above.filter(|dir| !other.is_some_and(|other| other.is_beneath(dir))) {
-            above = dir.parent();
-            torn.insert(dir);
+            above = dir.parent().filter(|_| bytes <= MOST_TORN);
+            let len = dir.as_bytes().len();
+            if torn.insert(dir) {
+                bytes += len;
+            }
         }
     };
     holds.iter().for_each(|hold| tear(hold, None));
@@ -325,7 +332,7 @@ fn torn(changes: &Changes, rows: &BTreeMap<RelPath, Row>, holds: &Holds) -> Hash
         tear(path, Some(first));
         tear(first, Some(path));
     }
-    torn
+    (bytes <= MOST_TORN).then_some(torn)
 }
 
 /// Whether two subtrees differ in nothing but the path of their tops.

@@ -17,8 +17,8 @@ use crate::wire::{Envelope, MAX_MESSAGE, Packer, ToMaster, ToReplica, WireError}
 /// Bytes of messages after which a sender with more of them waits.
 const MOST_QUEUED: usize = 1 << 20;
 
-/// Messages read ahead of the session.
-const READ_AHEAD: usize = 64;
+/// Messages read ahead of the session, each of up to 16 MiB.
+const READ_AHEAD: usize = 8;
 
 /// Why a session broke.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::offered::Contents;
 use super::{Budget, ProtocolError};
-use crate::chunk::ChunkRef;
+use crate::chunk::{ChunkRef, Chunking};
 use crate::diff::{Child, Difference, compare_children};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Version, VersionId};
@@ -512,6 +512,9 @@ impl Sender {
     fn wanted(&mut self, wants: Vec<Wanted>) -> Result<(), ProtocolError> {
         for Wanted { seq, basis, part } in wants {
             let file = self.contents.want(seq).map_err(ProtocolError)?;
+            if part.len() as u64 > Chunking::for_size(file.size).most_chunks(file.size) {
+                return Err(ProtocolError(format!("a part of content {seq} has more chunks than the whole can have")));
+            }
             self.outputs.push_back(SenderOutput::Content(ContentRequest { seq, file, basis, part }));
         }
         Ok(())

@@ -6,7 +6,7 @@ use super::{
     Envelope, MAX_BATCH, MAX_DIRS, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN, WireError,
     envelope, malformed, open,
 };
-use crate::chunk::pieces::Pieces;
+use crate::chunk::pieces::{MAX_PIECES, Pieces, small};
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::patch::PieceHashes;
 use crate::diff::Child;
@@ -475,6 +475,26 @@ impl Basis {
             Self::None | Self::Pieces(_) | Self::Named(_) => &[],
         }
     }
+
+    /// Whether it has no more parts than such a file can have, nor than a message may.
+    fn is_plausible(&self) -> bool {
+        match self {
+            Self::None | Self::Named(_) => true,
+            Self::Pieces(hashes) => hashes.size() as u64 <= 4 * small().most_chunks(MAX_PIECES),
+            Self::File { size, chunks, .. } => {
+                chunks.len() <= MAX_CHUNKS && chunks.len() as u64 <= Chunking::for_size(*size).most_chunks(*size)
+            }
+        }
+    }
+
+    /// About how many bytes it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::None | Self::Named(_) => 0,
+            Self::Pieces(hashes) => hashes.size(),
+            Self::File { chunks, .. } => size_of_val(&**chunks),
+        }
+    }
 }
 
 impl Wanted {
@@ -558,9 +578,9 @@ impl ToMaster {
     fn validate(&self) -> Result<(), String> {
         match self {
             Self::Want(wants) => {
-                let too_long = |w: &&Wanted| w.basis.chunks().len() > MAX_CHUNKS || w.part.len() > MAX_CHUNKS;
+                let too_long = |w: &&Wanted| !w.basis.is_plausible() || w.part.len() > MAX_CHUNKS;
                 match wants.iter().find(too_long) {
-                    Some(w) => Err(format!("want {} has over {MAX_CHUNKS} chunks", w.seq)),
+                    Some(w) => Err(format!("want {} has more chunks or pieces than it can have", w.seq)),
                     None => Ok(()),
                 }
             }

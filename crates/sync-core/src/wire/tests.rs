@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chunk::ChunkRef;
+use crate::chunk::pieces::MAX_PIECES;
 use crate::chunk::pieces::{Pieces, small, wide};
 use crate::compress::{Compressor, decompress};
 use crate::delta::patch::{self, PieceHashes};
@@ -545,12 +546,26 @@ fn what_a_peer_may_cost_is_bounded() {
     assert!(refused(&rules(MAX_PATTERN + 1, 1)), "too long a rule");
 
     let chunks = |n| vec![ChunkRef { digest: [0; 16], len: 1 }; n];
-    let file = |chunks| Basis::File { digest: digest(1), size: 1, chunks, guess: false };
-    let most = MAX_CHUNKS;
-    for (basis, part, bad) in [(most, 0, false), (most + 1, 0, true), (0, most + 1, true)] {
-        let want = ToMaster::Want(vec![Wanted { seq: 0, basis: file(chunks(basis)), part: chunks(part) }]);
-        assert_eq!(refused_by_master(&want), bad, "{basis} and {part} chunks");
+    let file = |size, chunks| Basis::File { digest: digest(1), size, chunks, guess: false };
+    let (most, huge) = (MAX_CHUNKS, 1 << 50);
+    // Of a mebibyte, chunks of at least 8 KiB.
+    let (mebibyte, few) = (1 << 20, 128);
+    for (size, basis, part, bad) in [
+        (huge, most, 0, false),
+        (huge, most + 1, 0, true),
+        (huge, 0, most + 1, true),
+        (mebibyte, few, 0, false),
+        (mebibyte, few + 1, 0, true),
+    ] {
+        let want = ToMaster::Want(vec![Wanted { seq: 0, basis: file(size, chunks(basis)), part: chunks(part) }]);
+        assert_eq!(refused_by_master(&want), bad, "{basis} chunks of {size} bytes and {part} of a part");
     }
+    let pieces = |content: &[u8]| {
+        let basis = Basis::Pieces(PieceHashes::of(content));
+        refused_by_master(&ToMaster::Want(vec![Wanted { seq: 0, basis, part: Vec::new() }]))
+    };
+    assert!(!pieces(&crate::chunk::noise(MAX_PIECES as usize, 1)));
+    assert!(pieces(&crate::chunk::noise(16 * MAX_PIECES as usize, 1)), "of no small file");
 }
 
 /// The directories of a list are each answered with a whole listing: few of them, and none twice.

@@ -147,7 +147,8 @@ impl ContentSender {
         Self { shared, tasks }
     }
 
-    /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered.
+    /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered, and so many bytes
+    /// of what the replica told of its old files.
     pub fn request(&self, request: ContentRequest) {
         let batch = self.shared.batch();
         self.shared.queue().push(request, batch);
@@ -156,11 +157,7 @@ impl ContentSender {
 
     /// Takes what the replica tells of an old file.
     pub fn described(&self, described: Described) {
-        let mut queue = self.shared.queue();
-        let seq = described.seq;
-        let complete = queue.waiting.get_mut(&seq).is_some_and(|comparison| comparison.answer(described));
-        if complete && let Some(comparison) = queue.waiting.remove(&seq) {
-            queue.answered.push_back(comparison);
+        if self.shared.queue().answer(described) {
             self.shared.more.notify_waiters();
         }
     }
@@ -214,7 +211,7 @@ impl Shared {
 
     /// A small file that has to be compared like a large one.
     fn ask_about(&self, request: ContentRequest) {
-        self.queue().big.push_back(request);
+        self.queue().push_big(request);
         self.more.notify_waiters();
     }
 
@@ -378,7 +375,7 @@ impl Stream {
                 }
             }
             Ok(Compared::Asks(comparison, ask)) => {
-                self.shared.queue().waiting.insert(request.seq, comparison);
+                self.shared.queue().ask(comparison, &ask);
                 // If the session is over, nobody needs to know.
                 let _ = self.shared.asks.send(ask);
             }

@@ -3,12 +3,23 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::compare::Comparison;
+use crate::chunk::Chunking;
 use crate::options::Compress;
 use crate::session::ContentRequest;
-use crate::wire::Basis;
+use crate::wire::{Basis, Describe, Described};
 
 /// Files up to this size travel in batches.
 pub const SMALL: u64 = 256 << 10;
+
+/// Bytes of what the replica tells of its old files that wait here at most. More is forgotten: a large file is asked about
+/// when its turn comes, a small one is sent whole, and an interrupted one from its beginning.
+const MOST_TOLD: usize = 64 << 20;
+
+/// Files that a replica is asked about at the same time.
+const MOST_ASKED: usize = 256;
+
+/// Pieces and chunks that it is asked about at the same time, unless it is only one file.
+const MOST_PARTS: u64 = 1 << 20;
 
 /// What waits.
 #[derive(Default)]
@@ -17,11 +28,15 @@ pub struct Queue {
     /// Small ones whose old content is probably kept: in batches of their own, which are not in the stream's frame.
     named: VecDeque<ContentRequest>,
     /// Large ones.
-    pub big: VecDeque<ContentRequest>,
-    /// What the replica was asked about.
-    pub waiting: HashMap<u64, Comparison>,
+    big: VecDeque<ContentRequest>,
+    /// What the replica was asked about, with the number of parts.
+    waiting: HashMap<u64, (Comparison, u64)>,
     /// What it has answered.
-    pub answered: VecDeque<Comparison>,
+    answered: VecDeque<Comparison>,
+    /// Bytes of what was told with the contents that wait to be begun.
+    told: usize,
+    /// Pieces and chunks that were asked about and not yet told.
+    parts: u64,
 }
 
 /// What a stream takes.
@@ -57,7 +72,11 @@ pub enum Job {
 
 impl Queue {
     /// Adds a content.
-    pub fn push(&mut self, request: ContentRequest, batch: u64) {
+    pub fn push(&mut self, mut request: ContentRequest, batch: u64) {
+        if self.told.saturating_add(told(&request)) > MOST_TOLD {
+            forget(&mut request);
+        }
+        self.told += told(&request);
         let queue = match &request.basis {
             Basis::Named(_) if is_small(&request, batch) => &mut self.named,
             _ if is_small(&request, batch) => &mut self.small,
@@ -76,8 +95,38 @@ impl Queue {
         }
     }
 
+    /// Adds a small content that has to be compared like a large one.
+    pub fn push_big(&mut self, request: ContentRequest) {
+        self.told += told(&request);
+        self.big.push_back(request);
+    }
+
+    /// A content waits for an answer.
+    pub fn ask(&mut self, comparison: Comparison, ask: &Describe) {
+        let parts = parts(&comparison.request, ask);
+        self.parts = self.parts.saturating_add(parts);
+        self.waiting.insert(comparison.request.seq, (comparison, parts));
+    }
+
+    /// Takes a part of an answer; whether that completes it.
+    pub fn answer(&mut self, described: Described) -> bool {
+        let seq = described.seq;
+        let complete = self.waiting.get_mut(&seq).is_some_and(|(comparison, _)| comparison.answer(described));
+        if complete && let Some((comparison, parts)) = self.waiting.remove(&seq) {
+            self.parts = self.parts.saturating_sub(parts);
+            self.answered.push_back(comparison);
+        }
+        complete
+    }
+
     fn big(&mut self) -> Option<Job> {
-        self.answered.pop_front().map(Job::GoOn).or_else(|| self.big.pop_front().map(Job::Big))
+        if let Some(comparison) = self.answered.pop_front() {
+            return Some(Job::GoOn(comparison));
+        }
+        let may_ask = self.waiting.is_empty() || self.waiting.len() < MOST_ASKED && self.parts < MOST_PARTS;
+        let request = if may_ask { self.big.pop_front()? } else { return None };
+        self.told -= told(&request);
+        Some(Job::Big(request))
     }
 
     fn small(&mut self, batch: u64) -> Option<Job> {
@@ -86,9 +135,33 @@ impl Queue {
         let mut bytes = 0;
         while let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
             bytes += next.file.size;
+            self.told -= told(next);
             taken.extend(queue.pop_front());
         }
         (!taken.is_empty()).then_some(Job::Small(taken))
+    }
+}
+
+/// About how many parts the answer has.
+fn parts(request: &ContentRequest, ask: &Describe) -> u64 {
+    let (bytes, sizes) = match (ask.pieces, &request.basis) {
+        (Some(sizes), _) => (ask.ranges.iter().fold(0, |sum: u64, (_, len)| sum.saturating_add(*len)), sizes),
+        (None, Basis::File { size, .. }) => (*size, Chunking::for_size(*size)),
+        (None, _) => return 0,
+    };
+    bytes / sizes.avg() as u64
+}
+
+fn told(request: &ContentRequest) -> usize {
+    request.basis.bytes() + size_of_val(&*request.part)
+}
+
+fn forget(request: &mut ContentRequest) {
+    request.part = Vec::new();
+    match &mut request.basis {
+        Basis::Pieces(_) => request.basis = Basis::None,
+        Basis::File { chunks, .. } => *chunks = Vec::new(),
+        Basis::None | Basis::Named(_) => {}
     }
 }
 
@@ -101,4 +174,38 @@ fn is_small(request: &ContentRequest, batch: u64) -> bool {
         Basis::File { .. } => 0,
     };
     request.file.size <= most && request.part.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ChunkRef;
+    use crate::hash::Digest;
+    use crate::manifest::{Metadata, Time};
+    use crate::path::RelPath;
+    use crate::wire::Offered;
+
+    fn wanted(seq: u64, chunks: usize) -> ContentRequest {
+        let likely = Metadata { mode: 0, uid: 0, gid: 0, mtime: Time::default() };
+        let file = Offered { path: RelPath::new("a").unwrap(), digest: Digest::of(b"x"), size: 1 << 30, likely };
+        let chunks = vec![ChunkRef { digest: [0; 16], len: 1 }; chunks];
+        let basis = Basis::File { digest: Digest::of(b"y"), size: 1 << 30, chunks, guess: false };
+        ContentRequest { seq, file, basis, part: Vec::new() }
+    }
+
+    #[test]
+    fn what_a_replica_tells_beyond_some_bytes_is_forgotten() {
+        let mut queue = Queue::default();
+        for seq in 0..1000 {
+            queue.push(wanted(seq, 1 << 14), 0);
+            assert!(queue.told <= MOST_TOLD);
+        }
+        let mut remembered = 0;
+        while let Some(Job::Big(request)) = queue.next(0, Kinds::All) {
+            remembered += usize::from(request.basis.bytes() > 0);
+        }
+        assert_eq!((remembered, queue.told), (MOST_TOLD / (20 << 14), 0));
+        queue.push(wanted(1000, 1 << 14), 0);
+        assert!(queue.told > 0, "there is room again");
+    }
 }

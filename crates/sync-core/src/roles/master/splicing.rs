@@ -5,6 +5,9 @@ use crate::wire::Splice;
 /// Zeros from this number on are named in place of being sent.
 const FEW_ZEROS: usize = 256;
 
+/// Zeros that are named in one frame: a splice counts them in 32 bits.
+const MOST_ZEROS: u64 = 1 << 30;
+
 /// Ranges that are copied in one frame.
 const SPLICES: usize = 1 << 12;
 
@@ -22,6 +25,8 @@ pub struct Splicing {
     pub splices: Vec<Splice>,
     /// The literals.
     pub bytes: Vec<u8>,
+    /// Zeros that are only named.
+    zeros: u64,
 }
 
 impl Splicing {
@@ -32,15 +37,15 @@ impl Splicing {
 
     /// The same, copied ranges counting from there.
     pub fn behind(offset: u64, from: u64) -> Self {
-        Self { offset, from, end: offset, copied: from, splices: Vec::new(), bytes: Vec::new() }
+        Self { offset, from, end: offset, copied: from, splices: Vec::new(), bytes: Vec::new(), zeros: 0 }
     }
 
     /// Whether it should be sent.
     pub fn is_full(&self, most: usize) -> bool {
-        self.bytes.len() >= most || self.splices.len() >= SPLICES
+        self.bytes.len() >= most || self.splices.len() >= SPLICES || self.zeros >= MOST_ZEROS
     }
 
-    /// Adds bytes; long runs of zeros among them are only named.
+    /// Adds at most a gibibyte; long runs of zeros among it are only named.
     pub fn literal(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
         // A run of that many zeros has all of such a block.
@@ -59,8 +64,9 @@ impl Splicing {
                 _ if named => self.splices.push(Splice { literal: 0, zeros: len, skip: 0, copy: 0 }),
                 _ => self.splices.push(Splice { literal: len, zeros: 0, skip: 0, copy: 0 }),
             }
-            if !named {
-                self.bytes.extend_from_slice(run);
+            match named {
+                true => self.zeros += u64::from(len),
+                false => self.bytes.extend_from_slice(run),
             }
         }
     }
@@ -74,5 +80,25 @@ impl Splicing {
             Some(splice) if splice.copy == 0 => (splice.skip, splice.copy) = (skip, len),
             _ => self.splices.push(Splice { literal: 0, zeros: 0, skip, copy: len }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hole of five gibibytes.
+    #[test]
+    fn zeros_are_counted_in_several_frames() {
+        let (piece, most) = (vec![0; 1 << 20], 512 << 10);
+        let (mut splicing, mut named) = (Splicing::at(0), 0u64);
+        for _ in 0..5 << 10 {
+            splicing.literal(&piece);
+            if splicing.is_full(most) {
+                named += splicing.splices.iter().map(|splice| u64::from(splice.zeros)).sum::<u64>();
+                splicing = Splicing::at(splicing.end);
+            }
+        }
+        assert_eq!((named, splicing.end), (5 << 30, 5 << 30));
     }
 }
