@@ -488,7 +488,7 @@ impl Basis {
     }
 
     /// About how many bytes it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self {
             Self::None | Self::Named(_) => 0,
             Self::Pieces(hashes) => hashes.size(),

@@ -3,6 +3,7 @@
 use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
+use crate::chunk::ChunkRef;
 use crate::chunk::pieces::{Pieces, small, wide};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Metadata, Version};
@@ -855,6 +856,9 @@ fn a_content_is_wanted_three_times_at_most() {
     }
     from(&mut sender, want(1)).unwrap();
     assert!(from(&mut sender, want(0)).is_err());
+    // Of one byte there is one chunk at most.
+    let part = vec![ChunkRef { digest: [0; 16], len: 1 }; 2];
+    assert!(from(&mut sender, ToMaster::Want(vec![Wanted { part, ..Wanted::whole(1) }])).is_err());
     let sent = std::iter::from_fn(|| sender.poll()).filter(|o| matches!(o, SenderOutput::Content(_))).count();
     assert_eq!(sent, 4);
 }
