@@ -30,6 +30,8 @@ pub fn itemize(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> Opt
         Action::Delete => return Some(DELETING.to_owned()),
         Action::Content => '>',
         Action::Move { .. } | Action::MoveDir { .. } => 'c',
+        // An empty file: rsync takes it for one that is sent.
+        Action::Make if new.content().is_some() => '>',
         Action::Copy { .. } | Action::Make | Action::MakeDir => 'c',
         Action::Link { .. } => 'h',
         Action::Metadata => '.',
@@ -76,7 +78,7 @@ fn how(old: Option<&Entry>, new: Option<&Entry>, action: &Action) -> How {
         Action::Copy { from } => How::Copied { from: from.clone(), size: all },
         Action::Make | Action::MakeDir => How::Made,
         Action::Link { .. } => How::Linked,
-        Action::Delete => How::Deleted { moved_to: None },
+        Action::Delete => How::Deleted { dir: old.is_some_and(Entry::is_dir), moved_to: None },
     }
 }
 

@@ -80,6 +80,8 @@ pub enum How {
     Made,
     /// It goes away.
     Deleted {
+        /// Whether it is a directory.
+        dir: bool,
         /// The new name of its inode, if it has one.
         moved_to: Option<RelPath>,
     },
@@ -90,7 +92,7 @@ impl How {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Moved { from, .. } | Self::Copied { from, .. } => from.as_bytes().len(),
-            Self::Deleted { moved_to } => moved_to.as_ref().map_or(0, |to| to.as_bytes().len()),
+            Self::Deleted { moved_to, .. } => moved_to.as_ref().map_or(0, |to| to.as_bytes().len()),
             Self::Metadata | Self::Content { .. } | Self::Linked | Self::Made => 0,
         }
     }

@@ -146,7 +146,7 @@ fn to_master() -> Vec<ToMaster> {
         ToMaster::Items(vec![
             item("cL+++++++++", Some((Arrow::Symlink, b"\xff".to_vec())), How::Made),
             item("hf+++++++++", Some((Arrow::HardLink, b"h".to_vec())), How::Linked),
-            item("*deleting  ", None, How::Deleted { moved_to: Some(path("m")) }),
+            item("*deleting  ", None, How::Deleted { dir: true, moved_to: Some(path("m")) }),
             item(".f...p.....", None, How::Metadata),
             item(">f.s.......", None, How::Content { size: 300, old: Some(7) }),
             item("cf+++++++++", None, How::Moved { from: path("f"), size: 300 }),
@@ -277,7 +277,7 @@ fn the_bytes_are_pinned() {
         "104 v1 [33*32]",
         "105 v1 7bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]0102030405ac0206070001020304ac02",
         "106 v1 020003616c6c010170036f6e65",
-        "107 v1 070b634c[2b*9]0169010001ff050b6866[2b*9]016901010168040b2a64656c6574696e6720200169000601016d0b2e662e2e2e702e2e2e2e2e016900000b3e662e732e2e2e2e2e2e2e01690001ac0201070b6366[2b*9]016900020166ac020b6366[2b*9]016900030166ac02",
+        "107 v1 070b634c[2b*9]0169010001ff050b6866[2b*9]016901010168040b2a64656c6574696e672020016900060101016d0b2e662e2e2e702e2e2e2e2e016900000b3e662e732e2e2e2e2e2e2e01690001ac0201070b6366[2b*9]016900020166ac020b6366[2b*9]016900030166ac02",
         "108 v1 016e",
         "109 v1 01026e6f",
         "110 v1 ac020001[88*16]802000",

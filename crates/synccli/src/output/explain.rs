@@ -47,8 +47,8 @@ fn why(item: &Item) -> String {
         How::Moved { from, size } => format!("moved from {}: {} stay there", from.display(), bytes(*size)),
         How::Copied { from, size } => format!("copied there from {}: {}", from.display(), bytes(*size)),
         How::Linked => "another name: nothing is sent".to_owned(),
-        How::Deleted { moved_to: Some(to) } => format!("moves to {}", to.display()),
-        How::Deleted { moved_to: None } => "deleted".to_owned(),
+        How::Deleted { moved_to: Some(to), .. } => format!("moves to {}", to.display()),
+        How::Deleted { moved_to: None, .. } => "deleted".to_owned(),
     }
 }
 
@@ -145,8 +145,8 @@ mod tests {
             ("cf+++++++++", How::Moved { from: path(b"\x1b"), size: 7 }, None, "moved from \\x1b: 7 bytes stay there"),
             ("cf+++++++++", How::Copied { from: path(b"a"), size: 7 }, None, "copied there from a: 7 bytes"),
             ("hf+++++++++", How::Linked, None, "another name: nothing is sent"),
-            ("*deleting  ", How::Deleted { moved_to: None }, None, "deleted"),
-            ("*deleting  ", How::Deleted { moved_to: Some(path(b"\n")) }, None, "moves to \\n"),
+            ("*deleting  ", How::Deleted { dir: false, moved_to: None }, None, "deleted"),
+            ("*deleting  ", How::Deleted { dir: false, moved_to: Some(path(b"\n")) }, None, "moves to \\n"),
         ];
         for (code, how, literal, words) in table {
             let item = Item { code: code.to_owned(), path: path(b"x"), target: None, how, literal };

@@ -54,8 +54,8 @@ pub fn item(dest: &str, item: &Item, literal: bool) -> Value {
         How::Moved { from, size } | How::Copied { from, size } => {
             (value["from"], value["size"]) = (from.display().into(), (*size).into());
         }
-        How::Deleted { moved_to: Some(to) } => value["moved_to"] = to.display().into(),
-        How::Deleted { moved_to: None } | How::Linked | How::Made => {}
+        How::Deleted { moved_to: Some(to), .. } => value["moved_to"] = to.display().into(),
+        How::Deleted { moved_to: None, .. } | How::Linked | How::Made => {}
     }
     value
 }

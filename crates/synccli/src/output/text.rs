@@ -4,15 +4,19 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use sync_core::manifest::{Refused, Time, Version};
-use sync_core::monitor::{Arrow, Item, Problem};
+use sync_core::monitor::{Arrow, How, Item, Problem};
 use sync_core::options::{DestinationReport, Stats};
 use sync_core::path::{RelPath, escape};
 use sync_core::roles::log::LoggedVersion;
 
 /// The name of an item as rsync prints it: a directory ends in a slash.
 pub fn item_name(item: &Item) -> String {
-    // `*deleting` has a `d` in that place, too, and does not tell the kind.
-    path(&item.path, item.code.as_bytes().get(1) == Some(&b'd') && !item.code.starts_with('*'))
+    let is_dir = match item.how {
+        How::Deleted { dir, .. } => dir,
+        // A `*` has another meaning for what follows it.
+        _ => item.code.as_bytes().get(1) == Some(&b'd') && !item.code.starts_with('*'),
+    };
+    path(&item.path, is_dir)
 }
 
 /// A path; that of a directory ends in a slash.
@@ -215,6 +219,9 @@ mod tests {
                 line
             );
         }
+        let how = How::Deleted { dir: true, moved_to: None };
+        let gone = Item { code: "*deleting  ".into(), path: path(b"d/e"), target: None, how, literal: None };
+        assert_eq!(item(&gone), "*deleting   d/e/");
     }
 
     #[test]

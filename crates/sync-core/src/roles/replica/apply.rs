@@ -502,7 +502,7 @@ fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
     let arriving: HashMap<&RelPath, &RelPath> = entries().map(|(from, to)| (to, from)).collect();
     for item in items {
         match &mut item.how {
-            How::Deleted { moved_to } => *moved_to = leaving.get(&item.path).map(|to| (*to).clone()),
+            How::Deleted { moved_to, .. } => *moved_to = leaving.get(&item.path).map(|to| (*to).clone()),
             // What a directory holds moves with it, whatever it is.
             how @ How::Made => {
                 if let Some(from) = arriving.get(&item.path) {
