@@ -463,3 +463,21 @@ fn files_that_only_have_similar_names_cost_little_more_than_themselves() {
     // Of each the chunks of the one that was there are told: 20 bytes for 32 KiB.
     assert!(bytes < total + total / 250 + SESSION + 8 * 1000, "{bytes} bytes for {total}: {summary:?}");
 }
+
+#[test]
+fn compressed_media_cost_no_more_where_compression_is_forced() {
+    let scratch = Scratch::new();
+    let mut total = 0;
+    for n in 0..200 {
+        // Of all sizes from a kilobyte to some hundreds of them, and one large one.
+        let media = noise(60 + n, 1000 + (n * n * 9) as usize);
+        total += media.len() as u64;
+        write(scratch.src().join(format!("media/{n}")), media);
+    }
+    write(scratch.src().join("film"), noise(59, 20 * M));
+    total += 20 * M as u64;
+    let (plain, _) = push(&scratch, &["--compress=never"]);
+    std::fs::remove_dir_all(scratch.dst()).unwrap();
+    let (forced, summary) = push(&scratch, &["--compress=zstd"]);
+    assert!(plain > total && forced < plain + plain / 500, "{forced} bytes, {plain} plain: {summary:?}");
+}
