@@ -481,3 +481,51 @@ fn compressed_media_cost_no_more_where_compression_is_forced() {
     let (forced, summary) = push(&scratch, &["--compress=zstd"]);
     assert!(plain > total && forced < plain + plain / 500, "{forced} bytes, {plain} plain: {summary:?}");
 }
+
+/// What happens to the replica's file while its successor is made of it.
+fn damages() -> [fn(&std::path::Path); 7] {
+    [
+        |file| std::fs::File::options().write(true).open(file).unwrap().write_all_at(b"damage", 30_000).unwrap(),
+        |file| std::fs::File::options().write(true).open(file).unwrap().set_len(20_000).unwrap(),
+        |file| append(file, b"more"),
+        |file| set_mode(file, 0),
+        |file| std::fs::remove_file(file).unwrap(),
+        |file| {
+            std::fs::remove_file(file).unwrap();
+            std::fs::create_dir(file).unwrap();
+            write(file.join("inside"), b"x");
+        },
+        |file| {
+            let other = file.with_extension("other");
+            write(&other, noise(71, 50_000));
+            std::fs::rename(other, file).unwrap();
+        },
+    ]
+}
+
+/// Exact, or said not to be; and exact with the next push.
+#[test]
+fn an_old_file_that_is_damaged_under_way_leads_to_nothing_wrong() {
+    let one = |damage: fn(&std::path::Path), size: usize, wait: u64| {
+        let old = noise(70 + size as u64, size);
+        let scratch = pushed(&old);
+        let places = (0..40).map(|i| i * (size - 100) / 40);
+        write(scratch.src().join("file"), overwritten(&old, places, b"edited"));
+        // What is sent after it gives time for the damage.
+        write(scratch.src().join("large"), noise(72, 400_000));
+        let running = scratch.push().args(&["--compress=never", "--bwlimit=400k"]).start();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        damage(&scratch.dst().join("file"));
+        if running.wait().one_of(&[0, 1]).status.success() {
+            assert_exact(&scratch.src(), &scratch.dst());
+        }
+        push(&scratch, &[]);
+    };
+    std::thread::scope(|scope| {
+        for (i, damage) in damages().into_iter().enumerate() {
+            for (size, wait) in [(200_000, 50), (200_000, 500), (3 * M, 100), (3 * M, 700)] {
+                scope.spawn(move || one(damage, size, wait + 30 * i as u64));
+            }
+        }
+    });
+}
