@@ -3,12 +3,16 @@
 //! A [`RelPath`] is the proof that a path stays beneath its root: no empty, `.` or `..` component, no NUL, no leading
 //! slash. The only way to a file system is through the `fs` adapter, which walks it name by name.
 
+mod key;
+
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use key::Key;
 
 /// Longest name in bytes that Linux file systems hold (`NAME_MAX`).
 pub const MAX_NAME: usize = 255;

@@ -12,7 +12,7 @@ use super::sums::{Mark, Summer, exactly};
 use super::{Index, Inner, fact};
 use crate::hash::Digest;
 use crate::manifest::Row;
-use crate::path::RelPath;
+use crate::path::{Key, RelPath};
 
 /// Most rows that a cursor holds decoded.
 const PAGE_ROWS: usize = 1000;
@@ -50,10 +50,10 @@ pub struct RowCursor {
 }
 
 /// What the hash of a tree needs of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leaf {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf<'a> {
     /// Where.
-    pub path: RelPath,
+    pub key: Key<'a>,
     /// [`crate::manifest::Entry::hash`] of the row's entry.
     pub hash: Digest,
     /// Whether the entry is a directory.
@@ -232,12 +232,13 @@ impl Index {
 
     /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for
     /// each child directory, not for what lies beneath it. Several times as fast as reading rows, because sums are not
-    /// checked: for rows that were read in this session.
+    /// checked and nothing is decoded: for rows that were read in this session. The index is locked meanwhile: `visit`
+    /// must not call its methods.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn leaves_in(&self, dir: &RelPath) -> Result<Vec<Leaf>, IndexError> {
-        self.read(|conn| leaves_in(conn, dir))
+    pub fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
+        self.read(|conn| leaves_in(conn, dir, visit))
     }
 
     /// All rows in tree order, as [`Index::leaves_in`] reads them. The index is locked meanwhile: `visit` must not call
@@ -245,7 +246,7 @@ impl Index {
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn leaves(&self, visit: &mut dyn FnMut(Leaf)) -> Result<(), IndexError> {
+    pub fn leaves(&self, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!("{COLUMNS} ORDER BY path"))?;
             let mut rows = statement.query([])?;
@@ -296,20 +297,19 @@ pub(super) fn end_of(dir: &RelPath) -> Option<Vec<u8>> {
     })
 }
 
-fn read_leaf(row: &rusqlite::Row<'_>) -> Result<Leaf, Fault> {
+fn read_leaf<'a>(row: &'a rusqlite::Row<'_>) -> Result<Leaf<'a>, Fault> {
     let (key, fact, hash) = (blob(row, 0)?, blob(row, 1)?, blob(row, 2)?);
     let (is_dir, extra) = fact::kind_of(key, fact)?;
-    Ok(Leaf { path: fact::path_of(key)?, hash: Digest(exactly(hash)?), is_dir, extra })
+    Ok(Leaf { key: Key::new(key), hash: Digest(exactly(hash)?), is_dir, extra })
 }
 
-fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
+fn leaves_in(conn: &Connection, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), Fault> {
     let mut prefix = dir.to_key();
     if !dir.is_root() {
         prefix.push(0);
     }
     let end = end_of(dir);
     let mut statement = conn.prepare_cached(&format!("{COLUMNS} WHERE path >= ?1 ORDER BY path"))?;
-    let mut leaves = Vec::new();
     let mut from = prefix.clone();
     'seek: loop {
         let mut rows = statement.query([&from])?;
@@ -335,11 +335,11 @@ fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
                 from.push(1);
                 continue 'seek;
             }
-            leaves.push(read_leaf(row)?);
+            visit(read_leaf(row)?);
             from.clear();
             from.extend_from_slice(key);
         }
-        return Ok(leaves);
+        return Ok(());
     }
 }
 

@@ -10,7 +10,7 @@ use foldhash::HashSet;
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Leaf, RowCursor, Stored};
+use crate::index::{Index, IndexError, RowCursor, Stored};
 use crate::manifest::{Entry, Holds, Kind, Merkle, Metadata, Refused, Row, Time, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::tree;
@@ -166,15 +166,14 @@ impl Survey {
         let holds = self.holds();
         let before = self.before.take().filter(|_| holds.is_empty());
         let ignored = |extra: bool| extra && ignore_extras;
-        let skip = |leaf: &Leaf| ignored(leaf.extra);
         let found = |p: &Pending| (!ignored(p.row.extra)).then(|| (p.row.entry.hash(), p.row.entry.is_dir()));
         let gone = self.gone.iter().map(|row| (&row.path, None));
         // Collected at once, which is several times faster than one by one.
         let overlay: tree::Overlay<'_> = gone.chain(self.pending.iter().map(|p| (&p.row.path, found(p)))).collect();
         match before {
             Some(before) if overlay.is_empty() => Ok(before),
-            Some(before) => tree::rehash(index, before, &overlay, &skip),
-            None => tree::hash_with(index, &overlay, &holds, &skip),
+            Some(before) => tree::rehash(index, before, &overlay, ignore_extras),
+            None => tree::hash_with(index, &overlay, &holds, ignore_extras),
         }
     }
 

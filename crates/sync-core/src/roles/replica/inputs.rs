@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::open::Opened;
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Leaf};
+use crate::index::{Index, IndexError};
 use crate::manifest::{Entry, Holds, Row};
 use crate::path::RelPath;
 use crate::plan::{self, Changes, Rename};
@@ -127,9 +127,9 @@ pub fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<D
     }
     let overlay: tree::Overlay<'_> =
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
+    let ignore_extras = opened.policy.no_delete;
     match holds.is_empty() {
-        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
-        false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),
+        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, ignore_extras)?.root),
+        false => Ok(tree::hash_with(&opened.index, &overlay, holds, ignore_extras)?.root),
     }
 }
