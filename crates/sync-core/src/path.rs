@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use key::Key;
+pub use key::{Key, KeyBuf};
 
 /// Longest name in bytes that Linux file systems hold (`NAME_MAX`).
 pub const MAX_NAME: usize = 255;

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{PathError, RelPath};
+use super::{MAX_PATH, PathError, RelPath, check_name, escape};
 
 /// The bytes of a path with NUL, which no name holds, in place of `/`: their order is tree order, so comparing two keys is
 /// comparing bytes. Borrowed, because a pass over a whole tree makes no path of most of them; what is in it was checked
@@ -58,6 +58,51 @@ impl<'a> Key<'a> {
     }
 }
 
+/// The key of a path that names are added to and taken from.
+#[derive(Clone, Debug, Default)]
+pub struct KeyBuf(Vec<u8>);
+
+impl KeyBuf {
+    /// That of the top directory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Goes down to `name`.
+    ///
+    /// # Errors
+    /// [`PathError`] if `name` is no single clean name or the whole gets too long; nothing has changed then.
+    pub fn push(&mut self, name: &[u8]) -> Result<(), PathError> {
+        check_name(name)?;
+        if name.contains(&b'/') {
+            return Err(PathError::Component(escape(name)));
+        }
+        let slash = usize::from(!self.0.is_empty());
+        if self.0.len() + slash + name.len() > MAX_PATH {
+            return Err(PathError::TooLong);
+        }
+        self.0.extend_from_slice(&[0][..slash]);
+        self.0.extend_from_slice(name);
+        Ok(())
+    }
+
+    /// Goes up by one name; from the top directory, nowhere.
+    pub fn pop(&mut self) {
+        self.0.truncate(self.0.iter().rposition(|&byte| byte == 0).unwrap_or(0));
+    }
+
+    /// The key.
+    pub fn key(&self) -> Key<'_> {
+        Key(&self.0)
+    }
+
+    /// The path.
+    pub fn path(&self) -> RelPath {
+        // Every name was checked when it was added.
+        RelPath(self.0.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +122,29 @@ mod tests {
             }
         }
         assert!(Key::new(b"a/b").to_path().is_err() && Key::new(b"a\0\0b").to_path().is_err());
+    }
+
+    #[test]
+    fn a_key_goes_down_by_clean_names_and_up_again() {
+        let mut at = KeyBuf::new();
+        for (name, path) in [("a", "a"), ("b c", "a/b c"), ("d", "a/b c/d")] {
+            at.push(name.as_bytes()).unwrap();
+            assert_eq!(at.path(), RelPath::new(path).unwrap());
+            assert_eq!(at.key().to_path().unwrap(), at.path());
+        }
+        for bad in ["", ".", "..", "x/y", "x\0y", &"x".repeat(256)] {
+            assert!(at.push(bad.as_bytes()).is_err(), "{bad:?}");
+            assert_eq!(at.path(), RelPath::new("a/b c/d").unwrap());
+        }
+        for path in ["a/b c", "a", "", ""] {
+            at.pop();
+            assert_eq!(at.path(), RelPath::new(path).unwrap());
+        }
+        let long = "x".repeat(255);
+        for _ in 0..256 {
+            at.push(long.as_bytes()).unwrap();
+        }
+        assert_eq!(at.path().as_bytes().len(), MAX_PATH);
+        assert_eq!(at.push(b"x"), Err(PathError::TooLong));
     }
 }

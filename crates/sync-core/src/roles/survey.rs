@@ -4,15 +4,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use foldhash::HashSet;
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, RowCursor, Stored};
+use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
 use crate::manifest::{Entry, Holds, Kind, Merkle, Metadata, Refused, Row, Time, TreeHash, Tuple, Xattrs};
-use crate::path::RelPath;
+use crate::path::{Key, RelPath};
 use crate::roles::tree;
 
 /// How to look at a tree.
@@ -239,16 +240,15 @@ pub fn survey(
     let mut walk = Walk {
         root,
         options,
-        started: a_fresh_tick(),
+        started: fs::clock::now(),
+        has_waited: false,
         rows: index.cursor()?,
-        next: None,
         groups: HashMap::new(),
         kept: None,
         merkle: Some(Merkle::new()),
         found,
         survey: Survey::default(),
     };
-    walk.next = walk.rows.next_stored()?;
     let ended = fs::scan(root, &scan_options, &mut |item| {
         if walk.survey.entries.is_multiple_of(1024) && seen_so_far(walk.survey.entries).is_break() {
             return ControlFlow::Break(SurveyError::Stopped);
@@ -264,20 +264,14 @@ pub fn survey(
     walk.finish()
 }
 
-/// Waits for the file systems' clock to tick once (a few milliseconds), so that what was written just before this push
-/// can be proven by it.
-fn a_fresh_tick() -> Time {
-    fs::clock::wait_past(fs::clock::now(), std::time::Duration::from_millis(20));
-    fs::clock::now()
-}
-
 struct Walk<'a> {
     root: &'a Root,
     options: &'a SurveyOptions<'a>,
     /// The clock when the walk began: an inode that changed later than the tick before may change again unseen.
     started: Time,
+    /// Whether the walk has let the clock tick for an entry that is as young as that.
+    has_waited: bool,
     rows: RowCursor,
-    next: Option<Stored>,
     /// First name and content of each inode with several names.
     groups: HashMap<(u64, u64), (RelPath, Option<Kind>)>,
     /// The topmost extra directory that the walk is in.
@@ -292,17 +286,17 @@ impl Walk<'_> {
     fn visit(&mut self, item: Scanned<'_>) -> Result<(), SurveyError> {
         match item {
             Scanned::Entry(seen) => {
-                self.skip_to(&seen.path)?;
+                self.skip_to(seen.key())?;
                 self.survey.entries += 1;
-                let row = match &self.next {
-                    Some(next) if next.row.path == seen.path => self.take()?,
-                    _ => None,
-                };
-                self.entry(&seen, row)
+                if self.is_as_known(&seen)? {
+                    return Ok(());
+                }
+                let is_next = self.rows.peek()?.is_some_and(|next| next.key == seen.key());
+                let row = if is_next { self.take()? } else { None };
+                self.entry(seen, row)
             }
             Scanned::Held(error) => self.hold(error),
             Scanned::LeftOut { path, why } => {
-                self.skip_to(&path)?;
                 self.pass_over(&path)?;
                 if why == LeftOut::Asked {
                     self.survey.left_out.push(path.clone());
@@ -313,14 +307,36 @@ impl Walk<'_> {
         }
     }
 
-    fn advance(&mut self) -> Result<Option<Stored>, SurveyError> {
-        let next = self.rows.next_stored()?;
-        Ok(std::mem::replace(&mut self.next, next))
+    /// Whether the next row is that of the entry, and says just what the disk shows: nearly always so, and then this is
+    /// all that is done about the entry. What other names, extras and options decide is not decided here.
+    fn is_as_known(&mut self, seen: &Seen<'_>) -> Result<bool, SurveyError> {
+        let Stat { nlink, tuple, .. } = &seen.stat;
+        if self.options.checksum || self.kept.is_some() || (*nlink > 1 && !seen.stat.is_dir()) {
+            return Ok(false);
+        }
+        let Some(next) = self.rows.peek()?.filter(|next| next.key == seen.key()) else { return Ok(false) };
+        let Some(Shown { is_dir, digest }) = next.shown_by(tuple, seen.mount) else { return Ok(false) };
+        if let Some(merkle) = &mut self.merkle {
+            merkle.push_key(next.key, next.hash, is_dir);
+        }
+        self.rows.pass();
+        self.survey.contents.extend(digest.map(|digest| digest.prefix()));
+        self.note_dir(seen);
+        Ok(true)
+    }
+
+    fn note_dir(&mut self, seen: &Seen<'_>) {
+        if seen.stat.is_dir() {
+            self.survey.dirs.push((seen.path().clone(), seen.stat.tuple));
+        }
+        if seen.mount {
+            self.survey.mounts.push(seen.path().clone());
+        }
     }
 
     /// The next row, which counts for the hash of the tree as the index has it.
     fn take(&mut self) -> Result<Option<Row>, SurveyError> {
-        let Some(Stored { row, hash, .. }) = self.advance()? else { return Ok(None) };
+        let Some(Stored { row, hash, .. }) = self.rows.next_stored()? else { return Ok(None) };
         let ignored = row.extra && self.options.ignore_extras;
         if let (Some(merkle), false) = (&mut self.merkle, ignored) {
             merkle.push(&row.path, hash, row.entry.is_dir());
@@ -328,9 +344,9 @@ impl Walk<'_> {
         Ok(Some(row))
     }
 
-    /// Rows before `path` were not seen.
-    fn skip_to(&mut self, path: &RelPath) -> Result<(), SurveyError> {
-        while self.next.as_ref().is_some_and(|next| next.row.path < *path) {
+    /// Rows before `key` were not seen.
+    fn skip_to(&mut self, key: Key<'_>) -> Result<(), SurveyError> {
+        while self.rows.peek()?.is_some_and(|next| next.key < key) {
             if let Some(row) = self.take()? {
                 self.unseen(row);
             }
@@ -347,22 +363,24 @@ impl Walk<'_> {
 
     /// What cannot be looked at keeps its rows, with all beneath it.
     fn hold(&mut self, error: FsError) -> Result<(), SurveyError> {
-        self.skip_to(&error.path)?;
         self.pass_over(&error.path)?;
         self.survey.failures.push(error);
         Ok(())
     }
 
-    /// Rows of a path and all beneath it that are neither believed nor doubted.
+    /// Rows before a path were not seen; its own and all beneath it are neither believed nor doubted.
     fn pass_over(&mut self, path: &RelPath) -> Result<(), SurveyError> {
-        while self.next.as_ref().is_some_and(|Stored { row, .. }| row.path == *path || row.path.is_beneath(path)) {
-            self.advance()?;
+        let key = path.to_key();
+        let top = Key::new(&key);
+        self.skip_to(top)?;
+        while self.rows.peek()?.is_some_and(|next| next.key == top || next.key.is_beneath(top)) {
+            self.rows.pass();
         }
         self.merkle = None;
         Ok(())
     }
 
-    fn entry(&mut self, seen: &Seen<'_>, row: Option<Row>) -> Result<(), SurveyError> {
+    fn entry(&mut self, mut seen: Seen<'_>, row: Option<Row>) -> Result<(), SurveyError> {
         if let Some(row) = &row
             && row.mount
             && !seen.mount
@@ -370,22 +388,20 @@ impl Walk<'_> {
         {
             let why = "a file system was mounted here at the last push and is not now; mount it, or push once with \
                        --checksum to take the directory as it is";
-            return self.hold(FsError::because("read", &seen.path, why));
+            return self.hold(FsError::because("read", seen.path(), why));
         }
-        if seen.stat.is_dir() {
-            self.survey.dirs.push((seen.path.clone(), seen.stat.tuple));
-        }
-        if seen.mount {
-            self.survey.mounts.push(seen.path.clone());
-        }
-        let group = self.group(seen);
-        let extra = self.is_extra(seen, row.as_ref());
+        self.note_dir(&seen);
+        let group = self.group(&seen);
+        let extra = self.is_extra(&seen, row.as_ref());
         let looked = match row {
-            Some(row) if self.believes(&row, seen) => {
-                self.known(seen, row, group, extra);
+            Some(row) if self.believes(&row, &seen) => {
+                self.known(&seen, row, group, extra);
                 Ok(())
             }
-            row => self.unknown(seen, row.as_ref(), group, extra),
+            row => {
+                let at = self.look_later(&mut seen);
+                self.unknown(&seen, at, row.as_ref(), group, extra)
+            }
         };
         looked.map_or_else(|error| self.hold(error), Ok)
     }
@@ -393,11 +409,11 @@ impl Walk<'_> {
     /// Whether the master does not have the entry. What somebody put into a directory that the master does not have is
     /// none of its entries either: told of without its directory, nobody could make sense of it.
     fn is_extra(&mut self, seen: &Seen<'_>, row: Option<&Row>) -> bool {
-        if self.kept.as_ref().is_some_and(|top| seen.path.is_beneath(top)) {
+        if self.kept.as_ref().is_some_and(|top| seen.path().is_beneath(top)) {
             return true;
         }
         let extra = row.is_some_and(|row| row.extra);
-        self.kept = (extra && seen.stat.is_dir()).then(|| seen.path.clone());
+        self.kept = (extra && seen.stat.is_dir()).then(|| seen.path().clone());
         extra
     }
 
@@ -407,10 +423,10 @@ impl Walk<'_> {
             return None;
         }
         let inode = (seen.stat.tuple.fs, seen.stat.tuple.ino);
-        self.survey.names.entry(inode).or_default().push(seen.path.clone());
+        self.survey.names.entry(inode).or_default().push(seen.path().clone());
         let known = self.groups.get(&seen.stat.identity()).cloned();
         if known.is_none() {
-            self.groups.insert(seen.stat.identity(), (seen.path.clone(), None));
+            self.groups.insert(seen.stat.identity(), (seen.path().clone(), None));
         }
         known
     }
@@ -437,15 +453,41 @@ impl Walk<'_> {
 
     fn remember(&mut self, seen: &Seen<'_>, entry: &Entry) {
         if let Some((first, kind)) = self.groups.get_mut(&seen.stat.identity())
-            && *first == seen.path
+            && first == seen.path()
         {
             *kind = Some(entry.kind.clone());
         }
     }
 
+    /// When the entry was looked at, for its stamp to be compared with. One that changed in the tick in which the walk began
+    /// could not be proven: it is looked at again in a later one, so that what was written just before a push need not be
+    /// read again by the next.
+    fn look_later(&mut self, seen: &mut Seen<'_>) -> Time {
+        const TICKS: Duration = Duration::from_millis(20);
+        let ctime = seen.stat.tuple.ctime;
+        if fs::clock::settled(ctime, self.started, false) || self.root.is_remote(&seen.stat) {
+            return self.started;
+        }
+        // Once: some stamps are so coarse, or so far in the future, that all waiting is in vain.
+        if !std::mem::replace(&mut self.has_waited, true) {
+            fs::clock::wait_past(ctime, TICKS);
+        }
+        let at = fs::clock::now();
+        match self.root.stat_at(seen.dir, seen.name) {
+            Ok(stat) if stat.kind == seen.stat.kind => {
+                seen.stat = stat;
+                at
+            }
+            // What became of it is found where it is read.
+            _ => self.started,
+        }
+    }
+
+    /// `at` is when it was looked at, or earlier.
     fn unknown(
         &mut self,
         seen: &Seen<'_>,
+        at: Time,
         old: Option<&Row>,
         group: Option<(RelPath, Option<Kind>)>,
         extra: bool,
@@ -459,7 +501,7 @@ impl Walk<'_> {
         };
         let Some((mut entry, stat)) = looked else {
             self.survey.gone.extend(old.cloned());
-            self.survey.vanished.push(seen.path.clone());
+            self.survey.vanished.push(seen.path().clone());
             return Ok(());
         };
         let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
@@ -477,10 +519,10 @@ impl Walk<'_> {
             want_again(&mut entry, row);
         }
         let row = Row {
-            path: seen.path.clone(),
+            path: seen.path().clone(),
             entry,
             tuple: Some(stat.tuple),
-            proven: fs::clock::settled(stat.tuple.ctime, self.started, self.root.is_remote(&stat)),
+            proven: fs::clock::settled(stat.tuple.ctime, at, self.root.is_remote(&stat)),
             refused,
             extra,
             mount: seen.mount,
@@ -526,7 +568,7 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
     const TRIES: u32 = 4;
     let mut stat = seen.stat;
     for _ in 0..TRIES {
-        match fs::probe_at(root, &seen.path, seen.dir, seen.name, &stat) {
+        match fs::probe_at(root, seen.path(), seen.dir, seen.name, &stat) {
             Ok(entry) => return Ok(Some((entry, stat))),
             Err(ReadError::Fs(error)) => return Err(error),
             Err(ReadError::Changed | ReadError::Cancelled) => {}
@@ -536,10 +578,10 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
             Ok(now) if now.is_dir() == seen.stat.is_dir() => stat = now,
             Ok(_) => break,
             Err(errno) if errno == rustix::io::Errno::NOENT => return Ok(None),
-            Err(errno) => return Err(FsError::new("look at", &seen.path, errno)),
+            Err(errno) => return Err(FsError::new("look at", seen.path(), errno)),
         }
     }
-    Err(FsError::because("look at", &seen.path, "it keeps changing; push again when it rests"))
+    Err(FsError::because("look at", seen.path(), "it keeps changing; push again when it rests"))
 }
 
 fn before_of(row: &Row) -> Box<Before> {
