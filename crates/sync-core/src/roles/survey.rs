@@ -2,19 +2,20 @@
 //!
 //! Both roles begin with it. The master learns what changed since it published; the replica learns its own drift.
 
-use std::collections::{BTreeSet, HashMap};
+mod found;
+
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use foldhash::HashSet;
+pub use found::{Before, KnownContents, Pending, Survey};
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
-use crate::hash::Digest;
 use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
-use crate::manifest::{Entry, Holds, Kind, Merkle, Metadata, Refused, Row, Time, TreeHash, Tuple, Xattrs};
+use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time};
 use crate::path::{Key, RelPath};
-use crate::roles::tree;
+use found::recognise_moved_inodes;
 
 /// How to look at a tree.
 pub struct SurveyOptions<'a> {
@@ -32,177 +33,6 @@ pub struct SurveyOptions<'a> {
     pub reconsider_refused: bool,
     /// Leave extras out of the root: they were kept on purpose, and shall be again.
     pub ignore_extras: bool,
-}
-
-/// A path whose row is missing, or no longer true.
-#[derive(Clone, Debug)]
-pub struct Pending {
-    /// The row as it shall be; without a digest yet if `needs_hash`.
-    pub row: Row,
-    /// Whether the content must be read.
-    pub needs_hash: bool,
-    /// Whether the extended attributes must be read with it.
-    pub needs_xattrs: bool,
-    /// What the index has for this path. Boxed, because a first look finds tens of thousands of paths and it has none.
-    pub before: Option<Box<Before>>,
-}
-
-/// What an index has for a path.
-#[derive(Clone, Debug)]
-pub struct Before {
-    /// The hash of the entry.
-    pub hash: Digest,
-    /// Its owner, mode and time.
-    pub metadata: Metadata,
-    /// Size and digest of the content.
-    pub content: Option<(u64, Digest)>,
-}
-
-impl Pending {
-    /// Whether the entry itself differs from the index, not only the proof of it.
-    pub fn changes_entry(&self) -> bool {
-        self.before.as_ref().is_none_or(|before| before.hash != self.row.entry.hash())
-    }
-
-    /// Whether what changed of the entry is its metadata and nothing else.
-    pub fn changes_metadata(&self) -> bool {
-        let same_but_for_that = |before: &Before| self.row.entry.hash_with(&before.metadata) == before.hash;
-        // Most of the others differ in content, which costs no hashing.
-        self.before.as_ref().is_some_and(|b| b.content == self.row.entry.content() && same_but_for_that(b))
-    }
-
-    /// Size and digest of the content that the index has for this path.
-    pub fn old_content(&self) -> Option<(u64, Digest)> {
-        self.before.as_ref().and_then(|before| before.content)
-    }
-}
-
-/// Contents and extended attributes of inodes, by what proves them.
-pub type KnownContents = HashMap<Tuple, (Kind, Xattrs)>;
-
-/// What a look at a tree found.
-#[derive(Debug, Default)]
-pub struct Survey {
-    /// In tree order.
-    pub pending: Vec<Pending>,
-    /// Rows whose path is not there any more, in tree order.
-    pub gone: Vec<Row>,
-    /// What could not be looked at: it is neither changed nor gone.
-    pub failures: Vec<FsError>,
-    /// Entries seen.
-    pub entries: u64,
-    /// The hash of the tree as the index had it, unless something is held.
-    pub before: Option<TreeHash>,
-    /// State directories that were left out.
-    pub left_out: Vec<RelPath>,
-    /// Everything that was left out, mounts among it: what corresponds to it elsewhere is left alone.
-    pub apart: Vec<RelPath>,
-    /// Files that were listed and then were not there: their directories' listings are no longer true.
-    pub vanished: Vec<RelPath>,
-    /// Directories, and what they were when they were looked at.
-    dirs: Vec<(RelPath, Tuple)>,
-    /// Directories below the top where another file system is mounted.
-    pub mounts: Vec<RelPath>,
-    /// Prefixes of the contents that rows are believed about.
-    pub contents: HashSet<u64>,
-    /// Names of inodes that have several, by file system and inode.
-    pub names: HashMap<(u64, u64), Vec<RelPath>>,
-}
-
-impl Survey {
-    fn add(&mut self, pending: Pending) {
-        // By an eighth rather than twofold: this is the largest list there is.
-        if self.pending.len() == self.pending.capacity() {
-            self.pending.reserve_exact(1024 + self.pending.len() / 8);
-        }
-        self.pending.push(pending);
-    }
-
-    /// The paths that must be left alone.
-    pub fn holds(&self) -> Holds {
-        Holds::new(self.failures.iter().map(|failure| &failure.path).chain(&self.apart).cloned())
-    }
-
-    /// Takes over contents that an earlier look hashed, for inodes that are the same.
-    pub fn recall(&mut self, known: &KnownContents) {
-        for pending in self.pending.iter_mut().filter(|pending| pending.needs_hash) {
-            if let Some((kind, xattrs)) = pending.row.tuple.and_then(|tuple| known.get(&tuple)) {
-                pending.row.entry.kind = kind.clone();
-                if pending.needs_xattrs {
-                    pending.row.entry.xattrs.clone_from(xattrs);
-                }
-                (pending.needs_hash, pending.needs_xattrs) = (false, false);
-            }
-        }
-    }
-
-    /// What this look hashed.
-    pub fn hashed(&self) -> KnownContents {
-        let proven = self.pending.iter().filter(|p| p.row.proven && !p.needs_hash && p.row.entry.content().is_some());
-        proven.filter_map(|p| known_of(&p.row)).collect()
-    }
-
-    /// Whether something seems gone that may only have moved: a directory changed since it was listed.
-    pub fn is_restless(&self, root: &Root) -> bool {
-        let changed = |(path, tuple): &(RelPath, Tuple)| {
-            let now = root.stat(path).ok().flatten();
-            now.is_none_or(|stat| stat.tuple != *tuple)
-        };
-        !self.gone.is_empty() && self.dirs.iter().any(changed)
-    }
-
-    /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone.
-    pub fn hold_what_moves(&mut self) {
-        let why = "it comes and goes while the tree is read; push again when it rests";
-        let listings = self.vanished.iter().filter_map(RelPath::parent);
-        let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).chain(listings).collect();
-        self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
-    }
-
-    /// The hash of the tree as it was found, without extras if asked. The index still is what it was before the look.
-    ///
-    /// # Errors
-    /// [`IndexError`] if the rows cannot be read.
-    pub fn tree(&mut self, index: &Index, ignore_extras: bool) -> Result<TreeHash, IndexError> {
-        let holds = self.holds();
-        let before = self.before.take().filter(|_| holds.is_empty());
-        let ignored = |extra: bool| extra && ignore_extras;
-        let found = |p: &Pending| (!ignored(p.row.extra)).then(|| (p.row.entry.hash(), p.row.entry.is_dir()));
-        let gone = self.gone.iter().map(|row| (&row.path, None));
-        // Collected at once, which is several times faster than one by one.
-        let overlay: tree::Overlay<'_> = gone.chain(self.pending.iter().map(|p| (&p.row.path, found(p)))).collect();
-        match before {
-            Some(before) if overlay.is_empty() => Ok(before),
-            Some(before) => tree::rehash(index, before, &overlay, ignore_extras),
-            None => tree::hash_with(index, &overlay, &holds, ignore_extras),
-        }
-    }
-
-    /// The directories that are gone, each with its hash; none if not all of the tree as it was is known.
-    pub fn gone_dirs(&self) -> Vec<(RelPath, Digest)> {
-        let Some(before) = &self.before else { return Vec::new() };
-        let dirs = self.gone.iter().filter(|row| row.entry.is_dir());
-        dirs.filter_map(|row| Some((row.path.clone(), *before.dirs.get(&row.path)?))).collect()
-    }
-
-    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one.
-    ///
-    /// # Errors
-    /// [`IndexError`] if the index cannot be read.
-    pub fn is_unmounted(&self, root: &Root, index: &Index) -> Result<bool, SurveyError> {
-        if self.entries > 1 || self.gone.is_empty() {
-            return Ok(false);
-        }
-        let known = index.row(&RelPath::root())?.and_then(|row| row.tuple);
-        let now = root.stat(&RelPath::root())?.map(|stat| stat.tuple);
-        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs))
-    }
-
-    /// Bytes that have to be read.
-    pub fn bytes_to_hash(&self) -> u64 {
-        let size = |p: &Pending| p.row.entry.content().map_or(0, |(size, _)| size);
-        self.pending.iter().filter(|p| p.needs_hash).map(size).sum()
-    }
 }
 
 /// Why a survey ended early.
@@ -292,8 +122,8 @@ impl Walk<'_> {
                     return Ok(());
                 }
                 let is_next = self.rows.peek()?.is_some_and(|next| next.key == seen.key());
-                let row = if is_next { self.take()? } else { None };
-                self.entry(seen, row)
+                let old = if is_next { self.take()? } else { None };
+                self.entry(seen, old)
             }
             Scanned::Held(error) => self.hold(error),
             Scanned::LeftOut { path, why } => {
@@ -335,19 +165,20 @@ impl Walk<'_> {
     }
 
     /// The next row, which counts for the hash of the tree as the index has it.
-    fn take(&mut self) -> Result<Option<Row>, SurveyError> {
-        let Some(Stored { row, hash, .. }) = self.rows.next_stored()? else { return Ok(None) };
+    fn take(&mut self) -> Result<Option<Stored>, SurveyError> {
+        let Some(stored) = self.rows.next_stored()? else { return Ok(None) };
+        let Stored { row, hash, .. } = &stored;
         let ignored = row.extra && self.options.ignore_extras;
         if let (Some(merkle), false) = (&mut self.merkle, ignored) {
-            merkle.push(&row.path, hash, row.entry.is_dir());
+            merkle.push(&row.path, *hash, row.entry.is_dir());
         }
-        Ok(Some(row))
+        Ok(Some(stored))
     }
 
     /// Rows before `key` were not seen.
     fn skip_to(&mut self, key: Key<'_>) -> Result<(), SurveyError> {
         while self.rows.peek()?.is_some_and(|next| next.key < key) {
-            if let Some(row) = self.take()? {
+            if let Some(Stored { row, .. }) = self.take()? {
                 self.unseen(row);
             }
         }
@@ -380,8 +211,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, mut seen: Seen<'_>, row: Option<Row>) -> Result<(), SurveyError> {
-        if let Some(row) = &row
+    fn entry(&mut self, mut seen: Seen<'_>, old: Option<Stored>) -> Result<(), SurveyError> {
+        if let Some(Stored { row, .. }) = &old
             && row.mount
             && !seen.mount
             && !self.options.checksum
@@ -392,15 +223,15 @@ impl Walk<'_> {
         }
         self.note_dir(&seen);
         let group = self.group(&seen);
-        let extra = self.is_extra(&seen, row.as_ref());
-        let looked = match row {
-            Some(row) if self.believes(&row, &seen) => {
-                self.known(&seen, row, group, extra);
+        let extra = self.is_extra(&seen, old.as_ref().map(|old| &old.row));
+        let looked = match old {
+            Some(old) if self.believes(&old.row, &seen) => {
+                self.known(&seen, old, group, extra);
                 Ok(())
             }
-            row => {
+            old => {
                 let at = self.look_later(&mut seen);
-                self.unknown(&seen, at, row.as_ref(), group, extra)
+                self.unknown(&seen, at, old.as_ref(), group, extra)
             }
         };
         looked.map_or_else(|error| self.hold(error), Ok)
@@ -439,14 +270,16 @@ impl Walk<'_> {
     }
 
     /// The inode is the row's: only what other names or mounts decide can differ.
-    fn known(&mut self, seen: &Seen<'_>, row: Row, group: Option<(RelPath, Option<Kind>)>, extra: bool) {
+    fn known(&mut self, seen: &Seen<'_>, old: Stored, group: Option<(RelPath, Option<Kind>)>, extra: bool) {
+        let row = &old.row;
         let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|(first, _)| first) };
         self.remember(seen, &row.entry);
         self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
         if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
             return;
         }
-        let before = Some(before_of(&row));
+        let before = Some(before_of(&old));
+        let Stored { row, .. } = old;
         let row = Row { entry: Entry { link, ..row.entry }, mount: seen.mount, extra, ..row };
         self.survey.add(Pending { row, needs_hash: false, needs_xattrs: false, before });
     }
@@ -488,10 +321,11 @@ impl Walk<'_> {
         &mut self,
         seen: &Seen<'_>,
         at: Time,
-        old: Option<&Row>,
+        stored: Option<&Stored>,
         group: Option<(RelPath, Option<Kind>)>,
         extra: bool,
     ) -> Result<(), FsError> {
+        let old = stored.map(|stored| &stored.row);
         // Whoever reads the content reads the attributes through the same descriptor, which is cheaper than by name.
         let is_known = old.is_some_and(|row| row.tuple == Some(seen.stat.tuple));
         let needs_xattrs = seen.stat.is_file() && seen.stat.tuple.size > 0 && seen.stat.nlink == 1 && !is_known;
@@ -527,14 +361,14 @@ impl Walk<'_> {
             extra,
             mount: seen.mount,
         };
-        let pending = Pending { row, needs_hash, needs_xattrs, before: old.map(before_of) };
+        let pending = Pending { row, needs_hash, needs_xattrs, before: stored.map(before_of) };
         (self.found)(self.survey.pending.len(), &pending);
         self.survey.add(pending);
         Ok(())
     }
 
     fn finish(mut self) -> Result<Survey, SurveyError> {
-        while let Some(row) = self.take()? {
+        while let Some(Stored { row, .. }) = self.take()? {
             self.unseen(row);
         }
         self.survey.before = self.merkle.map(Merkle::finish);
@@ -584,18 +418,6 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
     Err(FsError::because("look at", seen.path(), "it keeps changing; push again when it rests"))
 }
 
-fn before_of(row: &Row) -> Box<Before> {
-    Box::new(Before { hash: row.entry.hash(), metadata: row.entry.metadata(), content: row.entry.content() })
-}
-
-fn known_of(row: &Row) -> Option<(Tuple, (Kind, Xattrs))> {
-    Some((row.tuple?, (row.entry.kind.clone(), row.entry.xattrs.clone())))
-}
-
-/// A file under a renamed directory keeps its tuple, and with it the proof of its content: no need to read it.
-fn recognise_moved_inodes(survey: &mut Survey) {
-    // Where something was refused, the row does not tell what the inode has.
-    let proven = survey.gone.iter().filter(|row| row.proven && row.entry.content().is_some() && row.refused.is_empty());
-    let moved: KnownContents = proven.filter_map(known_of).collect();
-    survey.recall(&moved);
+fn before_of(Stored { row: Row { entry, .. }, hash, .. }: &Stored) -> Box<Before> {
+    Box::new(Before { hash: *hash, metadata: entry.metadata(), content: entry.content(), now: None })
 }
