@@ -29,7 +29,7 @@ const TRIES: u32 = 8;
 /// [`ReadError::Changed`] if the entry is not what was seen any more. For a regular file only reading the content
 /// ([`super::hash_file`]), afterwards, confirms that.
 pub fn probe(root: &Root, seen: &Seen<'_>) -> Result<Entry, ReadError> {
-    probe_at(root, &seen.path, seen.dir, seen.name, &seen.stat)
+    probe_at(root, seen.path(), seen.dir, seen.name, &seen.stat)
 }
 
 /// The same for an entry that was seen earlier: `name` in `dir`, which was `stat`.

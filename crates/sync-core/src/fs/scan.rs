@@ -9,7 +9,8 @@
 //! Each listing is true for the moment it was made. A file renamed during the walk from a directory that is still to
 //! come into one that was already listed is in neither: only a watch, or the next walk, finds it.
 
-use std::ffi::{CStr, CString};
+use std::cell::OnceCell;
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +24,7 @@ use super::root::Root;
 use super::stat::{FileType, Stat};
 use super::{STAGING_NAME, clock};
 use crate::filter::Filter;
-use crate::path::{MAX_NAME, MAX_PATH, RelPath, escape};
+use crate::path::{Key, KeyBuf, MAX_NAME, MAX_PATH, RelPath, escape};
 
 /// How often a directory that keeps changing is listed before it is held.
 const TRIES: u32 = 8;
@@ -85,8 +86,8 @@ pub enum LeftOut {
 /// An entry at the moment it was looked at.
 #[derive(Debug)]
 pub struct Seen<'a> {
-    /// Where.
-    pub path: RelPath,
+    at: &'a KeyBuf,
+    path: OnceCell<RelPath>,
     /// The directory that holds it; for the top, the top itself.
     pub dir: BorrowedFd<'a>,
     /// Its name in `dir`; `.` for the top.
@@ -95,6 +96,18 @@ pub struct Seen<'a> {
     pub stat: Stat,
     /// Whether something is mounted here.
     pub mount: bool,
+}
+
+impl Seen<'_> {
+    /// Where it is, as an index has it.
+    pub fn key(&self) -> Key<'_> {
+        self.at.key()
+    }
+
+    /// Where it is. Made when it is first asked for: of most entries nobody does.
+    pub fn path(&self) -> &RelPath {
+        self.path.get_or_init(|| self.at.path())
+    }
 }
 
 /// Walks the tree beneath `root` and calls `visit` for everything in it: the top first, then in tree order, until it
@@ -112,22 +125,64 @@ pub fn scan<B>(
     let top = RelPath::root();
     let fd = root.open_dir(&top)?;
     let listing = lister.list(&top, fd.as_fd(), None, &mut buffer)?;
-    let mut walk = Walk { lister, visit, buffer, stack: Vec::new(), at: top.clone() };
-    let seen = Seen { path: top, dir: root.fd(), name: c".", stat: listing.stat, mount: false };
-    match walk.announce(seen, listing, fd) {
+    let mut walk = Walk { lister, visit, buffer, stack: Vec::new(), at: KeyBuf::new() };
+    match walk.announce(root.fd(), c".", false, listing, fd) {
         ControlFlow::Break(reason) => return Ok(ControlFlow::Break(reason)),
         ControlFlow::Continue(frame) => walk.stack.push(frame),
     }
     Ok(walk.run())
 }
 
-/// A name in a listing.
+/// Names with what was found under each, in the order of the names once they are sorted. What is found is large, and the
+/// names are short: neither is moved to sort them, and none has an allocation of its own.
+#[derive(Default)]
+struct Children {
+    /// One after the other, each with a NUL at its end.
+    names: Vec<u8>,
+    found: Vec<Found>,
+    order: Vec<Child>,
+    /// How many of them were taken.
+    taken: usize,
+}
+
+/// A name in [`Children::names`], and the place in [`Children::found`].
+#[derive(Clone, Copy)]
 struct Child {
-    name: CString,
-    found: Found,
+    start: usize,
+    len: usize,
+    found: usize,
+}
+
+impl Children {
+    fn push(&mut self, name: &CStr, found: Found) {
+        let (start, bytes) = (self.names.len(), name.to_bytes_with_nul());
+        self.order.push(Child { start, len: bytes.len(), found: self.found.len() });
+        self.names.extend_from_slice(bytes);
+        self.found.push(found);
+    }
+
+    fn sort(&mut self) {
+        let Self { names, order, .. } = self;
+        // A NUL is less than whatever a longer name has in its place.
+        let name = |child: &Child| &names[child.start..][..child.len];
+        order.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+    }
+
+    fn is_over(&self) -> bool {
+        self.taken >= self.order.len()
+    }
+
+    /// The next one, once.
+    fn take(&mut self) -> Option<(&CStr, Found)> {
+        let Child { start, len, found } = *self.order.get(self.taken)?;
+        self.taken += 1;
+        let name = CStr::from_bytes_with_nul(&self.names[start..][..len]).ok()?;
+        Some((name, self.found[found]))
+    }
 }
 
 /// What looking at a name gave.
+#[derive(Clone, Copy)]
 enum Found {
     Stat(Stat),
     Failed(Errno),
@@ -137,7 +192,7 @@ enum Found {
 /// A directory that was listed while it did not change.
 struct Listing {
     stat: Stat,
-    children: Vec<Child>,
+    children: Children,
     held: Vec<FsError>,
 }
 
@@ -146,7 +201,7 @@ struct Frame {
     stat: Stat,
     /// Given up while the walk is deep beneath it, and when nothing is left to do in it.
     fd: Option<OwnedFd>,
-    children: std::vec::IntoIter<Child>,
+    children: Children,
 }
 
 /// Lists single directories.
@@ -176,7 +231,7 @@ impl Lister<'_> {
                 seek(fd, SeekFrom::Start(0)).map_err(fail)?;
             }
             let start = clock::now();
-            let mut listing = Listing { stat: before, children: Vec::new(), held: Vec::new() };
+            let mut listing = Listing { stat: before, children: Children::default(), held: Vec::new() };
             let whole = self.read(path, fd, buffer, &mut listing).map_err(fail)?;
             listing.stat = self.root.stat_fd(fd).map_err(fail)?;
             let (was, is) = (before, listing.stat);
@@ -185,7 +240,7 @@ impl Lister<'_> {
             let ctime = is.tuple.ctime;
             // A stamp from the future would keep us waiting for nothing.
             if unchanged && (clock::settled(ctime, start, false) || ctime.sec > start.sec + 3) {
-                listing.children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                listing.children.sort();
                 return Ok(listing);
             }
             young = unchanged.then_some(listing);
@@ -195,7 +250,7 @@ impl Lister<'_> {
         let mut listing = young.ok_or_else(|| {
             FsError::because("list the directory", path, format!("it keeps changing: listed {TRIES} times"))
         })?;
-        listing.children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        listing.children.sort();
         Ok(listing)
     }
 
@@ -241,7 +296,7 @@ impl Lister<'_> {
                     Err(errno) => Found::Failed(errno),
                 }
             };
-            listing.children.push(Child { name: name.to_owned(), found });
+            listing.children.push(name, found);
         }
         Ok(true)
     }
@@ -269,7 +324,11 @@ struct Walk<'a, 'v, B> {
     /// The directories from the top to the one that is being visited, and the path of that one. The frames hold no
     /// paths of their own: in a very deep tree those would add up to the square of its depth.
     stack: Vec<Frame>,
-    at: RelPath,
+    at: KeyBuf,
+}
+
+fn seen<'a>(at: &'a KeyBuf, dir: BorrowedFd<'a>, name: &'a CStr, stat: Stat, mount: bool) -> Scanned<'a> {
+    Scanned::Entry(Seen { at, path: OnceCell::new(), dir, name, stat, mount })
 }
 
 /// What opening a directory for the walk gave.
@@ -287,22 +346,22 @@ enum Entered {
 impl<B> Walk<'_, '_, B> {
     fn run(&mut self) -> ControlFlow<B> {
         while let Some(mut frame) = self.stack.pop() {
-            let inner = if frame.children.len() == 0 { None } else { self.go_on(&mut frame)? };
+            let inner = if frame.children.is_over() { None } else { self.go_on(&mut frame)? };
             match inner {
-                Some((path, inner)) => {
-                    self.at = path;
+                Some(inner) => {
                     self.stack.push(frame);
                     self.stack.push(inner);
                     self.close_distant();
                 }
-                None => self.at = self.at.parent().unwrap_or_default(),
+                None => self.at.pop(),
             }
         }
         ControlFlow::Continue(())
     }
 
-    /// Visits the children that are left, up to the next directory, which comes back to be gone into.
-    fn go_on(&mut self, frame: &mut Frame) -> ControlFlow<B, Option<(RelPath, Frame)>> {
+    /// Visits the children that are left, up to the next directory, which comes back to be gone into: the walk is there
+    /// then.
+    fn go_on(&mut self, frame: &mut Frame) -> ControlFlow<B, Option<Frame>> {
         let fd = match self.reopen(frame) {
             Ok(fd) => fd,
             Err(error) => {
@@ -310,10 +369,10 @@ impl<B> Walk<'_, '_, B> {
                 return ControlFlow::Continue(None);
             }
         };
-        while let Some(child) = frame.children.next() {
-            let inner = self.child(frame.stat.mount, fd.as_fd(), child)?;
+        while let Some((name, found)) = frame.children.take() {
+            let inner = self.child(frame.stat.mount, fd.as_fd(), name, found)?;
             if inner.is_some() {
-                frame.fd = (frame.children.len() > 0).then_some(fd);
+                frame.fd = (!frame.children.is_over()).then_some(fd);
                 return ControlFlow::Continue(inner);
             }
         }
@@ -332,8 +391,9 @@ impl<B> Walk<'_, '_, B> {
         if let Some(fd) = frame.fd.take() {
             return Ok(fd);
         }
-        let moved = || FsError::because("scan", &self.at, "it was moved or replaced while its tree was scanned");
-        let fd = self.lister.root.open_dir(&self.at).map_err(|e| if e.is_gone() { moved() } else { e })?;
+        let at = self.at.path();
+        let moved = || FsError::because("scan", &at, "it was moved or replaced while its tree was scanned");
+        let fd = self.lister.root.open_dir(&at).map_err(|e| if e.is_gone() { moved() } else { e })?;
         match self.lister.root.stat_fd(&fd) {
             Ok(stat) if stat.identity() == frame.stat.identity() => Ok(fd),
             _ => Err(moved()),
@@ -341,25 +401,38 @@ impl<B> Walk<'_, '_, B> {
     }
 
     /// Visits one child of a directory on the mount `around`; a directory comes back as the frame to go on with.
-    fn child(&mut self, around: u64, dir: BorrowedFd<'_>, child: Child) -> ControlFlow<B, Option<(RelPath, Frame)>> {
-        let held = |path: &RelPath, reason: &str| FsError::because("scan", path, reason);
-        let name = child.name.as_c_str();
-        let path = match self.at.join(name.to_bytes()) {
-            Ok(path) => path,
-            Err(error) => {
-                (self.visit)(Scanned::Held(held(&self.at, &error.to_string())))?;
-                return ControlFlow::Continue(None);
+    fn child(&mut self, around: u64, dir: BorrowedFd<'_>, name: &CStr, found: Found) -> ControlFlow<B, Option<Frame>> {
+        if let Err(error) = self.at.push(name.to_bytes()) {
+            (self.visit)(Scanned::Held(FsError::because("scan", &self.at.path(), error.to_string())))?;
+            return ControlFlow::Continue(None);
+        }
+        let inner = self.child_here(around, dir, name, found)?;
+        if inner.is_none() {
+            self.at.pop();
+        }
+        ControlFlow::Continue(inner)
+    }
+
+    /// The same for the child that the walk is at.
+    fn child_here(
+        &mut self,
+        around: u64,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        found: Found,
+    ) -> ControlFlow<B, Option<Frame>> {
+        let told = match found {
+            Found::Failed(errno) => Scanned::Held(FsError::new("look at", &self.at.path(), errno)),
+            Found::Reserved => {
+                let why = "the name is reserved for staging on replicas: rename it";
+                Scanned::Held(FsError::because("scan", &self.at.path(), why))
             }
-        };
-        let told = match child.found {
-            Found::Failed(errno) => Scanned::Held(FsError::new("look at", &path, errno)),
-            Found::Reserved => Scanned::Held(held(&path, "the name is reserved for staging on replicas: rename it")),
             Found::Stat(stat) => {
                 let mount = stat.mount != around;
                 match self.lister.left_out(&stat, mount) {
-                    Some(why) => Scanned::LeftOut { path, why },
-                    None if stat.is_dir() => return self.descend(around, dir, name, path, stat),
-                    None => Scanned::Entry(Seen { path, dir, name, stat, mount }),
+                    Some(why) => Scanned::LeftOut { path: self.at.path(), why },
+                    None if stat.is_dir() => return self.descend(around, dir, name, stat),
+                    None => seen(&self.at, dir, name, stat, mount),
                 }
             }
         };
@@ -368,14 +441,8 @@ impl<B> Walk<'_, '_, B> {
     }
 
     /// Visits a directory and makes it the next frame.
-    fn descend(
-        &mut self,
-        around: u64,
-        dir: BorrowedFd<'_>,
-        name: &CStr,
-        path: RelPath,
-        stat: Stat,
-    ) -> ControlFlow<B, Option<(RelPath, Frame)>> {
+    fn descend(&mut self, around: u64, dir: BorrowedFd<'_>, name: &CStr, stat: Stat) -> ControlFlow<B, Option<Frame>> {
+        let path = self.at.path();
         let entered = self.enter(&path, dir, name, stat);
         let stat = match &entered {
             Entered::Dir(_, Listing { stat, .. }) | Entered::Closed(stat, _) | Entered::Other(stat) => *stat,
@@ -386,33 +453,35 @@ impl<B> Walk<'_, '_, B> {
             (self.visit)(Scanned::LeftOut { path, why })?;
             return ControlFlow::Continue(None);
         }
-        let seen = Seen { path, dir, name, stat, mount };
         match entered {
-            Entered::Dir(fd, listing) => {
-                let path = seen.path.clone();
-                let frame = self.announce(seen, listing, fd)?;
-                return ControlFlow::Continue(Some((path, frame)));
-            }
+            Entered::Dir(fd, listing) => return self.announce(dir, name, mount, listing, fd).map_continue(Some),
             Entered::Closed(_, error) => {
-                (self.visit)(Scanned::Entry(seen))?;
+                (self.visit)(seen(&self.at, dir, name, stat, mount))?;
                 (self.visit)(Scanned::Held(error))?;
             }
-            Entered::Other(_) => (self.visit)(Scanned::Entry(seen))?,
+            Entered::Other(_) => (self.visit)(seen(&self.at, dir, name, stat, mount))?,
             Entered::Unknown(error) => (self.visit)(Scanned::Held(error))?,
             Entered::Excluded => {}
         }
         ControlFlow::Continue(None)
     }
 
-    /// Tells of a directory and of what is wrong in it.
-    fn announce(&mut self, seen: Seen<'_>, listing: Listing, fd: OwnedFd) -> ControlFlow<B, Frame> {
-        let stat = seen.stat;
-        (self.visit)(Scanned::Entry(seen))?;
-        for error in listing.held {
+    /// Tells of the directory that the walk is at, and of what is wrong in it.
+    fn announce(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        mount: bool,
+        listing: Listing,
+        fd: OwnedFd,
+    ) -> ControlFlow<B, Frame> {
+        let Listing { stat, children, held } = listing;
+        (self.visit)(seen(&self.at, dir, name, stat, mount))?;
+        for error in held {
             (self.visit)(Scanned::Held(error))?;
         }
-        let fd = (!listing.children.is_empty()).then_some(fd);
-        ControlFlow::Continue(Frame { stat, fd, children: listing.children.into_iter() })
+        let fd = (!children.is_over()).then_some(fd);
+        ControlFlow::Continue(Frame { stat, fd, children })
     }
 
     /// Opens and lists what was a directory when its parent was listed.

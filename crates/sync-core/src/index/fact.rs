@@ -58,11 +58,7 @@ pub(super) fn encode(row: &Row, out: &mut Vec<u8>) {
         }
     }
     if let Some(tuple) = &row.tuple {
-        for number in [tuple.fs, tuple.ino, tuple.size] {
-            out.extend_from_slice(&number.to_le_bytes());
-        }
-        put_time(out, tuple.mtime);
-        put_time(out, tuple.ctime);
+        out.extend_from_slice(&tuple_bytes(tuple));
     }
     if let Some(first) = &entry.link {
         put_short(out, first.as_bytes());
@@ -96,6 +92,48 @@ pub(super) fn kind_of(key: &[u8], fact: &[u8]) -> Result<(bool, bool), Fault> {
         [FORMAT, kind, flags, ..] => Ok((*kind == tag(&Kind::Dir), flags & EXTRA != 0)),
         _ => Err(bad(key, "its layout is wrong")),
     }
+}
+
+/// Bytes before those that only some kinds of entries have.
+const HEAD: usize = 26;
+
+/// What [`shown_by`] tells of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Whether the entry is a directory.
+    pub is_dir: bool,
+    /// The digest of a regular file.
+    pub digest: Option<Digest>,
+}
+
+/// What the row says, if its inode had `tuple` and nothing but that and, maybe, a mount is marked: see
+/// [`super::Encoded::shown_by`].
+pub(super) fn shown_by(fact: &[u8], tuple: &Tuple, mount: bool) -> Option<Shown> {
+    let marks = TUPLE | PROVEN | if mount { MOUNT } else { 0 };
+    let (&[format, kind, flags, refused, ..], rest) = fact.split_first_chunk::<HEAD>()?;
+    if format != FORMAT || flags & !XATTRS != marks || refused != 0 {
+        return None;
+    }
+    let mut rest = Reader(rest);
+    let kind = rest.kind(kind)?;
+    let digest = match kind {
+        Kind::File { digest, .. } => Some(digest),
+        _ => None,
+    };
+    rest.0.starts_with(&tuple_bytes(tuple)).then_some(Shown { is_dir: kind == Kind::Dir, digest })
+}
+
+fn tuple_bytes(tuple: &Tuple) -> [u8; 48] {
+    let mut bytes = [0; 48];
+    for (at, number) in bytes.chunks_exact_mut(8).zip([tuple.fs, tuple.ino, tuple.size]) {
+        at.copy_from_slice(&number.to_le_bytes());
+    }
+    for (at, time) in bytes[24..].chunks_exact_mut(12).zip([tuple.mtime, tuple.ctime]) {
+        let Time { sec, nsec } = time;
+        at[..8].copy_from_slice(&sec.to_le_bytes());
+        at[8..].copy_from_slice(&nsec.to_le_bytes());
+    }
+    bytes
 }
 
 fn put_time(out: &mut Vec<u8>, time: Time) {

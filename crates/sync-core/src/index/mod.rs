@@ -34,7 +34,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use error::IndexError;
-pub use rows::{Leaf, RowCursor, Snapshot, Stored};
+pub use fact::Shown;
+pub use rows::{Encoded, Leaf, RowCursor, Snapshot, Stored};
 pub use stand::{Intent, Stand};
 pub use versions::{Ack, Change, ChangeCursor, Counts, Next, Published};
 pub use writer::{Batch, Commit, StandChange, Writer};

@@ -3,18 +3,18 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::vec;
 
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::error::{Fault, IndexError, from_sql};
+use super::fact::{self, Shown};
 use super::sums::{Mark, Summer, exactly};
-use super::{Index, Inner, fact};
+use super::{Index, Inner};
 use crate::hash::Digest;
-use crate::manifest::Row;
-use crate::path::RelPath;
+use crate::manifest::{Row, Tuple};
+use crate::path::{Key, RelPath};
 
-/// Most rows that a cursor holds decoded.
+/// Most rows that a cursor holds.
 const PAGE_ROWS: usize = 1000;
 
 /// Stored bytes after which a page ends early: rows with a megabyte of attributes each must not add up.
@@ -37,7 +37,7 @@ pub struct Stored {
 /// when the cursor was made, whatever is written meanwhile. Memory: one page of rows.
 pub struct RowCursor {
     conn: Connection,
-    page: vec::IntoIter<Stored>,
+    page: Page,
     /// The key before which nothing is left to read, and whether it is still to be read itself.
     from: Vec<u8>,
     inclusive: bool,
@@ -50,10 +50,10 @@ pub struct RowCursor {
 }
 
 /// What the hash of a tree needs of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leaf {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf<'a> {
     /// Where.
-    pub path: RelPath,
+    pub key: Key<'a>,
     /// [`crate::manifest::Entry::hash`] of the row's entry.
     pub hash: Digest,
     /// Whether the entry is a directory.
@@ -82,10 +82,78 @@ impl Snapshot {
     }
 }
 
+/// A row as it is stored, with a sum that is right. Most rows of a tree that is looked at are only compared with what the
+/// disk shows, for which nothing needs to be decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded<'a> {
+    /// Where.
+    pub key: Key<'a>,
+    /// [`crate::manifest::Entry::hash`] of the row's entry, as computed when it was written.
+    pub hash: Digest,
+    fact: &'a [u8],
+}
+
+impl Encoded<'_> {
+    /// What the row says without being decoded, if there is nothing particular about it, and an inode with this tuple
+    /// proves it: it is proven, nothing was refused, and it is no extra and no further name of a hard link. `mount` is
+    /// whether something is mounted there.
+    pub fn shown_by(&self, tuple: &Tuple, mount: bool) -> Option<Shown> {
+        fact::shown_by(self.fact, tuple, mount)
+    }
+}
+
+/// Rows as they are stored, in one piece of memory.
+#[derive(Default)]
+struct Page {
+    bytes: Vec<u8>,
+    rows: Vec<Place>,
+    /// How many of them were taken.
+    taken: usize,
+}
+
+/// Where in a page a row is: its key, then its fact.
+struct Place {
+    start: usize,
+    key_len: usize,
+    fact_len: usize,
+    hash: Digest,
+    changed_in: u64,
+}
+
+impl Page {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.rows.clear();
+        self.taken = 0;
+    }
+
+    fn push(&mut self, key: &[u8], fact: &[u8], hash: Digest, changed_in: u64) {
+        let place = Place { start: self.bytes.len(), key_len: key.len(), fact_len: fact.len(), hash, changed_in };
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(fact);
+        self.rows.push(place);
+    }
+
+    fn key_and_fact(&self, place: &Place) -> (&[u8], &[u8]) {
+        self.bytes[place.start..][..place.key_len + place.fact_len].split_at(place.key_len)
+    }
+
+    /// The row that is to be taken next, and the version it changed in.
+    fn next(&self) -> Option<(Encoded<'_>, u64)> {
+        let place = self.rows.get(self.taken)?;
+        let (key, fact) = self.key_and_fact(place);
+        Some((Encoded { key: Key::new(key), hash: place.hash, fact }, place.changed_in))
+    }
+
+    fn last_key(&self) -> Option<&[u8]> {
+        self.rows.last().map(|last| self.key_and_fact(last).0)
+    }
+}
+
 impl RowCursor {
     fn new(inner: Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
         let conn = inner.snapshot()?;
-        let (page, summer) = (Vec::new().into_iter(), Summer::default());
+        let (page, summer) = (Page::default(), Summer::default());
         let mut cursor = Self { conn, page, from, inclusive: true, end, exhausted: false, summer, inner };
         // The first read is what fixes the snapshot.
         cursor.fill()?;
@@ -106,24 +174,40 @@ impl RowCursor {
     /// # Errors
     /// As [`RowCursor::next`].
     pub fn next_stored(&mut self) -> Result<Option<Stored>, IndexError> {
-        loop {
-            if let Some(stored) = self.page.next() {
-                return Ok(Some(stored));
-            }
-            if self.exhausted {
-                return Ok(None);
-            }
-            self.fill()?;
-        }
+        self.fill_to_next()?;
+        let Some((Encoded { key, hash, fact }, changed_in)) = self.page.next() else { return Ok(None) };
+        let row = fact::decode(key.as_bytes(), fact).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        self.pass();
+        Ok(Some(Stored { row, hash, changed_in }))
     }
 
-    fn fill(&mut self) -> Result<(), IndexError> {
-        let page = self.read_page().map_err(|fault| fault.at("read", self.inner.dir()))?;
-        self.page = page.into_iter();
+    /// The next row, which stays the next one.
+    ///
+    /// # Errors
+    /// As [`RowCursor::next`].
+    pub fn peek(&mut self) -> Result<Option<Encoded<'_>>, IndexError> {
+        self.fill_to_next()?;
+        Ok(self.page.next().map(|(next, _)| next))
+    }
+
+    /// Leaves out the row that [`RowCursor::peek`] showed.
+    pub fn pass(&mut self) {
+        self.page.taken += 1;
+    }
+
+    /// Sees to it that the page has the next row, if there is one.
+    fn fill_to_next(&mut self) -> Result<(), IndexError> {
+        while self.page.taken >= self.page.rows.len() && !self.exhausted {
+            self.fill()?;
+        }
         Ok(())
     }
 
-    fn read_page(&mut self) -> Result<Vec<Stored>, Fault> {
+    fn fill(&mut self) -> Result<(), IndexError> {
+        self.read_page().map_err(|fault| fault.at("read", self.inner.dir()))
+    }
+
+    fn read_page(&mut self) -> Result<(), Fault> {
         let sql = if self.inclusive {
             "SELECT path, fact, hash, changed_in, sum FROM entries WHERE path >= ?1 ORDER BY path"
         } else {
@@ -131,29 +215,35 @@ impl RowCursor {
         };
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query([&self.from])?;
-        let mut page = Vec::with_capacity(PAGE_ROWS);
-        let mut bytes = 0;
-        while page.len() < PAGE_ROWS && bytes < PAGE_BYTES {
+        self.page.clear();
+        while self.page.rows.len() < PAGE_ROWS && self.page.bytes.len() < PAGE_BYTES {
             let Some(row) = rows.next()? else {
                 self.exhausted = true;
                 break;
             };
             let key = blob(row, 0)?;
             // A B-tree whose inner pages are wrong can show a key twice or out of order.
-            if key < &*self.from || (key == self.from && !self.inclusive) {
+            let is_after = match self.page.last_key() {
+                Some(last) => key > last,
+                None => key > &*self.from || (key == self.from && self.inclusive),
+            };
+            if !is_after {
                 return Err(Fault::Damaged("rows are out of order".to_owned()));
             }
             if self.end.as_deref().is_some_and(|end| key >= end) {
                 self.exhausted = true;
                 break;
             }
-            bytes += key.len() + blob(row, 1)?.len();
-            page.push(read_stored(row, &mut self.summer)?);
+            let (fact, hash, changed_in) = read_checked(row, key, &mut self.summer)?;
+            self.page.push(key, fact, hash, changed_in);
+        }
+        drop(rows);
+        if let Some(last) = self.page.last_key() {
             self.from.clear();
-            self.from.extend_from_slice(key);
+            self.from.extend_from_slice(last);
             self.inclusive = false;
         }
-        Ok(page)
+        Ok(())
     }
 }
 
@@ -261,12 +351,13 @@ impl Index {
 
     /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for
     /// each child directory, not for what lies beneath it. Several times as fast as reading rows, because sums are not
-    /// checked: for rows that were read in this session.
+    /// checked and nothing is decoded: for rows that were read in this session. The index is locked meanwhile: `visit`
+    /// must not call its methods.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn leaves_in(&self, dir: &RelPath) -> Result<Vec<Leaf>, IndexError> {
-        self.read(|conn| leaves_in(conn, dir))
+    pub fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
+        self.read(|conn| leaves_in(conn, dir, visit))
     }
 
     /// All rows in tree order, as [`Index::leaves_in`] reads them. The index is locked meanwhile: `visit` must not call
@@ -274,7 +365,7 @@ impl Index {
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn leaves(&self, visit: &mut dyn FnMut(Leaf)) -> Result<(), IndexError> {
+    pub fn leaves(&self, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(&format!("{COLUMNS} ORDER BY path"))?;
             let mut rows = statement.query([])?;
@@ -325,10 +416,10 @@ pub(super) fn end_of(dir: &RelPath) -> Option<Vec<u8>> {
     })
 }
 
-fn read_leaf(row: &rusqlite::Row<'_>) -> Result<Leaf, Fault> {
+fn read_leaf<'a>(row: &'a rusqlite::Row<'_>) -> Result<Leaf<'a>, Fault> {
     let (key, fact, hash) = (blob(row, 0)?, blob(row, 1)?, blob(row, 2)?);
     let (is_dir, extra) = fact::kind_of(key, fact)?;
-    Ok(Leaf { path: fact::path_of(key)?, hash: Digest(exactly(hash)?), is_dir, extra })
+    Ok(Leaf { key: Key::new(key), hash: Digest(exactly(hash)?), is_dir, extra })
 }
 
 /// What the keys of everything beneath `dir` begin with.
@@ -351,11 +442,10 @@ fn child_at(conn: &Connection, sql: &str, key: &[u8], prefix: &[u8]) -> Result<O
     Ok(len.map(|len| key[..prefix.len() + len].to_vec()))
 }
 
-fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
+fn leaves_in(conn: &Connection, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), Fault> {
     let prefix = prefix_of(dir);
     let end = end_of(dir);
     let mut statement = conn.prepare_cached(&format!("{COLUMNS} WHERE path >= ?1 ORDER BY path"))?;
-    let mut leaves = Vec::new();
     let mut from = prefix.clone();
     'seek: loop {
         let mut rows = statement.query([&from])?;
@@ -381,11 +471,11 @@ fn leaves_in(conn: &Connection, dir: &RelPath) -> Result<Vec<Leaf>, Fault> {
                 from.push(1);
                 continue 'seek;
             }
-            leaves.push(read_leaf(row)?);
+            visit(read_leaf(row)?);
             from.clear();
             from.extend_from_slice(key);
         }
-        return Ok(leaves);
+        return Ok(());
     }
 }
 
@@ -396,13 +486,23 @@ pub(super) fn blob<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<&'a 
 
 /// Decodes a row of `entries` with the columns of [`COLUMNS`] after checking its sum.
 pub(super) fn read_stored(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Result<Stored, Fault> {
-    let (key, fact, hash) = (blob(row, 0)?, blob(row, 1)?, blob(row, 2)?);
+    let key = blob(row, 0)?;
+    let (fact, hash, changed_in) = read_checked(row, key, summer)?;
+    Ok(Stored { row: fact::decode(key, fact)?, hash, changed_in })
+}
+
+/// The columns of such a row after its key, if its sum is right: fact, hash, and the version it changed in.
+fn read_checked<'a>(
+    row: &'a rusqlite::Row<'_>,
+    key: &[u8],
+    summer: &mut Summer,
+) -> Result<(&'a [u8], Digest, u64), Fault> {
+    let (fact, hash) = (blob(row, 1)?, blob(row, 2)?);
     let changed_in: i64 = row.get(3)?;
-    let fields: [&[u8]; 4] = [key, fact, hash, &changed_in.to_le_bytes()];
-    if summer.sum(Mark::Entry, &fields) != blob(row, 4)? {
+    if summer.sum(Mark::Entry, &[key, fact, hash, &changed_in.to_le_bytes()]) != blob(row, 4)? {
         return Err(mismatch(key));
     }
-    Ok(Stored { row: fact::decode(key, fact)?, hash: Digest(exactly(hash)?), changed_in: from_sql(changed_in)? })
+    Ok((fact, Digest(exactly(hash)?), from_sql(changed_in)?))
 }
 
 /// What is said of a row whose sum is wrong.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::hash::Digest;
-use crate::path::RelPath;
+use crate::path::{Key, RelPath};
 
 /// The hash of each directory with everything beneath it. Directories only, so it stays small beside the entries.
 pub type DirHashes = HashMap<RelPath, Digest>;
@@ -17,14 +17,15 @@ pub struct TreeHash {
     pub dirs: DirHashes,
 }
 
-/// Folds entries, given in tree order, into a [`TreeHash`]. Memory: the open directories and one hash each.
+/// Folds entries, given in tree order, into a [`TreeHash`]. Memory: the open directories, and one hash for each.
 ///
 /// A directory's hash covers its own entry and, for each child in order, name and hash. Entries beneath a path that
 /// was never given as a directory hang on their nearest given ancestor by the rest of their path, so that a partial
 /// tree (its top missing) still has a well-defined hash.
 #[derive(Default)]
 pub struct Merkle {
-    open: Vec<(RelPath, blake3::Hasher)>,
+    /// Each with the key of its directory.
+    open: Vec<(Vec<u8>, DirHasher)>,
     done: DirHashes,
 }
 
@@ -36,15 +37,18 @@ impl Merkle {
 
     /// Adds the next entry by its hash. Paths must come in tree order.
     pub fn push(&mut self, path: &RelPath, entry: Digest, is_dir: bool) {
-        while self.open.last().is_some_and(|(dir, _)| !path.is_beneath(dir)) {
+        self.push_key(Key::new(&path.to_key()), entry, is_dir);
+    }
+
+    /// The same for a path by its key, which must be that of one.
+    pub fn push_key(&mut self, key: Key<'_>, entry: Digest, is_dir: bool) {
+        while self.open.last().is_some_and(|(dir, _)| !key.is_beneath(Key::new(dir))) {
             self.close();
         }
         if is_dir {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&entry.0);
-            self.open.push((path.clone(), hasher));
+            self.open.push((key.as_bytes().to_vec(), DirHasher::new(entry)));
         } else {
-            self.add(path, entry);
+            self.add(key, entry);
         }
     }
 
@@ -59,35 +63,60 @@ impl Merkle {
 
     fn close(&mut self) {
         if let Some((dir, hasher)) = self.open.pop() {
-            let hash = Digest::from(hasher.finalize());
-            self.add(&dir, hash);
-            self.done.insert(dir, hash);
+            let hash = hasher.finish();
+            let key = Key::new(&dir);
+            self.add(key, hash);
+            // What is no path has no place among them; nobody can ask for it either.
+            self.done.extend(key.to_path().ok().map(|path| (path, hash)));
         }
     }
 
     /// Adds a child to the innermost open directory.
-    fn add(&mut self, path: &RelPath, hash: Digest) {
+    fn add(&mut self, key: Key<'_>, hash: Digest) {
         if let Some((dir, hasher)) = self.open.last_mut() {
-            let start = if dir.is_root() { 0 } else { dir.as_bytes().len() + 1 };
-            add_child(hasher, &path.as_bytes()[start..], hash);
+            let start = if dir.is_empty() { 0 } else { dir.len() + 1 };
+            let name = &key.as_bytes()[start..];
+            match name.contains(&0) {
+                // The rest of a path, as that is written.
+                true => hasher.add(&name.iter().map(|&b| if b == 0 { b'/' } else { b }).collect::<Vec<_>>(), hash),
+                false => hasher.add(name, hash),
+            }
         }
     }
 }
 
-/// The hash of one directory from the hash of its own entry and those of its children, sorted by name.
-pub fn dir_hash<'a>(own: Digest, children: impl IntoIterator<Item = (&'a [u8], Digest)>) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&own.0);
-    for (name, hash) in children {
-        add_child(&mut hasher, name, hash);
-    }
-    hasher.finalize().into()
+/// Bytes that are gathered before they are hashed: several chunks of BLAKE3, which hashes them side by side, at a fraction
+/// of the time that name after name takes. Not many, because every open directory has its own.
+const GATHERED: usize = 4 << 10;
+
+/// The hash of one directory, from the hash of its own entry and those of its children, sorted by name.
+pub struct DirHasher {
+    hasher: blake3::Hasher,
+    gathered: Vec<u8>,
 }
 
-fn add_child(hasher: &mut blake3::Hasher, name: &[u8], hash: Digest) {
-    hasher.update(&(name.len() as u32).to_le_bytes());
-    hasher.update(name);
-    hasher.update(&hash.0);
+impl DirHasher {
+    /// A directory whose own entry has this hash.
+    pub fn new(own: Digest) -> Self {
+        Self { hasher: blake3::Hasher::new(), gathered: own.0.to_vec() }
+    }
+
+    /// Adds the next child.
+    pub fn add(&mut self, name: &[u8], hash: Digest) {
+        self.gathered.extend_from_slice(&(name.len() as u32).to_le_bytes());
+        self.gathered.extend_from_slice(name);
+        self.gathered.extend_from_slice(&hash.0);
+        if self.gathered.len() >= GATHERED {
+            self.hasher.update(&self.gathered);
+            self.gathered.clear();
+        }
+    }
+
+    /// The hash of the directory with these children.
+    pub fn finish(mut self) -> Digest {
+        self.hasher.update(&self.gathered);
+        self.hasher.finalize().into()
+    }
 }
 
 #[cfg(test)]
@@ -121,5 +150,27 @@ mod tests {
         let renamed = tree(&[("", true, 0), ("a", true, 1), ("c", false, 2)]);
         assert_ne!(flat.root, nested.root);
         assert_ne!(flat.root, renamed.root);
+    }
+
+    /// The layout that the protocol tells, also where children are gathered to be hashed.
+    #[test]
+    fn a_directory_is_hashed_over_its_own_entry_and_each_name_with_its_hash() {
+        for count in [0, 1, 50, 100, 1000] {
+            let own = Digest::of(b"own");
+            let (mut hasher, mut bytes) = (DirHasher::new(own), own.0.to_vec());
+            for i in 0..count {
+                let (name, hash) = (format!("name{i:04}"), Digest::of(&[i as u8]));
+                hasher.add(name.as_bytes(), hash);
+                bytes.extend([&8u32.to_le_bytes()[..], name.as_bytes(), &hash.0].concat());
+            }
+            assert_eq!(hasher.finish(), Digest::of(&bytes), "{count} children");
+        }
+    }
+
+    #[test]
+    fn what_has_no_directory_hangs_on_the_one_above_by_the_rest_of_its_path() {
+        let mut hasher = DirHasher::new(Digest::of(&[0]));
+        hasher.add(b"a/b", Digest::of(&[1]));
+        assert_eq!(tree(&[("", true, 0), ("a/b", false, 1)]).root, hasher.finish());
     }
 }

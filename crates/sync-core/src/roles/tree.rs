@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::diff::Child;
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Leaf};
-use crate::manifest::{DirHashes, Holds, Merkle, Row, TreeHash, dir_hash};
-use crate::path::RelPath;
+use crate::manifest::{DirHasher, DirHashes, Holds, Merkle, TreeHash};
+use crate::path::{Key, RelPath};
 
 /// What changes make of each path: the entry's hash and whether it is a directory, or nothing.
 pub type Overlay<'a> = BTreeMap<&'a RelPath, Option<(Digest, bool)>>;
@@ -23,10 +23,10 @@ pub fn rehash(
     index: &Index,
     mut before: TreeHash,
     changes: &Overlay<'_>,
-    skip: &dyn Fn(&Leaf) -> bool,
+    ignore_extras: bool,
 ) -> Result<TreeHash, IndexError> {
     if changes.len() > FEW {
-        return hash_with(index, changes, &Holds::default(), skip);
+        return hash_with(index, changes, &Holds::default(), ignore_extras);
     }
     let mut above: BTreeSet<RelPath> = BTreeSet::new();
     for (path, wanted) in changes {
@@ -41,34 +41,60 @@ pub fn rehash(
     for dir in above.into_iter().rev() {
         let own = match changes.get(&dir) {
             Some(wanted) => wanted.filter(|(_, is_dir)| *is_dir).map(|(own, _)| own),
-            None => index.row(&dir)?.map(leaf).filter(|dir| dir.is_dir && !skip(dir)).map(|dir| dir.hash),
+            None => own_hash(index, &dir, ignore_extras)?,
         };
-        let Some(own) = own else {
-            before.dirs.remove(&dir);
-            continue;
-        };
-        let mut children: BTreeMap<RelPath, Digest> = BTreeMap::new();
-        let unchanged =
-            index.leaves_in(&dir)?.into_iter().filter(|leaf| !skip(leaf) && !changes.contains_key(&leaf.path));
-        children.extend(unchanged.map(|leaf| {
-            let beneath = if leaf.is_dir { before.dirs.get(&leaf.path).copied() } else { None };
-            (leaf.path, beneath.unwrap_or(leaf.hash))
-        }));
-        for (path, wanted) in changes.iter().filter(|(path, _)| path.parent().as_ref() == Some(&dir)) {
-            if let Some((hash, is_dir)) = wanted {
-                let beneath = if *is_dir { before.dirs.get(*path).copied() } else { None };
-                children.insert((*path).clone(), beneath.unwrap_or(*hash));
+        match own {
+            Some(own) => {
+                let hash = rehash_dir(index, &dir, own, &before.dirs, changes, ignore_extras)?;
+                before.dirs.insert(dir, hash);
             }
+            None => drop(before.dirs.remove(&dir)),
         }
-        let hash = dir_hash(own, children.iter().map(|(path, hash)| (path.name(), *hash)));
-        before.dirs.insert(dir, hash);
     }
     before.root = before.dirs.get(&RelPath::root()).copied().unwrap_or_else(Digest::empty);
     Ok(before)
 }
 
-/// The hash of the tree that the rows make once `changes` are laid over them. Rows that `skip` names, and what is held,
-/// stay out of it; so does all beneath a path that goes away or stops being a directory.
+/// The hash of one directory with the changes to what is directly in it. `dirs` has those of the directories in it.
+fn rehash_dir(
+    index: &Index,
+    dir: &RelPath,
+    own: Digest,
+    dirs: &DirHashes,
+    changes: &Overlay<'_>,
+    ignore_extras: bool,
+) -> Result<Digest, IndexError> {
+    let mut hasher = DirHasher::new(own);
+    let beneath = |path: Option<&RelPath>, hash: Digest| path.and_then(|path| dirs.get(path)).copied().unwrap_or(hash);
+    let lay = |hasher: &mut DirHasher, path: &RelPath, wanted: Option<(Digest, bool)>| {
+        if let Some((hash, is_dir)) = wanted {
+            hasher.add(path.name(), beneath(is_dir.then_some(path), hash));
+        }
+    };
+    let mut changes = changes.iter().filter(|(path, _)| path.is_in(dir)).peekable();
+    index.leaves_in(dir, &mut |leaf| {
+        while let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_gt()) {
+            lay(&mut hasher, path, *wanted);
+        }
+        if let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_eq()) {
+            lay(&mut hasher, path, *wanted);
+        } else if !(leaf.extra && ignore_extras) {
+            let path = if leaf.is_dir { leaf.key.to_path().ok() } else { None };
+            hasher.add(leaf.key.name(), beneath(path.as_ref(), leaf.hash));
+        }
+    })?;
+    changes.for_each(|(path, wanted)| lay(&mut hasher, path, *wanted));
+    Ok(hasher.finish())
+}
+
+/// The hash of a directory's own entry; `None` if there is no such directory.
+fn own_hash(index: &Index, dir: &RelPath, ignore_extras: bool) -> Result<Option<Digest>, IndexError> {
+    let row = index.row(dir)?.filter(|row| row.entry.is_dir() && !(row.extra && ignore_extras));
+    Ok(row.map(|row| row.entry.hash()))
+}
+
+/// The hash of the tree that the rows make once `changes` are laid over them. What is held stays out of it, and so do
+/// extras if they are ignored, and all beneath a path that goes away or stops being a directory.
 ///
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
@@ -76,21 +102,24 @@ pub fn hash_with(
     index: &Index,
     changes: &Overlay<'_>,
     holds: &Holds,
-    skip: &dyn Fn(&Leaf) -> bool,
+    ignore_extras: bool,
 ) -> Result<TreeHash, IndexError> {
     let mut merkle = Merkle::new();
     let mut changes = changes.iter().filter(|(path, _)| !holds.covers(path)).peekable();
-    // The topmost path that is no directory any more: its old rows do not count.
-    let mut closed: Option<RelPath> = None;
+    // The key of the topmost path that is no directory any more: its old rows do not count.
+    let mut closed: Option<Vec<u8>> = None;
     index.leaves(&mut |leaf| {
-        while let Some((path, wanted)) = changes.next_if(|(path, _)| ***path < leaf.path) {
+        while let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_gt()) {
             lay(&mut merkle, &mut closed, path, *wanted);
         }
-        if let Some((path, wanted)) = changes.next_if(|(path, _)| ***path == leaf.path) {
+        if let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_eq()) {
             lay(&mut merkle, &mut closed, path, *wanted);
-        } else if !skip(&leaf) && !holds.covers(&leaf.path) && !closed.as_ref().is_some_and(|c| leaf.path.is_beneath(c))
-        {
-            merkle.push(&leaf.path, leaf.hash, leaf.is_dir);
+            return;
+        }
+        let is_closed = closed.as_ref().is_some_and(|above| leaf.key.is_beneath(Key::new(above)));
+        let is_held = !holds.is_empty() && leaf.key.to_path().is_ok_and(|path| holds.covers(&path));
+        if !(is_closed || is_held || leaf.extra && ignore_extras) {
+            merkle.push_key(leaf.key, leaf.hash, leaf.is_dir);
         }
     })?;
     for (path, wanted) in changes {
@@ -99,22 +128,19 @@ pub fn hash_with(
     Ok(merkle.finish())
 }
 
-fn leaf(row: Row) -> Leaf {
-    Leaf { hash: row.entry.hash(), is_dir: row.entry.is_dir(), extra: row.extra, path: row.path }
-}
-
-fn lay(merkle: &mut Merkle, closed: &mut Option<RelPath>, path: &RelPath, wanted: Option<(Digest, bool)>) {
+fn lay(merkle: &mut Merkle, closed: &mut Option<Vec<u8>>, path: &RelPath, wanted: Option<(Digest, bool)>) {
+    let key = path.to_key();
     if let Some((hash, is_dir)) = wanted {
-        merkle.push(path, hash, is_dir);
+        merkle.push_key(Key::new(&key), hash, is_dir);
     }
-    let already = closed.as_ref().is_some_and(|above| path.is_beneath(above));
+    let already = closed.as_ref().is_some_and(|above| Key::new(&key).is_beneath(Key::new(above)));
     if !already && !matches!(wanted, Some((_, true))) {
-        *closed = Some(path.clone());
+        *closed = Some(key);
     }
 }
 
 /// The children of `dir` with their hashes, and the hash of the directory's own entry; `None` if there is no such
-/// directory.
+/// directory. What is held is left out, and so are extras if they are ignored.
 ///
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
@@ -122,16 +148,21 @@ pub fn children(
     index: &Index,
     dirs: &DirHashes,
     dir: &RelPath,
-    skip: &dyn Fn(&Leaf) -> bool,
+    holds: &Holds,
+    ignore_extras: bool,
 ) -> Result<Option<(Digest, Vec<Child>)>, IndexError> {
-    let Some(own) = index.row(dir)?.map(leaf).filter(|own| own.is_dir && !skip(own)) else { return Ok(None) };
-    let child = |leaf: Leaf| {
-        let Leaf { path, hash: own, is_dir, .. } = leaf;
-        let hash = if is_dir { dirs.get(&path).copied().unwrap_or(own) } else { own };
-        Child { name: path.name().into(), hash, own, is_dir }
-    };
-    let children = index.leaves_in(dir)?.into_iter().filter(|leaf| !skip(leaf)).map(child).collect();
-    Ok(Some((own.hash, children)))
+    let own = own_hash(index, dir, ignore_extras)?.filter(|_| !holds.covers(dir));
+    let Some(own) = own else { return Ok(None) };
+    let mut children = Vec::new();
+    index.leaves_in(dir, &mut |Leaf { key, hash: own, is_dir, extra }| {
+        let path = if is_dir || !holds.is_empty() { key.to_path().ok() } else { None };
+        if (extra && ignore_extras) || path.as_ref().is_some_and(|path| holds.covers(path)) {
+            return;
+        }
+        let hash = path.filter(|_| is_dir).and_then(|path| dirs.get(&path).copied()).unwrap_or(own);
+        children.push(Child { name: key.name().into(), hash, own, is_dir });
+    })?;
+    Ok(Some((own, children)))
 }
 
 #[cfg(test)]
@@ -139,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::manifest::{Entry, Kind, Refused, Time};
+    use crate::manifest::{Entry, Kind, Refused, Row, Time};
 
     fn row(path: &RelPath, is_dir: bool, seed: u32) -> Row {
         let kind = if is_dir { Kind::Dir } else { Kind::File { size: 1, digest: Digest::of(&seed.to_le_bytes()) } };
@@ -192,13 +223,13 @@ mod tests {
             let (old, new) = (tree(&old), tree(&new));
             let index = Index::in_memory().unwrap();
             index.write(0, |writer| old.values().try_for_each(|row| writer.upsert(row))).unwrap();
-            let all = hash_with(&index, &Overlay::new(), &Holds::default(), &|_| false).unwrap();
+            let all = hash_with(&index, &Overlay::new(), &Holds::default(), false).unwrap();
             let mut overlay: Overlay<'_> = old.keys().filter(|p| !new.contains_key(*p)).map(|p| (p, None)).collect();
             for (path, row) in new.iter().filter(|(path, row)| old.get(*path) != Some(*row)) {
                 overlay.insert(path, Some((row.entry.hash(), row.entry.is_dir())));
             }
-            let whole = hash_with(&index, &overlay, &Holds::default(), &|_| false).unwrap();
-            let quick = rehash(&index, all, &overlay, &|_| false).unwrap();
+            let whole = hash_with(&index, &overlay, &Holds::default(), false).unwrap();
+            let quick = rehash(&index, all, &overlay, false).unwrap();
             prop_assert_eq!(whole.root, quick.root);
             for (dir, hash) in whole.dirs {
                 prop_assert_eq!(quick.dirs.get(&dir), Some(&hash));

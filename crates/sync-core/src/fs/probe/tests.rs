@@ -18,7 +18,7 @@ fn probe_all(top: &Path) -> Vec<(String, Entry)> {
         let Scanned::Entry(seen) = scanned else { panic!("{scanned:?}") };
         let entry = probe(&root, &seen).unwrap();
         entry.validate().unwrap();
-        found.push((seen.path.display(), entry));
+        found.push((seen.path().display(), entry));
         ControlFlow::Continue(())
     });
     assert!(end.unwrap().is_continue());

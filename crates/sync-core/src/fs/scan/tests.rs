@@ -37,8 +37,8 @@ fn walk_with(root: &Root, options: &ScanOptions<'_>, also: &mut dyn FnMut(&Seen<
         match scanned {
             Scanned::Entry(seen) => {
                 also(&seen);
-                met.entries.push(seen.path.display());
-                paths.push(seen.path);
+                met.entries.push(seen.path().display());
+                paths.push(seen.path().clone());
             }
             Scanned::Held(error) => met.held.push(error.to_string()),
             Scanned::LeftOut { path, why } => met.left_out.push((path.display(), why)),
@@ -152,7 +152,7 @@ fn deep_beyond_path_max_with_few_descriptors() {
                 Scanned::Entry(seen) => {
                     also(count, &seen);
                     count += 1;
-                    last = seen.path;
+                    last = seen.path().clone();
                 }
                 Scanned::Held(error) => held.push(error.to_string()),
                 Scanned::LeftOut { .. } => panic!("left out"),
@@ -166,7 +166,7 @@ fn deep_beyond_path_max_with_few_descriptors() {
     let (entries, held) = count(&mut |count, seen| {
         if count % 100 == 0 {
             most = most.max(open_descriptors());
-            assert_eq!(root.stat(&seen.path).unwrap().unwrap().identity(), seen.stat.identity());
+            assert_eq!(root.stat(seen.path()).unwrap().unwrap().identity(), seen.stat.identity());
         }
     });
     assert_eq!((entries, held), (1 + 2 * depth, vec![]));
@@ -204,7 +204,7 @@ fn a_break_ends_the_walk() {
     let root = Root::open(top.path()).unwrap();
     for stop in ["./", "a", "a/b"] {
         let end = scan(&root, &options(&nothing), &mut |scanned| match scanned {
-            Scanned::Entry(seen) if seen.path.display() == stop => ControlFlow::Break(stop),
+            Scanned::Entry(seen) if seen.path().display() == stop => ControlFlow::Break(stop),
             _ => ControlFlow::Continue(()),
         });
         assert_eq!(end.unwrap(), ControlFlow::Break(stop));
@@ -249,7 +249,7 @@ fn a_directory_that_goes_or_becomes_a_link_is_never_left_through() {
     let root = Root::open(top.path()).unwrap();
     let met = walk_with(&root, &options(&nothing), &mut |seen| {
         // The top has been listed by now, what is in it not.
-        if seen.path.display() == "a" {
+        if seen.path().display() == "a" {
             for name in ["gone", "link", "file"] {
                 fs::remove_dir_all(top.path().join(name)).unwrap();
             }
@@ -320,7 +320,7 @@ fn flips_to_links_and_back_show_nothing_outside() {
             // Flipped without end, the top itself may never be seen at rest.
             let _ = scan::<()>(&root, &options(&nothing), &mut |scanned| {
                 if let Scanned::Entry(seen) = scanned {
-                    assert!(!seen.path.display().contains("secret"), "walked out of the tree");
+                    assert!(!seen.path().display().contains("secret"), "walked out of the tree");
                 }
                 ControlFlow::Continue(())
             });

@@ -1,7 +1,7 @@
 -- Version 1: everything an index holds, the same on a master and on a replica.
 --
--- Every table that holds facts has `sum`: the first 8 bytes of a BLAKE3 over the table's mark and all other columns
--- of the row (see sums.rs). SQLite's own checks do not notice a flipped bit inside a value, nor an old copy of the
+-- Every table that holds facts has `sum`: an XXH3 over the table's mark and all other columns of the row (see
+-- sums.rs). SQLite's own checks do not notice a flipped bit inside a value, nor an old copy of the
 -- database beside a newer log; the sum does, row by row.
 
 -- One row for each path. `path` is the path with `/` as NUL, so that the order of bytes is tree order.

@@ -189,3 +189,26 @@ fn what_others_rely_on_is_flushed() {
     assert_eq!(index.commit_with(0, |commit| Ok::<_, IndexError>(level(commit.conn))).unwrap(), 2);
     assert_eq!(index.write(0, |writer| Ok::<_, IndexError>(level(writer.conn))).unwrap(), 1);
 }
+
+#[test]
+fn a_row_that_is_known_to_differ_is_written_without_a_look_at_the_old_one() {
+    let index = Index::in_memory().unwrap();
+    upsert(&index, 1, &[file("a", 1), file("b", 1)]);
+    let rows = [file("a", 2), file("new", 3)];
+    index.commit_with(2, |commit| rows.iter().try_for_each(|row| commit.change(row, &row.entry.hash()))).unwrap();
+    assert_eq!(all(&index), [file("a", 2), file("b", 1), file("new", 3)]);
+    let mut changed = Vec::new();
+    index
+        .rows(&mut |stored| {
+            assert_eq!(stored.hash, stored.row.entry.hash());
+            changed.push(stored.changed_in);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(changed, [2, 1, 2]);
+    // What went and comes back is not gone any more.
+    index.write(3, |writer| writer.delete(&path("b"))).unwrap();
+    index.commit_with(4, |commit| commit.change(&file("b", 9), &file("b", 9).entry.hash())).unwrap();
+    assert_eq!(all(&index)[1], file("b", 9));
+    assert_eq!(index.inner.writer().query_row("SELECT count(*) FROM tombstones", [], |row| row.get(0)), Ok(0));
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{Batch, IndexError, Leaf};
+use crate::index::{Batch, IndexError, Leaf, Shown};
 
 /// One row of each kind with every optional part somewhere.
 fn zoo() -> Vec<Row> {
@@ -121,8 +121,21 @@ fn a_cursor_sees_one_moment() {
     }
 }
 
-fn leaf(row: &Row) -> Leaf {
-    Leaf { path: row.path.clone(), hash: row.entry.hash(), is_dir: row.entry.is_dir(), extra: row.extra }
+/// A leaf with a path of its own.
+type Known = (RelPath, Digest, bool, bool);
+
+fn leaf(row: &Row) -> Known {
+    (row.path.clone(), row.entry.hash(), row.entry.is_dir(), row.extra)
+}
+
+fn known(leaf: Leaf<'_>) -> Known {
+    (leaf.key.to_path().unwrap(), leaf.hash, leaf.is_dir, leaf.extra)
+}
+
+fn leaves_in(index: &Index, dir: &RelPath) -> Vec<Known> {
+    let mut leaves = Vec::new();
+    index.leaves_in(dir, &mut |leaf| leaves.push(known(leaf))).unwrap();
+    leaves
 }
 
 #[test]
@@ -135,8 +148,8 @@ fn children_are_those_and_no_others() {
         upsert(&index, 0, &[if is_dir { dir(name) } else { file(name, 1) }]);
     }
     let children = |of: &str| -> Vec<String> {
-        let rows = index.leaves_in(&path(of)).unwrap();
-        rows.iter().map(|row| String::from_utf8(row.path.as_bytes().to_vec()).unwrap()).collect()
+        let rows = leaves_in(&index, &path(of));
+        rows.iter().map(|(path, ..)| String::from_utf8(path.as_bytes().to_vec()).unwrap()).collect()
     };
     assert_eq!(children(""), ["a", "a\u{1}", "a-", "b"]);
     assert_eq!(children("a"), ["a/b", "a/b\u{1}", "a/bc"]);
@@ -233,7 +246,7 @@ proptest! {
         prop_assert_eq!(all(&index), model.values().cloned().collect::<Vec<_>>());
         for dir in model.keys().chain([&RelPath::root()]) {
             let expected: Vec<_> = model.values().filter(|row| row.path.parent().as_ref() == Some(dir)).map(leaf).collect();
-            prop_assert_eq!(index.leaves_in(dir).unwrap(), expected);
+            prop_assert_eq!(leaves_in(&index, dir), expected);
         }
         let absent = RelPath::new("b").unwrap();
         for of in model.keys().chain([&absent]) {
@@ -247,7 +260,7 @@ proptest! {
             prop_assert_eq!(index.neighbours(of, 2).unwrap(), in_turn.collect::<Vec<_>>());
         }
         let mut leaves = Vec::new();
-        index.leaves(&mut |leaf| leaves.push(leaf)).unwrap();
+        index.leaves(&mut |leaf| leaves.push(known(leaf))).unwrap();
         prop_assert_eq!(leaves, model.values().map(leaf).collect::<Vec<_>>());
     }
 }
@@ -270,4 +283,79 @@ fn a_row_that_nobody_waits_for_is_told_unless_somebody_writes() {
         })
         .unwrap();
     assert_eq!(index.row_unless_busy(&wanted.path).unwrap(), Some(wanted));
+}
+
+/// Comparing a row as it is stored and comparing it decoded are one.
+#[test]
+fn a_row_is_shown_by_its_inode_alone_if_nothing_is_particular_about_it() {
+    let plain = [
+        dir("d"),
+        file("f", 3),
+        row("l", Kind::Symlink { target: b"to"[..].into() }, 4),
+        row("p", Kind::Fifo, 5),
+        row("c", Kind::CharDev { major: 1, minor: 2 }, 6),
+    ];
+    let edits: [fn(&mut Row); 8] = [
+        |_| {},
+        |row| row.proven = false,
+        |row| row.extra = true,
+        |row| row.mount = true,
+        |row| row.refused = Refused::TIME,
+        |row| row.tuple = None,
+        |row| row.entry.link = Some(RelPath::new("a").unwrap()),
+        |row| row.entry.xattrs = Box::new([(b"user.a"[..].into(), b"1"[..].into())]),
+    ];
+    for old in &plain {
+        let tuple = old.tuple.unwrap();
+        let others = [
+            Tuple { fs: 1, ..tuple },
+            Tuple { ino: 1, ..tuple },
+            Tuple { size: 99, ..tuple },
+            Tuple { mtime: Time { nsec: 77, ..tuple.mtime }, ..tuple },
+            Tuple { ctime: Time { sec: 77, ..tuple.ctime }, ..tuple },
+        ];
+        for edit in edits {
+            let mut edited = old.clone();
+            edit(&mut edited);
+            if edited.entry.validate().is_err() {
+                continue;
+            }
+            let index = Index::in_memory().unwrap();
+            upsert(&index, 0, std::slice::from_ref(&edited));
+            let mut cursor = index.cursor().unwrap();
+            for mount in [false, true] {
+                let usual = edited.proven
+                    && !edited.extra
+                    && edited.refused.is_empty()
+                    && edited.entry.link.is_none()
+                    && edited.mount == mount;
+                for seen in others.iter().chain([&tuple]) {
+                    let next = cursor.peek().unwrap().unwrap();
+                    assert_eq!((next.key.to_path().unwrap(), next.hash), (edited.path.clone(), edited.entry.hash()));
+                    let digest = edited.entry.content().map(|(_, digest)| digest);
+                    let shown = Shown { is_dir: edited.entry.is_dir(), digest };
+                    let expected = (usual && edited.tuple == Some(*seen)).then_some(shown);
+                    assert_eq!(next.shown_by(seen, mount), expected, "{edited:?} seen as {seen:?}");
+                }
+            }
+            assert_eq!(cursor.next().unwrap(), Some(edited));
+            assert!(cursor.peek().unwrap().is_none());
+        }
+    }
+}
+
+#[test]
+fn rows_are_peeked_at_and_passed_in_order_across_pages() {
+    let index = Index::in_memory().unwrap();
+    let rows = tree(3, 900);
+    index.write(0, |writer| rows.iter().try_for_each(|row| writer.upsert(row))).unwrap();
+    let mut cursor = index.cursor().unwrap();
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!(cursor.peek().unwrap().unwrap().key.to_path().unwrap(), row.path);
+        match i % 3 {
+            0 => assert_eq!(cursor.next().unwrap().as_ref(), Some(row)),
+            _ => cursor.pass(),
+        }
+    }
+    assert!(cursor.peek().unwrap().is_none() && cursor.next().unwrap().is_none());
 }

@@ -14,7 +14,7 @@ use super::dial::{Dialed, dial};
 use super::meter::Meter;
 use super::source::{Decided, Difference, Source};
 use crate::fs;
-use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError, Leaf};
+use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
 use crate::manifest::Row;
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
@@ -431,8 +431,8 @@ impl<'a> Session<'a> {
 
     fn load_children(&mut self, dir: RelPath) -> Result<(), LinkError> {
         let Some(decided) = self.decided.clone() else { return Ok(()) };
-        let held = |leaf: &Leaf| decided.holds.covers(&leaf.path);
-        let found = tree::children(&self.delivery.source.index, &decided.tree.dirs, &dir, &held)?;
+        let Decided { tree, holds, .. } = &*decided;
+        let found = tree::children(&self.delivery.source.index, &tree.dirs, &dir, holds, false)?;
         let (own, children) = found.map_or((None, Vec::new()), |(own, children)| (Some(own), children));
         Ok(self.sender.handle(SenderInput::Children { dir, own, children })?)
     }

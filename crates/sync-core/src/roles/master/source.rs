@@ -365,6 +365,7 @@ impl Source {
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
             // What comes is written before what went is buried: then its paths are not looked for among those.
             pending.iter().try_for_each(|p| match p.before {
+                Some(_) if p.changes_entry() => writer.change(&p.row, &p.hash()),
                 Some(_) => writer.upsert(&p.row),
                 None => writer.insert(&p.row),
             })?;
@@ -562,8 +563,9 @@ mod tests {
     fn a_difference_is_told_in_parts_of_any_size_and_without_what_was_only_proven_anew() {
         let pending = |name: &str, known: bool| {
             let row = row(name);
-            let before = known
-                .then(|| Box::new(Before { hash: row.entry.hash(), metadata: row.entry.metadata(), content: None }));
+            let before = known.then(|| {
+                Box::new(Before { hash: row.entry.hash(), metadata: row.entry.metadata(), content: None, now: None })
+            });
             Pending { row, needs_hash: false, needs_xattrs: false, before }
         };
         let pending = vec![pending("a", false), pending("b", true), pending("c", false)];
@@ -593,7 +595,7 @@ mod tests {
         let pending = |row: Row, before: Option<&Row>| {
             let before = before.map(|row| {
                 let (hash, metadata) = (row.entry.hash(), row.entry.metadata());
-                Box::new(Before { hash, metadata, content: row.entry.content() })
+                Box::new(Before { hash, metadata, content: row.entry.content(), now: None })
             });
             Pending { row, needs_hash: false, needs_xattrs: false, before }
         };

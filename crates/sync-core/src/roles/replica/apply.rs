@@ -51,29 +51,31 @@ pub struct Application {
 
 impl Application {
     /// Decides the steps from the replica's own rows, and the root they lead to. A dry run, which moves no content,
-    /// takes for granted what is missing.
+    /// takes for granted what is missing. `known` are rows that were read already, in tree order.
     pub fn plan(
         opened: &Opened,
         announce: &Announce,
         changes: Changes,
+        known: Vec<Row>,
         old_file_bytes: u64,
     ) -> Result<Self, IndexError> {
         let staged = |digest: &Digest| match &opened.staging {
             Some(staging) => staging.has(digest),
             None => !opened.has(digest),
         };
-        Self::plan_with(opened, announce, changes, old_file_bytes, &staged)
+        Self::plan_with(opened, announce, changes, known, old_file_bytes, &staged)
     }
 
     /// The plan as it will be once every missing content is staged.
     pub fn preview(opened: &Opened, announce: &Announce, changes: Changes) -> Result<Self, IndexError> {
-        Self::plan_with(opened, announce, changes, 0, &|digest| !opened.has(digest))
+        Self::plan_with(opened, announce, changes, Vec::new(), 0, &|digest| !opened.has(digest))
     }
 
     fn plan_with(
         opened: &Opened,
         announce: &Announce,
         mut changes: Changes,
+        known: Vec<Row>,
         old_file_bytes: u64,
         staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<Self, IndexError> {
@@ -84,7 +86,7 @@ impl Application {
         let hash = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (root, found) = std::thread::scope(|scope| {
             let hashing = Builder::new().spawn_scoped(scope, hash);
-            let found = touched_rows(&opened.index, &changes).and_then(|rows| {
+            let found = touched_rows(&opened.index, &changes, known).and_then(|rows| {
                 let renames = match opened.policy.no_delete {
                     true => Vec::new(),
                     false => plan::find_renames(&changes, &rows, &holds),
@@ -445,7 +447,7 @@ fn privilege() -> [u8; 1] {
 /// The hash of the tree as the rows are.
 fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
-    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, &|leaf| opened.ignores(leaf.extra))?.root)
+    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, opened.policy.no_delete)?.root)
 }
 
 fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {

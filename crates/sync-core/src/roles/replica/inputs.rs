@@ -4,19 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::open::Opened;
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Leaf};
+use crate::index::{Encoded, Index, IndexError};
 use crate::manifest::{Entry, Holds, Row};
-use crate::path::RelPath;
+use crate::path::{Key, RelPath};
 use crate::plan::{self, Changes, Rename};
 use crate::roles::tree;
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
 
-/// The rows of every changed path, and of all beneath one that goes away or stops being a directory.
-pub fn touched_rows(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
+/// The rows of every changed path, and of all beneath one that goes away or stops being a directory. `known` are some that
+/// were read already, in tree order; there may be others among them.
+pub fn touched_rows(index: &Index, changes: &Changes, known: Vec<Row>) -> Result<BTreeMap<RelPath, Row>, IndexError> {
     if changes.len() >= MANY {
-        return touched_of_all(index, changes);
+        return touched_of_all(index, changes, known);
     }
     let found = rows_at(index, changes.keys())?;
     let mut rows: BTreeMap<RelPath, Row> = found.into_iter().map(|row| (row.path.clone(), row)).collect();
@@ -55,22 +56,36 @@ pub fn rows_at<'a>(index: &Index, paths: impl ExactSizeIterator<Item = &'a RelPa
     Ok(rows)
 }
 
-/// The same in one pass over all rows, which is cheaper than looking up so many.
-fn touched_of_all(index: &Index, changes: &Changes) -> Result<BTreeMap<RelPath, Row>, IndexError> {
+/// The same in one pass over all rows, which is cheaper than looking up so many. Only what is not known is decoded.
+fn touched_of_all(index: &Index, changes: &Changes, known: Vec<Row>) -> Result<BTreeMap<RelPath, Row>, IndexError> {
     let mut found = Vec::new();
     let mut wanted = changes.iter().peekable();
-    let mut closed: Option<RelPath> = None;
+    let mut known = known.into_iter().peekable();
+    let mut closed: Option<Vec<u8>> = None;
     let mut cursor = index.cursor()?;
-    while let Some(row) = cursor.next()? {
-        while wanted.next_if(|(path, _)| **path < row.path).is_some() {}
-        let change = wanted.next_if(|(path, _)| **path == row.path);
-        let inside = closed.as_ref().is_some_and(|top| row.path.is_beneath(top));
+    while let Some(Encoded { key, .. }) = cursor.peek()? {
+        while wanted.next_if(|(path, _)| key.cmp_path(path).is_gt()).is_some() {}
+        let change = wanted.next_if(|(path, _)| key.cmp_path(path).is_eq());
+        let inside = closed.as_ref().is_some_and(|top| key.is_beneath(Key::new(top)));
+        if !inside && change.is_none() {
+            cursor.pass();
+            continue;
+        }
+        while known.next_if(|row| key.cmp_path(&row.path).is_gt()).is_some() {}
+        let row = match known.next_if(|row| key.cmp_path(&row.path).is_eq()) {
+            Some(row) => {
+                cursor.pass();
+                row
+            }
+            None => match cursor.next()? {
+                Some(row) => row,
+                None => break,
+            },
+        };
         if !inside && change.is_some_and(|(_, new)| closes(new.as_deref(), Some(&row))) {
-            closed = Some(row.path.clone());
+            closed = Some(row.path.to_key());
         }
-        if inside || change.is_some() {
-            found.push((row.path.clone(), row));
-        }
+        found.push((row.path.clone(), row));
     }
     Ok(found.into_iter().collect())
 }
@@ -127,9 +142,56 @@ pub fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<D
     }
     let overlay: tree::Overlay<'_> =
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
+    let ignore_extras = opened.policy.no_delete;
     match holds.is_empty() {
-        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, &ignored)?.root),
-        false => Ok(tree::hash_with(&opened.index, &overlay, holds, &ignored)?.root),
+        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, ignore_extras)?.root),
+        false => Ok(tree::hash_with(&opened.index, &overlay, holds, ignore_extras)?.root),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest::{Kind, Refused, Time};
+
+    /// A tree in which `a` and `a/b` are directories.
+    const PATHS: [&str; 9] = ["", "a", "a/b", "a/b/c", "a/b!", "a/d", "a-", "b", "c"];
+
+    fn entry(path: &str) -> Entry {
+        let kind = if matches!(path, "" | "a" | "a/b") { Kind::Dir } else { Kind::Fifo };
+        Entry { kind, mode: 0o600, uid: 0, gid: 0, mtime: Time::default(), xattrs: Box::default(), link: None }
+    }
+
+    fn row(path: &str) -> Row {
+        let (tuple, refused) = (None, Refused::default());
+        let path_of = RelPath::new(path).unwrap();
+        Row { path: path_of, entry: entry(path), tuple, proven: true, refused, extra: false, mount: false }
+    }
+
+    proptest! {
+        /// With few changes rows are looked up, with many they are read in one pass, and some are known before.
+        #[test]
+        fn the_rows_of_changes_are_the_same_however_they_are_read(
+            wanted in prop::collection::btree_map(0..PATHS.len() + 2, 0..3u8, 0..8),
+            known in prop::collection::btree_set(0..PATHS.len(), 0..6),
+        ) {
+            let index = Index::in_memory().unwrap();
+            index.write(0, |writer| PATHS.iter().try_for_each(|path| writer.upsert(&row(path)))).unwrap();
+            let paths: Vec<&str> = PATHS.into_iter().chain(["a/b/new", "new"]).collect();
+            let changes: Changes = wanted.iter().map(|(i, how)| {
+                let new = match how {
+                    0 => None,
+                    1 => Some(Box::new(entry(paths[*i]))),
+                    _ => Some(Box::new(entry("b"))),
+                };
+                (RelPath::new(paths[*i]).unwrap(), new)
+            }).collect();
+            let known: Vec<Row> = known.iter().map(|i| row(PATHS[*i])).collect();
+            let looked_up = touched_rows(&index, &changes, Vec::new()).unwrap();
+            prop_assert_eq!(&touched_of_all(&index, &changes, Vec::new()).unwrap(), &looked_up);
+            prop_assert_eq!(&touched_of_all(&index, &changes, known).unwrap(), &looked_up);
+        }
     }
 }

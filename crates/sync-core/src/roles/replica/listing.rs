@@ -1,7 +1,8 @@
 //! The replica's directories as the master asks for them.
 
 use super::open::Opened;
-use crate::index::{IndexError, Leaf};
+use crate::index::IndexError;
+use crate::manifest::Holds;
 use crate::path::RelPath;
 use crate::roles::tree;
 use crate::wire::Listing;
@@ -11,8 +12,8 @@ const CHILDREN_PER_MESSAGE: usize = 20_000;
 
 /// The listing of one directory, in as many messages as it takes.
 pub fn list(opened: &Opened, dir: &RelPath) -> Result<Vec<Listing>, IndexError> {
-    let ignored = |leaf: &Leaf| opened.ignores(leaf.extra);
-    let Some((own, children)) = tree::children(&opened.index, &opened.tree.dirs, dir, &ignored)? else {
+    let (tree, none, ignore_extras) = (&opened.tree.dirs, Holds::default(), opened.policy.no_delete);
+    let Some((own, children)) = tree::children(&opened.index, tree, dir, &none, ignore_extras)? else {
         return Ok(vec![Listing { dir: dir.clone(), own: None, children: Vec::new(), last: true }]);
     };
     let mut listings: Vec<Listing> = children

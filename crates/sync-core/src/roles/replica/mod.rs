@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 pub use daemon::{Daemon, DaemonConfig, DaemonError};
 pub use shares::{Share, Shares};
 
+use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
@@ -95,6 +96,8 @@ struct Session {
     /// Whether the master compares trees, because it does not know the version that this replica stands at.
     listed: bool,
     settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
+    /// Rows that changes were made of, until the plan is decided.
+    expanded: Vec<Row>,
     application: Option<Application>,
 }
 
@@ -118,6 +121,7 @@ impl Session {
             history: false,
             opened: None,
             settled,
+            expanded: Vec::new(),
             application: None,
         }
     }
@@ -192,7 +196,8 @@ impl Session {
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
             ReceiverOutput::Expand(moved, touched) => {
-                let changes = expand::expand(self.opened()?, &moved, &touched)?;
+                let (changes, rows) = expand::expand(self.opened()?, &moved, &touched)?;
+                self.expanded = rows;
                 Ok(self.receiver.handle(ReceiverInput::Expanded(changes))?)
             }
             ReceiverOutput::Guard(announce, changes) => self.guard(&announce, changes),
@@ -335,7 +340,8 @@ impl Session {
 
     fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
         let copied = self.stager.copied_bytes();
-        let mut planned = Application::plan(self.opened()?, announce, changes, copied)?;
+        let known = std::mem::take(&mut self.expanded);
+        let mut planned = Application::plan(self.opened()?, announce, changes, known, copied)?;
         if let Some(refusal) = planned.refusal() {
             return Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?);
         }

@@ -14,7 +14,7 @@ use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Leaf};
+use crate::index::{Index, IndexError};
 use crate::manifest::{Holds, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
@@ -299,10 +299,7 @@ impl Opened {
         self.entries = entries.saturating_sub(1);
         self.tree = match tree {
             Some(tree) => tree,
-            None => {
-                let ignores = |leaf: &Leaf| self.ignores(leaf.extra);
-                tree::hash_with(&self.index, &tree::Overlay::new(), &Holds::default(), &ignores)?
-            }
+            None => tree::hash_with(&self.index, &tree::Overlay::new(), &Holds::default(), no_delete)?,
         };
         Ok(())
     }
