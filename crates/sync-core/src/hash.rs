@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
 /// A 256-bit BLAKE3 digest (<https://github.com/BLAKE3-team/BLAKE3-specs>).
@@ -52,5 +53,80 @@ impl fmt::Debug for Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_hex())
+    }
+}
+
+/// Bytes of a content that are hashed apart: a power of two, so that the hash tree has a node for just them.
+pub const BLOCK: u64 = 1 << 20;
+
+/// What a block adds to the digest of the content that it is of.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockHash(ChainingValue);
+
+impl BlockHash {
+    /// Of the `i`th block of a content, counted from 0. `bytes` are [`BLOCK`], or at least one if it is the last.
+    pub fn of(i: u64, bytes: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(i.saturating_mul(BLOCK)).update(bytes);
+        Self(hasher.finalize_non_root())
+    }
+}
+
+/// The digest of a content whose blocks were hashed apart, by several threads say: the root of BLAKE3's tree over them
+/// (section 2.1 of its specification).
+#[derive(Debug, Default)]
+pub struct BlockTree {
+    /// Whole subtrees to the left of the last block, ever smaller ones.
+    left: Vec<ChainingValue>,
+    /// Blocks in them.
+    blocks: u64,
+    /// No node with what is to its left before it is known whether more follows: that may be the root.
+    last: Option<ChainingValue>,
+}
+
+impl BlockTree {
+    /// Takes the next block, in order.
+    pub fn push(&mut self, block: BlockHash) {
+        let Some(mut node) = self.last.replace(block.0) else { return };
+        self.blocks += 1;
+        // As many subtrees are complete now as a binary counter carries.
+        for _ in 0..self.blocks.trailing_zeros() {
+            if let Some(left) = self.left.pop() {
+                node = merge_subtrees_non_root(&left, &node, Mode::Hash);
+            }
+        }
+        self.left.push(node);
+    }
+
+    /// The digest of all blocks; `None` if there were fewer than two, which have no node above them.
+    pub fn finish(self) -> Option<Digest> {
+        let mut left = self.left.into_iter();
+        let first = left.next()?;
+        let right = left.rev().fold(self.last?, |right, left| merge_subtrees_non_root(&left, &right, Mode::Hash));
+        Some(merge_subtrees_root(&first, &right, Mode::Hash).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_have_the_digest_of_the_whole() {
+        let block = BLOCK as usize;
+        let content = crate::chunk::noise(9 * block + 1, 8);
+        for size in (2..=9).flat_map(|n| [n * block - 1023, n * block - 1, n * block, n * block + 1]) {
+            let mut tree = BlockTree::default();
+            (0..).zip(content[..size].chunks(block)).for_each(|(i, bytes)| tree.push(BlockHash::of(i, bytes)));
+            assert_eq!(tree.finish(), Some(Digest::of(&content[..size])), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_single_block_is_no_tree() {
+        let mut tree = BlockTree::default();
+        assert_eq!(BlockTree::default().finish(), None);
+        tree.push(BlockHash::of(0, b"x"));
+        assert_eq!(tree.finish(), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use foldhash::HashSet;
@@ -49,6 +49,8 @@ pub struct IdentifyOptions<'a> {
     pub keep: u64,
     /// Which contents to cut into chunks.
     pub chunked: &'a (dyn Fn(&Pending) -> bool + Sync),
+    /// Chunks of the content that was there before, cut with the sizes that are right for this one, if they are known.
+    pub follow: &'a (dyn Fn(&Pending) -> Option<Arc<[ChunkRef]>> + Sync),
     /// Turns true when the work is to end early.
     pub stop: &'a AtomicBool,
     /// Is told bytes as they are read, from any thread.
@@ -252,9 +254,11 @@ fn read(root: &Root, pending: &Pending, options: &IdentifyOptions<'_>) -> Outcom
     let path = &pending.row.path;
     let Some(mut tuple) = pending.row.tuple else { return Outcome::Gone };
     let mut again = None;
+    let chunked = (options.chunked)(pending);
     let how = Reading {
         keep: options.keep,
-        chunked: (options.chunked)(pending),
+        chunked,
+        follow: chunked.then(|| (options.follow)(pending)).flatten(),
         old: pending.old_content().map(|(_, digest)| digest),
         xattrs: pending.needs_xattrs,
         cancel: options.stop,

@@ -13,7 +13,7 @@ use super::blocks::Blocks;
 use super::error::PushError;
 use super::meter::Meter;
 use super::ring::Ring;
-use crate::chunk::ChunkRef;
+use crate::chunk::{ChunkRef, Chunking};
 use crate::filter::Filter;
 use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
@@ -224,7 +224,14 @@ impl Source {
             let Some((size, _)) = p.row.entry.content() else { return false };
             size > PART_MIN || p.old_content().is_some_and(|(old, _)| size <= KEEP || old != size)
         };
-        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
+        let follow = |p: &Pending| {
+            let ((size, _), (old, digest)) = p.row.entry.content().zip(p.old_content())?;
+            let alike = size > KEEP && Chunking::for_size(size) == Chunking::for_size(old);
+            // Without the list, what it says is found by searching.
+            if alike { self.chunks(&digest).ok().flatten() } else { None }
+        };
+        let read = |bytes| meter.hashed(bytes);
+        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, follow: &follow, stop, read: &read };
         let mut batch_bytes = 0;
         let mut found = |pending: &Pending, identified: Identified| {
             let new = self.keep(pending, identified);
