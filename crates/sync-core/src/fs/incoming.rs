@@ -236,13 +236,16 @@ impl Incoming {
             bytes = &bytes[whole..];
         }
         self.gathered.extend_from_slice(bytes);
-        if self.gathered.len() >= PIECE {
-            let mut gathered = std::mem::take(&mut self.gathered);
-            let whole = gathered.len() - gathered.len() % BLOCK;
-            self.put(&gathered[..whole])?;
-            gathered.drain(..whole);
-            self.gathered = gathered;
-        }
+        if self.gathered.len() >= PIECE { self.put_gathered() } else { Ok(()) }
+    }
+
+    /// Writes the whole blocks of what is gathered.
+    fn put_gathered(&mut self) -> Result<(), IncomingError> {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let whole = gathered.len() - gathered.len() % BLOCK;
+        self.put(&gathered[..whole])?;
+        gathered.drain(..whole);
+        self.gathered = gathered;
         Ok(())
     }
 
@@ -264,14 +267,22 @@ impl Incoming {
     ///
     /// # Errors
     /// As [`Incoming::write`]; also if the file ends before.
-    pub fn copy_from(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
+    pub fn copy_from(&mut self, basis: &BasisFile, offset: u64, len: u64) -> Result<(), IncomingError> {
         if len > self.size.saturating_sub(self.position()) {
             return Err(IncomingError::Mismatch);
         }
         // The bytes must be read to be hashed, so that asking the kernel to copy them would save nothing.
         if len >= BESIDE {
-            return self.copy_beside(basis, offset, len);
+            // From a block's beginning on, what is read is written as it is, and need not be gathered first.
+            let begun = (BLOCK - self.gathered.len() % BLOCK) % BLOCK;
+            self.copy_through(basis, offset, begun as u64)?;
+            self.put_gathered()?;
+            return self.copy_beside(basis, offset + begun as u64, len - begun as u64);
         }
+        self.copy_through(basis, offset, len)
+    }
+
+    fn copy_through(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
         let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
         while len > 0 {
             let now = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
