@@ -107,9 +107,101 @@ impl BlockTree {
     }
 }
 
+/// Hashes a content from its beginning to its end, some of its blocks by what was hashed of them elsewhere.
+#[derive(Debug, Default)]
+pub struct ContentHasher {
+    tree: BlockTree,
+    /// Blocks in it.
+    blocks: u64,
+    /// The block under way: not ended before more comes, since it may be the only one.
+    current: blake3::Hasher,
+    /// Its bytes.
+    len: u64,
+}
+
+impl ContentHasher {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.end_block();
+            let room = usize::try_from(BLOCK - self.len).unwrap_or(usize::MAX);
+            let (now, after) = rest.split_at(rest.len().min(room));
+            self.current.update(now);
+            self.len += now.len() as u64;
+            rest = after;
+        }
+    }
+
+    /// Takes the next [`BLOCK`] bytes, which have that hash. To be called where a block begins, and then it is `true`;
+    /// else nothing is taken.
+    #[must_use]
+    pub fn take_block(&mut self, hash: BlockHash) -> bool {
+        self.end_block();
+        let begins = self.len == 0;
+        if begins {
+            self.begin_block(hash);
+        }
+        begins
+    }
+
+    /// Begins the next block if this one is whole.
+    fn end_block(&mut self) {
+        if self.len == BLOCK {
+            self.begin_block(BlockHash(self.current.finalize_non_root()));
+        }
+    }
+
+    fn begin_block(&mut self, before: BlockHash) {
+        self.tree.push(before);
+        self.blocks += 1;
+        self.len = 0;
+        self.current = blake3::Hasher::new();
+        self.current.set_input_offset(self.blocks.saturating_mul(BLOCK));
+    }
+
+    /// The digest of all that came; `None` for a single block that was taken by its hash, which does not tell it.
+    pub fn finish(mut self) -> Option<Digest> {
+        if self.blocks == 0 {
+            return Some(self.current.finalize().into());
+        }
+        if self.len > 0 {
+            self.tree.push(BlockHash(self.current.finalize_non_root()));
+        }
+        self.tree.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_content_is_hashed_in_any_slices_and_by_its_blocks() {
+        let block = BLOCK as usize;
+        let content = crate::chunk::noise(3 * block + 77, 2);
+        for size in [0, 1, block - 1, block, block + 1, 2 * block, 3 * block, 3 * block + 77] {
+            for slice in [1000, block, block + 1, 4 * block] {
+                let mut hasher = ContentHasher::default();
+                content[..size].chunks(slice).for_each(|bytes| hasher.update(bytes));
+                assert_eq!(hasher.finish(), Some(Digest::of(&content[..size])), "{size} by {slice}");
+            }
+        }
+        let mut hasher = ContentHasher::default();
+        let hash = |i: usize| BlockHash::of(i as u64, &content[i * block..][..block]);
+        hasher.update(&content[..block]);
+        assert!(hasher.take_block(hash(1)));
+        hasher.update(&content[2 * block..3 * block - 1]);
+        assert!(!hasher.take_block(hash(2)));
+        hasher.update(&content[3 * block - 1..]);
+        assert_eq!(hasher.finish(), Some(Digest::of(&content)));
+        let mut hasher = ContentHasher::default();
+        assert!(hasher.take_block(hash(0)) && hasher.take_block(hash(1)));
+        assert_eq!(hasher.finish(), Some(Digest::of(&content[..2 * block])));
+        let mut hasher = ContentHasher::default();
+        assert!(hasher.take_block(hash(0)));
+        assert_eq!(hasher.finish(), None);
+    }
 
     #[test]
     fn blocks_have_the_digest_of_the_whole() {

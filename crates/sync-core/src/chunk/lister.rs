@@ -56,6 +56,11 @@ impl Lister {
         stream.push(bytes, &mut |bytes| listing.settle(bytes));
     }
 
+    /// The chunks that are settled so far.
+    pub fn list(&self) -> &[ChunkRef] {
+        &self.listing.list
+    }
+
     /// Ends the file.
     pub fn finish(self) -> Vec<ChunkRef> {
         let Self { mut stream, mut listing } = self;

@@ -18,6 +18,7 @@ use super::root::Root;
 use super::stat::Stat;
 use super::{clock, probe};
 use crate::chunk::{ChunkRef, Chunking, Lister, MIN_DELTA, chunks_of};
+use crate::delta::{Copies, CopyRange};
 use crate::hash::Digest;
 use crate::manifest::{Tuple, Xattrs};
 use crate::path::RelPath;
@@ -57,6 +58,9 @@ pub struct Reading<'a> {
     pub old: Option<Digest>,
     /// The chunks of what it was before, if that was cut with the same sizes: where it is the same, it is cut faster.
     pub follow: Option<Arc<[ChunkRef]>>,
+    /// Is told what of it is in the content with those chunks, as it is found, if the two differ and the file is a large
+    /// one.
+    pub draft: &'a dyn Fn(Vec<CopyRange>),
     /// Whether to read the extended attributes as well.
     pub xattrs: bool,
     /// Ends the reading within a mebibyte when it turns true.
@@ -123,8 +127,15 @@ fn read_through(root: &Root, file: &SourceFile, how: &Reading<'_>) -> Result<Rea
         Some(old) => Lister::following(chunking, Arc::clone(old)),
         None => Lister::new(chunking),
     });
+    let mut copies = how.follow.as_ref().filter(|_| size > BESIDE).map(|old| Copies::new(size, old));
     let mut take = |piece: &[u8]| {
-        lister.iter_mut().for_each(|lister| lister.push(piece));
+        if let Some(lister) = &mut lister {
+            let before = lister.list().len();
+            lister.push(piece);
+            let told =
+                |copies: &mut Copies| lister.list()[before..].iter().flat_map(|chunk| copies.push(chunk)).collect();
+            tell(how, copies.as_mut().map(told));
+        }
         (how.progress)(piece.len() as u64);
     };
     let in_blocks = if size > BESIDE { blocks::hash(root, file, how.cancel, &mut take)? } else { None };
@@ -141,7 +152,14 @@ fn read_through(root: &Root, file: &SourceFile, how: &Reading<'_>) -> Result<Rea
             hasher.finalize().into()
         }
     };
+    tell(how, copies.map(Copies::finish));
     Ok(Read { digest, chunks: lister.map(Lister::finish), content: None })
+}
+
+fn tell(how: &Reading<'_>, ranges: Option<Vec<CopyRange>>) {
+    if let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty()) {
+        (how.draft)(ranges);
+    }
 }
 
 /// A regular file that was opened as the one that had been seen.

@@ -21,7 +21,7 @@ fn x() -> RelPath {
 }
 
 fn reading<'a>(keep: u64, cancel: &'a AtomicBool, progress: &'a dyn Fn(u64)) -> Reading<'a> {
-    Reading { keep, chunked: true, old: None, follow: None, xattrs: true, cancel, progress }
+    Reading { keep, chunked: true, old: None, follow: None, draft: &|_| {}, xattrs: true, cancel, progress }
 }
 
 impl Place {
@@ -247,8 +247,14 @@ fn a_large_file_read_by_several_threads_is_what_it_is() {
     content.insert(1 << 20, 7);
     let tuple = place.write(&content);
     let cancel = AtomicBool::new(false);
-    let how = Reading { follow: hashed.chunks.map(Into::into), ..reading(0, &cancel, &|_| {}) };
+    let ranges = std::cell::RefCell::new(Vec::new());
+    let draft = |told| ranges.borrow_mut().extend(told);
+    let how = Reading { follow: hashed.chunks.map(Into::into), draft: &draft, ..reading(0, &cancel, &|_| {}) };
     let hashed = hash_file(&place.root, &x(), &tuple, &how).unwrap();
+    // What it has in common with the one before, told in order: nearly all, one byte further back.
+    let ranges = ranges.into_inner();
+    assert!(ranges.iter().all(|range| range.at == range.from || range.at == range.from + 1), "{ranges:?}");
+    assert!(ranges.iter().map(|range| range.len).sum::<u64>() > hashed.size - (2 << 20), "{ranges:?}");
     assert_eq!((hashed.digest, hashed.chunks), (Digest::of(&content), Some(chunks(&content))));
 }
 

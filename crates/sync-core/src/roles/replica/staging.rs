@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::basis::{self, OldFile};
+use super::drafts::Drafts;
 use super::open::Opened;
 use crate::compress::{StreamDecompressor, decompress_after};
 use crate::delta::patch::{self, Run};
@@ -20,7 +21,7 @@ use crate::roles::link::LinkError;
 use crate::session::{ProtocolError, Settled};
 use crate::transport::{Connection, Frame, FrameReader};
 use crate::wire::{
-    Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_PREFIX, MAX_RAW, Offered, Piece, Splice, gaps,
+    self, Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_PREFIX, MAX_RAW, Offered, Piece, Splice, gaps,
 };
 
 /// Content streams that a master may open in one session.
@@ -47,6 +48,7 @@ struct Shared {
     replica: Mutex<Option<(Arc<Root>, Arc<Staging>)>>,
     settled: Settlements,
     copied: AtomicU64,
+    drafts: Drafts,
 }
 
 impl Shared {
@@ -69,6 +71,7 @@ impl Stager {
             replica: Mutex::default(),
             settled,
             copied: AtomicU64::new(0),
+            drafts: Drafts::default(),
         });
         let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
         Self { shared, accepting }
@@ -83,6 +86,20 @@ impl Stager {
     /// A content is about to be asked for.
     pub fn expect(&self, seq: u64, expected: Expected) {
         self.shared.expected().insert(seq, expected);
+    }
+
+    /// Copies what a content will probably have in common with an old file.
+    pub fn draft(&self, opened: &Opened, draft: wire::Draft) {
+        if let (Some(root), Some(staging)) = (&opened.root, &opened.staging)
+            && !opened.holds.covers(&draft.path)
+        {
+            self.shared.drafts.take(root, &opened.index, staging, draft);
+        }
+    }
+
+    /// All contents are there, and what was drafted of others is of no use.
+    pub fn drop_drafts(&self) {
+        self.shared.drafts.clear();
     }
 
     /// The master cannot send a content after all; what is still under way of it is ignored.
@@ -107,6 +124,7 @@ impl Stager {
         self.accepting.abort();
         // Aborted or not: its streams are aborted with it.
         let _ = (&mut self.accepting).await;
+        self.drop_drafts();
     }
 }
 
@@ -337,7 +355,7 @@ impl Files {
                 let Offered { path, likely, .. } = expected.file;
                 Open { path, likely, incoming: None, basis: None, failed: None }
             } else {
-                Open::begin(&root, &staging, &expected, offset)
+                Open::begin(&root, &staging, &self.shared.drafts, &expected, offset)
             };
             self.open.insert(seq, open);
         }
@@ -350,11 +368,13 @@ impl Files {
 }
 
 impl Open {
-    fn begin(root: &Root, staging: &Arc<Staging>, expected: &Expected, offset: u64) -> Self {
+    fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
-        let begun = match offset {
-            0 => staging.begin(&file.digest, file.size, &file.path),
-            _ => staging.begin_at(&file.digest, file.size, &file.path, offset),
+        let drafted = basis.as_ref().and_then(|old| drafts.finish(old, file.size));
+        let begun = match (offset, drafted) {
+            (0, Some(drafted)) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
+            (0, None) => staging.begin(&file.digest, file.size, &file.path),
+            (_, _) => staging.begin_at(&file.digest, file.size, &file.path, offset),
         };
         let opened = begun.and_then(|incoming| {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
