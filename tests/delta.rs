@@ -391,7 +391,7 @@ fn an_edited_file_over_64_mib_costs_what_a_smaller_one_does() {
     becomes(&scratch, &content, SESSION + 3000 + M as u64 * 11 / 10);
     // What is in it moves about.
     content.rotate_left(40 * M);
-    becomes(&scratch, &content, SESSION + 8000);
+    becomes(&scratch, &content, SESSION + 20_000);
     let summary = scratch.push().arg("--json").ok().summary();
     assert_eq!(summary.count("literal_bytes"), 0);
     assert_no_differences("left over", &leftovers(&snapshot(&scratch.dst())));
