@@ -218,7 +218,7 @@ impl Receiver {
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
             ToReplica::Describe(describe) => (describe.ranges.len(), 0),
-            ToReplica::Draft(draft) => (draft.ranges.len(), draft.path.as_bytes().len()),
+            ToReplica::Draft(draft) => (1 + draft.ranges.len(), draft.path.as_bytes().len()),
             ToReplica::Announce(announce) => paths(&announce.holds),
             ToReplica::AsOffered(runs) => {
                 (runs.iter().fold(0, |sum: usize, run| sum.saturating_add(run.count as usize)), 0)

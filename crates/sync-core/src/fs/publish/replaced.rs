@@ -36,3 +36,39 @@ impl Drop for Replaced {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Whether this process has a file open that had this name and has none any more.
+    fn is_held(name: &str) -> bool {
+        let mut open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        open.any(|path| path.to_string_lossy().ends_with(&format!("/{name} (deleted)")))
+    }
+
+    #[test]
+    fn what_was_replaced_is_held_until_the_end_and_not_longer() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = fs::File::open(top.path()).unwrap();
+        let mut replaced = Replaced::default();
+        for i in 0..=MOST {
+            let name = format!("replaced-{i}");
+            fs::write(top.path().join(&name), "x").unwrap();
+            replaced.hold(dir.as_fd(), name.as_bytes()).unwrap();
+            fs::remove_file(top.path().join(&name)).unwrap();
+            assert_eq!(is_held(&name), i < MOST, "{name}");
+        }
+        assert_eq!(Replaced::default().hold(dir.as_fd(), b"absent"), Err(Errno::NOENT));
+        drop(replaced);
+        let begun = Instant::now();
+        while is_held("replaced-0") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "still held");
+            std::thread::yield_now();
+        }
+    }
+}

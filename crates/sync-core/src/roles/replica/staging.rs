@@ -370,11 +370,12 @@ impl Files {
 impl Open {
     fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
-        let drafted = basis.as_ref().and_then(|old| drafts.finish(old, file.size));
-        let begun = match (offset, drafted) {
-            (0, Some(drafted)) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
-            (0, None) => staging.begin(&file.digest, file.size, &file.path),
-            (_, _) => staging.begin_at(&file.digest, file.size, &file.path, offset),
+        // What goes on behind a part has no use for a draft.
+        let drafted = basis.as_ref().filter(|_| offset == 0).and_then(|old| drafts.finish(old, file.size));
+        let begun = match drafted {
+            Some(drafted) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
+            None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
+            None => staging.begin_at(&file.digest, file.size, &file.path, offset),
         };
         let opened = begun.and_then(|incoming| {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;

@@ -54,11 +54,11 @@ fn a_replica_copies_nothing_for_a_dry_run_or_before_a_delete_limit_is_kept() {
 #[test]
 fn drafts_are_counted_and_come_before_the_announcement() {
     let take = |receiver: &mut Receiver| receiver.handle(ReceiverInput::Received(ToReplica::Draft(draft())));
-    for (entries, bytes) in [(5, 100), (100, 5)] {
+    for (entries, bytes) in [(7, 100), (100, 5)] {
         let mut receiver = gathering();
         receiver.budget = Budget::new(entries, bytes);
         take(&mut receiver).unwrap();
-        assert!(take(&mut receiver).is_err(), "{entries} ranges and {bytes} bytes of paths");
+        assert!(take(&mut receiver).is_err(), "{entries} drafts and ranges, {bytes} bytes of paths");
     }
     let mut receiver = gathering();
     receiver.handle(ReceiverInput::Received(ToReplica::Announce(announce()))).unwrap();
