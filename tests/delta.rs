@@ -541,3 +541,25 @@ fn an_old_file_that_is_damaged_under_way_leads_to_nothing_wrong() {
         }
     });
 }
+
+/// So large a file is drafted at the replica while the master still reads it.
+#[test]
+fn an_edited_file_over_64_mib_costs_what_a_smaller_one_does() {
+    let mut content = noise(7, 70 * M);
+    // A hole stays one.
+    content[30 * M..33 * M].fill(0);
+    let scratch = pushed(&content);
+    content.insert(0, b'X');
+    becomes(&scratch, &content, SESSION + 3000);
+    let edits = [5 * M, 20 * M + 5, 31 * M, 69 * M];
+    content = overwritten(&content, edits, b"some other bytes here.");
+    becomes(&scratch, &content, SESSION + 20_000);
+    content.extend_from_slice(&noise(8, M));
+    becomes(&scratch, &content, SESSION + 3000 + M as u64 * 11 / 10);
+    // What is in it moves about.
+    content.rotate_left(40 * M);
+    becomes(&scratch, &content, SESSION + 20_000);
+    let summary = scratch.push().arg("--json").ok().summary();
+    assert_eq!(summary.count("literal_bytes"), 0);
+    assert_no_differences("left over", &leftovers(&snapshot(&scratch.dst())));
+}

@@ -7,12 +7,19 @@
 //! There are two levels: chunks, whose lists are kept and compared, and [`pieces`], which are cut where chunks
 //! do not match.
 //!
-//! Not for identity: a chunk's digest is truncated and only proposes a match, the digest of the whole file decides.
+//! Not for identity: a chunk's digest is fast and only proposes a match, the digest of the whole file decides.
 
+mod lister;
 pub mod pieces;
+mod settling;
 
 use fastcdc::v2020::{self, Normalization};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+pub use lister::Lister;
+
+use settling::{Settled, Settling};
 
 /// Files smaller than this many bytes have no chunks: they are compared piece by piece at once: see [`pieces`].
 pub const MIN_DELTA: u64 = 256 << 10;
@@ -20,8 +27,8 @@ pub const MIN_DELTA: u64 = 256 << 10;
 /// One chunk of a file, in the order of the file; its offset is the sum of the lengths before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkRef {
-    /// The first 16 bytes of the BLAKE3 of the chunk: a hint for matching. Somebody who plants a collision gains
-    /// nothing, because the file made from a false match fails against its own digest.
+    /// XXH3-128 of the chunk, little endian: a hint for matching, and not cryptographic. Somebody who plants a collision
+    /// gains nothing, because the file made from a false match fails against its own digest.
     pub digest: [u8; 16],
     /// Bytes, at least 1 in a list made here. A list from a peer proves nothing about it.
     pub len: u32,
@@ -30,10 +37,9 @@ pub struct ChunkRef {
 impl ChunkRef {
     /// The reference to a chunk with these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = *blake3::hash(bytes).as_bytes();
         // A chunk is at most `Chunking::max` long, far below 4 GiB.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        Self { digest: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p], len }
+        Self { digest: xxh3_128(bytes).to_le_bytes(), len }
     }
 }
 
@@ -127,84 +133,17 @@ impl TryFrom<u8> for Chunking {
     }
 }
 
-/// Cuts a stream, given in slices of any size, exactly where the whole would be cut.
-///
-/// Chunks that lie within one slice are hashed in place. Only the end of a slice, up to the next boundary, is copied:
-/// at most [`Chunking::max`] bytes are ever held.
-pub struct Chunker {
+/// Where chunks of a size end.
+#[derive(Clone, Copy)]
+struct Boundaries {
     chunking: Chunking,
     /// Strict and relaxed mask of normalized chunking.
     masks: (u64, u64),
-    /// The beginning of a chunk whose end is not known yet; shorter than `max`.
-    tail: Vec<u8>,
-    /// How many bytes of `tail` are known to hold no boundary.
-    searched: usize,
 }
 
-impl Chunker {
-    /// A chunker at the beginning of a file.
-    pub fn new(chunking: Chunking) -> Self {
-        let masks = v2020::select_masks(chunking.avg(), Normalization::Level1);
-        Self { chunking, masks, tail: Vec::new(), searched: 0 }
-    }
-
-    /// Takes the next bytes of the file, and gives every chunk whose end they settle.
-    pub fn push(&mut self, bytes: &[u8], emit: &mut impl FnMut(&[u8])) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if self.tail.is_empty() {
-                rest = self.cut_in_place(rest, emit);
-                self.tail.extend_from_slice(rest);
-                self.searched = rest.len();
-                return;
-            }
-            // Every search starts over at the beginning of the chunk. Waiting until there is twice as much as last
-            // time keeps the sum linear even if bytes come one by one.
-            let wanted = (2 * self.searched).clamp(self.chunking.min() + 1, self.chunking.max());
-            let missing = wanted.saturating_sub(self.tail.len());
-            let Some((more, after)) = rest.split_at_checked(missing) else {
-                self.tail.extend_from_slice(rest);
-                return;
-            };
-            self.tail.extend_from_slice(more);
-            let Some(end) = self.end_of(&self.tail) else {
-                self.searched = self.tail.len();
-                rest = after;
-                continue;
-            };
-            emit(&self.tail[..end]);
-            let beyond = self.tail.len() - end;
-            if beyond <= more.len() {
-                // What lies beyond is still there in the slice, and need not be copied.
-                rest = &rest[missing - beyond..];
-                self.tail.clear();
-            } else {
-                rest = after;
-                self.tail.drain(..end);
-            }
-            self.searched = 0;
-        }
-    }
-
-    /// Ends the file: gives what is left, and begins the next file.
-    pub fn finish(&mut self, emit: &mut impl FnMut(&[u8])) {
-        // Bytes that waited for a larger search may hold several chunks.
-        let tail = std::mem::take(&mut self.tail);
-        self.searched = 0;
-        let rest = self.cut_in_place(&tail, emit);
-        if !rest.is_empty() {
-            emit(rest);
-        }
-    }
-
-    /// Gives the chunks at the front of `bytes` and returns what has no settled end.
-    fn cut_in_place<'a>(&self, mut bytes: &'a [u8], emit: &mut impl FnMut(&[u8])) -> &'a [u8] {
-        while let Some(end) = self.end_of(bytes) {
-            let (chunk, rest) = bytes.split_at(end);
-            emit(chunk);
-            bytes = rest;
-        }
-        bytes
+impl Boundaries {
+    fn new(chunking: Chunking) -> Self {
+        Self { chunking, masks: v2020::select_masks(chunking.avg(), Normalization::Level1) }
     }
 
     /// The end of the chunk that begins `bytes`, if no byte after them can change it.
@@ -216,11 +155,61 @@ impl Chunker {
         // was found so far, unless it is the maximum.
         (end < bytes.len() || end == max).then_some(end)
     }
+
+    /// The same of a stream: the end, or how many bytes are worth another search.
+    fn settle(&self, bytes: &[u8]) -> Settled {
+        // Every search starts over at the beginning of the chunk. Waiting until there is twice as much as last time
+        // keeps the sum linear even if bytes come one by one.
+        let wanted = || (2 * bytes.len()).clamp(self.chunking.min() + 1, self.chunking.max());
+        self.end_of(bytes).ok_or_else(wanted)
+    }
+}
+
+/// Cuts a stream, given in slices of any size, exactly where the whole would be cut.
+///
+/// Chunks that lie within one slice are given in place. Only the end of a slice, up to the next boundary, is copied:
+/// at most [`Chunking::max`] bytes are ever held.
+pub struct Chunker {
+    boundaries: Boundaries,
+    stream: Settling,
+}
+
+impl Chunker {
+    /// A chunker at the beginning of a file.
+    pub fn new(chunking: Chunking) -> Self {
+        Self { boundaries: Boundaries::new(chunking), stream: Settling::default() }
+    }
+
+    /// Takes the next bytes of the file, and gives every chunk whose end they settle.
+    pub fn push(&mut self, bytes: &[u8], emit: &mut impl FnMut(&[u8])) {
+        let boundaries = self.boundaries;
+        self.stream.push(bytes, &mut |bytes| {
+            let settled = boundaries.settle(bytes);
+            settled.iter().for_each(|end| emit(&bytes[..*end]));
+            settled
+        });
+    }
+
+    /// Ends the file: gives what is left, and begins the next file.
+    pub fn finish(&mut self, emit: &mut impl FnMut(&[u8])) {
+        let tail = self.stream.take();
+        // Bytes that waited for a larger search may hold several chunks.
+        cut_with(self.boundaries, &tail, emit);
+    }
 }
 
 /// Cuts a whole slice; nothing is copied.
 pub fn cut(bytes: &[u8], chunking: Chunking, emit: &mut impl FnMut(&[u8])) {
-    let rest = Chunker::new(chunking).cut_in_place(bytes, emit);
+    cut_with(Boundaries::new(chunking), bytes, emit);
+}
+
+fn cut_with(boundaries: Boundaries, bytes: &[u8], emit: &mut impl FnMut(&[u8])) {
+    let mut rest = bytes;
+    while let Some(end) = boundaries.end_of(rest) {
+        let (chunk, after) = rest.split_at(end);
+        emit(chunk);
+        rest = after;
+    }
     if !rest.is_empty() {
         emit(rest);
     }
@@ -274,12 +263,12 @@ pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// 4 KiB: small, so that little content has many chunks.
-    fn smallest() -> Chunking {
+    pub(super) fn smallest() -> Chunking {
         Chunking::of_bits(12)
     }
 
@@ -344,7 +333,7 @@ mod tests {
             lens(&small),
             [9159, 6046, 4109, 2719, 2711, 3362, 4164, 8830, 2473, 1177, 7599, 2724, 1510, 7127, 1826]
         );
-        assert_eq!(data_encoding::HEXLOWER.encode(&small[0].digest), "66e1c9671f9d0aa93a69b411069321d9");
+        assert_eq!(data_encoding::HEXLOWER.encode(&small[0].digest), "3e62126109d0dcaa79ca38fce42a84b1");
         let large = chunks_of(&noise(8 << 20, 1), Chunking::for_size(100 << 20));
         assert_eq!(lens(&large[..8]), [85966, 85358, 101582, 87648, 77767, 61878, 66766, 107262]);
         let all = large.iter().fold(blake3::Hasher::new(), |mut h, chunk| {
@@ -353,7 +342,7 @@ mod tests {
         });
         assert_eq!(
             (large.len(), all.finalize().to_hex().as_str()),
-            (101, "703b967b479fc76b17ac5af6a20e788cd8545f3e3a8a3a1f3af05898a6bec116")
+            (101, "f2c0ff27d77366df7021fc05efe11656986f92d9a42763cbe494207fa7bdfa12")
         );
     }
 
@@ -387,7 +376,7 @@ mod tests {
         let mut chunker = Chunker::new(smallest());
         for byte in &bytes {
             chunker.push(std::slice::from_ref(byte), &mut |chunk| list.push(ChunkRef::of(chunk)));
-            assert!(chunker.tail.len() <= smallest().max());
+            assert!(chunker.stream.held() <= smallest().max());
         }
         chunker.finish(&mut |chunk| list.push(ChunkRef::of(chunk)));
         assert_eq!(list, reference(&bytes, smallest()));

@@ -4,6 +4,7 @@
 //! what does not match. Nothing here reads content, and nothing here is proof: a false match of truncated digests gives a wrong file, which fails
 //! against its own digest and is sent whole.
 
+mod copies;
 mod gaps;
 pub mod patch;
 
@@ -12,6 +13,7 @@ use std::hash::Hash;
 use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 
+pub use copies::{Copies, CopyRange};
 pub use gaps::{Gap, gaps, refine};
 
 use crate::chunk::ChunkRef;

@@ -6,12 +6,13 @@ use std::sync::{Arc, mpsc};
 use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use super::draft::{Blocks, Drafted};
 use super::error::{FsError, IncomingError};
 use super::root::Root;
 use super::sparse::{self, BLOCK};
 use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
-use crate::hash::Digest;
+use crate::hash::{self, ContentHasher, Digest};
 use crate::manifest::{Metadata, Tuple};
 use crate::path::RelPath;
 
@@ -46,7 +47,9 @@ pub struct Incoming {
     fd: OwnedFd,
     /// What the file is called until it is whole.
     name: String,
-    hasher: blake3::Hasher,
+    hasher: ContentHasher,
+    /// Blocks beyond `written` that a draft has copied already.
+    drafted: Blocks,
     /// Bytes that went to the file (or became holes), always a multiple of [`BLOCK`] until the end.
     written: u64,
     /// Bytes after those, not yet a whole piece.
@@ -116,6 +119,36 @@ impl Staging {
             FsError::new("stage", near, errno)
         })?;
         Ok(Some(self.incoming(stage, fd, name, digest, size, near)))
+    }
+
+    /// The same for a big content that was drafted: what is copied from just there where the draft was is there already.
+    ///
+    /// # Errors
+    /// As [`Staging::begin`].
+    pub fn begin_drafted(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        near: &RelPath,
+        draft: Drafted,
+    ) -> Result<Option<Incoming>, FsError> {
+        let going_on = self.going_on(near)?;
+        let stage = self.stage_near(near)?;
+        if draft.size() != size || !is_big(size) || !draft.is_in(&stage) {
+            drop(going_on);
+            return self.begin(digest, size, near);
+        }
+        if !self.claim(digest, &stage) {
+            return Ok(None);
+        }
+        let name = part_name(digest);
+        let (fd, blocks) = draft.rename(&name).map_err(|errno| {
+            self.contents().remove(digest);
+            FsError::new("stage", near, errno)
+        })?;
+        let mut incoming = self.incoming(stage, fd, name, digest, size, near);
+        incoming.drafted = blocks;
+        Ok(Some(incoming))
     }
 
     /// Goes on with a part from `offset`, which must end a chunk that the peer confirmed (or be 0). What the part has
@@ -202,7 +235,8 @@ impl Staging {
             size,
             fd,
             name,
-            hasher: blake3::Hasher::new(),
+            hasher: ContentHasher::default(),
+            drafted: Blocks::new(),
             written: 0,
             gathered: Vec::new(),
             finished: false,
@@ -236,13 +270,16 @@ impl Incoming {
             bytes = &bytes[whole..];
         }
         self.gathered.extend_from_slice(bytes);
-        if self.gathered.len() >= PIECE {
-            let mut gathered = std::mem::take(&mut self.gathered);
-            let whole = gathered.len() - gathered.len() % BLOCK;
-            self.put(&gathered[..whole])?;
-            gathered.drain(..whole);
-            self.gathered = gathered;
-        }
+        if self.gathered.len() >= PIECE { self.put_gathered() } else { Ok(()) }
+    }
+
+    /// Writes the whole blocks of what is gathered.
+    fn put_gathered(&mut self) -> Result<(), IncomingError> {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let whole = gathered.len() - gathered.len() % BLOCK;
+        self.put(&gathered[..whole])?;
+        gathered.drain(..whole);
+        self.gathered = gathered;
         Ok(())
     }
 
@@ -268,10 +305,48 @@ impl Incoming {
         if len > self.size.saturating_sub(self.position()) {
             return Err(IncomingError::Mismatch);
         }
+        while let Some(before) = self.until_drafted(offset, len) {
+            self.copy(basis, offset, before)?;
+            self.put_gathered()?;
+            self.take_drafted()?;
+            offset += before + hash::BLOCK;
+            len -= before + hash::BLOCK;
+        }
+        self.copy(basis, offset, len)
+    }
+
+    /// How many bytes there are before a drafted block in what is copied from `offset` on.
+    fn until_drafted(&self, offset: u64, len: u64) -> Option<u64> {
+        let (i, (from, _)) = self.drafted.first_key_value()?;
+        let before = i.checked_mul(hash::BLOCK)?.checked_sub(self.position())?;
+        let is_it = before.checked_add(hash::BLOCK)? <= len && offset.checked_add(before)? == *from;
+        is_it.then_some(before)
+    }
+
+    /// Counts the first drafted block as written; it begins where the writing is.
+    fn take_drafted(&mut self) -> Result<(), IncomingError> {
+        let Some((_, (_, hash))) = self.drafted.pop_first() else { return Ok(()) };
+        // Out of step, which does not happen, the content would only come out wrong.
+        if !self.hasher.take_block(hash) {
+            return Err(IncomingError::Mismatch);
+        }
+        self.written += hash::BLOCK;
+        Ok(())
+    }
+
+    fn copy(&mut self, basis: &BasisFile, offset: u64, len: u64) -> Result<(), IncomingError> {
         // The bytes must be read to be hashed, so that asking the kernel to copy them would save nothing.
         if len >= BESIDE {
-            return self.copy_beside(basis, offset, len);
+            // From a block's beginning on, what is read is written as it is, and need not be gathered first.
+            let begun = (BLOCK - self.gathered.len() % BLOCK) % BLOCK;
+            self.copy_through(basis, offset, begun as u64)?;
+            self.put_gathered()?;
+            return self.copy_beside(basis, offset + begun as u64, len - begun as u64);
         }
+        self.copy_through(basis, offset, len)
+    }
+
+    fn copy_through(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
         let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
         while len > 0 {
             let now = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
@@ -324,7 +399,7 @@ impl Incoming {
     /// [`IncomingError::Mismatch`] if size or digest are wrong, and then nothing of it is left;
     /// [`IncomingError::Fs`] if the disk refuses.
     pub fn finish(mut self, likely: Option<&Metadata>) -> Result<(), IncomingError> {
-        if self.position() != self.size || Digest::from(self.hasher.finalize()) != self.digest {
+        if self.position() != self.size || std::mem::take(&mut self.hasher).finish() != Some(self.digest) {
             self.discard();
             return Err(IncomingError::Mismatch);
         }
@@ -354,11 +429,25 @@ impl Incoming {
     fn put(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
         let staging = Arc::clone(&self.staging);
         let _going_on = staging.going_on(&self.near)?;
-        if let Err(errno) = sparse::write_sparse(&self.fd, self.written, bytes) {
+        let written =
+            self.drop_draft(bytes.len() as u64).and_then(|()| sparse::write_sparse(&self.fd, self.written, bytes));
+        if let Err(errno) = written {
             self.discard();
             return Err(self.fail(errno).into());
         }
         self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Takes back what a draft has, if any of it is where the next `len` bytes go: zeros among them leave holes, where
+    /// nothing else may be.
+    fn drop_draft(&mut self, len: u64) -> Result<(), Errno> {
+        let end = self.written + len;
+        let is_in_the_way = self.drafted.first_key_value().is_some_and(|(i, _)| i.saturating_mul(hash::BLOCK) < end);
+        if is_in_the_way {
+            self.drafted.clear();
+            ftruncate(&self.fd, self.written)?;
+        }
         Ok(())
     }
 
@@ -370,7 +459,9 @@ impl Incoming {
     fn keep_part(&mut self) -> bool {
         let last = std::mem::take(&mut self.gathered);
         let arrived = self.written + last.len() as u64;
+        let untouched = self.drop_draft(u64::MAX - self.written);
         let whole = || {
+            untouched?;
             sparse::write_sparse(&self.fd, self.written, &last)?;
             ftruncate(&self.fd, arrived)?;
             // No chunk is longer, so that the first, if it is whole, ends within this.
@@ -420,13 +511,14 @@ fn open_part(stage: &Stage, digest: &Digest) -> Result<OwnedFd, Errno> {
 }
 
 /// Cuts a part off at `offset` and hashes what is left.
-fn resume(stage: &Stage, digest: &Digest, size: u64, offset: u64) -> Result<(OwnedFd, blake3::Hasher), Errno> {
+fn resume(stage: &Stage, digest: &Digest, size: u64, offset: u64) -> Result<(OwnedFd, ContentHasher), Errno> {
     let fd = open_part(stage, digest)?;
     let has = rustix::fs::fstat(&fd)?.st_size;
     if offset > size || u64::try_from(has).unwrap_or(0) < offset {
         return Err(Errno::INVAL);
     }
     ftruncate(&fd, offset)?;
-    let hasher = sparse::hash(&fd, offset)?;
+    let mut hasher = ContentHasher::default();
+    sparse::each_piece(&fd, offset, |piece| hasher.update(piece))?;
     Ok((fd, hasher))
 }

@@ -19,6 +19,7 @@ mod state_dir;
 
 mod attributes;
 pub mod clock;
+mod draft;
 mod durable;
 mod entropy;
 mod incoming;
@@ -28,6 +29,7 @@ mod sparse;
 mod staging;
 mod thaw;
 
+pub use draft::{Draft, Drafted};
 pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
 pub use history::{History, Kept};

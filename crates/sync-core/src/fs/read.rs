@@ -1,12 +1,13 @@
 //! Reading content: only of the file that was seen, and only if it stayed the same while it was read.
 
+mod blocks;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, Mode, OFlags, copy_file_range, fadvise, openat};
@@ -16,13 +17,17 @@ use super::error::{FsError, ReadError, is_gone};
 use super::root::Root;
 use super::stat::Stat;
 use super::{clock, probe};
-use crate::chunk::{ChunkRef, Chunker, Chunking, MIN_DELTA, chunks_of};
+use crate::chunk::{ChunkRef, Chunking, Lister, MIN_DELTA, chunks_of};
+use crate::delta::{Copies, CopyRange};
 use crate::hash::Digest;
 use crate::manifest::{Tuple, Xattrs};
 use crate::path::RelPath;
 
 /// How much is read at once, and so how long a cancelled reading may go on.
 const PIECE: u64 = 1 << 20;
+
+/// Files of more bytes than this are read by several threads: such a file is often the only one.
+const BESIDE: u64 = 64 << 20;
 
 /// A file's content, read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +56,11 @@ pub struct Reading<'a> {
     pub chunked: bool,
     /// The content that it probably still is: then chunks are of no use.
     pub old: Option<Digest>,
+    /// The chunks of what it was before, if that was cut with the same sizes: where it is the same, it is cut faster.
+    pub follow: Option<Arc<[ChunkRef]>>,
+    /// Is told what of it is in the content with those chunks, as it is found, if the two differ and the file is a large
+    /// one.
+    pub draft: &'a dyn Fn(Vec<CopyRange>),
     /// Whether to read the extended attributes as well.
     pub xattrs: bool,
     /// Ends the reading within a mebibyte when it turns true.
@@ -72,131 +82,83 @@ pub fn hash_file(root: &Root, path: &RelPath, expected: &Tuple, how: &Reading<'_
     let start = clock::now();
     let file = SourceFile::open_unseen(root, path, expected)?;
     let size = expected.size;
-    let kept = size <= how.keep;
-    let mut sink = (!kept).then(|| Sink::new(size, how.chunked));
-    let mut piece = Vec::with_capacity(usize::try_from(if kept { size } else { size.min(PIECE) }).unwrap_or(1));
     if size > PIECE {
         // Only a hint: without it the reading is slower.
         let _ = fadvise(&file.fd, 0, None, Advice::Sequential);
     }
-    let mut total = 0;
-    while total < size {
-        if how.cancel.load(Ordering::Relaxed) {
-            return Err(ReadError::Cancelled);
-        }
-        if !kept {
-            piece.clear();
-        }
-        let begin = piece.len();
-        // By position, which a fifo or socket that took the name refuses, so that nothing is taken out of it.
-        match pread(&file.fd, spare_capacity(&mut piece), total) {
-            Ok(0) => return Err(ReadError::Changed),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => {
-                // What cannot be read may be something else by now, a directory say.
-                file.verify(root)?;
-                return Err(FsError::new("read", path, errno).into());
-            }
-        }
-        let read = (piece.len() - begin) as u64;
-        total += read;
-        if total > size {
-            return Err(ReadError::Changed);
-        }
-        sink.iter_mut().for_each(|sink| sink.take(&mut piece));
-        (how.progress)(read);
-    }
+    let Read { digest, chunks, content } = match size <= how.keep {
+        true => read_whole(root, &file, how)?,
+        false => read_through(root, &file, how)?,
+    };
     let xattrs = if how.xattrs { Some(probe::xattrs_of(file.fd.as_fd(), path)?) } else { None };
     // The look before the reading was the one that gave `expected`: whatever came between shows now.
     let stat = file.look(root)?;
-    let (digest, chunks) = match sink {
-        Some(sink) => sink.finish(),
-        // At once, which for a small file is cheaper.
+    let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
+    Ok(Hashed { digest, size, chunks, content, xattrs, tuple: *expected, proven })
+}
+
+/// What was made of a content.
+struct Read {
+    digest: Digest,
+    chunks: Option<Vec<ChunkRef>>,
+    content: Option<Vec<u8>>,
+}
+
+/// Hashes a content at once, which for a small file is cheaper.
+fn read_whole(root: &Root, file: &SourceFile, how: &Reading<'_>) -> Result<Read, ReadError> {
+    let size = file.expected.size;
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    let mut done = 0;
+    file.each_piece(root, how.cancel, &mut content, |content| {
+        (how.progress)((content.len() - done) as u64);
+        done = content.len();
+    })?;
+    let digest = Digest::of(&content);
+    let chunked = how.chunked && size >= MIN_DELTA && how.old != Some(digest);
+    let chunks = chunked.then(|| chunks_of(&content, Chunking::for_size(size)));
+    Ok(Read { digest, chunks, content: Some(content) })
+}
+
+/// Hashes a content while it streams by.
+fn read_through(root: &Root, file: &SourceFile, how: &Reading<'_>) -> Result<Read, ReadError> {
+    let size = file.expected.size;
+    let chunking = Chunking::for_size(size);
+    let mut lister = (how.chunked && size >= MIN_DELTA).then(|| match &how.follow {
+        Some(old) => Lister::following(chunking, Arc::clone(old)),
+        None => Lister::new(chunking),
+    });
+    let mut copies = how.follow.as_ref().filter(|_| size > BESIDE).map(|old| Copies::new(size, old));
+    let mut take = |piece: &[u8]| {
+        if let Some(lister) = &mut lister {
+            let before = lister.list().len();
+            lister.push(piece);
+            let told =
+                |copies: &mut Copies| lister.list()[before..].iter().flat_map(|chunk| copies.push(chunk)).collect();
+            tell(how, copies.as_mut().map(told));
+        }
+        (how.progress)(piece.len() as u64);
+    };
+    let in_blocks = if size > BESIDE { blocks::hash(root, file, how.cancel, &mut take)? } else { None };
+    let digest = match in_blocks {
+        Some(digest) => digest,
         None => {
-            let digest = Digest::of(&piece);
-            let chunked = how.chunked && size >= MIN_DELTA && how.old != Some(digest);
-            (digest, chunked.then(|| chunks_of(&piece, Chunking::for_size(size))))
+            let mut hasher = blake3::Hasher::new();
+            let mut piece = Vec::with_capacity(usize::try_from(size.min(PIECE)).unwrap_or(1));
+            file.each_piece(root, how.cancel, &mut piece, |piece| {
+                hasher.update(piece);
+                take(piece);
+                piece.clear();
+            })?;
+            hasher.finalize().into()
         }
     };
-    let proven = clock::settled(expected.ctime, start, root.is_remote(&stat));
-    Ok(Hashed { digest, size, chunks, content: kept.then_some(piece), xattrs, tuple: *expected, proven })
+    tell(how, copies.map(Copies::finish));
+    Ok(Read { digest, chunks: lister.map(Lister::finish), content: None })
 }
 
-/// Everything that is made of a content while it streams by.
-struct Sink {
-    hasher: blake3::Hasher,
-    cutting: Option<Cutting>,
-}
-
-/// Files of more bytes than this are cut by another thread than the one that reads and hashes: together they take twice as
-/// long as either, and such a file is often the only one.
-const BESIDE: u64 = 64 << 20;
-
-/// Pieces on their way to that thread.
-const AHEAD: usize = 2;
-
-enum Cutting {
-    Here(Chunker, Vec<ChunkRef>),
-    Beside { full: SyncSender<Vec<u8>>, empty: Receiver<Vec<u8>>, cutter: JoinHandle<Vec<ChunkRef>> },
-}
-
-impl Sink {
-    fn new(size: u64, chunked: bool) -> Self {
-        let chunked = chunked && size >= MIN_DELTA;
-        Self { hasher: blake3::Hasher::new(), cutting: chunked.then(|| Cutting::new(size)) }
-    }
-
-    /// Takes a piece; what is left in `piece` is of no use but for its room.
-    fn take(&mut self, piece: &mut Vec<u8>) {
-        self.hasher.update(piece);
-        match &mut self.cutting {
-            Some(Cutting::Here(chunker, chunks)) => chunker.push(piece, &mut |chunk| chunks.push(ChunkRef::of(chunk))),
-            Some(Cutting::Beside { full, empty, .. }) => {
-                let mut room = empty.try_recv().unwrap_or_default();
-                room.clear();
-                room.reserve(piece.capacity());
-                // If the other end is gone, there will be no chunks, which costs bytes and nothing else.
-                let _ = full.send(std::mem::replace(piece, room));
-            }
-            None => {}
-        }
-    }
-
-    fn finish(self) -> (Digest, Option<Vec<ChunkRef>>) {
-        let chunks = match self.cutting {
-            Some(Cutting::Here(mut chunker, mut chunks)) => {
-                chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
-                Some(chunks)
-            }
-            Some(Cutting::Beside { full, cutter, .. }) => {
-                drop(full);
-                cutter.join().ok()
-            }
-            None => None,
-        };
-        (self.hasher.finalize().into(), chunks)
-    }
-}
-
-impl Cutting {
-    fn new(size: u64) -> Self {
-        let sizes = Chunking::for_size(size);
-        let (full, pieces) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
-        let (done, empty) = mpsc::channel();
-        let cut = move || {
-            let (mut chunker, mut chunks) = (Chunker::new(sizes), Vec::new());
-            for piece in pieces {
-                chunker.push(&piece, &mut |chunk| chunks.push(ChunkRef::of(chunk)));
-                // Nobody needs it after the last.
-                let _ = done.send(piece);
-            }
-            chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
-            chunks
-        };
-        match (size > BESIDE).then(|| std::thread::Builder::new().spawn(cut)) {
-            Some(Ok(cutter)) => Self::Beside { full, empty, cutter },
-            _ => Self::Here(Chunker::new(sizes), Vec::new()),
-        }
+fn tell(how: &Reading<'_>, ranges: Option<Vec<CopyRange>>) {
+    if let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty()) {
+        (how.draft)(ranges);
     }
 }
 
@@ -246,6 +208,39 @@ impl SourceFile {
             }
         };
         Ok(Self { fd, path: path.clone(), expected: *expected })
+    }
+
+    /// Reads all of the file, each time into the room that is left in `piece`, and shows that to `take`, which may make room.
+    fn each_piece(
+        &self,
+        root: &Root,
+        cancel: &AtomicBool,
+        piece: &mut Vec<u8>,
+        mut take: impl FnMut(&mut Vec<u8>),
+    ) -> Result<(), ReadError> {
+        let mut total = 0;
+        while total < self.expected.size {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(ReadError::Cancelled);
+            }
+            let begin = piece.len();
+            // By position, which a fifo or socket that took the name refuses, so that nothing is taken out of it.
+            match pread(&self.fd, spare_capacity(piece), total) {
+                Ok(0) => return Err(ReadError::Changed),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    // What cannot be read may be something else by now, a directory say.
+                    self.verify(root)?;
+                    return Err(FsError::new("read", &self.path, errno).into());
+                }
+            }
+            total += (piece.len() - begin) as u64;
+            if total > self.expected.size {
+                return Err(ReadError::Changed);
+            }
+            take(piece);
+        }
+        Ok(())
     }
 
     /// Fills `buffer` with what the file holds from `offset` on. Believe it only after [`SourceFile::verify`].

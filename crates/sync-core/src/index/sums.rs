@@ -12,9 +12,10 @@ pub(super) enum Mark {
     Tombstone = 2,
     Version = 3,
     Ack = 4,
-    Content = 5,
     Meta = 6,
     Intent = 7,
+    /// 5 marked lists of chunks with other digests.
+    Content = 8,
 }
 
 /// A buffer that rows are laid out in to be summed: one hash over contiguous bytes is several times faster than many

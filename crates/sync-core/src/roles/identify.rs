@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use foldhash::HashSet;
 
 use crate::chunk::ChunkRef;
+use crate::delta::CopyRange;
 use crate::fs::{self, FsError, Hashed, ReadError, Reading, Root};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Tuple, Xattrs};
@@ -49,6 +50,10 @@ pub struct IdentifyOptions<'a> {
     pub keep: u64,
     /// Which contents to cut into chunks.
     pub chunked: &'a (dyn Fn(&Pending) -> bool + Sync),
+    /// Chunks of the content that was there before, cut with the sizes that are right for this one, if they are known.
+    pub follow: &'a (dyn Fn(&Pending) -> Option<Arc<[ChunkRef]>> + Sync),
+    /// Is told what of a large file is in the content with those chunks, while it is being read; from any thread.
+    pub draft: &'a (dyn Fn(&Pending, Vec<CopyRange>) + Sync),
     /// Turns true when the work is to end early.
     pub stop: &'a AtomicBool,
     /// Is told bytes as they are read, from any thread.
@@ -252,9 +257,12 @@ fn read(root: &Root, pending: &Pending, options: &IdentifyOptions<'_>) -> Outcom
     let path = &pending.row.path;
     let Some(mut tuple) = pending.row.tuple else { return Outcome::Gone };
     let mut again = None;
+    let chunked = (options.chunked)(pending);
     let how = Reading {
         keep: options.keep,
-        chunked: (options.chunked)(pending),
+        chunked,
+        draft: &|ranges| (options.draft)(pending, ranges),
+        follow: chunked.then(|| (options.follow)(pending)).flatten(),
         old: pending.old_content().map(|(_, digest)| digest),
         xattrs: pending.needs_xattrs,
         cancel: options.stop,

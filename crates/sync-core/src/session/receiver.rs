@@ -218,6 +218,7 @@ impl Receiver {
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
             ToReplica::Describe(describe) => (describe.ranges.len(), 0),
+            ToReplica::Draft(draft) => (1 + draft.ranges.len(), draft.path.as_bytes().len()),
             ToReplica::Announce(announce) => paths(&announce.holds),
             ToReplica::AsOffered(runs) => {
                 (runs.iter().fold(0, |sum: usize, run| sum.saturating_add(run.count as usize)), 0)
@@ -245,6 +246,11 @@ impl Receiver {
                     self.offered.extend(files.iter().cloned().map(Some));
                 }
                 self.consider(files);
+            }
+            // Neither a dry run nor a plan that may be refused touches the disk.
+            (ToReplica::Draft(_), State::Opening | State::Gathering) if self.dry_run || self.max_delete => {}
+            (ToReplica::Draft(draft), State::Opening | State::Gathering) => {
+                self.outputs.push_back(ReceiverOutput::Draft(draft));
             }
             (ToReplica::List(dirs), State::Gathering) => self.outputs.push_back(ReceiverOutput::List(dirs)),
             (ToReplica::Changes(changes), State::Gathering) => {
@@ -577,5 +583,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Describe(_) => "question about an old file",
         ToReplica::Touched(_) => "touched entries",
         ToReplica::Moved(_) => "moved directories",
+        ToReplica::Draft(_) => "draft",
     }
 }

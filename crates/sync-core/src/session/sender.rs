@@ -11,7 +11,7 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Moved,
+    Ack, Announce, Basis, Change, Describe, Described, Draft, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Moved,
     Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
@@ -31,6 +31,8 @@ pub enum SenderInput {
     Received(ToMaster),
     /// Contents that were hashed and that the published version does not have at their paths.
     Hashed(Vec<Offered>),
+    /// What can be copied of a file that is being read.
+    Draft(Draft),
     /// What the version will be. It may be prepared, not published yet.
     Decided {
         /// Which version.
@@ -254,6 +256,10 @@ impl Sender {
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
+            SenderInput::Draft(draft) if self.state == State::Opening && !self.dry_run => {
+                self.send(ToReplica::Draft(draft));
+            }
+            SenderInput::Draft(_) => {}
             SenderInput::Decided { version, holds, committed } => {
                 self.version = Some(version);
                 self.holds = holds;

@@ -5,6 +5,7 @@
 //! every session the models are compared with each other, so a replica that says exact and is not is always found.
 
 mod disk;
+mod drafts;
 mod faults;
 mod master;
 mod push;

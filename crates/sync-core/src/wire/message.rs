@@ -8,6 +8,7 @@ use super::{
 };
 use crate::chunk::pieces::{MAX_PIECES, Pieces, small};
 use crate::chunk::{ChunkRef, Chunking};
+use crate::delta::CopyRange;
 use crate::delta::patch::PieceHashes;
 use crate::diff::Child;
 use crate::filter;
@@ -162,6 +163,21 @@ pub struct Moved {
     pub hash: Digest,
 }
 
+/// What a file that the master is still reading will probably have in common with the replica's: so much can be copied
+/// meanwhile. A hint: nothing follows if it is not used, or if the content turns out to be another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// In order of the content, and none overlaps with one before. First, so that their count is seen before anything is
+    /// decoded.
+    pub ranges: Vec<CopyRange>,
+    /// Where the file is.
+    pub path: RelPath,
+    /// Bytes that it has now.
+    pub size: u64,
+    /// The content that it had, which the ranges are copied from.
+    pub old: Digest,
+}
+
 /// Consecutive content numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -286,6 +302,8 @@ pub enum ToReplica {
     /// Directories that came, against the version that the replica stands at: with all beneath them they are what others
     /// were.
     Moved(Vec<Moved>),
+    /// What can be copied of a large file before its content is known.
+    Draft(Draft),
 }
 
 /// Messages from a replica to a master.
@@ -350,6 +368,7 @@ messages!(ToReplica {
     11 => Touched,
     12 => Moved,
     13 => Describe,
+    14 => Draft,
 });
 
 messages!(ToMaster {
@@ -369,7 +388,7 @@ messages!(ToMaster {
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
-        3 | 4 | 6 | 9..=12 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        3 | 4 | 6 | 9..=12 | 14 | 103 | 106 | 107 => Some(MAX_ITEMS),
         201 => Some(MAX_BATCH),
         _ => None,
     }
@@ -378,7 +397,7 @@ fn most_items(kind: u16) -> Option<usize> {
 /// Most bytes in the body of a control message. Frames of content are bounded where they are read.
 pub(super) fn most_bytes(kind: u16) -> usize {
     match kind {
-        2 | 3 | 4 | 6 | 9 | 11 | 12 | 13 | 106 | 107 => MAX_LIST,
+        2 | 3 | 4 | 6 | 9 | 11 | 12 | 13 | 14 | 106 | 107 => MAX_LIST,
         102 | 103 | 110 => MAX_MESSAGE,
         201.. => usize::MAX,
         _ => MAX_PLAIN,
@@ -455,6 +474,19 @@ impl ToReplica {
             | Self::Unavailable(_)
             | Self::Holds(_)
             | Self::AsOffered(_) => Ok(()),
+            Self::Draft(draft) if draft.path.is_reserved() => Err("a draft of a reserved name".to_owned()),
+            Self::Draft(Draft { ranges, size, path, .. }) => {
+                let mut end = 0;
+                let fits = |CopyRange { at, from, len }: &CopyRange| {
+                    let follows = *at >= end && *len > 0 && from.checked_add(*len).is_some();
+                    end = at.checked_add(*len).filter(|end| follows && end <= size)?;
+                    Some(())
+                };
+                match ranges.iter().map(fits).all(|fits| fits.is_some()) {
+                    true => Ok(()),
+                    false => Err(format!("ranges of a draft of {path} that overlap or lie outside")),
+                }
+            }
             Self::Describe(Describe { seq, ranges, .. }) => {
                 let fits = |(at, len): &(u64, u64)| *len > 0 && at.checked_add(*len).is_some();
                 let total = ranges.iter().try_fold(0u64, |sum, (_, len)| sum.checked_add(*len));

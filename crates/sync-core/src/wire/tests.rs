@@ -5,6 +5,7 @@ use crate::chunk::ChunkRef;
 use crate::chunk::pieces::MAX_PIECES;
 use crate::chunk::pieces::{Pieces, small, wide};
 use crate::compress::{Compressor, decompress};
+use crate::delta::CopyRange;
 use crate::delta::patch::{self, PieceHashes};
 use crate::diff::Child;
 use crate::filter::{MAX_PATTERN, MAX_RULES, MAX_RULES_BYTES, Rule};
@@ -71,6 +72,11 @@ fn hello() -> Hello {
     Hello { features: 0, share: "www".to_owned(), policy }
 }
 
+fn draft(ranges: &[(u64, u64, u64)], size: u64) -> Draft {
+    let ranges = ranges.iter().map(|&(at, from, len)| CopyRange { at, from, len }).collect();
+    Draft { ranges, path: path("big"), size, old: digest(0x44) }
+}
+
 /// One of each message, in the order of their numbers.
 fn to_replica() -> Vec<ToReplica> {
     let kinds = [
@@ -110,6 +116,7 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Describe(Describe { seq: 300, pieces: Some(small()), ranges: vec![(7, 1 << 33)] }),
         ToReplica::Touched(vec![touched("a"), touched("b")]),
         ToReplica::Moved(vec![moved("a/b", "c")]),
+        ToReplica::Draft(draft(&[(0, 7, 300), (1 << 33, 0, 1)], 1 << 40)),
     ]
 }
 
@@ -271,6 +278,7 @@ fn the_bytes_are_pinned() {
         "13 v1 ac02010901078080808020",
         "11 v1 020161ed13e8076401ff93ebdc030162ed13e8076401ff93ebdc03",
         "12 v1 0103612f620163[99*32]",
+        "14 v1 020007ac028080808020000103626967808080808020[44*32]",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 04ac0202[44*32]ac0201[88*16]80200101[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
@@ -317,6 +325,7 @@ fn the_staging_directory_is_no_part_of_a_tree() {
         assert_eq!(refused(ToReplica::Changes(vec![upsert(at, file())])), reserved, "{at}");
         assert_eq!(refused(ToReplica::Changes(vec![Change { path: path(at), entry: None }])), reserved, "{at}");
         assert_eq!(refused(ToReplica::Moved(vec![moved("x", at)])), reserved, "{at}");
+        assert_eq!(refused(ToReplica::Draft(Draft { path: path(at), ..draft(&[], 1) })), reserved, "{at}");
     }
 }
 
@@ -341,7 +350,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 14, 100, 111, 200, 203, u16::MAX] {
+    for kind in [0, 15, 100, 111, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
@@ -451,6 +460,24 @@ fn what_is_told_relative_to_a_version_must_make_sense_without_it() {
     assert!(!refused(&ToReplica::Moved(vec![moved("a", "b"), moved("c/d", "c/e")])));
     for (from, to) in [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("", "a"), ("a", ""), ("", "")] {
         assert!(refused(&ToReplica::Moved(vec![moved("x", "y"), moved(from, to)])), "{from:?} to {to:?}");
+    }
+}
+
+#[test]
+fn a_draft_has_ranges_of_the_content_in_its_order() {
+    let refused = |ranges: &[(u64, u64, u64)]| refused(&ToReplica::Draft(draft(ranges, 100)));
+    assert!(!refused(&[]) && !refused(&[(0, 7, 50), (50, 0, 50)]) && !refused(&[(99, u64::MAX - 1, 1)]));
+    for bad in [
+        &[(0, 0, 0)][..],
+        &[(0, 0, 101)],
+        &[(100, 0, 1)],
+        &[(u64::MAX, 0, 2)],
+        &[(0, u64::MAX, 1)],
+        &[(0, 0, 50), (49, 50, 1)],
+        &[(50, 0, 50), (0, 0, 50)],
+        &[(0, 0, 101), (0, 0, 1)],
+    ] {
+        assert!(refused(bad), "{bad:?}");
     }
 }
 

@@ -25,6 +25,7 @@ mod names;
 mod new_dirs;
 mod observe;
 mod prepare;
+mod replaced;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use rustix::io::Errno;
 pub use observe::{Observed, Observer};
 
 use new_dirs::TOLD_AT_ONCE;
+use replaced::Replaced;
 
 use super::attributes::Failed;
 use super::error::FsError;
@@ -86,6 +88,8 @@ pub struct Publisher {
     ready: VecDeque<Ready>,
     /// The directory that was looked up last, and what it is in staging if it is new.
     home: Option<(RelPath, Option<Home>)>,
+    /// Large files that lost their names.
+    replaced: Replaced,
     stop: Arc<AtomicBool>,
     /// Whether steps were left out because of it.
     stopped: bool,
@@ -204,6 +208,7 @@ impl Publisher {
             ready: VecDeque::new(),
             home: None,
             stop: Arc::default(),
+            replaced: Replaced::default(),
             stopped: false,
         }
     }

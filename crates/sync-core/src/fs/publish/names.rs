@@ -1,12 +1,14 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::prepare::same_attributes;
+use super::replaced::LARGE;
 use super::{Fate, Placed, Publisher, Staged, Told, drift, failed, inode, is_delete, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
@@ -313,6 +315,11 @@ impl Publisher {
             })
         };
         let is_dir = step.new.as_deref().is_some_and(Entry::is_dir);
+        if old_of(step).is_some_and(|(_, old)| old.size > LARGE) && !is_dir && matches!(there, There::Other) {
+            let hold = |dir: BorrowedFd<'_>| self.replaced.hold(dir, step.path.name());
+            // It only costs time if it fails.
+            let _ = self.staging.thaw.within(&self.root, &parent, hold);
+        }
         let fail = |errno| match errno {
             Errno::EXIST => drift("create", &step.path),
             errno => FsError::new("put in place", &step.path, errno),

@@ -21,7 +21,7 @@ fn x() -> RelPath {
 }
 
 fn reading<'a>(keep: u64, cancel: &'a AtomicBool, progress: &'a dyn Fn(u64)) -> Reading<'a> {
-    Reading { keep, chunked: true, old: None, xattrs: true, cancel, progress }
+    Reading { keep, chunked: true, old: None, follow: None, draft: &|_| {}, xattrs: true, cancel, progress }
 }
 
 impl Place {
@@ -224,4 +224,50 @@ fn a_large_file_is_cut_beside_the_reading() {
     assert_eq!(hashed.digest, Digest::of(&bytes));
     let sizes = Chunking::for_size(bytes.len() as u64);
     assert_eq!(hashed.chunks, Some(crate::chunk::chunks_of(&bytes, sizes)));
+}
+
+/// A content that several threads read: mostly a hole, so that it costs little.
+fn large(place: &Place) -> (Vec<u8>, Tuple) {
+    let mut content = crate::chunk::noise(5 << 20, 3);
+    content.resize(BESIDE as usize + (5 << 20) + 17, 0);
+    content.extend(crate::chunk::noise(300_000, 4));
+    (content.clone(), place.write(&content))
+}
+
+#[test]
+fn a_large_file_read_by_several_threads_is_what_it_is() {
+    let place = place();
+    let (mut content, tuple) = large(&place);
+    let told = std::cell::Cell::new(0);
+    let hashed = place.hash(&tuple, 0, &|n| told.set(told.get() + n)).unwrap();
+    let chunks = |content: &[u8]| chunks_of(content, Chunking::for_size(content.len() as u64));
+    assert_eq!((hashed.digest, hashed.size), (Digest::of(&content), content.len() as u64));
+    assert_eq!((told.get(), hashed.chunks.as_deref()), (hashed.size, Some(&chunks(&content)[..])));
+
+    content.insert(1 << 20, 7);
+    let tuple = place.write(&content);
+    let cancel = AtomicBool::new(false);
+    let ranges = std::cell::RefCell::new(Vec::new());
+    let draft = |told| ranges.borrow_mut().extend(told);
+    let how = Reading { follow: hashed.chunks.map(Into::into), draft: &draft, ..reading(0, &cancel, &|_| {}) };
+    let hashed = hash_file(&place.root, &x(), &tuple, &how).unwrap();
+    // What it has in common with the one before, told in order: nearly all, one byte further back.
+    let ranges = ranges.into_inner();
+    assert!(ranges.iter().all(|range| range.at == range.from || range.at == range.from + 1), "{ranges:?}");
+    assert!(ranges.iter().map(|range| range.len).sum::<u64>() > hashed.size - (2 << 20), "{ranges:?}");
+    assert_eq!((hashed.digest, hashed.chunks), (Digest::of(&content), Some(chunks(&content))));
+}
+
+#[test]
+fn a_large_file_that_changes_or_is_cancelled_is_given_up() {
+    let place = place();
+    let (_, tuple) = large(&place);
+    let path = place.top.path().join("x");
+    let cancel = AtomicBool::new(false);
+    let stop = |_| cancel.store(true, Ordering::Relaxed);
+    let result = hash_file(&place.root, &x(), &tuple, &reading(0, &cancel, &stop));
+    assert!(matches!(result, Err(ReadError::Cancelled)), "{result:?}");
+    // Cut off while it is read.
+    let cut = |_| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9 << 20).unwrap();
+    assert!(matches!(place.hash(&tuple, 0, &cut), Err(ReadError::Changed)));
 }

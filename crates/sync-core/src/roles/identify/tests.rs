@@ -46,7 +46,14 @@ fn read_tree(top: &Path, meanwhile: impl FnOnce()) -> (Survey, BTreeMap<RelPath,
     let count = |read| {
         bytes.fetch_add(read, Ordering::Relaxed);
     };
-    let options = IdentifyOptions { keep: 1 << 20, chunked: &|_| false, stop: &stop, read: &count };
+    let options = IdentifyOptions {
+        keep: 1 << 20,
+        chunked: &|_| false,
+        follow: &|_| None,
+        draft: &|_, _| {},
+        stop: &stop,
+        read: &count,
+    };
     let mut contents = BTreeMap::new();
     let mut found = |pending: &Pending, identified: Identified| {
         let before = contents.insert(pending.row.path.clone(), identified.content.unwrap());

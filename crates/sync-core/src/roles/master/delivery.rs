@@ -24,7 +24,7 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Change, Describe, HISTORY, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Change, Describe, Draft, HISTORY, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -34,6 +34,8 @@ const CHANGES_PER_MESSAGE: usize = 512;
 pub enum SourceEvent {
     /// Contents that were just hashed.
     Hashed(Arc<Vec<Offered>>),
+    /// What can be copied of a file that is being read.
+    Draft(Arc<Draft>),
     /// The version to bring everybody to, and how it differs from the one before. It is not in the index yet.
     Decided(Arc<Decided>, Arc<Difference>),
     /// It is.
@@ -237,6 +239,7 @@ impl<'a> Session<'a> {
     fn source_event(&mut self, event: SourceEvent) -> SenderInput {
         match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
+            SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
             SourceEvent::Decided(decided, difference) => {
                 let (version, holds) = (decided.version.clone(), decided.holds.clone());
                 let committed = difference.is_of(&version);

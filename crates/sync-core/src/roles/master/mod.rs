@@ -191,8 +191,9 @@ fn read_once(
             tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
         }
     };
+    let draft = |draft| tell(SourceEvent::Draft(Arc::new(draft)));
     let survey = loop {
-        let (mut survey, looked) = source.look(&known, stop, meter, monitor, &mut offer)?;
+        let (mut survey, looked) = source.look(&known, stop, meter, monitor, &mut offer, &draft)?;
         scanned += looked;
         if survey.vanished.is_empty() {
             break survey;

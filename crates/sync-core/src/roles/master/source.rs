@@ -13,7 +13,8 @@ use super::blocks::Blocks;
 use super::error::PushError;
 use super::meter::Meter;
 use super::ring::Ring;
-use crate::chunk::ChunkRef;
+use crate::chunk::{ChunkRef, Chunking};
+use crate::delta::CopyRange;
 use crate::filter::Filter;
 use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
@@ -26,7 +27,7 @@ use crate::relative::moved_dirs;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey};
 use crate::session::{Load, Told};
-use crate::wire::{Change, Moved, Offered, Touched};
+use crate::wire::{Change, Draft, Moved, Offered, Touched};
 
 /// How long to wait for another push of the same source.
 const BUSY: Duration = Duration::from_secs(600);
@@ -207,7 +208,8 @@ impl Source {
 
     /// Looks at the whole tree beside its index, and reads what is not proven. `known` has contents that an earlier look
     /// has read; `offer` gets every content that the last version does not have at that path, and whether more may
-    /// follow soon. Returns what was found, and how long the looking took.
+    /// follow soon; `draft` what can be copied of large files while they are read. Returns what was found, and how long the
+    /// looking took.
     pub fn look(
         &self,
         known: &KnownContents,
@@ -215,6 +217,7 @@ impl Source {
         meter: &Meter,
         monitor: &dyn Monitor,
         offer: &mut Offering<'_>,
+        draft: &(dyn Fn(Draft) + Sync),
     ) -> Result<(Survey, Duration), PushError> {
         let started = Instant::now();
         // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. One of the same size
@@ -224,7 +227,20 @@ impl Source {
             let Some((size, _)) = p.row.entry.content() else { return false };
             size > PART_MIN || p.old_content().is_some_and(|(old, _)| size <= KEEP || old != size)
         };
-        let options = IdentifyOptions { keep: KEEP, chunked: &chunked, stop, read: &|bytes| meter.hashed(bytes) };
+        let follow = |p: &Pending| {
+            let ((size, _), (old, digest)) = p.row.entry.content().zip(p.old_content())?;
+            let alike = size > KEEP && Chunking::for_size(size) == Chunking::for_size(old);
+            // Without the list, what it says is found by searching.
+            if alike { self.chunks(&digest).ok().flatten() } else { None }
+        };
+        let draft = |p: &Pending, ranges: Vec<CopyRange>| {
+            let ((_, old), Some(tuple)) = (p.old_content().unzip(), p.row.tuple) else { return };
+            let Some(old) = old else { return };
+            draft(Draft { ranges, path: p.row.path.clone(), size: tuple.size, old });
+        };
+        let read = |bytes| meter.hashed(bytes);
+        let options =
+            IdentifyOptions { keep: KEEP, chunked: &chunked, follow: &follow, draft: &draft, stop, read: &read };
         let mut batch_bytes = 0;
         let mut found = |pending: &Pending, identified: Identified| {
             let new = self.keep(pending, identified);

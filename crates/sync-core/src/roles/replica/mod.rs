@@ -4,6 +4,7 @@
 mod apply;
 mod basis;
 mod daemon;
+mod drafts;
 mod expand;
 mod inputs;
 mod ledger;
@@ -191,6 +192,12 @@ impl Session {
                 let wants = self.consider(first, files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
+            ReceiverOutput::Draft(draft) => {
+                if let Some(opened) = &self.opened {
+                    self.stager.draft(opened, draft);
+                }
+                Ok(())
+            }
             ReceiverOutput::Fetch(files) => {
                 let wants = self.fetch(files);
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
@@ -339,6 +346,7 @@ impl Session {
     }
 
     fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
+        self.stager.drop_drafts();
         let copied = self.stager.copied_bytes();
         let known = std::mem::take(&mut self.expanded);
         let mut planned = Application::plan(self.opened()?, announce, changes, known, copied)?;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::basis::{self, OldFile};
+use super::drafts::Drafts;
 use super::open::Opened;
 use crate::compress::{StreamDecompressor, decompress_after};
 use crate::delta::patch::{self, Run};
@@ -20,7 +21,7 @@ use crate::roles::link::LinkError;
 use crate::session::{ProtocolError, Settled};
 use crate::transport::{Connection, Frame, FrameReader};
 use crate::wire::{
-    Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_PREFIX, MAX_RAW, Offered, Piece, Splice, gaps,
+    self, Batch, BatchFile, ContentFrame, Encoding, MAX_CONTENT, MAX_PREFIX, MAX_RAW, Offered, Piece, Splice, gaps,
 };
 
 /// Content streams that a master may open in one session.
@@ -54,6 +55,7 @@ struct Shared {
     settled: Settlements,
     copied: AtomicU64,
     stood_in: AtomicU64,
+    drafts: Drafts,
 }
 
 impl Shared {
@@ -77,6 +79,7 @@ impl Stager {
             settled,
             copied: AtomicU64::new(0),
             stood_in: AtomicU64::new(0),
+            drafts: Drafts::default(),
         });
         let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
         Self { shared, accepting }
@@ -91,6 +94,20 @@ impl Stager {
     /// A content is about to be asked for.
     pub fn expect(&self, seq: u64, expected: Expected) {
         self.shared.expected().insert(seq, expected);
+    }
+
+    /// Copies what a content will probably have in common with an old file.
+    pub fn draft(&self, opened: &Opened, draft: wire::Draft) {
+        if let (Some(root), Some(staging)) = (&opened.root, &opened.staging)
+            && !opened.holds.covers(&draft.path)
+        {
+            self.shared.drafts.take(root, &opened.index, staging, draft);
+        }
+    }
+
+    /// All contents are there, and what was drafted of others is of no use.
+    pub fn drop_drafts(&self) {
+        self.shared.drafts.clear();
     }
 
     /// The master cannot send a content after all; what is still under way of it is ignored.
@@ -120,6 +137,7 @@ impl Stager {
         self.accepting.abort();
         // Aborted or not: its streams are aborted with it.
         let _ = (&mut self.accepting).await;
+        self.drop_drafts();
     }
 }
 
@@ -358,7 +376,7 @@ impl Files {
                 let Offered { path, likely, .. } = expected.file;
                 Open { path, likely, incoming: None, basis: None, stands_in: false, failed: None }
             } else {
-                Open::begin(&root, &staging, &expected, offset)
+                Open::begin(&root, &staging, &self.shared.drafts, &expected, offset)
             };
             self.open.insert(seq, open);
         }
@@ -371,11 +389,14 @@ impl Files {
 }
 
 impl Open {
-    fn begin(root: &Root, staging: &Arc<Staging>, expected: &Expected, offset: u64) -> Self {
+    fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
-        let begun = match offset {
-            0 => staging.begin(&file.digest, file.size, &file.path),
-            _ => staging.begin_at(&file.digest, file.size, &file.path, offset),
+        // What goes on behind a part has no use for a draft.
+        let drafted = basis.as_ref().filter(|_| offset == 0).and_then(|old| drafts.finish(old, file.size));
+        let begun = match drafted {
+            Some(drafted) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
+            None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
+            None => staging.begin_at(&file.digest, file.size, &file.path, offset),
         };
         let opened = begun.and_then(|incoming| {
             let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;

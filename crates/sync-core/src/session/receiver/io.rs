@@ -5,8 +5,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
 use crate::wire::{
-    Ack, Announce, Change, Describe, Described, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster, ToReplica,
-    Touched, Wanted,
+    Ack, Announce, Change, Describe, Described, Draft, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster,
+    ToReplica, Touched, Wanted,
 };
 
 /// What became of a wanted content.
@@ -75,6 +75,8 @@ pub enum ReceiverOutput {
     List(Vec<RelPath>),
     /// Find out which of these contents are missing; the first has this number.
     Consider(u64, Vec<Offered>),
+    /// Copy what a content will probably have in common with an old file, if there is nothing better to do.
+    Draft(Draft),
     /// Contents with these numbers are missing for certain: find out what may save sending some of them.
     Fetch(Vec<(u64, Offered)>),
     /// Read the old file of a content that is awaited, and tell of what it consists.

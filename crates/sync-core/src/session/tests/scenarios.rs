@@ -575,7 +575,7 @@ fn the_simulation_notices() {
     assert_eq!(in_order(&push.steps()), Step::ToReplica(0));
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello { features: 0, share: "www".to_owned(), policy: crate::options::Policy::default() }
 }
 
@@ -603,18 +603,18 @@ fn nothing_is_said_after_the_end() {
 }
 
 /// A receiver that is ready for changes.
-fn gathering() -> Receiver {
+pub(super) fn gathering() -> Receiver {
     let mut receiver = Receiver::new();
     receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello()))).unwrap();
     receiver.handle(ReceiverInput::Opened(stand())).unwrap();
     receiver
 }
 
-fn stand() -> Stand {
+pub(super) fn stand() -> Stand {
     Stand { features: 0, version: None, root: Digest::empty(), entries: 0 }
 }
 
-fn announce() -> Announce {
+pub(super) fn announce() -> Announce {
     let version = super::master::Master::new().commit().version;
     Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0, committed: true }
 }

@@ -1,0 +1,215 @@
+//! A content begun before it is known: what it will probably have in common with an old file is copied into staging
+//! while the master still reads.
+//!
+//! A draft proves nothing. When the content comes, a block that is to be copied from just where the draft copied it from
+//! counts as written and hashed; at the first that is not, the rest of the draft is dropped: see [`super::incoming`].
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::JoinHandle;
+
+use rustix::fs::{AtFlags, ftruncate, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::error::FsError;
+use super::incoming::BasisFile;
+use super::sparse;
+use super::staging::{Stage, Staging, create};
+use crate::delta::CopyRange;
+use crate::hash::{BLOCK, BlockHash};
+use crate::path::RelPath;
+
+/// Blocks that are read ahead of the writing.
+const AHEAD: usize = 2;
+
+/// What was copied: by number of the block, where it was in the old file, and its hash.
+pub(super) type Blocks = BTreeMap<u64, (u64, BlockHash)>;
+
+/// A block that was read.
+struct Block {
+    i: u64,
+    from: u64,
+    hash: BlockHash,
+    bytes: Vec<u8>,
+}
+
+/// A draft under way. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct Draft {
+    ranges: Sender<CopyRange>,
+    /// Where the ranges taken so far end.
+    end: u64,
+    reading: JoinHandle<Result<(), FsError>>,
+    writing: JoinHandle<Result<(OwnedFd, Blocks), FsError>>,
+    file: DraftFile,
+    _interest: Interest,
+}
+
+/// What a draft has written. Dropped, it is removed.
+#[derive(Debug)]
+pub struct Drafted {
+    file: DraftFile,
+    fd: OwnedFd,
+    blocks: Blocks,
+}
+
+/// The name of a draft in staging, and what it is for.
+#[derive(Debug)]
+struct DraftFile {
+    staging: Arc<Staging>,
+    stage: Arc<Stage>,
+    near: RelPath,
+    size: u64,
+    /// Nothing once it is somebody else's.
+    name: Option<String>,
+}
+
+/// Dropped, it tells that nobody wants the draft any more.
+#[derive(Debug)]
+struct Interest(Arc<AtomicBool>);
+
+impl Staging {
+    /// Begins a draft of a content of `size` bytes for `near`, with what `basis` has of it. Two threads, which end with it.
+    ///
+    /// # Errors
+    /// [`FsError`] if the staging directory, the file or a thread cannot be made.
+    pub fn draft(self: &Arc<Self>, near: &RelPath, size: u64, basis: BasisFile) -> Result<Draft, FsError> {
+        let going_on = self.going_on(near)?;
+        let stage = self.stage_near(near)?;
+        let name = self.fresh_name();
+        let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| FsError::new("stage", near, errno))?;
+        drop(going_on);
+        let file = DraftFile { staging: Arc::clone(self), stage, near: near.clone(), size, name: Some(name) };
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (ranges, told) = mpsc::channel();
+        let (full, blocks) = mpsc::sync_channel(AHEAD);
+        let (done, empty) = mpsc::channel();
+        let write = {
+            let (staging, near) = (Arc::clone(self), near.clone());
+            move || write(&staging, &near, fd, &blocks, &done)
+        };
+        let read = {
+            let (staging, given_up) = (Arc::clone(self), Arc::clone(&given_up));
+            let is_over = move || staging.is_stopped() || given_up.load(Ordering::Relaxed);
+            move || read(&basis, &told, &is_over, &full, &empty)
+        };
+        let fail = |error| FsError::because("copy", near, format!("no thread for it: {error}"));
+        // One that finds no partner ends at once.
+        let writing = std::thread::Builder::new().spawn(write).map_err(fail)?;
+        let reading = std::thread::Builder::new().spawn(read).map_err(fail)?;
+        Ok(Draft { ranges, end: 0, reading, writing, file, _interest: Interest(given_up) })
+    }
+}
+
+impl Draft {
+    /// Will copy the whole blocks of a range; one that is not behind all before, or reaches beyond the content, is passed
+    /// over.
+    pub fn copy(&mut self, range: CopyRange) {
+        let end = range.at.saturating_add(range.len);
+        if range.at >= self.end && end <= self.file.size {
+            self.end = end;
+            // If it failed, that shows in the end.
+            let _ = self.ranges.send(range);
+        }
+    }
+
+    /// Waits for all that was to be copied; `None` if that could not be done.
+    pub fn finish(self) -> Option<Drafted> {
+        let Self { ranges, reading, writing, file, _interest, .. } = self;
+        drop(ranges);
+        let read = reading.join();
+        match (read, writing.join()) {
+            (Ok(Ok(())), Ok(Ok((fd, blocks)))) => Some(Drafted { file, fd, blocks }),
+            _ => None,
+        }
+    }
+}
+
+impl Drafted {
+    /// Bytes of the content.
+    pub fn size(&self) -> u64 {
+        self.file.size
+    }
+
+    /// Whether it is in that staging directory.
+    pub(super) fn is_in(&self, stage: &Arc<Stage>) -> bool {
+        Arc::ptr_eq(&self.file.stage, stage)
+    }
+
+    /// Gives the file that name in its staging directory, and hands it over.
+    pub(super) fn rename(mut self, name: &str) -> Result<(OwnedFd, Blocks), Errno> {
+        let stage = Arc::clone(&self.file.stage);
+        if let Some(now) = self.file.name.take()
+            && let Err(errno) = renameat(stage.fd(), &now, stage.fd(), name)
+        {
+            let _ = unlinkat(stage.fd(), &now, AtFlags::empty());
+            return Err(errno);
+        }
+        Ok((self.fd, self.blocks))
+    }
+}
+
+impl Drop for DraftFile {
+    fn drop(&mut self) {
+        let Some(name) = self.name.take() else { return };
+        // When the session is over it has been dealt with, and the name may be a later session's by now.
+        if let Ok(_going_on) = self.staging.going_on(&self.near) {
+            let _ = unlinkat(self.stage.fd(), &name, AtFlags::empty());
+        }
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reads and hashes the blocks of the ranges.
+fn read(
+    basis: &BasisFile,
+    ranges: &Receiver<CopyRange>,
+    is_over: &dyn Fn() -> bool,
+    full: &SyncSender<Block>,
+    empty: &Receiver<Vec<u8>>,
+) -> Result<(), FsError> {
+    for (i, from) in ranges.iter().flat_map(CopyRange::blocks) {
+        let mut bytes: Vec<u8> = empty.try_recv().unwrap_or_default();
+        bytes.resize(usize::try_from(BLOCK).unwrap_or(0), 0);
+        basis.read_exact_at(from, &mut bytes)?;
+        let hash = BlockHash::of(i, &bytes);
+        // Nobody writes any more: that failed, and says so.
+        if is_over() || full.send(Block { i, from, hash, bytes }).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes blocks as they come. After an error nothing of them takes any room.
+fn write(
+    staging: &Staging,
+    near: &RelPath,
+    fd: OwnedFd,
+    blocks: &Receiver<Block>,
+    done: &Sender<Vec<u8>>,
+) -> Result<(OwnedFd, Blocks), FsError> {
+    let mut written = Blocks::new();
+    for Block { i, from, hash, bytes } in blocks {
+        let _going_on = staging.going_on(near)?;
+        if let Err(errno) = sparse::write_sparse(&fd, i.saturating_mul(BLOCK), &bytes) {
+            let _ = ftruncate(&fd, 0);
+            return Err(FsError::new("stage", near, errno));
+        }
+        written.insert(i, (from, hash));
+        // The last ones are wanted by nobody.
+        let _ = done.send(bytes);
+    }
+    Ok((fd, written))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Large files, read and hashed by several threads.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, PoisonError};
+
+use super::{ReadError, SourceFile};
+use crate::fs::Root;
+use crate::hash::{BLOCK, BlockHash, BlockTree, Digest};
+
+/// Most threads that read one file: a few outrun whatever is made of the content in order.
+const READERS: usize = 4;
+
+/// Blocks beyond one for each of them: read, and not yet taken.
+const AHEAD: usize = 2;
+
+/// A block's place, and what was read of it.
+type Outcome = (u64, Result<(BlockHash, Vec<u8>), ReadError>);
+
+/// Reads and hashes a file of more than one [`BLOCK`]; `take` gets it in order, block by block. `None` if there is no
+/// thread for it, and then nothing was taken.
+///
+/// Holds a few blocks. Believe it only after [`SourceFile::verify`].
+///
+/// # Errors
+/// [`ReadError`] of the first block that cannot be read; [`ReadError::Cancelled`] within a few blocks after `cancel`
+/// turned true.
+pub(super) fn hash(
+    root: &Root,
+    file: &SourceFile,
+    cancel: &AtomicBool,
+    take: &mut dyn FnMut(&[u8]),
+) -> Result<Option<Digest>, ReadError> {
+    let size = file.expected.size;
+    let readers = std::thread::available_parallelism().map_or(1, |n| n.get().min(READERS));
+    let (room, rooms) = mpsc::channel();
+    let rooms = &Mutex::new(rooms);
+    let next = &AtomicU64::new(0);
+    let (full, blocks) = mpsc::channel();
+    std::thread::scope(|scope| {
+        // Dropped when this ends, however it does: then the readers end.
+        let room = room;
+        let mut reading = false;
+        for _ in 0..readers {
+            let full = full.clone();
+            let read = move || {
+                while let Some(block) = read_next(file, size, next, rooms) {
+                    if full.send(block).is_err() {
+                        break;
+                    }
+                }
+            };
+            reading |= std::thread::Builder::new().spawn_scoped(scope, read).is_ok();
+        }
+        drop(full);
+        if !reading {
+            return Ok(None);
+        }
+        // There is room for as many, so that nothing waits for room but the readers.
+        (0..readers + AHEAD).for_each(|_| drop(room.send(Vec::new())));
+        let mut tree = BlockTree::default();
+        let mut early = BTreeMap::new();
+        for at in 0..size.div_ceil(BLOCK) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(ReadError::Cancelled);
+            }
+            let outcome = match await_block(at, &blocks, &mut early) {
+                Some(Ok(block)) => block,
+                Some(Err(error)) => {
+                    // What cannot be read may be something else by now, a directory say.
+                    file.verify(root)?;
+                    return Err(error);
+                }
+                // A reader that panicked; leaving the scope tells it.
+                None => return Err(ReadError::Cancelled),
+            };
+            let (hash, bytes) = outcome;
+            tree.push(hash);
+            take(&bytes);
+            // After the last block nobody wants it.
+            let _ = room.send(bytes);
+        }
+        Ok(tree.finish())
+    })
+}
+
+/// The block whose turn it is; `early` has those that came before their turn.
+fn await_block(
+    at: u64,
+    blocks: &Receiver<Outcome>,
+    early: &mut BTreeMap<u64, Result<(BlockHash, Vec<u8>), ReadError>>,
+) -> Option<Result<(BlockHash, Vec<u8>), ReadError>> {
+    loop {
+        if let Some(block) = early.remove(&at) {
+            return Some(block);
+        }
+        let (at, block) = blocks.recv().ok()?;
+        early.insert(at, block);
+    }
+}
+
+/// Reads the next block that nobody reads yet, once there is room for it; `None` after the last.
+fn read_next(file: &SourceFile, size: u64, next: &AtomicU64, rooms: &Mutex<Receiver<Vec<u8>>>) -> Option<Outcome> {
+    // First the room, then the block: nobody who has room waits for one who has none.
+    let mut bytes = rooms.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
+    let i = next.fetch_add(1, Ordering::Relaxed);
+    let at = i.checked_mul(BLOCK).filter(|at| *at < size)?;
+    bytes.resize(usize::try_from(BLOCK.min(size - at)).unwrap_or(0), 0);
+    Some((i, file.read_exact_at(at, &mut bytes).map(|()| (BlockHash::of(i, &bytes), bytes))))
+}
