@@ -55,7 +55,7 @@ impl FsError {
 /// Why a content could not be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingError {
-    /// The bytes are not what the digest and size say.
+    /// The bytes are not what the digest and size say, or what they were to be taken from cannot be read.
     #[error("the content does not match its digest")]
     Mismatch,
     /// The disk refused.

@@ -300,7 +300,8 @@ impl Incoming {
     /// Adds `len` bytes of a file that the replica has, from `offset`.
     ///
     /// # Errors
-    /// As [`Incoming::write`]; also if the file ends before.
+    /// As [`Incoming::write`]; [`IncomingError::Mismatch`] also if that file cannot be read so far: the content may still
+    /// come in another way.
     pub fn copy_from(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
         if len > self.size.saturating_sub(self.position()) {
             return Err(IncomingError::Mismatch);
@@ -350,7 +351,7 @@ impl Incoming {
         let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
         while len > 0 {
             let now = usize::try_from(len).map_or(buffer.len(), |len| len.min(buffer.len()));
-            basis.read_exact_at(offset, &mut buffer[..now])?;
+            basis.read_exact_at(offset, &mut buffer[..now]).map_err(|_| IncomingError::Mismatch)?;
             self.write(&buffer[..now])?;
             offset += now as u64;
             len -= now as u64;
@@ -387,7 +388,8 @@ impl Incoming {
                 // The last ones are wanted by nobody.
                 let _ = done.send(piece);
             }
-            self.hasher = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let read = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            self.hasher = read.map_err(|_| IncomingError::Mismatch)?;
             Ok(())
         })
     }

@@ -165,7 +165,8 @@ impl<M: Incoming> Control<M> {
         }
     }
 
-    /// The next message. Cancel safe.
+    /// The next message.
+    #[cfg(test)]
     pub async fn next(&mut self) -> Result<M, LinkError> {
         self.incoming.recv().await.unwrap_or(Err(LinkError::Ended))
     }

@@ -27,6 +27,9 @@ const MOST_GROWTH: u64 = 16;
 /// Parts in one message.
 const PARTS: usize = 1 << 15;
 
+/// Messages of parts that wait until what was said before is written.
+pub const MOST_ANSWERS: usize = 4;
+
 /// Files for which another thread pays.
 const FILES_PER_THREAD: usize = 64;
 
@@ -155,12 +158,12 @@ pub struct Describer {
 
 impl Describer {
     /// Answers go to `answers`; once `stop` is raised they are of no use any more.
-    pub fn new(answers: mpsc::UnboundedSender<Described>, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(answers: mpsc::Sender<Described>, stop: Arc<AtomicBool>) -> Self {
         let (asks, mut asked) = mpsc::unbounded_channel::<(Arc<Root>, OldFile, Describe)>();
         let working = tokio::spawn(async move {
             while let Some((root, old, ask)) = asked.recv().await {
                 // If the session is over, nobody needs to know.
-                let mut tell = |described| drop(answers.send(described));
+                let mut tell = |described| drop(answers.blocking_send(described));
                 tokio::task::block_in_place(|| describe(&root, &old, &ask, &stop, &mut tell));
             }
         });

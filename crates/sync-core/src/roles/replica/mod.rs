@@ -93,7 +93,7 @@ struct Session {
     stager: Stager,
     stand_ins: StandIns,
     describer: Describer,
-    described: mpsc::UnboundedReceiver<Described>,
+    described: mpsc::Receiver<Described>,
     /// Whether the master compares trees, because it does not know the version that this replica stands at.
     listed: bool,
     settled: mpsc::UnboundedReceiver<Vec<(u64, Settled)>>,
@@ -105,7 +105,7 @@ struct Session {
 impl Session {
     fn new(connection: Connection, shares: Arc<Shares>) -> Self {
         let (sender, settled) = mpsc::unbounded_channel();
-        let (answers, described) = mpsc::unbounded_channel();
+        let (answers, described) = mpsc::channel(basis::MOST_ANSWERS);
         let stop: Arc<AtomicBool> = Arc::default();
         Self {
             stager: Stager::new(connection.clone(), sender),
@@ -131,6 +131,8 @@ impl Session {
     async fn run(mut self, mut control: Control<ToReplica>) {
         let ended = self.talk(&mut control).await;
         self.stager.stop().await;
+        // It may wait for room for an answer.
+        self.described.close();
         self.describer.stop().await;
         // What it held in memory is given back when nobody waits any more.
         let _remains = self.opened.take().map(|opened| tokio::task::block_in_place(|| opened.close()));
@@ -160,8 +162,11 @@ impl Session {
             if self.stop.load(Ordering::Relaxed) && self.connection.close_reason().is_none() {
                 return Err(LinkError::Interrupted);
             }
+            let crowded = control.is_backed_up();
             tokio::select! {
-                message = control.next() => {
+                // Answers wait until the master takes some: each may be large, and it may ask for many.
+                message = control.next_or_room(crowded) => {
+                    let Some(message) = message else { continue };
                     let message = message?;
                     if let ToReplica::Unavailable(content) = &message {
                         self.stager.give_up(content.seq);
@@ -173,7 +178,7 @@ impl Session {
                         self.receiver.handle(ReceiverInput::Settled(seq, settled))?;
                     }
                 }
-                Some(described) = self.described.recv() => {
+                Some(described) = self.described.recv(), if !crowded => {
                     self.receiver.handle(ReceiverInput::Described(described))?;
                 }
                 // Shutdown without a word from the master: see the flag above.

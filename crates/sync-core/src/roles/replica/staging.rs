@@ -179,8 +179,10 @@ struct Open {
     likely: Metadata,
     incoming: Option<Incoming>,
     basis: Option<BasisFile>,
-    /// Whether that is another file than the one in place, and nothing was taken of it yet.
+    /// Whether that is another file than the one in place.
     stands_in: bool,
+    /// Bytes that were taken of it.
+    reused: u64,
     /// The first failure; the rest of the file is skipped.
     failed: Option<Settled>,
 }
@@ -318,7 +320,13 @@ impl Files {
                 let Some(open) = self.open.remove(&seq) else {
                     return Err(protocol(format!("content {seq} ends before it begins")));
                 };
-                self.settle(vec![(seq, open.finish())]);
+                let (reused, stands_in) = (open.reused, open.stands_in && open.reused > 0);
+                let settled = open.finish();
+                if settled == Settled::Staged {
+                    self.shared.copied.fetch_add(reused, Ordering::Relaxed);
+                    self.shared.stood_in.fetch_add(u64::from(stands_in), Ordering::Relaxed);
+                }
+                self.settle(vec![(seq, settled)]);
             }
         }
         Ok(())
@@ -333,7 +341,6 @@ impl Files {
         splices: &[Splice],
         raw: Option<&[u8]>,
     ) -> Result<(), LinkError> {
-        let mut reused = 0;
         let open = self.open(seq, offset)?;
         let Some(mut rest) = raw else {
             open.then(|_, _| Err(IncomingError::Mismatch));
@@ -356,12 +363,8 @@ impl Files {
             if !done {
                 break;
             }
-            reused += copy;
+            open.reused += copy;
         }
-        // A file counts once: with the first piece that takes something.
-        let is_first = reused > 0 && std::mem::take(&mut open.stands_in);
-        self.shared.stood_in.fetch_add(u64::from(is_first), Ordering::Relaxed);
-        self.shared.copied.fetch_add(reused, Ordering::Relaxed);
         Ok(())
     }
 
@@ -374,7 +377,7 @@ impl Files {
             let (root, staging) = self.place()?;
             let open = if expected.given_up {
                 let Offered { path, likely, .. } = expected.file;
-                Open { path, likely, incoming: None, basis: None, stands_in: false, failed: None }
+                Open { path, likely, incoming: None, basis: None, stands_in: false, reused: 0, failed: None }
             } else {
                 Open::begin(&root, &staging, &self.shared.drafts, &expected, offset)
             };
@@ -398,18 +401,14 @@ impl Open {
             None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
             None => staging.begin_at(&file.digest, file.size, &file.path, offset),
         };
-        let opened = begun.and_then(|incoming| {
-            let basis = basis.as_ref().map(|(path, tuple)| BasisFile::open(root, path, tuple)).transpose()?;
-            Ok((incoming, basis))
-        });
+        // An old file that cannot be used is no failure: what was to be taken of it does not match then, and is sent.
+        let basis = basis.as_ref().and_then(|(path, tuple)| BasisFile::open(root, path, tuple).ok());
         let (path, likely, stands_in) = (file.path.clone(), file.likely, expected.has_stand_in());
-        match opened {
-            Ok((incoming, basis)) => Self { path, likely, incoming, basis, stands_in, failed: None },
-            Err(error) => {
-                let failed = Some(problem(&error, &path));
-                Self { path, likely, incoming: None, basis: None, stands_in, failed }
-            }
-        }
+        let (incoming, failed) = match begun {
+            Ok(incoming) => (incoming, None),
+            Err(error) => (None, Some(problem(&error, &path))),
+        };
+        Self { path, likely, incoming, basis, stands_in, reused: 0, failed }
     }
 
     /// Opens a frame that lies behind ranges of the old file; `None` if that is not what it was made behind.

@@ -240,6 +240,54 @@ async fn a_content_behind_old_content_that_is_not_there_is_wanted_again() {
     }
 }
 
+/// Whatever is wrong with an old file, what was to be made of it may still be sent whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_content_made_of_an_old_file_that_cannot_be_used_is_wanted_again() {
+    const OLD: &[u8] = &[b'o'; 300 << 10];
+    const NEW: &[u8] = &[b'n'; 300 << 10];
+    let file = |content: &[u8]| Kind::File { size: content.len() as u64, digest: Digest::of(content) };
+    let announce = |version: &Version, changes| Announce {
+        holds: Vec::new(),
+        held: 0,
+        version: version.clone(),
+        changes,
+        contents: 1,
+        committed: true,
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+    let old = vec![change("", Kind::Dir), change("f", file(OLD))];
+    let first = version(&old);
+    let mut played = Played::greet(&top, &state).await;
+    assert!(matches!(played.control.next().await.unwrap(), ToMaster::Stand(_)));
+    played.say(ToReplica::Changes(old));
+    played.say(ToReplica::Announce(announce(&first, 2)));
+    assert_eq!(played.wanted().await, [0]);
+    let len = OLD.len() as u32;
+    let literal = Piece::Literal { seq: 0, offset: 0, len, encoding: Encoding::Plain };
+    let end = || ContentFrame::Piece(Piece::End { seq: 0 }, &[]);
+    played.send_frames(&[ContentFrame::Piece(literal.clone(), &[]), end()], OLD).await;
+    assert_eq!(played.control.next().await.unwrap(), ToMaster::Prepared(first.root));
+    played.say(ToReplica::Publish(first.id()));
+    assert!(matches!(played.control.next().await.unwrap(), ToMaster::Ack(_)));
+    played.connection.close(Code::Done, "").await;
+
+    let new = vec![change("", Kind::Dir), change("f", file(NEW))];
+    let second = Version { number: 2, parent: Some(first.id()), ..version(&new) };
+    let mut played = Played::greet(&top, &state).await;
+    assert!(matches!(played.control.next().await.unwrap(), ToMaster::Stand(_)));
+    played.say(ToReplica::Changes(new[1..].to_vec()));
+    played.say(ToReplica::Announce(announce(&second, 1)));
+    assert_eq!(played.wanted().await, [0]);
+    std::fs::remove_file(top.join("f")).unwrap();
+    let splices = vec![Splice { literal: 0, zeros: 0, skip: 0, copy: OLD.len() as u64 }];
+    let spliced = Piece::Spliced { seq: 0, offset: 0, splices, encoding: Encoding::Plain };
+    played.send_frames(&[ContentFrame::Piece(spliced, &[]), end()], b"").await;
+    assert_eq!(played.wanted().await, [0]);
+    played.send_frames(&[ContentFrame::Piece(literal, &[]), end()], NEW).await;
+    assert_eq!(played.control.next().await.unwrap(), ToMaster::Prepared(second.root));
+}
+
 /// As a kill at that moment leaves it: with staging, and with rows of what is not visible.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_killed_between_intent_and_publication_goes_on_without_what_it_had_written() {
