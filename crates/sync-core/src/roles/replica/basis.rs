@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES, Pieces};
+use crate::chunk::pieces::{Form, MAX_PIECES, MIN_PIECES, Pieces};
 use crate::chunk::{ChunkRef, Chunking, cut_from};
 use crate::delta::patch::PieceHashes;
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
@@ -234,16 +234,17 @@ fn tell_pieces(
     if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
         return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
     }
-    let mut pieces = Vec::new();
+    let form = Form::new(sizes, total);
+    let mut list = Vec::new();
     for range in &ask.ranges {
         cut(&file, old, *range, sizes, stop, &mut |bytes| {
-            pieces.push(pieces::wide(bytes));
-            if pieces.len() == PARTS {
-                let parts = Parts::Pieces(Pieces(std::mem::take(&mut pieces)));
+            list.push(form.piece(bytes));
+            if list.len() == PARTS {
+                let parts = Parts::Pieces(Pieces { form, list: std::mem::take(&mut list) });
                 tell(Described { seq: ask.seq, parts, done: false });
             }
         })?;
     }
-    tell(Described { seq: ask.seq, parts: Parts::Pieces(Pieces(pieces)), done: true });
+    tell(Described { seq: ask.seq, parts: Parts::Pieces(Pieces { form, list }), done: true });
     Ok(())
 }
