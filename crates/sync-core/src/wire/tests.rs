@@ -133,7 +133,7 @@ fn to_master() -> Vec<ToMaster> {
         ToMaster::Listing(Listing { dir: path("d"), own: Some(digest(0x66)), children, last: true }),
         ToMaster::Want(vec![
             Wanted { seq: 300, basis: file, part: vec![chunk] },
-            Wanted { seq: 301, basis: Basis::Pieces(PieceHashes::of(&[7; 5000])), part: Vec::new() },
+            Wanted { seq: 301, basis: Basis::Pieces(PieceHashes::of(&[7; 5000]).0), part: Vec::new() },
             Wanted { seq: 302, basis: Basis::Named([1, 2, 3, 4, 5, 6, 7, 0xff]), part: Vec::new() },
             Wanted::whole(1),
         ]),

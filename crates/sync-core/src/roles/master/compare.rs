@@ -85,7 +85,12 @@ impl Comparison {
 
     fn ask_chunks(request: ContentRequest) -> Compared {
         let ask = Describe { seq: request.seq, pieces: None, ranges: Vec::new() };
-        Compared::Asks(Self { request, asked: Asked::Chunks(Vec::new()), gone: false }, ask)
+        Compared::Asks(Self::of_chunks(request), ask)
+    }
+
+    /// One that waits for the chunks of the old file.
+    pub(super) fn of_chunks(request: ContentRequest) -> Self {
+        Self { request, asked: Asked::Chunks(Vec::new()), gone: false }
     }
 
     /// With the old content at hand nothing is asked that is not answered here.

@@ -238,6 +238,7 @@ impl<'a> Session<'a> {
         match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
             SourceEvent::Decided(decided, difference) => {
+                self.contents.source_read();
                 let (version, holds) = (decided.version.clone(), decided.holds.clone());
                 let committed = difference.is_of(&version);
                 let input = SenderInput::Decided { version, holds, committed };

@@ -22,6 +22,8 @@ pub struct Queue {
     pub waiting: HashMap<u64, Comparison>,
     /// What it has answered.
     pub answered: VecDeque<Comparison>,
+    /// Whether the source was read to its end, so that a core has nothing else to do.
+    pub is_read: bool,
 }
 
 /// What a stream takes.
@@ -36,7 +38,7 @@ pub enum Kinds {
 }
 
 /// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
-/// others: measured, dealing either out to both costs more than it saves in time.
+/// others: measured, dealing either out to both costs more than it saves in time, until the source is read.
 pub fn kinds(compress: Compress, stream: usize) -> Kinds {
     match (compress, stream) {
         (Compress::Auto | Compress::Never, _) => Kinds::All,
@@ -71,13 +73,25 @@ impl Queue {
         match kinds {
             // What the replica has to be asked about goes first.
             Kinds::All => self.big().or_else(|| self.small(batch)),
-            Kinds::Small => self.small(batch),
+            Kinds::Small => self.small(batch).or_else(|| self.help()),
             Kinds::Big => self.big(),
         }
     }
 
     fn big(&mut self) -> Option<Job> {
         self.answered.pop_front().map(Job::GoOn).or_else(|| self.big.pop_front().map(Job::Big))
+    }
+
+    /// Work of the other stream, once there is a core for it: the replica is asked about the first of the large files, and
+    /// the last are sent. So each stream has a half of the list, and neighbours, which resemble each other, stay together.
+    fn help(&mut self) -> Option<Job> {
+        if !self.is_read {
+            return None;
+        }
+        if self.big.front().is_some_and(|next| matches!(next.basis, Basis::File { .. })) {
+            return self.big.pop_front().map(Job::Big);
+        }
+        if self.answered.len() > 1 { self.answered.pop_back().map(Job::GoOn) } else { None }
     }
 
     fn small(&mut self, batch: u64) -> Option<Job> {
@@ -101,4 +115,53 @@ fn is_small(request: &ContentRequest, batch: u64) -> bool {
         Basis::File { .. } => 0,
     };
     request.file.size <= most && request.part.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Digest;
+    use crate::manifest::{Metadata, Time};
+    use crate::path::RelPath;
+    use crate::wire::Offered;
+
+    fn request(seq: u64, size: u64, basis: Basis) -> ContentRequest {
+        let likely = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Time { sec: 0, nsec: 0 } };
+        let file = Offered { path: RelPath::new(b"f").unwrap(), digest: Digest::of(b""), size, likely };
+        ContentRequest { seq, file, basis, part: Vec::new() }
+    }
+
+    fn old_file() -> Basis {
+        Basis::File { digest: Digest::of(b"old"), size: 1 << 20, chunks: Vec::new(), guess: false }
+    }
+
+    fn seqs(job: Option<Job>) -> Vec<u64> {
+        match job {
+            Some(Job::Small(requests)) => requests.iter().map(|request| request.seq).collect(),
+            Some(Job::Big(request)) => vec![request.seq],
+            Some(Job::GoOn(comparison)) => vec![comparison.request.seq],
+            None => Vec::new(),
+        }
+    }
+
+    /// Small files go before everything else, new large ones are left to their stream, and nothing is taken over while the
+    /// source is read.
+    #[test]
+    fn the_stream_of_small_files_helps_in_the_end() {
+        let mut queue = Queue::default();
+        queue.push(request(0, 1000, Basis::None), SMALL);
+        queue.push(request(1, 2 << 20, old_file()), SMALL);
+        queue.push(request(2, 2 << 20, Basis::None), SMALL);
+        for seq in 3..6 {
+            queue.answered.push_back(Comparison::of_chunks(request(seq, 2 << 20, old_file())));
+        }
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), [0]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), []);
+        queue.is_read = true;
+        let taken: Vec<_> = std::iter::from_fn(|| queue.next(SMALL, Kinds::Small)).map(|job| seqs(Some(job))).collect();
+        assert_eq!(taken, [[1], [5], [4]]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [3]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [2]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), []);
+    }
 }
