@@ -18,6 +18,7 @@
 //! | `hashes` | how many bytes of a piece's hash: what they cost, and what a wrong match costs |
 //! | `aligned` | shorter hashes where a match must also stand near the last one |
 //! | `compress` | files alone, batches alone, one stream, two streams: window, level, long distances, table sizes |
+//! | `levels` | what each level costs and wins with the settings of the program: a stream, its halves, frames behind gaps |
 //! | `order` | tree order, by extension, by base name |
 //! | `threshold` | the size of an old file from which a signature pays |
 //! | `names` | a new file cut against an old one of a similar name |
@@ -949,6 +950,43 @@ fn compress(results: &mut Results, files: &[Sent<'_>], deltas: &[Delta], setting
     Ok(())
 }
 
+fn levels(results: &mut Results, files: &[Sent<'_>], deltas: &[Delta]) -> Result<()> {
+    let section = "levels";
+    let raw: Vec<u8> = files.iter().zip(deltas).flat_map(|(file, delta)| literals_of(file, delta)).collect();
+    results.section(section, &format!("literals, {} bytes", raw.len()));
+    let long = |level| Setting::new(level, 25).long();
+    let finer = |level, least, every| Setting::new(level, 25).finer(least, every);
+    for setting in [
+        finer(3, 32, 5),
+        finer(3, 32, 4),
+        finer(5, 32, 5),
+        long(6),
+        finer(6, 32, 5),
+        long(7),
+        finer(7, 32, 5),
+        long(8),
+        Setting::new(9, 25),
+        long(9),
+    ] {
+        results.cost(section, &format!("one stream, {}", setting.name()), stream(raw.chunks(FRAME), setting)?);
+        let (left, right) = raw.split_at(raw.len() / 2);
+        let (first, second) = (stream(left.chunks(FRAME), setting)?, stream(right.chunks(FRAME), setting)?);
+        let sum = (first.0 + second.0, first.1 + second.1);
+        results.cost(section, &format!("two streams, halves, {}", setting.name()), sum);
+    }
+    let missed = |file: &Sent<'_>, delta: &Delta| -> Vec<u8> {
+        let old = file.old.unwrap_or_default();
+        delta.missed.iter().flat_map(|range| &old[range.clone()]).copied().collect()
+    };
+    let gaps = batches(files.iter().zip(deltas).map(|(f, d)| (missed(f, d), literals_of(f, d))), FRAME);
+    let finer = |level, every| Setting::new(level, 0).finer(32, every);
+    for setting in [finer(3, 5), finer(3, 4), finer(5, 5), finer(6, 5), Setting::new(7, 0), Setting::new(9, 0)] {
+        let cost = with_history(&gaps, 0, false, setting)?;
+        results.cost(section, &format!("literals after gaps, {}", setting.name()), cost);
+    }
+    Ok(())
+}
+
 /// The orders in which files might be sent; the deltas follow their files.
 fn ordered<'a>(files: &[Sent<'a>], deltas: &[Delta], order: &str) -> (Vec<Sent<'a>>, Vec<Delta>) {
     let mut list: Vec<(Sent<'a>, Delta)> = files.iter().copied().zip(deltas.iter().cloned()).collect();
@@ -1357,6 +1395,9 @@ fn main() -> Result<()> {
             ]);
         }
         compress(&mut results, &files, &deltas, &settings)?;
+    }
+    if wanted("levels") {
+        levels(&mut results, &files, &deltas)?;
     }
     if wanted("order") {
         order(&mut results, &files, &deltas)?;

@@ -8,9 +8,12 @@ use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
 use super::{DecompressError, LEVELS};
 
-/// Below this level a prefix is searched for long matches by themselves, which finds a fifth more in it; beyond, the
-/// level's own tables do as well: see docs/delta.md.
-const THOROUGH: i32 = 6;
+/// Below this level a prefix is searched for long matches by themselves, which finds most of what it has; from there on,
+/// the level's own tables do as well: see docs/delta.md.
+const THOROUGH: i32 = 9;
+
+/// Beside long matches, higher levels than this find little more behind a prefix, and take half as long again.
+const ENOUGH: i32 = 3;
 
 /// Power of two of the bytes from the end of a block back to the beginning of its prefix.
 const WINDOW: std::ops::RangeInclusive<u32> = 10..=23;
@@ -20,16 +23,17 @@ const WINDOW: std::ops::RangeInclusive<u32> = 10..=23;
 pub fn compress_after(prefix: &[u8], bytes: &[u8], level: i32) -> Option<Vec<u8>> {
     let mut frame = Vec::with_capacity(bytes.len() / 100 * 95 + 16);
     let level = level.clamp(*LEVELS.start(), *LEVELS.end());
+    let is_thorough = level >= THOROUGH;
     let reach = usize::BITS - (prefix.len() + bytes.len()).leading_zeros();
     let mut compress = || -> zstd_safe::SafeResult {
         let mut context = CCtx::try_create().ok_or(0usize)?;
-        context.set_parameter(CParameter::CompressionLevel(level))?;
+        context.set_parameter(CParameter::CompressionLevel(if is_thorough { level } else { level.min(ENOUGH) }))?;
         context.set_parameter(CParameter::ContentSizeFlag(false))?;
         context.set_parameter(CParameter::WindowLog(reach.clamp(*WINDOW.start(), *WINDOW.end())))?;
-        if level < THOROUGH {
+        if !is_thorough {
             context.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
             context.set_parameter(CParameter::LdmMinMatch(32))?;
-            context.set_parameter(CParameter::LdmHashRateLog(4))?;
+            context.set_parameter(CParameter::LdmHashRateLog(5))?;
         }
         context.set_pledged_src_size(Some(bytes.len() as u64))?;
         context.ref_prefix(prefix)?;

@@ -68,7 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::chunk::pieces::{of_ranges, wide};
+    use crate::chunk::pieces::Form;
     use crate::chunk::{Chunking, chunks_of, cut, noise};
     use crate::delta::tests::{apply, edit, edited, is_sound};
     use crate::delta::{Basis, Matcher, delta};
@@ -121,24 +121,26 @@ mod tests {
 
     /// Both levels, as a master and a replica go through them.
     fn two_levels(old: &[u8], new: &[u8]) -> Vec<Op> {
-        let (chunks, pieces) = (Chunking::try_from(13).unwrap(), of_ranges(1));
+        let (chunks, form) = (Chunking::try_from(13).unwrap(), Form::of_ranges(1));
         let ops = delta(&chunks_of(new, chunks), &chunks_of(old, chunks));
         let gaps = gaps(&ops, old.len() as u64);
         let mut described = Vec::new();
         for (begin, len) in gaps.iter().flat_map(|gap| &gap.old) {
             let mut at = *begin;
-            cut(&old[at as usize..(at + len) as usize], pieces, &mut |bytes| {
-                let piece = wide(bytes);
+            cut(&old[at as usize..(at + len) as usize], form.sizes(), &mut |bytes| {
+                let piece = form.piece(bytes);
                 described.push((piece.hash, at, piece.len));
                 at += u64::from(piece.len);
             });
         }
-        let basis = Basis::new(described);
+        let basis = Basis::new(described.iter().copied());
         refine(ops, |at| {
             let gap = gaps.iter().find(|gap| gap.at == at && !gap.old.is_empty())?;
-            let mut matcher = Matcher::new(&basis, at);
-            cut(&new[at as usize..(at + gap.len) as usize], pieces, &mut |bytes| {
-                let piece = wide(bytes);
+
+            let first = described.iter().filter(|(_, begin, _)| *begin < gap.old[0].0).count();
+            let mut matcher = Matcher::cautious(&basis, at, first);
+            cut(&new[at as usize..(at + gap.len) as usize], form.sizes(), &mut |bytes| {
+                let piece = form.piece(bytes);
                 matcher.push(piece.hash, piece.len);
             });
             Some(matcher.finish())

@@ -106,33 +106,60 @@ pub struct Matcher<'a, K> {
     next: usize,
     at: u64,
     ops: Vec<Op>,
+    /// How far from `next` a match is believed on its own.
+    reach: usize,
+    /// A match beyond that, with the bytes and the place of its part in the target: the next part may confirm it.
+    alone: Option<(usize, Op)>,
 }
+
+/// Where short hashes are believed: this many parts from where they should be.
+const NEAR: usize = 16;
 
 impl<'a, K: Copy + Eq + Hash> Matcher<'a, K> {
     /// For a target whose first part lies at `at`.
     pub fn new(basis: &'a Basis<K>, at: u64) -> Self {
-        Self { basis, next: 0, at, ops: Vec::new() }
+        Self { basis, next: 0, at, ops: Vec::new(), reach: usize::MAX, alone: None }
+    }
+
+    /// The same for short hashes, each of which may well be somewhere in a large basis by chance. The first part is
+    /// probably the one with the number `next`. A match is believed only near the end of the copy before, or with
+    /// another next to it.
+    pub fn cautious(basis: &'a Basis<K>, at: u64, next: usize) -> Self {
+        Self { next, reach: NEAR, ..Self::new(basis, at) }
     }
 
     /// The next part of the target.
     pub fn push(&mut self, key: K, len: u32) {
         let bytes = u64::from(len);
-        match self.basis.find(key, len, self.next) {
-            Some(i) => {
-                push(&mut self.ops, Op::Copy { offset: self.basis.parts[i].offset, len: bytes });
-                self.next = i + 1;
-            }
-            // What comes next in the basis was probably in its place.
-            None => {
-                push(&mut self.ops, Op::Literal { offset: self.at, len: bytes });
-                self.next += 1;
+        if let Some((i, op)) = self.alone.take() {
+            match self.basis.parts.get(i + 1).is_some_and(|part| part.key == key && part.len == len) {
+                true => {
+                    push(&mut self.ops, Op::Copy { offset: self.basis.parts[i].offset, len: op.len() });
+                    self.next = i + 1;
+                }
+                false => push(&mut self.ops, op),
             }
         }
+        let op = Op::Literal { offset: self.at, len: bytes };
         self.at += bytes;
+        match self.basis.find(key, len, self.next) {
+            Some(i) if i.abs_diff(self.next) <= self.reach => {
+                push(&mut self.ops, Op::Copy { offset: self.basis.parts[i].offset, len: bytes });
+                self.next = i + 1;
+                return;
+            }
+            Some(i) => self.alone = Some((i, op)),
+            None => push(&mut self.ops, op),
+        }
+        // What comes next in the basis was probably in its place.
+        self.next += 1;
     }
 
     /// The operations that give what was pushed, in its order, with neighbours merged.
-    pub fn finish(self) -> Vec<Op> {
+    pub fn finish(mut self) -> Vec<Op> {
+        if let Some((_, op)) = self.alone {
+            push(&mut self.ops, op);
+        }
         self.ops
     }
 }
@@ -241,6 +268,29 @@ pub(crate) mod tests {
         edited[200_000] = chunk(8, 1);
         // 400,000 candidates for each of 199,999 chunks would take minutes.
         assert_eq!(delta(&edited, &blocks).len(), 3);
+    }
+
+    #[test]
+    fn a_short_hash_is_believed_near_its_place_or_beside_another() {
+        let parts: Vec<_> = (0..100).map(|i| (i, u64::from(i) * 10, 10)).collect();
+        let basis = Basis::new(parts);
+        let ops = |first, target: &[u32]| {
+            let mut matcher = Matcher::cautious(&basis, 0, first);
+            target.iter().for_each(|key| matcher.push(*key, 10));
+            matcher.finish()
+        };
+        let far = NEAR as u32 + 1;
+        // Near, too far, and the last one alone.
+        assert_eq!(ops(0, &[far - 1]), [copy(160, 10)]);
+        assert_eq!(ops(0, &[far]), [literal(0, 10)]);
+        assert_eq!(ops(3, &[far, 50]), [copy(170, 10), literal(10, 10)]);
+        // Two beside each other, and what follows them.
+        assert_eq!(ops(0, &[70, 71, 72]), [copy(700, 30)]);
+        assert_eq!(ops(90, &[1, 2, 60, 3]), [copy(10, 20), literal(20, 10), copy(30, 10)]);
+        // Each alone: where the first should have been goes on.
+        assert_eq!(ops(0, &[0, 70, 30, 3]), [copy(0, 10), literal(10, 20), copy(30, 10)]);
+        // The second match confirms the first, but not if it is elsewhere.
+        assert_eq!(ops(0, &[70, 72]), [literal(0, 20)]);
     }
 
     #[test]

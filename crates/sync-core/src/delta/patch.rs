@@ -28,13 +28,16 @@ pub struct PieceHashes {
 const FEW: usize = 64;
 
 impl PieceHashes {
-    /// Of this content.
-    pub fn of(content: &[u8]) -> Self {
-        let mut hashes: Vec<u32> = Vec::new();
-        each_small(content, &mut |_, hash| hashes.push(hash));
+    /// Of this content; and where it was cut.
+    pub fn of(content: &[u8]) -> (Self, Cuts) {
+        let (mut hashes, mut cuts) = (Vec::<u32>::new(), Vec::new());
+        each_small(content, &mut |piece, hash| {
+            hashes.push(hash);
+            cuts.push(length(piece));
+        });
         let is_wide = hashes.len() > FEW;
         let bytes = hashes.iter().flat_map(|hash| hash.to_le_bytes().into_iter().take(width(is_wide))).collect();
-        Self { is_wide, bytes }
+        (Self { is_wide, bytes }, Cuts(cuts.into()))
     }
 
     /// Bytes that they take.
@@ -59,6 +62,40 @@ impl PieceHashes {
     }
 }
 
+/// Where a small content is cut into pieces, so that it need not be cut again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cuts(Box<[u16]>);
+
+impl Cuts {
+    /// Of this content.
+    pub fn of(content: &[u8]) -> Self {
+        let mut cuts = Vec::new();
+        each_small(content, &mut |piece, _| cuts.push(length(piece)));
+        Self(cuts.into())
+    }
+
+    /// Bytes that they take.
+    pub fn size(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
+    /// The pieces of the content that these were made of. Of another one, some ranges, which are no pieces.
+    fn pieces<'a>(&self, content: &'a [u8]) -> Vec<&'a [u8]> {
+        let mut rest = content;
+        let next = |len: &u16| {
+            let (piece, after) = rest.split_at_checked(usize::from(*len))?;
+            rest = after;
+            Some(piece)
+        };
+        self.0.iter().map_while(next).collect()
+    }
+}
+
+/// No piece of a small content is longer than 2 KiB.
+fn length(piece: &[u8]) -> u16 {
+    u16::try_from(piece.len()).unwrap_or(u16::MAX)
+}
+
 fn width(is_wide: bool) -> usize {
     if is_wide { 4 } else { 3 }
 }
@@ -77,9 +114,9 @@ pub fn diff(new: &[u8], old: &PieceHashes, literals: &mut Vec<u8>) -> Vec<Run> {
     })
 }
 
-/// The same where the old content itself is at hand: no match is false.
-pub fn diff_known(new: &[u8], old: &[u8], literals: &mut Vec<u8>) -> Vec<Run> {
-    let pieces = pieces_of(old);
+/// The same where the old content itself is at hand, with its cuts: no match is false.
+pub fn diff_known(new: &[u8], old: &[u8], cuts: &Cuts, literals: &mut Vec<u8>) -> Vec<Run> {
+    let pieces = cuts.pieces(old);
     let mut places: HashMap<&[u8], usize> = HashMap::default();
     for (i, piece) in pieces.iter().enumerate() {
         places.entry(piece).or_insert(i);
@@ -110,16 +147,10 @@ fn runs(new: &[u8], literals: &mut Vec<u8>, find: impl Fn(usize, &[u8], u32) -> 
     runs
 }
 
-fn pieces_of(content: &[u8]) -> Vec<&[u8]> {
-    let mut pieces = Vec::new();
-    each_small(content, &mut |bytes, _| pieces.push(bytes));
-    pieces
-}
-
 /// Appends to `gaps` the pieces of the old content that no run takes, as far as they fit into `most` bytes in all. Runs may
 /// come from a peer: what they take beyond the content is nothing.
-pub fn gaps(old: &[u8], runs: &[Run], most: usize, gaps: &mut Vec<u8>) {
-    let pieces = pieces_of(old);
+pub fn gaps(old: &[u8], cuts: &Cuts, runs: &[Run], most: usize, gaps: &mut Vec<u8>) {
+    let pieces = cuts.pieces(old);
     let mut is_taken = vec![false; pieces.len()];
     let mut next = 0i64;
     for Run { skip, count, .. } in runs {
@@ -135,9 +166,10 @@ pub fn gaps(old: &[u8], runs: &[Run], most: usize, gaps: &mut Vec<u8>) {
     }
 }
 
-/// The new content of `size` bytes, from the old one and the literal bytes; `None` if they do not give just as many.
-pub fn apply(old: &[u8], runs: &[Run], literals: &[u8], size: usize) -> Option<Vec<u8>> {
-    let pieces = pieces_of(old);
+/// The new content of `size` bytes, from the old one, with its cuts, and the literal bytes; `None` if they do not give just
+/// as many.
+pub fn apply(old: &[u8], cuts: &Cuts, runs: &[Run], literals: &[u8], size: usize) -> Option<Vec<u8>> {
+    let pieces = cuts.pieces(old);
     let mut new = Vec::with_capacity(size);
     let (mut rest, mut next) = (literals, 0i64);
     for Run { after, skip, count } in runs {
@@ -170,27 +202,29 @@ mod tests {
         let old = noise(60_000, 3);
         let new = [&old[..30_000], b"inserted", &old[30_000..]].concat();
         let mut literals = Vec::new();
-        let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
+        let runs = diff(&new, &PieceHashes::of(&old).0, &mut literals);
         assert!(runs.len() == 2 && literals.len() < 2100, "{} runs, {} bytes", runs.len(), literals.len());
-        assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new));
+        assert_eq!(apply(&old, &Cuts::of(&old), &runs, &literals, new.len()), Some(new));
     }
 
     #[test]
     fn a_file_of_one_repeated_piece_costs_no_more() {
         let old = vec![7; 250_000];
         let mut literals = Vec::new();
-        let runs = diff(&old, &PieceHashes::of(&old), &mut literals);
+        let runs = diff(&old, &PieceHashes::of(&old).0, &mut literals);
         assert_eq!((runs.len(), literals.len()), (1, 0));
     }
 
     #[test]
     fn gaps_are_what_no_run_takes() {
         let old = noise(60_000, 3);
-        let pieces = pieces_of(&old);
+        let cuts = PieceHashes::of(&old).1;
+        assert_eq!(cuts, Cuts::of(&old));
+        let pieces = cuts.pieces(&old);
         let run = |skip, count| Run { after: 0, skip, count };
         let of = |runs: &[Run], most| {
             let mut found = Vec::new();
-            gaps(&old, runs, most, &mut found);
+            gaps(&old, &cuts, runs, most, &mut found);
             found
         };
         assert_eq!(of(&[], 60_000), old);
@@ -216,10 +250,10 @@ mod tests {
             vec![run(0, i32::MAX, u32::MAX), run(0, i32::MAX, u32::MAX)],
             vec![run(0, 0, 1), run(0, i32::MIN, 1)],
         ] {
-            assert_eq!(apply(&old, &runs, &[], 5000), None, "{runs:?}");
+            assert_eq!(apply(&old, &Cuts::of(&old), &runs, &[], 5000), None, "{runs:?}");
         }
         // Many times the same pieces: no more memory than was announced.
-        assert_eq!(apply(&old, &vec![run(0, -4, 4); 1000], &[], 5000), None);
+        assert_eq!(apply(&old, &Cuts::of(&old), &vec![run(0, -4, 4); 1000], &[], 5000), None);
     }
 
     proptest! {
@@ -234,11 +268,11 @@ mod tests {
             let old = noise(len, seed | 1);
             let new = edited(old.clone(), &edits);
             let mut literals = Vec::new();
-            let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
-            prop_assert_eq!(apply(&old, &runs, &literals, new.len()), Some(new.clone()));
+            let runs = diff(&new, &PieceHashes::of(&old).0, &mut literals);
+            prop_assert_eq!(apply(&old, &Cuts::of(&old), &runs, &literals, new.len()), Some(new.clone()));
             let mut known = Vec::new();
-            let runs = diff_known(&new, &old, &mut known);
-            prop_assert_eq!(apply(&old, &runs, &known, new.len()), Some(new));
+            let runs = diff_known(&new, &old, &Cuts::of(&old), &mut known);
+            prop_assert_eq!(apply(&old, &Cuts::of(&old), &runs, &known, new.len()), Some(new));
         }
 
         /// Damage of the old file gives something else or nothing, and never a panic: the digest decides.
@@ -252,8 +286,11 @@ mod tests {
             let old = noise(len, seed | 1);
             let new = edited(old.clone(), &edits);
             let mut literals = Vec::new();
-            let runs = diff(&new, &PieceHashes::of(&old), &mut literals);
-            let made = apply(&edited(old, &damage), &runs, &literals, new.len());
+            let runs = diff(&new, &PieceHashes::of(&old).0, &mut literals);
+            let (cuts, damaged) = (Cuts::of(&old), edited(old, &damage));
+            let made = apply(&damaged, &cuts, &runs, &literals, new.len());
+            prop_assert!(made.is_none_or(|made| made.len() == new.len()));
+            let made = apply(&damaged, &Cuts::of(&damaged), &runs, &literals, new.len());
             prop_assert!(made.is_none_or(|made| made.len() == new.len()));
         }
     }

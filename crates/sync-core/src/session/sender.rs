@@ -541,7 +541,7 @@ impl Sender {
         };
         let parts = match &described.parts {
             Parts::Chunks(chunks) => chunks.len(),
-            Parts::Pieces(pieces) => pieces.0.len(),
+            Parts::Pieces(pieces) => pieces.list.len(),
             Parts::Gone => 0,
         };
         *left = left.checked_sub(parts as u64).ok_or_else(|| {

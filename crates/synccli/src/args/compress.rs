@@ -2,8 +2,8 @@
 
 use sync_core::options::Compress;
 
-/// Whoever asks for compression has a slow link: a tenth of a gigabyte a second, and a quarter less than at zstd's own 3.
-const DEFAULT_LEVEL: i32 = 9;
+/// Whoever asks for compression has a slow link: a tenth of a gigabyte a second, and a fifth less than at zstd's own 3.
+const DEFAULT_LEVEL: i32 = 7;
 
 /// Parses `auto`, `never`, `zstd` or `zstd:LEVEL`.
 pub fn parse(text: &str) -> Result<Compress, String> {
@@ -45,7 +45,7 @@ mod tests {
     fn the_four_forms() {
         assert_eq!(parse("auto"), Ok(Compress::Auto));
         assert_eq!(parse("never"), Ok(Compress::Never));
-        assert_eq!(parse("zstd"), Ok(Compress::Zstd(9)));
+        assert_eq!(parse("zstd"), Ok(Compress::Zstd(7)));
         assert_eq!(parse("zstd:1"), Ok(Compress::Zstd(1)));
         assert_eq!(parse("zstd:19"), Ok(Compress::Zstd(19)));
         for bad in ["", "zstd:", "zstd:0", "zstd:20", "zstd:-1", "zstd:x", "gzip", "Auto"] {

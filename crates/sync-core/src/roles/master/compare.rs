@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::source::Source;
-use crate::chunk::{self, ChunkRef, Chunker, Chunking, pieces};
+use crate::chunk::pieces::{Form, Pieces};
+use crate::chunk::{self, ChunkRef, Chunker, Chunking};
 use crate::delta::{self, Gap, Matcher, Op};
 use crate::fs::{Kept, ReadError, SourceFile};
 use crate::hash::Digest;
@@ -56,7 +57,7 @@ pub struct Comparison {
 
 enum Asked {
     Chunks(Vec<ChunkRef>),
-    Pieces { start: u64, ops: Vec<Op>, gaps: Vec<Gap>, sizes: Chunking, pieces: Vec<pieces::Piece> },
+    Pieces { start: u64, ops: Vec<Op>, gaps: Vec<Gap>, pieces: Pieces },
 }
 
 impl Comparison {
@@ -84,7 +85,12 @@ impl Comparison {
 
     fn ask_chunks(request: ContentRequest) -> Compared {
         let ask = Describe { seq: request.seq, pieces: None, ranges: Vec::new() };
-        Compared::Asks(Self { request, asked: Asked::Chunks(Vec::new()), gone: false }, ask)
+        Compared::Asks(Self::of_chunks(request), ask)
+    }
+
+    /// One that waits for the chunks of the old file.
+    pub(super) fn of_chunks(request: ContentRequest) -> Self {
+        Self { request, asked: Asked::Chunks(Vec::new()), gone: false }
     }
 
     /// With the old content at hand nothing is asked that is not answered here.
@@ -111,7 +117,9 @@ impl Comparison {
     pub fn answer(&mut self, described: Described) -> bool {
         match (&mut self.asked, described.parts) {
             (Asked::Chunks(all), Parts::Chunks(some)) => all.extend(some),
-            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) => pieces.extend(some.0),
+            (Asked::Pieces { pieces, .. }, Parts::Pieces(some)) if some.form == pieces.form => {
+                pieces.list.extend(some.list);
+            }
             // What is no answer is as good as none: the file is sent whole.
             _ => self.gone = true,
         }
@@ -127,9 +135,7 @@ impl Comparison {
         let file = source.open_content(&request.file.path, &request.file.digest)?;
         let (start, ops) = match asked {
             Asked::Chunks(chunks) if !gone => return Self::chunk_by_chunk(source, request, file, &chunks),
-            Asked::Pieces { start, ops, gaps, sizes, pieces } if !gone => {
-                (start, piece_by_piece(&file, ops, &gaps, sizes, &pieces)?)
-            }
+            Asked::Pieces { start, ops, gaps, pieces } if !gone => (start, piece_by_piece(&file, ops, &gaps, &pieces)?),
             _ => return Self::chunk_by_chunk(source, request, file, &[]),
         };
         Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops, old: None }))
@@ -163,9 +169,9 @@ impl Comparison {
         if open < WORTH_ASKING || is_wrong {
             return Ok(Compared::Done(Plan { file, digest, size, start, ops, old: None }));
         }
-        let sizes = pieces::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
-        let ask = Describe { seq: request.seq, pieces: Some(sizes), ranges };
-        let asked = Asked::Pieces { start, ops, gaps, sizes, pieces: Vec::new() };
+        let form = Form::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
+        let ask = Describe { seq: request.seq, pieces: Some(form.sizes()), ranges };
+        let asked = Asked::Pieces { start, ops, gaps, pieces: Pieces { form, list: Vec::new() } };
         Ok(Compared::Asks(Self { request, asked, gone: false }, ask))
     }
 }
@@ -186,16 +192,17 @@ fn kept(source: &Source, basis: &Basis) -> Option<(Kept, Vec<ChunkRef>)> {
 
 /// What the replica would tell of its old file.
 fn describe(old: &Kept, ask: &Describe) -> Described {
-    let mut parts = Vec::new();
-    let mut read = || -> Option<()> {
+    let told = || -> Option<Pieces> {
+        let sizes = ask.pieces?;
+        let form = Form::new(sizes, ask.ranges.iter().map(|(_, bytes)| bytes).sum());
+        let mut list = Vec::new();
         for range in &ask.ranges {
             let read = |at, buffer: &mut [u8]| old.read_exact_at(at, buffer);
-            chunk::cut_from(read, *range, ask.pieces?, &mut |bytes| parts.push(pieces::wide(bytes))).ok()?;
+            chunk::cut_from(read, *range, sizes, &mut |bytes| list.push(form.piece(bytes))).ok()?;
         }
-        Some(())
+        Some(Pieces { form, list })
     };
-    let parts = if read().is_some() { Parts::Pieces(pieces::Pieces(parts)) } else { Parts::Gone };
-    Described { seq: ask.seq, parts, done: true }
+    Described { seq: ask.seq, parts: told().map_or(Parts::Gone, Parts::Pieces), done: true }
 }
 
 /// The chunks of a file, from memory or the index if they were cut in that way.
@@ -223,20 +230,14 @@ fn cut(file: &SourceFile, range: (u64, u64), sizes: Chunking, emit: &mut impl Fn
 }
 
 /// The operations with their literals cut down to what is in none of the described pieces.
-fn piece_by_piece(
-    file: &SourceFile,
-    ops: Vec<Op>,
-    gaps: &[Gap],
-    sizes: Chunking,
-    pieces: &[pieces::Piece],
-) -> Result<Vec<Op>, ReadError> {
-    let Some(known) = placed(gaps, pieces) else { return Ok(ops) };
-    let basis = delta::Basis::new(known);
+fn piece_by_piece(file: &SourceFile, ops: Vec<Op>, gaps: &[Gap], pieces: &Pieces) -> Result<Vec<Op>, ReadError> {
+    let Some((known, firsts)) = placed(gaps, pieces) else { return Ok(ops) };
+    let (basis, form) = (delta::Basis::new(known), pieces.form);
     let mut finer = HashMap::new();
-    for gap in gaps.iter().filter(|gap| !gap.old.is_empty()) {
-        let mut matcher = Matcher::new(&basis, gap.at);
-        cut(file, (gap.at, gap.len), sizes, &mut |bytes| {
-            let piece = pieces::wide(bytes);
+    for (gap, first) in gaps.iter().zip(firsts).filter(|(gap, _)| !gap.old.is_empty()) {
+        let mut matcher = Matcher::cautious(&basis, gap.at, first);
+        cut(file, (gap.at, gap.len), form.sizes(), &mut |bytes| {
+            let piece = form.piece(bytes);
             matcher.push(piece.hash, piece.len);
         })?;
         finer.insert(gap.at, matcher.finish());
@@ -244,22 +245,30 @@ fn piece_by_piece(
     Ok(delta::refine(ops, |at| finer.remove(&at)))
 }
 
-/// The described pieces with their places in the old file; `None` if they do not fill the ranges.
-fn placed(gaps: &[Gap], pieces: &[pieces::Piece]) -> Option<Vec<(u64, u64, u32)>> {
-    let mut placed = Vec::with_capacity(pieces.len());
-    let mut pieces = pieces.iter();
-    for (begin, bytes) in gaps.iter().flat_map(|gap| &gap.old) {
-        let mut done = 0;
-        while done < *bytes {
-            let piece = pieces.next()?;
-            placed.push((piece.hash, begin + done, piece.len));
-            done += u64::from(piece.len);
-        }
-        if done > *bytes {
-            return None;
+/// Parts with their places in the old file.
+type Placed = Vec<(u64, u64, u32)>;
+
+/// The described pieces with their places in the old file, and the number of each gap's first; `None` if they do not fill
+/// the ranges.
+fn placed(gaps: &[Gap], pieces: &Pieces) -> Option<(Placed, Vec<usize>)> {
+    let mut placed = Vec::with_capacity(pieces.list.len());
+    let mut firsts = Vec::with_capacity(gaps.len());
+    let mut pieces = pieces.list.iter();
+    for gap in gaps {
+        firsts.push(placed.len());
+        for (begin, bytes) in &gap.old {
+            let mut done = 0;
+            while done < *bytes {
+                let piece = pieces.next()?;
+                placed.push((piece.hash, begin + done, piece.len));
+                done += u64::from(piece.len);
+            }
+            if done > *bytes {
+                return None;
+            }
         }
     }
-    pieces.next().is_none().then_some(placed)
+    pieces.next().is_none().then_some((placed, firsts))
 }
 
 /// Where to go on with an interrupted file: after the chunks that are there, but not after all of it, so that the

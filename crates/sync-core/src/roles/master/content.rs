@@ -15,7 +15,8 @@ use super::queue::{Job, Kinds, Queue, SMALL, kinds};
 use super::source::Source;
 use super::splicing::Splicing;
 use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor, compress_after};
-use crate::delta::{Op, patch};
+use crate::delta::Op;
+use crate::delta::patch::{self, Cuts};
 use crate::fs::{Kept, ReadError};
 use crate::hash::Digest;
 use crate::options::Compress;
@@ -162,6 +163,12 @@ impl ContentSender {
         }
     }
 
+    /// The source was read to its end.
+    pub fn source_read(&self) {
+        self.shared.queue().is_read = true;
+        self.shared.more.notify_waiters();
+    }
+
     /// Ends the streams; returns how much they sent.
     pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
@@ -297,8 +304,9 @@ impl Stream {
                 let before = bytes.len();
                 let runs = match (&request.basis, old) {
                     (_, Some(old)) => {
-                        let runs = patch::diff_known(&content, &old, &mut bytes);
-                        patch::gaps(&old, &runs, MAX_PREFIX, &mut prefix);
+                        let cuts = Cuts::of(&old);
+                        let runs = patch::diff_known(&content, &old, &cuts, &mut bytes);
+                        patch::gaps(&old, &cuts, &runs, MAX_PREFIX, &mut prefix);
                         runs
                     }
                     (Basis::Pieces(old), None) => patch::diff(&content, old, &mut bytes),

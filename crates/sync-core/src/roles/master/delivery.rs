@@ -241,6 +241,7 @@ impl<'a> Session<'a> {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
             SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
             SourceEvent::Decided(decided, difference) => {
+                self.contents.source_read();
                 let (version, holds) = (decided.version.clone(), decided.holds.clone());
                 let committed = difference.is_of(&version);
                 let input = SenderInput::Decided { version, holds, committed };

@@ -37,6 +37,8 @@ pub struct Queue {
     told: usize,
     /// Pieces and chunks that were asked about and not yet told.
     parts: u64,
+    /// Whether the source was read to its end, so that a core has nothing else to do.
+    pub is_read: bool,
 }
 
 /// What a stream takes.
@@ -51,7 +53,7 @@ pub enum Kinds {
 }
 
 /// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
-/// others: measured, dealing either out to both costs more than it saves in time.
+/// others: measured, dealing either out to both costs more than it saves in time, until the source is read.
 pub fn kinds(compress: Compress, stream: usize) -> Kinds {
     match (compress, stream) {
         (Compress::Auto | Compress::Never, _) => Kinds::All,
@@ -90,7 +92,7 @@ impl Queue {
         match kinds {
             // What the replica has to be asked about goes first.
             Kinds::All => self.big().or_else(|| self.small(batch)),
-            Kinds::Small => self.small(batch),
+            Kinds::Small => self.small(batch).or_else(|| self.help()),
             Kinds::Big => self.big(),
         }
     }
@@ -123,10 +125,27 @@ impl Queue {
         if let Some(comparison) = self.answered.pop_front() {
             return Some(Job::GoOn(comparison));
         }
+        self.begin_big()
+    }
+
+    /// The next large file, unless too much is asked about already.
+    fn begin_big(&mut self) -> Option<Job> {
         let may_ask = self.waiting.is_empty() || self.waiting.len() < MOST_ASKED && self.parts < MOST_PARTS;
         let request = if may_ask { self.big.pop_front()? } else { return None };
         self.told -= told(&request);
         Some(Job::Big(request))
+    }
+
+    /// Work of the other stream, once there is a core for it: the replica is asked about the first of the large files, and
+    /// the last are sent. So each stream has a half of the list, and neighbours, which resemble each other, stay together.
+    fn help(&mut self) -> Option<Job> {
+        if !self.is_read {
+            return None;
+        }
+        if self.big.front().is_some_and(|next| matches!(next.basis, Basis::File { .. })) {
+            return self.begin_big();
+        }
+        if self.answered.len() > 1 { self.answered.pop_back().map(Job::GoOn) } else { None }
     }
 
     fn small(&mut self, batch: u64) -> Option<Job> {
@@ -186,11 +205,9 @@ mod tests {
     use crate::wire::Offered;
 
     fn wanted(seq: u64, chunks: usize) -> ContentRequest {
-        let likely = Metadata { mode: 0, uid: 0, gid: 0, mtime: Time::default() };
-        let file = Offered { path: RelPath::new("a").unwrap(), digest: Digest::of(b"x"), size: 1 << 30, likely };
         let chunks = vec![ChunkRef { digest: [0; 16], len: 1 }; chunks];
         let basis = Basis::File { digest: Digest::of(b"y"), size: 1 << 30, chunks, guess: false };
-        ContentRequest { seq, file, basis, part: Vec::new() }
+        request(seq, 1 << 30, basis)
     }
 
     #[test]
@@ -207,5 +224,45 @@ mod tests {
         assert_eq!((remembered, queue.told), (MOST_TOLD / (20 << 14), 0));
         queue.push(wanted(1000, 1 << 14), 0);
         assert!(queue.told > 0, "there is room again");
+    }
+
+    fn request(seq: u64, size: u64, basis: Basis) -> ContentRequest {
+        let likely = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Time { sec: 0, nsec: 0 } };
+        let file = Offered { path: RelPath::new(b"f").unwrap(), digest: Digest::of(b""), size, likely };
+        ContentRequest { seq, file, basis, part: Vec::new() }
+    }
+
+    fn old_file() -> Basis {
+        Basis::File { digest: Digest::of(b"old"), size: 1 << 20, chunks: Vec::new(), guess: false }
+    }
+
+    fn seqs(job: Option<Job>) -> Vec<u64> {
+        match job {
+            Some(Job::Small(requests)) => requests.iter().map(|request| request.seq).collect(),
+            Some(Job::Big(request)) => vec![request.seq],
+            Some(Job::GoOn(comparison)) => vec![comparison.request.seq],
+            None => Vec::new(),
+        }
+    }
+
+    /// Small files go before everything else, new large ones are left to their stream, and nothing is taken over while the
+    /// source is read.
+    #[test]
+    fn the_stream_of_small_files_helps_in_the_end() {
+        let mut queue = Queue::default();
+        queue.push(request(0, 1000, Basis::None), SMALL);
+        queue.push(request(1, 2 << 20, old_file()), SMALL);
+        queue.push(request(2, 2 << 20, Basis::None), SMALL);
+        for seq in 3..6 {
+            queue.answered.push_back(Comparison::of_chunks(request(seq, 2 << 20, old_file())));
+        }
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), [0]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), []);
+        queue.is_read = true;
+        let taken: Vec<_> = std::iter::from_fn(|| queue.next(SMALL, Kinds::Small)).map(|job| seqs(Some(job))).collect();
+        assert_eq!(taken, [[1], [5], [4]]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [3]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [2]);
+        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), []);
     }
 }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::chunk::pieces::{self, MAX_PIECES, MIN_PIECES, Pieces};
+use crate::chunk::pieces::{Form, MAX_PIECES, MIN_PIECES, Pieces};
 use crate::chunk::{ChunkRef, Chunking, cut_from};
-use crate::delta::patch::PieceHashes;
+use crate::delta::patch::{Cuts, PieceHashes};
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
 use crate::index::Index;
 use crate::manifest::{Kind, Row, Tuple};
@@ -17,6 +17,17 @@ use crate::wire::{Basis, Describe, Described, MAX_CHUNKS, Offered, Parts};
 
 /// A file of the replica, as it was when it was looked at.
 pub type OldFile = (RelPath, Tuple);
+
+/// What there is in place of a wanted file.
+#[derive(Default)]
+pub struct Found {
+    /// The old file.
+    pub old: Option<OldFile>,
+    /// Where that is cut, if it is small and was read.
+    pub cuts: Option<Cuts>,
+    /// What is told of it.
+    pub basis: Basis,
+}
 
 /// Old content up to this size is worth reading for the sake of a delta.
 const MAX_BASIS: u64 = 1 << 40;
@@ -52,16 +63,18 @@ pub fn in_place_of(
     stand_in: &mut dyn FnMut(&Offered) -> Option<Row>,
     master: Knows,
     stop: &AtomicBool,
-) -> Vec<(Option<OldFile>, Basis)> {
+) -> Vec<Found> {
     let paths: Vec<RelPath> = files.iter().map(|(_, file)| file.path.clone()).collect();
-    let Ok(mut rows) = index.rows_for(&paths) else { return files.iter().map(|_| (None, Basis::None)).collect() };
+    let Ok(mut rows) = index.rows_for(&paths) else { return files.iter().map(|_| Found::default()).collect() };
     for (row, (_, file)) in rows.iter_mut().zip(files).filter(|(row, _)| row.is_none()) {
         *row = stand_in(file);
     }
-    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| basis(root, file, row?, master, stop);
+    let one = |((_, file), row): (&(u64, Offered), Option<Row>)| {
+        row.and_then(|row| basis(root, file, row, master, stop)).unwrap_or_default()
+    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
     if threads < 2 {
-        return files.iter().zip(rows).map(|pair| one(pair).map_or((None, Basis::None), found)).collect();
+        return files.iter().zip(rows).map(one).collect();
     }
     let share = files.len().div_ceil(threads);
     let mut rows = rows.into_iter();
@@ -78,17 +91,13 @@ pub fn in_place_of(
             shares.into_iter().flat_map(|(count, share)| match share.map(std::thread::ScopedJoinHandle::join) {
                 Ok(Ok(found)) => found,
                 // Without a thread, nothing is told.
-                _ => (0..count).map(|_| None).collect(),
+                _ => (0..count).map(|_| Found::default()).collect(),
             });
-        joined.map(|one| one.map_or((None, Basis::None), found)).collect()
+        joined.collect()
     })
 }
 
-fn found((old, basis): (OldFile, Basis)) -> (Option<OldFile>, Basis) {
-    (Some(old), basis)
-}
-
-fn basis(root: &Root, file: &Offered, row: Row, master: Knows, stop: &AtomicBool) -> Option<(OldFile, Basis)> {
+fn basis(root: &Root, file: &Offered, row: Row, master: Knows, stop: &AtomicBool) -> Option<Found> {
     let (new, guess) = (file.size, row.path != file.path);
     let (Kind::File { size, digest }, Some(tuple)) = (&row.entry.kind, row.tuple) else { return None };
     let (size, digest) = (*size, *digest);
@@ -98,10 +107,11 @@ fn basis(root: &Root, file: &Offered, row: Row, master: Knows, stop: &AtomicBool
     let old = (row.path, tuple);
     if size.max(new) <= MAX_PIECES {
         if master.contents {
-            return Some((old, Basis::Named(digest.prefix().to_le_bytes())));
+            let basis = Basis::Named(digest.prefix().to_le_bytes());
+            return Some(Found { old: Some(old), cuts: None, basis });
         }
-        let content = read_small(root, &old).ok()?;
-        return Some((old, Basis::Pieces(PieceHashes::of(&content))));
+        let (hashes, cuts) = PieceHashes::of(&read_small(root, &old).ok()?);
+        return Some(Found { old: Some(old), cuts: Some(cuts), basis: Basis::Pieces(hashes) });
     }
     if new / size > MOST_GROWTH {
         return None;
@@ -112,7 +122,7 @@ fn basis(root: &Root, file: &Offered, row: Row, master: Knows, stop: &AtomicBool
     if !is_known {
         chunks = chunks_of(root, &old, stop).ok()?;
     }
-    Some((old, Basis::File { digest, size, chunks, guess }))
+    Some(Found { old: Some(old), cuts: None, basis: Basis::File { digest, size, chunks, guess } })
 }
 
 fn chunks_of(root: &Root, old: &OldFile, stop: &AtomicBool) -> Result<Vec<ChunkRef>, FsError> {
@@ -237,16 +247,17 @@ fn tell_pieces(
     if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
         return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
     }
-    let mut pieces = Vec::new();
+    let form = Form::new(sizes, total);
+    let mut list = Vec::new();
     for range in &ask.ranges {
         cut(&file, old, *range, sizes, stop, &mut |bytes| {
-            pieces.push(pieces::wide(bytes));
-            if pieces.len() == PARTS {
-                let parts = Parts::Pieces(Pieces(std::mem::take(&mut pieces)));
+            list.push(form.piece(bytes));
+            if list.len() == PARTS {
+                let parts = Parts::Pieces(Pieces { form, list: std::mem::take(&mut list) });
                 tell(Described { seq: ask.seq, parts, done: false });
             }
         })?;
     }
-    tell(Described { seq: ask.seq, parts: Parts::Pieces(Pieces(pieces)), done: true });
+    tell(Described { seq: ask.seq, parts: Parts::Pieces(Pieces { form, list }), done: true });
     Ok(())
 }

@@ -31,7 +31,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Ack, Basis, Describe, Described, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
+use crate::wire::{Ack, Describe, Described, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
 use apply::Application;
 use basis::Describer;
 use open::Opened;
@@ -333,9 +333,9 @@ impl Session {
         let mut bases = bases.into_iter();
         let mut wants = Vec::with_capacity(files.len());
         for (seq, file) in files {
-            let (old, basis) = bases.next().unwrap_or((None, Basis::None));
+            let basis::Found { old, cuts, basis } = bases.next().unwrap_or_default();
             let part = opened.part_of(&file);
-            self.stager.expect(seq, Expected { file: file.clone(), basis: old, given_up: false });
+            self.stager.expect(seq, Expected { file: file.clone(), basis: old, cuts, given_up: false });
             wants.push((Wanted { seq, basis, part }, file));
         }
         wants

@@ -1,7 +1,7 @@
 //! Takes contents from the network into staging: verified, by digest, in whatever order they come.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::HashMap;
@@ -12,7 +12,7 @@ use super::basis::{self, OldFile};
 use super::drafts::Drafts;
 use super::open::Opened;
 use crate::compress::{StreamDecompressor, decompress_after};
-use crate::delta::patch::{self, Run};
+use crate::delta::patch::{self, Cuts, Run};
 use crate::fs::{BasisFile, FsError, Incoming, IncomingError, Root, Staging};
 use crate::manifest::Metadata;
 use crate::monitor::Problem;
@@ -30,6 +30,9 @@ const MAX_STREAMS: usize = 16;
 /// Bytes of old files that are held while a batch is opened and stored.
 const MOST_OLD: usize = 16 << 20;
 
+/// Bytes of cuts that are held for contents that will come; old files beyond are cut once more.
+const MOST_CUTS: usize = 8 << 20;
+
 /// A content that was asked for.
 #[derive(Clone, Debug)]
 pub struct Expected {
@@ -37,6 +40,8 @@ pub struct Expected {
     pub file: Offered,
     /// The old file that its copies refer to, or another one that stands in for it.
     pub basis: Option<OldFile>,
+    /// Where that is cut, if that is known.
+    pub cuts: Option<Cuts>,
     /// Whether it will not come.
     pub given_up: bool,
 }
@@ -56,6 +61,8 @@ struct Shared {
     copied: AtomicU64,
     stood_in: AtomicU64,
     drafts: Drafts,
+    /// Bytes of cuts among what is expected.
+    cuts: AtomicUsize,
 }
 
 impl Shared {
@@ -80,6 +87,7 @@ impl Stager {
             copied: AtomicU64::new(0),
             stood_in: AtomicU64::new(0),
             drafts: Drafts::default(),
+            cuts: AtomicUsize::new(0),
         });
         let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
         Self { shared, accepting }
@@ -92,7 +100,10 @@ impl Stager {
     }
 
     /// A content is about to be asked for.
-    pub fn expect(&self, seq: u64, expected: Expected) {
+    pub fn expect(&self, seq: u64, mut expected: Expected) {
+        let held = self.shared.cuts.load(Ordering::Relaxed);
+        expected.cuts = expected.cuts.filter(|cuts| held + cuts.size() <= MOST_CUTS);
+        self.shared.cuts.fetch_add(expected.cuts.as_ref().map_or(0, Cuts::size), Ordering::Relaxed);
         self.shared.expected().insert(seq, expected);
     }
 
@@ -250,7 +261,7 @@ impl Files {
         };
         let mut settled = Vec::with_capacity(batch.files.len());
         let mut rest = raw.as_deref();
-        for (i, (BatchFile { seq, literal, runs }, expected)) in batch.files.iter().zip(expected).enumerate() {
+        for (i, (BatchFile { seq, literal, runs }, mut expected)) in batch.files.iter().zip(expected).enumerate() {
             let literals = match rest.map(|rest| rest.split_at_checked(*literal as usize)) {
                 Some(Some((literals, after))) => {
                     rest = Some(after);
@@ -259,11 +270,13 @@ impl Files {
                 Some(None) => return Err(protocol("a batch holds less than it says")),
                 None => None,
             };
+            let cuts = expected.cuts.take();
             let file = &expected.file;
             if expected.given_up {
                 continue;
             }
             let old = old.files.get_mut(i).and_then(Option::take);
+            let old = OldContent { read: old, cuts };
             let stored = match literals.and_then(|literals| content(&root, &expected, old, runs, literals)) {
                 Some(content) => staging.store(&file.digest, &content, &file.path, Some(&file.likely)),
                 None => Err(IncomingError::Mismatch),
@@ -291,7 +304,10 @@ impl Files {
     fn take_expected(&self, batch: &Batch) -> Result<Vec<Expected>, LinkError> {
         let mut expected = self.shared.expected();
         let mut take = |seq: u64| expected.remove(&seq).ok_or_else(|| unasked(seq));
-        batch.files.iter().map(|file| take(file.seq)).collect()
+        let taken: Vec<_> = batch.files.iter().map(|file| take(file.seq)).collect::<Result<_, _>>()?;
+        let cuts = taken.iter().filter_map(|expected| expected.cuts.as_ref()).map(Cuts::size).sum();
+        self.shared.cuts.fetch_sub(cuts, Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn piece(&mut self, piece: &Piece, bytes: &[u8]) -> Result<(), LinkError> {
@@ -451,8 +467,16 @@ impl Open {
 /// The old files of a batch, as far as they were read to open it.
 #[derive(Default)]
 struct Old {
-    files: Vec<Option<Vec<u8>>>,
+    files: Vec<Option<(Vec<u8>, Cuts)>>,
     bytes: usize,
+}
+
+/// What is known of an old file already.
+struct OldContent {
+    /// All of it.
+    read: Option<(Vec<u8>, Cuts)>,
+    /// Where it was cut when it was told of.
+    cuts: Option<Cuts>,
 }
 
 impl Old {
@@ -469,11 +493,15 @@ impl Old {
         let mut prefix = Vec::new();
         for (file, expected) in batch.files.iter().zip(expected) {
             let old = expected.basis.as_ref().and_then(|old| basis::read_small(root, old).ok());
-            if let Some(old) = &old {
-                patch::gaps(old, &file.runs, MAX_PREFIX, &mut prefix);
+            let old = old.map(|old| {
+                let cuts = Cuts::of(&old);
+                (old, cuts)
+            });
+            if let Some((old, cuts)) = &old {
+                patch::gaps(old, cuts, &file.runs, MAX_PREFIX, &mut prefix);
             }
             // What does not fit is read again.
-            self.bytes += old.as_ref().map_or(0, Vec::len);
+            self.bytes += old.as_ref().map_or(0, |(old, cuts)| old.len() + cuts.size());
             self.files.push(old.filter(|_| self.bytes <= MOST_OLD));
         }
         decompress_after(&prefix, frame, len, MAX_RAW).ok().map(Cow::Owned)
@@ -484,12 +512,11 @@ fn literal_bytes(splices: &[Splice]) -> usize {
     splices.iter().map(|splice| splice.literal as usize).sum()
 }
 
-/// The content of a small file; `None` if that is not what was announced, or the old file is not what it was. `old` is
-/// the old file, if it was read already.
+/// The content of a small file; `None` if that is not what was announced, or the old file is not what it was.
 fn content<'a>(
     root: &Root,
     expected: &Expected,
-    old: Option<Vec<u8>>,
+    old: OldContent,
     runs: &[Run],
     literals: &'a [u8],
 ) -> Option<Cow<'a, [u8]>> {
@@ -497,12 +524,16 @@ fn content<'a>(
     if runs.is_empty() {
         return (literals.len() as u64 == size).then_some(Cow::Borrowed(literals));
     }
-    let old = match old {
-        Some(old) => old,
-        None => basis::read_small(root, expected.basis.as_ref()?).ok()?,
+    let (old, cuts) = match old.read {
+        Some(read) => read,
+        None => {
+            let content = basis::read_small(root, expected.basis.as_ref()?).ok()?;
+            let cuts = old.cuts.unwrap_or_else(|| Cuts::of(&content));
+            (content, cuts)
+        }
     };
     let size = usize::try_from(size).ok().filter(|size| *size <= MAX_RAW)?;
-    patch::apply(&old, runs, literals, size).map(Cow::Owned)
+    patch::apply(&old, &cuts, runs, literals, size).map(Cow::Owned)
 }
 
 fn failed(error: IncomingError, path: &RelPath) -> Settled {

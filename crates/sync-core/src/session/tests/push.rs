@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::disk::Disk;
 use super::master::{Committed, Master};
 use super::replica::{Opened, Replica};
-use crate::chunk::pieces::{Pieces, small};
+use crate::chunk::pieces::{Form, Pieces, small};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -506,7 +506,8 @@ impl Link {
                 self.tell_receiver(ReceiverInput::Opened(stand));
             }
             (ReceiverOutput::Describe(Describe { seq, .. }), Some(_)) => {
-                for (parts, done) in [(Parts::Pieces(Pieces::default()), false), (Parts::Gone, true)] {
+                let none = Pieces { form: Form::of_ranges(1), list: Vec::new() };
+                for (parts, done) in [(Parts::Pieces(none), false), (Parts::Gone, true)] {
                     self.tell_receiver(ReceiverInput::Described(Described { seq, parts, done }));
                 }
             }

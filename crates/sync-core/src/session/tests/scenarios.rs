@@ -4,7 +4,7 @@ use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::chunk::ChunkRef;
-use crate::chunk::pieces::{Pieces, small, wide};
+use crate::chunk::pieces::{Form, Pieces, small};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
@@ -935,8 +935,9 @@ fn the_old_file_of_an_awaited_content_is_asked_about_twice_at_most() {
 #[test]
 fn a_description_is_asked_for_and_has_no_more_parts_than_its_ranges_can() {
     let mut sender = Sender::new(hello());
+    let form = Form::of_ranges(1);
     let tell = |sender: &mut Sender, seq, pieces, done| {
-        let parts = Parts::Pieces(Pieces(vec![wide(b"piece"); pieces]));
+        let parts = Parts::Pieces(Pieces { form, list: vec![form.piece(b"piece"); pieces] });
         sender.handle(SenderInput::Received(ToMaster::Described(Described { seq, parts, done })))
     };
     assert!(tell(&mut sender, 0, 1, true).is_err(), "nobody asked");
