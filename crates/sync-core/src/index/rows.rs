@@ -20,7 +20,8 @@ const PAGE_ROWS: usize = 1000;
 /// Stored bytes after which a page ends early: rows with a megabyte of attributes each must not add up.
 const PAGE_BYTES: usize = 1 << 20;
 
-const COLUMNS: &str = "SELECT path, fact, hash, changed_in, sum FROM entries";
+/// What a [`Leaf`] is read from.
+const LEAF: &str = "SELECT path, fact, hash FROM entries";
 
 /// A row with what the index keeps beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -367,7 +368,7 @@ impl Index {
     /// [`IndexError`] if the index cannot be read.
     pub fn leaves(&self, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
         self.read(|conn| {
-            let mut statement = conn.prepare_cached(&format!("{COLUMNS} ORDER BY path"))?;
+            let mut statement = conn.prepare_cached(&format!("{LEAF} ORDER BY path"))?;
             let mut rows = statement.query([])?;
             let mut last = Vec::new();
             while let Some(row) = rows.next()? {
@@ -445,7 +446,7 @@ fn child_at(conn: &Connection, sql: &str, key: &[u8], prefix: &[u8]) -> Result<O
 fn leaves_in(conn: &Connection, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), Fault> {
     let prefix = prefix_of(dir);
     let end = end_of(dir);
-    let mut statement = conn.prepare_cached(&format!("{COLUMNS} WHERE path >= ?1 ORDER BY path"))?;
+    let mut statement = conn.prepare_cached(&format!("{LEAF} WHERE path >= ?1 ORDER BY path"))?;
     let mut from = prefix.clone();
     'seek: loop {
         let mut rows = statement.query([&from])?;
@@ -484,7 +485,7 @@ pub(super) fn blob<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<&'a 
     row.get_ref(column)?.as_blob().map_err(|_| Fault::Damaged("a column has the wrong type".to_owned()))
 }
 
-/// Decodes a row of `entries` with the columns of [`COLUMNS`] after checking its sum.
+/// Decodes a row of `entries`, with the columns path, fact, hash, changed_in and sum, after checking its sum.
 pub(super) fn read_stored(row: &rusqlite::Row<'_>, summer: &mut Summer) -> Result<Stored, Fault> {
     let key = blob(row, 0)?;
     let (fact, hash, changed_in) = read_checked(row, key, summer)?;

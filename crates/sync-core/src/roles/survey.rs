@@ -421,3 +421,7 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
 fn before_of(Stored { row: Row { entry, .. }, hash, .. }: &Stored) -> Box<Before> {
     Box::new(Before { hash: *hash, metadata: entry.metadata(), content: entry.content(), now: None })
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the tests write the files that are looked at")]
+mod tests;

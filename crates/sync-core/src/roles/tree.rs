@@ -118,7 +118,7 @@ pub fn hash_with(
         }
         let is_closed = closed.as_ref().is_some_and(|above| leaf.key.is_beneath(Key::new(above)));
         let is_held = !holds.is_empty() && leaf.key.to_path().is_ok_and(|path| holds.covers(&path));
-        if !(is_closed || is_held || leaf.extra && ignore_extras) {
+        if !(is_closed || is_held || (leaf.extra && ignore_extras)) {
             merkle.push_key(leaf.key, leaf.hash, leaf.is_dir);
         }
     })?;

@@ -156,11 +156,11 @@ mod tests {
     use super::*;
     use crate::manifest::{Kind, Refused, Time};
 
-    /// A tree in which `a` and `a/b` are directories.
-    const PATHS: [&str; 9] = ["", "a", "a/b", "a/b/c", "a/b!", "a/d", "a-", "b", "c"];
+    /// A tree in which `a`, `a/b` and `c` are directories.
+    const PATHS: [&str; 10] = ["", "a", "a/b", "a/b/c", "a/b!", "a/d", "a-", "b", "c", "c/d"];
 
     fn entry(path: &str) -> Entry {
-        let kind = if matches!(path, "" | "a" | "a/b") { Kind::Dir } else { Kind::Fifo };
+        let kind = if matches!(path, "" | "a" | "a/b" | "c") { Kind::Dir } else { Kind::Fifo };
         Entry { kind, mode: 0o600, uid: 0, gid: 0, mtime: Time::default(), xattrs: Box::default(), link: None }
     }
 
