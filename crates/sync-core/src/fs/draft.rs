@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use rustix::fs::{AtFlags, ftruncate, renameat, unlinkat};
 use rustix::io::Errno;
 
+use super::basis_file::BasisFile;
 use super::error::FsError;
-use super::incoming::BasisFile;
 use super::sparse;
 use super::staging::{Stage, Staging, create};
 use crate::delta::CopyRange;

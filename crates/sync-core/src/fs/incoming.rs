@@ -6,14 +6,14 @@ use std::sync::{Arc, mpsc};
 use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use super::basis_file::BasisFile;
 use super::draft::{Blocks, Drafted};
 use super::error::{FsError, IncomingError};
-use super::root::Root;
 use super::sparse::{self, BLOCK};
 use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
 use crate::hash::{self, ContentHasher, Digest};
-use crate::manifest::{Metadata, Tuple};
+use crate::manifest::Metadata;
 use crate::path::RelPath;
 
 /// How many bytes are gathered before they are written, and read at a time.
@@ -55,50 +55,6 @@ pub struct Incoming {
     /// Bytes after those, not yet a whole piece.
     gathered: Vec<u8>,
     finished: bool,
-}
-
-/// A file of the replica that content is taken from.
-#[derive(Debug)]
-pub struct BasisFile {
-    fd: OwnedFd,
-    path: RelPath,
-    size: u64,
-}
-
-impl BasisFile {
-    /// Opens the file at `path`, if it still is what the index says.
-    ///
-    /// # Errors
-    /// [`FsError`] if it cannot be opened or has changed.
-    pub fn open(root: &Root, path: &RelPath, expected: &Tuple) -> Result<Self, FsError> {
-        let dir = root.dir(&path.parent().unwrap_or_default())?;
-        // Opening a fifo that took the file's place must not wait.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fail = |errno| FsError::new("open", path, errno);
-        let fd = openat(&dir, path.name(), flags, Mode::empty()).map_err(fail)?;
-        let stat = root.stat_fd(&fd).map_err(fail)?;
-        if stat.tuple != *expected || !stat.is_file() {
-            return Err(FsError::because("use", path, "it was changed meanwhile"));
-        }
-        Ok(Self { fd, path: path.clone(), size: expected.size })
-    }
-
-    /// Bytes it had when it was opened.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Fills `buffer` from `offset`.
-    ///
-    /// # Errors
-    /// [`FsError`], also if the file ends before.
-    pub fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FsError> {
-        match sparse::read_at(&self.fd, offset, buffer) {
-            Ok(n) if n == buffer.len() => Ok(()),
-            Ok(_) => Err(FsError::because("read", &self.path, "it became shorter meanwhile")),
-            Err(errno) => Err(FsError::new("read", &self.path, errno)),
-        }
-    }
 }
 
 impl Staging {

@@ -18,6 +18,7 @@ mod stat;
 mod state_dir;
 
 mod attributes;
+mod basis_file;
 pub mod clock;
 mod draft;
 mod durable;
@@ -29,11 +30,12 @@ mod sparse;
 mod staging;
 mod thaw;
 
+pub use basis_file::BasisFile;
 pub use draft::{Draft, Drafted};
 pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
 pub use history::{History, Kept};
-pub use incoming::{BasisFile, Incoming, Part};
+pub use incoming::{Incoming, Part};
 pub use probe::{plain_file, probe, probe_at};
 pub use publish::{Known, Observed, Observer, Placed, Publisher, Ready};
 pub use read::{Hashed, Reading, SourceFile, hash_file};

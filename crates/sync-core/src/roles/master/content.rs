@@ -1,64 +1,26 @@
-//! Sends contents to one replica: small files in batches, big ones piece by piece, over a few streams at once.
+//! Sends contents to one replica over a few streams at once.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use super::compare::{Compared, Comparison, Plan};
 use super::meter::Meter;
-use super::queue::{Job, Kinds, Queue, SMALL, kinds};
+use super::outgoing::{Estimate, Outgoing, SendFailure};
+use super::queue::kinds;
 use super::source::Source;
-use super::splicing::Splicing;
-use crate::compress::{AutoCompress, DEFAULT_LEVEL, Observation, StreamCompressor, compress_after};
-use crate::delta::Op;
-use crate::delta::patch::{self, Cuts};
-use crate::fs::{Kept, ReadError};
-use crate::hash::Digest;
+use super::stream::Stream;
+use crate::compress::AutoCompress;
 use crate::options::Compress;
 use crate::pace::Pace;
-use crate::path::RelPath;
 use crate::session::ContentRequest;
-use crate::transport::{Connection, FrameWriter, StreamError};
-use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Describe, Described, Encoding, MAX_PREFIX, Piece, gaps};
+use crate::transport::Connection;
+use crate::wire::{Describe, Described};
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
-
-/// A batch goes off at this size.
-const BATCH: u64 = 512 << 10;
-
-/// Bytes of a big file read and sent at once.
-const PIECE: usize = 1 << 20;
-
-/// Literals of up to this many bytes share a frame with others.
-const SHORT: u64 = 64 << 10;
-
-/// A content that could not be sent.
-pub struct SendFailure {
-    /// Which.
-    pub seq: u64,
-    /// Its file.
-    pub path: RelPath,
-    /// Why.
-    pub reason: String,
-    /// Whether the file is simply not what it was: another round may find it at rest.
-    pub changed: bool,
-}
-
-/// What it would take to send a content.
-pub struct Estimate {
-    /// Which.
-    pub seq: u64,
-    /// Its file.
-    pub path: RelPath,
-    /// Bytes to send.
-    pub literal: u64,
-}
 
 /// What a content sender has sent so far, or would have.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,28 +49,9 @@ pub struct Sending {
     pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
 }
 
-/// Everything the streams share.
-struct Shared {
-    dest: usize,
-    source: Arc<Source>,
-    meter: Arc<Meter>,
-    queue: Mutex<Queue>,
-    more: Notify,
-    asks: mpsc::UnboundedSender<Describe>,
-    failures: mpsc::UnboundedSender<SendFailure>,
-    compress: Compress,
-    auto: Mutex<AutoCompress>,
-    pace: Option<Mutex<Pace>>,
-    started: Instant,
-    estimates: Option<mpsc::UnboundedSender<Estimate>>,
-    literal: AtomicU64,
-    compressed: AtomicU64,
-    copied: AtomicU64,
-}
-
 /// The content streams to one replica.
 pub struct ContentSender {
-    shared: Arc<Shared>,
+    outgoing: Arc<Outgoing>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -121,7 +64,7 @@ impl ContentSender {
         asks: mpsc::UnboundedSender<Describe>,
     ) -> Self {
         let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
-        let shared = Arc::new(Shared {
+        let outgoing = Arc::new(Outgoing {
             dest,
             source,
             meter,
@@ -140,39 +83,39 @@ impl ContentSender {
         });
         let tasks = (0..STREAMS)
             .map(|stream| {
-                let (shared, connection) = (Arc::clone(&shared), connection.clone());
+                let (outgoing, connection) = (Arc::clone(&outgoing), connection.clone());
                 // A stream that breaks is seen on the control stream as well, which tells why.
-                tokio::spawn(async move { drop(Stream::run(shared, connection, kinds(compress, stream)).await) })
+                tokio::spawn(async move { drop(Stream::run(outgoing, connection, kinds(compress, stream)).await) })
             })
             .collect();
-        Self { shared, tasks }
+        Self { outgoing, tasks }
     }
 
     /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered, and so many bytes
     /// of what the replica told of its old files.
     pub fn request(&self, request: ContentRequest) {
-        let batch = self.shared.batch();
-        self.shared.queue().push(request, batch);
-        self.shared.more.notify_waiters();
+        let batch = self.outgoing.batch();
+        self.outgoing.queue().push(request, batch);
+        self.outgoing.more.notify_waiters();
     }
 
     /// Takes what the replica tells of an old file.
     pub fn described(&self, described: Described) {
-        if self.shared.queue().answer(described) {
-            self.shared.more.notify_waiters();
+        if self.outgoing.queue().answer(described) {
+            self.outgoing.more.notify_waiters();
         }
     }
 
     /// The source was read to its end.
     pub fn source_read(&self) {
-        self.shared.queue().is_read = true;
-        self.shared.more.notify_waiters();
+        self.outgoing.queue().is_read = true;
+        self.outgoing.more.notify_waiters();
     }
 
     /// Ends the streams; returns how much they sent.
     pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
-        let Shared { literal, compressed, copied, .. } = &*self.shared;
+        let Outgoing { literal, compressed, copied, .. } = &*self.outgoing;
         let [literal, compressed, copied] =
             [literal, compressed, copied].map(|counter| counter.load(Ordering::Relaxed));
         Sent { literal, compressed, copied }
@@ -185,470 +128,4 @@ pub fn choose(compress: Compress, connection: &Connection) -> Compress {
         Compress::Auto if connection.remote().ip().is_loopback() => Compress::Never,
         other => other,
     }
-}
-
-impl Shared {
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn next(&self, batch: u64, kinds: Kinds) -> Job {
-        loop {
-            // Listening begins before the look, so that nothing comes unheard in between.
-            let mut more = std::pin::pin!(self.more.notified());
-            more.as_mut().enable();
-            if let Some(job) = self.queue().next(batch, kinds) {
-                return job;
-            }
-            more.await;
-        }
-    }
-
-    /// The largest frame that keeps to the rate.
-    fn most(&self, size: usize) -> usize {
-        let Some(pace) = &self.pace else { return size };
-        let piece = pace.lock().unwrap_or_else(PoisonError::into_inner).piece();
-        size.min(usize::try_from(piece).unwrap_or(size)).max(4096)
-    }
-
-    /// Most bytes of files in one batch.
-    fn batch(&self) -> u64 {
-        self.most(BATCH as usize) as u64
-    }
-
-    /// A small file that has to be compared like a large one.
-    fn ask_about(&self, request: ContentRequest) {
-        self.queue().push_big(request);
-        self.more.notify_waiters();
-    }
-
-    /// A content was sent, of which the replica has so much; or would have been.
-    fn done(&self, request: &ContentRequest, literal: u64, copied: u64) {
-        self.copied.fetch_add(copied, Ordering::Relaxed);
-        if let Some(estimates) = &self.estimates {
-            let (seq, path) = (request.seq, request.file.path.clone());
-            // If the session is over, nobody needs to know.
-            let _ = estimates.send(Estimate { seq, path, literal });
-        }
-    }
-
-    fn fail(&self, request: &ContentRequest, error: &ReadError) {
-        let reason = match error {
-            ReadError::Fs(error) => error.to_string(),
-            _ => "it changed while it was sent; push again when it rests".to_owned(),
-        };
-        let changed = !matches!(error, ReadError::Fs(_));
-        let failure = SendFailure { seq: request.seq, path: request.file.path.clone(), reason, changed };
-        // If the session is over, nobody needs to know.
-        let _ = self.failures.send(failure);
-    }
-}
-
-struct Stream {
-    shared: Arc<Shared>,
-    /// `None` if nothing is to be sent.
-    writer: Option<FrameWriter>,
-    /// Made when first something is compressed; it may fail once and for all.
-    compressor: Option<io::Result<StreamCompressor>>,
-    /// Content bytes sent in this stream.
-    literal: u64,
-}
-
-impl Stream {
-    async fn run(shared: Arc<Shared>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
-        let batch = shared.batch();
-        let mut job = shared.next(batch, kinds).await;
-        let writer = match shared.estimates {
-            None => Some(connection.open_uni().await?),
-            Some(_) => None,
-        };
-        let mut stream = Self { shared: Arc::clone(&shared), writer, compressor: None, literal: 0 };
-        loop {
-            match job {
-                Job::Small(requests) => stream.small(&requests).await?,
-                Job::Big(request) => stream.big(request).await?,
-                Job::GoOn(comparison) => {
-                    let request = comparison.request.clone();
-                    let compared = tokio::task::block_in_place(|| comparison.go_on(&shared.source));
-                    stream.send_compared(&request, compared).await?;
-                }
-            }
-            job = shared.next(batch, kinds).await;
-        }
-    }
-
-    /// Sends small files in one frame: whole, or what their old pieces do not have.
-    async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
-        let mut files = Vec::with_capacity(requests.len());
-        let (mut bytes, mut prefix) = (Vec::new(), Vec::new());
-        let mut sending = Vec::with_capacity(requests.len());
-        tokio::task::block_in_place(|| {
-            for request in requests {
-                let old = match &request.basis {
-                    Basis::Named(name) => match self.previous(*name) {
-                        Some(old) => Some(old),
-                        None => {
-                            self.shared.ask_about(request.clone());
-                            continue;
-                        }
-                    },
-                    _ => None,
-                };
-                let content = match self.whole(request) {
-                    Ok(content) => content,
-                    Err(error) => {
-                        self.shared.fail(request, &error);
-                        continue;
-                    }
-                };
-                let before = bytes.len();
-                let runs = match (&request.basis, old) {
-                    (_, Some(old)) => {
-                        let cuts = Cuts::of(&old);
-                        let runs = patch::diff_known(&content, &old, &cuts, &mut bytes);
-                        patch::gaps(&old, &cuts, &runs, MAX_PREFIX, &mut prefix);
-                        runs
-                    }
-                    (Basis::Pieces(old), None) => patch::diff(&content, old, &mut bytes),
-                    (Basis::None | Basis::File { .. } | Basis::Named(_), None) => {
-                        bytes.extend_from_slice(&content);
-                        Vec::new()
-                    }
-                };
-                let literal = bytes.len() - before;
-                sending.push((request, literal as u64));
-                files.push(BatchFile { seq: request.seq, literal: literal as u32, runs });
-            }
-        });
-        if files.is_empty() {
-            return Ok(());
-        }
-        let sent = bytes.len() as u64;
-        let batch = |encoding| ContentFrame::Batch(Batch { files: files.clone(), encoding }, &[]);
-        self.frame(Bytes::from(bytes), &prefix, batch).await?;
-        self.count(sent);
-        for (request, literal) in sending {
-            self.shared.done(request, literal, request.file.size.saturating_sub(literal));
-        }
-        Ok(())
-    }
-
-    /// The old content that a replica names, if it is kept.
-    fn previous(&self, name: [u8; 8]) -> Option<Vec<u8>> {
-        let kept = self.shared.source.history.as_ref()?.find(u64::from_le_bytes(name))?;
-        // Of a small file only: what is named otherwise is another one by chance.
-        if kept.size() <= SMALL { kept.read() } else { None }
-    }
-
-    /// The content, from memory if it was just hashed, else from disk.
-    fn whole(&self, request: &ContentRequest) -> Result<Bytes, ReadError> {
-        let file = &request.file;
-        if let Some(content) = self.shared.source.ring.take(&file.digest) {
-            return Ok(content);
-        }
-        let opened = self.shared.source.open_content(&file.path, &file.digest)?;
-        let content = opened.read_at(0, usize::try_from(file.size).unwrap_or(0))?;
-        opened.verify(&self.shared.source.root)?;
-        if Digest::of(&content) != file.digest {
-            return Err(ReadError::Changed);
-        }
-        Ok(Bytes::from(content))
-    }
-
-    /// Sends what the replica lacks of a file, unless it must tell first what it has.
-    async fn big(&mut self, request: ContentRequest) -> Result<(), StreamError> {
-        let shared = Arc::clone(&self.shared);
-        let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
-        if from_nothing && let Some(content) = shared.source.ring.take(&request.file.digest) {
-            let before = self.literal;
-            self.whole_from_memory(request.seq, content).await?;
-            shared.done(&request, self.literal - before, 0);
-            return Ok(());
-        }
-        let compared = tokio::task::block_in_place(|| Comparison::begin(&shared.source, request.clone()));
-        self.send_compared(&request, compared).await
-    }
-
-    async fn send_compared(
-        &mut self,
-        request: &ContentRequest,
-        compared: Result<Compared, ReadError>,
-    ) -> Result<(), StreamError> {
-        match compared {
-            Ok(Compared::Done(plan)) => {
-                let before = self.literal;
-                match self.send_plan(request.seq, &plan).await? {
-                    Ok(()) => self.shared.done(request, self.literal - before, plan.copied()),
-                    Err(error) => self.shared.fail(request, &error),
-                }
-            }
-            Ok(Compared::Asks(comparison, ask)) => {
-                self.shared.queue().ask(comparison, &ask);
-                // If the session is over, nobody needs to know.
-                let _ = self.shared.asks.send(ask);
-            }
-            Err(error) => self.shared.fail(request, &error),
-        }
-        Ok(())
-    }
-
-    /// Sends a file as planned: long literals by themselves, what is short together.
-    async fn send_plan(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
-        if let Some(old) = &plan.old {
-            return self.send_patches(seq, plan, old).await;
-        }
-        let most = self.shared.most(BATCH as usize);
-        let mut splicing = Splicing::at(plan.start);
-        for op in &plan.ops {
-            match *op {
-                Op::Literal { offset, len } if len > SHORT => {
-                    self.send_splices(seq, &mut splicing).await?;
-                    if let Err(error) = self.literal(plan, seq, offset, len).await? {
-                        return Ok(Err(error));
-                    }
-                    splicing = Splicing::at(offset + len);
-                }
-                Op::Literal { offset, len } => {
-                    let read = || plan.file.read_at(offset, usize::try_from(len).unwrap_or(0));
-                    match tokio::task::block_in_place(read) {
-                        Ok(bytes) => splicing.literal(&bytes),
-                        Err(error) => return Ok(Err(error)),
-                    }
-                }
-                Op::Copy { offset, len } => splicing.copy(offset, len),
-            }
-            if splicing.is_full(most) {
-                self.send_splices(seq, &mut splicing).await?;
-            }
-        }
-        self.send_splices(seq, &mut splicing).await?;
-        self.end(seq, plan).await
-    }
-
-    async fn end(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
-        if let Err(error) = tokio::task::block_in_place(|| plan.file.verify(&self.shared.source.root)) {
-            return Ok(Err(error));
-        }
-        self.send_piece(Piece::End { seq }, Bytes::new()).await?;
-        Ok(Ok(()))
-    }
-
-    /// Sends a file as planned, its literals behind what was in their place in the old one.
-    async fn send_patches(&mut self, seq: u64, plan: &Plan, old: &Kept) -> Result<Result<(), ReadError>, StreamError> {
-        let most = self.shared.most(BATCH as usize);
-        let mut patch = Splicing::behind(plan.start, 0);
-        for (i, op) in plan.ops.iter().enumerate() {
-            match *op {
-                Op::Literal { offset, len } => {
-                    let next = match plan.ops.get(i + 1) {
-                        Some(Op::Copy { offset, .. }) => *offset,
-                        _ => old.size(),
-                    };
-                    let mut done = 0;
-                    while done < len {
-                        let now = (most.saturating_sub(patch.bytes.len()).max(1) as u64).min(len - done);
-                        let size = usize::try_from(now).unwrap_or(0);
-                        match tokio::task::block_in_place(|| plan.file.read_at(offset + done, size)) {
-                            Ok(bytes) => patch.literal(&bytes),
-                            Err(error) => return Ok(Err(error)),
-                        }
-                        if patch.is_full(most) {
-                            // This part of the literal gets the like part of its gap.
-                            let gap = next.saturating_sub(patch.copied);
-                            let tail = u128::from(gap) * u128::from(now) / u128::from(len - done);
-                            self.send_patch(seq, &mut patch, old, u64::try_from(tail).unwrap_or(gap)).await?;
-                        }
-                        done += now;
-                    }
-                }
-                Op::Copy { offset, len } => {
-                    patch.copy(offset, len);
-                    if patch.is_full(most) {
-                        self.send_patch(seq, &mut patch, old, 0).await?;
-                    }
-                }
-            }
-        }
-        let tail = match plan.ops.last() {
-            Some(Op::Literal { .. }) => old.size().saturating_sub(patch.copied),
-            _ => 0,
-        };
-        self.send_patch(seq, &mut patch, old, tail).await?;
-        self.end(seq, plan).await
-    }
-
-    async fn send_patch(&mut self, seq: u64, patch: &mut Splicing, old: &Kept, tail: u64) -> Result<(), StreamError> {
-        let next = Splicing::behind(patch.end, patch.copied + tail);
-        let Splicing { offset, end, from, splices, bytes, .. } = std::mem::replace(patch, next);
-        if end == offset {
-            return Ok(());
-        }
-        let sent = bytes.len() as u64;
-        let prefix = if self.level().is_some() { prefix_of(old, &gaps(from, tail, &splices)) } else { Vec::new() };
-        let piece = |encoding| {
-            let splices = splices.clone();
-            ContentFrame::Piece(Piece::Patched { seq, offset, from, tail, splices, encoding }, &[])
-        };
-        self.frame(Bytes::from(bytes), &prefix, piece).await?;
-        self.count(sent);
-        Ok(())
-    }
-
-    async fn send_splices(&mut self, seq: u64, splicing: &mut Splicing) -> Result<(), StreamError> {
-        let Splicing { offset, end, splices, bytes, .. } = std::mem::replace(splicing, Splicing::at(splicing.end));
-        if end == offset {
-            return Ok(());
-        }
-        let sent = bytes.len() as u64;
-        let piece =
-            |encoding| ContentFrame::Piece(Piece::Spliced { seq, offset, splices: splices.clone(), encoding }, &[]);
-        self.frame(Bytes::from(bytes), &[], piece).await?;
-        self.count(sent);
-        Ok(())
-    }
-
-    async fn whole_from_memory(&mut self, seq: u64, content: Bytes) -> Result<(), StreamError> {
-        let most = self.shared.most(PIECE);
-        let mut offset = 0;
-        while offset < content.len() {
-            let piece = content.slice(offset..content.len().min(offset + most));
-            let len = piece.len();
-            self.literal_piece(seq, offset as u64, piece).await?;
-            offset += len;
-        }
-        self.send_piece(Piece::End { seq }, Bytes::new()).await
-    }
-
-    /// Reads and sends a range; zeros are only named.
-    async fn literal(
-        &mut self,
-        plan: &Plan,
-        seq: u64,
-        at: u64,
-        len: u64,
-    ) -> Result<Result<(), ReadError>, StreamError> {
-        let most = self.shared.most(PIECE) as u64;
-        let mut done = 0;
-        while done < len {
-            let now = most.min(len - done);
-            let size = usize::try_from(now).unwrap_or(0);
-            let read = || match &self.shared.source.blocks {
-                Some(blocks) => {
-                    let mut buffer = vec![0; size];
-                    blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer).map(|()| buffer)
-                }
-                None => plan.file.read_at(at + done, size),
-            };
-            let buffer = match tokio::task::block_in_place(read) {
-                Ok(buffer) => buffer,
-                Err(error) => return Ok(Err(error)),
-            };
-            if buffer.iter().all(|byte| *byte == 0) {
-                self.send_piece(Piece::Zeros { seq, offset: at + done, len: now }, Bytes::new()).await?;
-            } else {
-                self.literal_piece(seq, at + done, Bytes::from(buffer)).await?;
-            }
-            done += now;
-        }
-        Ok(Ok(()))
-    }
-
-    async fn literal_piece(&mut self, seq: u64, offset: u64, bytes: Bytes) -> Result<(), StreamError> {
-        let len = bytes.len() as u32;
-        let piece = |encoding| ContentFrame::Piece(Piece::Literal { seq, offset, len, encoding }, &[]);
-        self.frame(bytes, &[], piece).await?;
-        self.count(u64::from(len));
-        Ok(())
-    }
-
-    async fn send_piece(&mut self, piece: Piece, bytes: Bytes) -> Result<(), StreamError> {
-        self.send(&ContentFrame::Piece(piece, &[]), bytes).await
-    }
-
-    /// Sends content bytes, compressed if that helps, and lets the policy learn from how it went. `prefix` is what the
-    /// replica has for them to lie behind.
-    async fn frame(
-        &mut self,
-        bytes: Bytes,
-        prefix: &[u8],
-        frame: impl Fn(Encoding) -> ContentFrame<'static>,
-    ) -> Result<(), StreamError> {
-        let started = Instant::now();
-        let content = bytes.len() as u64;
-        let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
-        let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
-        let sent = bytes.len() as u64;
-        self.shared.compressed.fetch_add(sent, Ordering::Relaxed);
-        let before = Instant::now();
-        self.send(&frame(encoding), bytes).await?;
-        let seen = Observation { content, sent, working: started.elapsed(), blocked: before.elapsed() };
-        self.shared.auto.lock().unwrap_or_else(PoisonError::into_inner).observe(seen);
-        Ok(())
-    }
-
-    /// How strongly to compress now, if at all.
-    fn level(&self) -> Option<i32> {
-        match self.shared.compress {
-            Compress::Never => None,
-            Compress::Zstd(level) => Some(level),
-            Compress::Auto => {
-                let on = self.shared.auto.lock().unwrap_or_else(PoisonError::into_inner).is_on();
-                on.then_some(DEFAULT_LEVEL)
-            }
-        }
-    }
-
-    fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
-        let level = self.level()?;
-        if !prefix.is_empty()
-            && !bytes.is_empty()
-            && let Some(small) = compress_after(prefix, bytes, level)
-        {
-            return Some((Encoding::AfterGaps, small));
-        }
-        let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
-        match compressor.as_mut().map(|compressor| compressor.compress(bytes)) {
-            Ok(Ok(small)) => small.map(|small| (Encoding::Zstd, small)),
-            // Without memory for it, content goes as it is.
-            Ok(Err(error)) => {
-                self.compressor = Some(Err(error));
-                None
-            }
-            Err(_) => None,
-        }
-    }
-
-    async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        let head = frame.head();
-        let wait = self.shared.pace.as_ref().map_or(Duration::ZERO, |pace| {
-            let total = head.body.len() + bytes.len();
-            // Packets and acknowledgements cost about this much beside the content.
-            let on_the_wire = total as u64 + total as u64 / 24 + 64;
-            pace.lock().unwrap_or_else(PoisonError::into_inner).delay(self.shared.started.elapsed(), on_the_wire)
-        });
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
-        writer.send_with(head.kind, head.version, &head.body, bytes).await
-    }
-
-    fn count(&mut self, bytes: u64) {
-        self.literal += bytes;
-        self.shared.literal.fetch_add(bytes, Ordering::Relaxed);
-        self.shared.meter.sent(self.shared.dest, bytes);
-    }
-}
-
-/// The bytes of gaps; nothing if the old content, which was verified, cannot be read any more.
-fn prefix_of(old: &Kept, gaps: &[(u64, u64)]) -> Vec<u8> {
-    let mut prefix = Vec::new();
-    for (at, len) in gaps {
-        let before = prefix.len();
-        prefix.resize(before + usize::try_from(*len).unwrap_or(0), 0);
-        if old.read_exact_at(*at, &mut prefix[before..]).is_err() {
-            return Vec::new();
-        }
-    }
-    prefix
 }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::content::{ContentSender, Estimate, SendFailure, Sending, Sent, choose};
+use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
+use super::difference::Difference;
 use super::meter::Meter;
-use super::source::{Decided, Difference, Source};
+use super::outgoing::{Estimate, SendFailure};
+use super::source::{Decided, Source};
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
 use crate::manifest::Row;

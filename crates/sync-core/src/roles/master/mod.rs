@@ -6,12 +6,15 @@ mod compare;
 mod content;
 mod delivery;
 mod dial;
+mod difference;
 mod error;
 mod meter;
+mod outgoing;
 mod queue;
 mod ring;
 mod source;
 mod splicing;
+mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

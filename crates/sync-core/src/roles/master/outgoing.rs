@@ -1,0 +1,137 @@
+//! What waits to be sent to one replica, and what the streams that send it share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::meter::Meter;
+use super::queue::{Job, Kinds, Queue};
+use super::source::Source;
+use crate::compress::AutoCompress;
+use crate::fs::ReadError;
+use crate::options::Compress;
+use crate::pace::Pace;
+use crate::path::RelPath;
+use crate::session::ContentRequest;
+use crate::wire::Describe;
+
+/// A batch goes off at this size.
+pub const BATCH: u64 = 512 << 10;
+
+/// A content that could not be sent.
+pub struct SendFailure {
+    /// Which.
+    pub seq: u64,
+    /// Its file.
+    pub path: RelPath,
+    /// Why.
+    pub reason: String,
+    /// Whether the file is simply not what it was: another round may find it at rest.
+    pub changed: bool,
+}
+
+/// What it would take to send a content.
+pub struct Estimate {
+    /// Which.
+    pub seq: u64,
+    /// Its file.
+    pub path: RelPath,
+    /// Bytes to send.
+    pub literal: u64,
+}
+
+/// Everything the streams share.
+pub struct Outgoing {
+    /// Which destination, for the meter.
+    pub dest: usize,
+    /// Where contents come from.
+    pub source: Arc<Source>,
+    /// Progress.
+    pub meter: Arc<Meter>,
+    /// What waits.
+    pub queue: Mutex<Queue>,
+    /// Rings when something was added.
+    pub more: Notify,
+    /// Where the replica is asked about old files.
+    pub asks: mpsc::UnboundedSender<Describe>,
+    /// Where to tell what could not be sent.
+    pub failures: mpsc::UnboundedSender<SendFailure>,
+    /// Compression on the wire.
+    pub compress: Compress,
+    /// Whether it pays, if that is to be found out.
+    pub auto: Mutex<AutoCompress>,
+    /// The rate, if there is one.
+    pub pace: Option<Mutex<Pace>>,
+    /// When the pace began.
+    pub started: Instant,
+    /// Where to tell what it would take, if that is all that is asked for.
+    pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
+    /// Content bytes sent, before compression.
+    pub literal: AtomicU64,
+    /// What they took after it.
+    pub compressed: AtomicU64,
+    /// Content bytes that old files have.
+    pub copied: AtomicU64,
+}
+
+impl Outgoing {
+    /// What waits.
+    pub fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a stream that takes these kinds does next; waits for it.
+    pub async fn next(&self, batch: u64, kinds: Kinds) -> Job {
+        loop {
+            // Listening begins before the look, so that nothing comes unheard in between.
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if let Some(job) = self.queue().next(batch, kinds) {
+                return job;
+            }
+            more.await;
+        }
+    }
+
+    /// The largest frame that keeps to the rate.
+    pub fn most(&self, size: usize) -> usize {
+        let Some(pace) = &self.pace else { return size };
+        let piece = pace.lock().unwrap_or_else(PoisonError::into_inner).piece();
+        size.min(usize::try_from(piece).unwrap_or(size)).max(4096)
+    }
+
+    /// Most bytes of files in one batch.
+    pub fn batch(&self) -> u64 {
+        self.most(BATCH as usize) as u64
+    }
+
+    /// A small file that has to be compared like a large one.
+    pub fn ask_about(&self, request: ContentRequest) {
+        self.queue().push_big(request);
+        self.more.notify_waiters();
+    }
+
+    /// A content was sent, of which the replica has so much; or would have been.
+    pub fn done(&self, request: &ContentRequest, literal: u64, copied: u64) {
+        self.copied.fetch_add(copied, Ordering::Relaxed);
+        if let Some(estimates) = &self.estimates {
+            let (seq, path) = (request.seq, request.file.path.clone());
+            // If the session is over, nobody needs to know.
+            let _ = estimates.send(Estimate { seq, path, literal });
+        }
+    }
+
+    /// A content could not be read.
+    pub fn fail(&self, request: &ContentRequest, error: &ReadError) {
+        let reason = match error {
+            ReadError::Fs(error) => error.to_string(),
+            _ => "it changed while it was sent; push again when it rests".to_owned(),
+        };
+        let changed = !matches!(error, ReadError::Fs(_));
+        let failure = SendFailure { seq: request.seq, path: request.file.path.clone(), reason, changed };
+        // If the session is over, nobody needs to know.
+        let _ = self.failures.send(failure);
+    }
+}
