@@ -97,7 +97,7 @@ pub(super) fn kind_of(key: &[u8], fact: &[u8]) -> Result<(bool, bool), Fault> {
 /// Bytes before those that only some kinds of entries have.
 const HEAD: usize = 26;
 
-/// What [`shown_by`] tells of a row.
+/// What a stored row tells without being decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// Whether the entry is a directory.
