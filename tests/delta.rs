@@ -566,3 +566,15 @@ fn an_edited_file_over_64_mib_costs_what_a_smaller_one_does() {
     assert_eq!(summary.count("literal_bytes"), 0);
     assert_no_differences("left over", &leftovers(&snapshot(&scratch.dst())));
 }
+
+/// Blocks of an old file again and again, with other bytes between them.
+#[test]
+fn a_file_that_repeats_an_old_one_costs_what_is_new() {
+    let old = noise(90, M);
+    let scratch = pushed(&old);
+    let one =
+        |i: u64| [&old[..200_000], &noise(91 + i, 10_000), &old[400_000..600_000], &noise(191 + i, 10_000)].concat();
+    let new: Vec<u8> = (0..12).flat_map(one).collect();
+    // Of the last ones whole chunks at the edges.
+    becomes(&scratch, &new, 24 * 10_000 + 24 * 30_000);
+}

@@ -9,6 +9,10 @@ const MARGIN: u64 = 128 << 10;
 /// be found again.
 const TIMES: u64 = 8;
 
+/// How many times the length of the old file its described ranges may have in all: each is looked at once, twice where
+/// blocks moved, and again where the new file repeats what is around it.
+pub const MOST_DESCRIBED_TIMES: u64 = 4;
+
 /// A range of the target that has to be sent, as far as its pieces are not in the old file either.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -22,8 +26,10 @@ pub struct Gap {
 
 /// The literals among `ops`, each with what was in its place in an old file of `old` bytes: all between what is copied
 /// before and after it. Where that is not in the old order, as much behind the one and before the other as the literal has.
+/// Once all of that is [`MOST_DESCRIBED_TIMES`] the old file, further literals have nothing in their place.
 pub fn gaps(ops: &[Op], old: u64) -> Vec<Gap> {
     let mut gaps = Vec::new();
+    let mut room = old.saturating_mul(MOST_DESCRIBED_TIMES);
     for (i, op) in ops.iter().enumerate() {
         let Op::Literal { offset: at, len } = *op else { continue };
         let copied = |op: Option<&Op>| match op {
@@ -40,8 +46,12 @@ pub fn gaps(ops: &[Op], old: u64) -> Vec<Gap> {
         } else {
             [(begin, end), (end, end)]
         };
-        let old =
-            ranges.into_iter().filter(|(begin, end)| begin < end).map(|(begin, end)| (begin, end - begin)).collect();
+        let ranges = ranges.into_iter().filter(|(begin, end)| begin < end).map(|(begin, end)| (begin, end - begin));
+        let mut old: Vec<(u64, u64)> = ranges.collect();
+        match old.iter().try_fold(room, |room, (_, len)| room.checked_sub(*len)) {
+            Some(left) => room = left,
+            None => old.clear(),
+        }
         gaps.push(Gap { at, len, old });
     }
     gaps
@@ -110,6 +120,17 @@ mod tests {
             assert_eq!(gaps.iter().map(|gap| &gap.old[..]).collect::<Vec<_>>(), *expected, "{ops:?}");
             assert!(gaps.iter().all(|gap| gap.old.iter().all(|(at, len)| *len > 0 && at + len <= *old)));
         }
+    }
+
+    /// A replica refuses to describe more.
+    #[test]
+    fn a_file_that_repeats_what_is_around_its_gaps_asks_for_four_times_the_old_one_at_most() {
+        let one = |i: u64| [literal(300 * i, 100), copy(0, 100), literal(300 * i + 200, 100)];
+        let ops: Vec<Op> = (0..50).flat_map(one).collect();
+        let gaps = gaps(&ops, 1000);
+        let described: u64 = gaps.iter().flat_map(|gap| &gap.old).map(|(_, len)| len).sum();
+        assert!((3000..=4000).contains(&described), "{described}");
+        assert_eq!(gaps.len(), 100, "all are sent");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 
 pub use copies::{Copies, CopyRange};
-pub use gaps::{Gap, gaps, refine};
+pub use gaps::{Gap, MOST_DESCRIBED_TIMES, gaps, refine};
 
 use crate::chunk::ChunkRef;
 

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::chunk::pieces::{Form, MAX_PIECES, MIN_PIECES, Pieces};
 use crate::chunk::{ChunkRef, Chunking, cut_from};
+use crate::delta::MOST_DESCRIBED_TIMES;
 use crate::delta::patch::{Cuts, PieceHashes};
 use crate::fs::{BasisFile, FsError, PART_MIN, Root};
 use crate::index::Index;
@@ -242,9 +243,8 @@ fn tell_pieces(
 ) -> Result<(), FsError> {
     let file = BasisFile::open(root, &old.0, &old.1)?;
     let inside = |(at, len): &(u64, u64)| at.checked_add(*len).is_some_and(|end| end <= file.size());
-    // Each byte is looked at once, or twice where blocks moved.
     let total: u64 = ask.ranges.iter().map(|(_, len)| len).fold(0, |sum, len| sum.saturating_add(*len));
-    if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(4) {
+    if !ask.ranges.iter().all(inside) || total > file.size().saturating_mul(MOST_DESCRIBED_TIMES) {
         return Err(FsError::because("describe", &old.0, "the master asks for more than there is"));
     }
     let form = Form::new(sizes, total);
