@@ -9,7 +9,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod error;
-mod history;
+pub mod history;
 mod probe;
 mod read;
 mod root;
@@ -34,7 +34,7 @@ pub use basis_file::BasisFile;
 pub use draft::{Draft, Drafted};
 pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
-pub use history::{History, Kept};
+pub use history::{History, Kept, Unkept};
 pub use incoming::{Incoming, Part};
 pub use probe::{plain_file, probe, probe_at};
 pub use publish::{Known, Observed, Observer, Placed, Publisher, Ready};

@@ -279,12 +279,12 @@ impl SourceFile {
         Ok(bytes)
     }
 
-    /// Copies the first `len` bytes to `out`, if that is all; by the kernel where it can, which may share the blocks.
-    /// Believe them only after [`SourceFile::verify`].
-    pub(super) fn copy_to(&self, out: &File, len: u64) -> io::Result<bool> {
+    /// Copies the first `len` bytes to `out` at `at`, if the file has so many; by the kernel where it can, which may share
+    /// the blocks. Believe them only after [`SourceFile::verify`].
+    pub(super) fn copy_to(&self, out: &File, at: u64, len: u64) -> io::Result<bool> {
         let mut done = 0;
         while done < len {
-            let (mut from, mut to) = (done, done);
+            let (mut from, mut to) = (done, at + done);
             let most = usize::try_from(len - done).unwrap_or(usize::MAX);
             match copy_file_range(&self.fd, Some(&mut from), out, Some(&mut to), most) {
                 Ok(0) => return Ok(false),
@@ -294,7 +294,7 @@ impl SourceFile {
                 Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
                     let now = usize::try_from(PIECE.min(len - done)).unwrap_or(0);
                     let Ok(bytes) = self.read_at(done, now) else { return Ok(false) };
-                    out.write_all_at(&bytes, done)?;
+                    out.write_all_at(&bytes, at + done)?;
                     done += now as u64;
                 }
                 Err(errno) => return Err(errno.into()),

@@ -128,6 +128,11 @@ impl Files {
         Ok(size(&self.log())?.is_some_and(|size| size > 0))
     }
 
+    /// Bytes of the database and its log.
+    pub(super) fn bytes(&self) -> u64 {
+        [&self.db, &self.log()].into_iter().filter_map(|path| size(path).ok().flatten()).sum()
+    }
+
     /// Makes an empty file for a new database, readable by its owner only (SQLite gives its other files the same mode),
     /// after whatever an earlier one left is gone.
     pub(super) fn create(&self) -> Result<(), IndexError> {

@@ -81,12 +81,19 @@ impl Fault {
             Self::Named(error) => error,
             Self::Damaged(reason) => IndexError::Damaged(reason),
             Self::Sqlite(error) => match error.sqlite_error_code() {
-                Some(ErrorCode::DiskFull) => IndexError::Full(dir.to_owned()),
+                _ if is_full(&error) => IndexError::Full(dir.to_owned()),
                 Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => IndexError::Busy(dir.to_owned()),
                 _ => IndexError::Failed { doing, dir: dir.to_owned(), source: Box::new(error) },
             },
         }
     }
+}
+
+/// Whether the disk is full. What connections share lies in a file beside the database, which is only ever written to
+/// make it larger.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    let rusqlite::Error::SqliteFailure(failure, _) = error else { return false };
+    failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
 }
 
 impl From<IndexError> for Fault {

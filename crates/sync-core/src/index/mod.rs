@@ -70,8 +70,29 @@ struct Inner {
     writer: Mutex<Connection>,
     /// Rows written since the log was last folded in.
     unfolded: AtomicUsize,
-    // After the connection, so that it is closed under the lock.
-    _lock: Option<Lock>,
+    // After the connection, so that it is closed under the lock. Who took the lock before may hold it, too.
+    _lock: Option<Arc<Lock>>,
+}
+
+/// The lock of an index that is not open yet.
+pub struct Locked {
+    files: Files,
+    lock: Arc<Lock>,
+}
+
+impl Locked {
+    /// Opens it, as [`Index::open`] does. The lock is let go with this and the index.
+    ///
+    /// # Errors
+    /// Those of [`Index::open`] but [`IndexError::Busy`]; it may be tried again.
+    pub fn open(&self) -> Result<Opened, IndexError> {
+        Index::open_locked(&self.files, Arc::clone(&self.lock))
+    }
+
+    /// Bytes of the index and its log, for an estimate of what such an index needs.
+    pub fn bytes(&self) -> u64 {
+        self.files.bytes()
+    }
 }
 
 impl Index {
@@ -82,24 +103,38 @@ impl Index {
     /// # Errors
     /// [`IndexError::Busy`] after `wait`; others if files cannot be made or read.
     pub fn open(dir: &Path, wait: Duration) -> Result<Opened, IndexError> {
+        Self::lock(dir, wait)?.open()
+    }
+
+    /// Takes the lock of the index in the directory `dir`, made if absent, waiting up to `wait` for another process that
+    /// has it open: for whoever has something to do before it is opened.
+    ///
+    /// # Errors
+    /// [`IndexError::Busy`] after `wait`; [`IndexError::File`] if the directory or the lock cannot be made.
+    pub fn lock(dir: &Path, wait: Duration) -> Result<Locked, IndexError> {
         let files = Files::new(dir);
         let lock = files.lock(wait)?;
+        Ok(Locked { files, lock: Arc::new(lock) })
+    }
+
+    fn open_locked(files: &Files, lock: Arc<Lock>) -> Result<Opened, IndexError> {
+        let dir = files.dir.as_path();
         let found = files.found()?;
         let opened = match found {
-            Found::Database => open_writer(&files),
-            Found::Nothing => create(&files),
+            Found::Database => open_writer(files),
+            Found::Nothing => create(files),
             Found::Remains => Err(Fault::Damaged("the database is empty or gone".to_owned())),
         };
         let (conn, rebuilt) = match opened {
             Ok(conn) => (conn, None),
             Err(Fault::Damaged(reason)) => {
                 files.move_aside()?;
-                (create(&files).map_err(|fault| fault.at("make", dir))?, Some(reason))
+                (create(files).map_err(|fault| fault.at("make", dir))?, Some(reason))
             }
             Err(fault) => return Err(fault.at("open", dir)),
         };
         let fresh = rebuilt.is_some() || found != Found::Database;
-        let index = Self { inner: Inner::new(Some(files), conn, Some(lock)) };
+        let index = Self { inner: Inner::new(Some(files.clone()), conn, Some(lock)) };
         Ok(Opened { index, rebuilt, fresh })
     }
 
@@ -182,7 +217,7 @@ impl Index {
 }
 
 impl Inner {
-    fn new(files: Option<Files>, conn: Connection, lock: Option<Lock>) -> Arc<Self> {
+    fn new(files: Option<Files>, conn: Connection, lock: Option<Arc<Lock>>) -> Arc<Self> {
         Arc::new(Self { files, writer: Mutex::new(conn), unfolded: AtomicUsize::new(0), _lock: lock })
     }
 
@@ -221,7 +256,11 @@ impl Inner {
     /// Notes that rows were written, and bounds the log.
     fn grown(&self, conn: &Connection, rows: usize) -> Result<(), Fault> {
         if self.unfolded.fetch_add(rows, Ordering::Relaxed) + rows > CHECKPOINT_ROWS {
-            self.fold(conn)?;
+            match self.fold(conn) {
+                // What was written is in the log, and read from there. More is folded in when there is room again.
+                Err(Fault::Sqlite(error)) if error::is_full(&error) => {}
+                folded => folded?,
+            }
         }
         Ok(())
     }

@@ -1,11 +1,37 @@
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::room::Size;
 use super::*;
 use crate::chunk::noise;
+use crate::fs::Root;
+use crate::path::RelPath;
 
 const K: usize = 1 << 10;
 const M: u64 = 1 << 20;
 
+/// On a file system with room for all.
 fn open(dir: &tempfile::TempDir, most: u64) -> History {
-    History::open(dir.path().join("history"), most).unwrap()
+    open_with(dir, Bounds::of(most), || None)
+}
+
+fn open_with(
+    dir: &tempfile::TempDir,
+    bounds: Bounds,
+    look: impl Fn() -> Option<Size> + Send + Sync + 'static,
+) -> History {
+    History::open_with(dir.path().join("history"), bounds, Room::with(Box::new(look), 0)).unwrap()
+}
+
+/// The packs by name, which is by age.
+fn packs(dir: &tempfile::TempDir) -> Vec<PathBuf> {
+    let items = fs::read_dir(dir.path().join("history")).unwrap();
+    let mut packs: Vec<PathBuf> = items.map(|item| item.unwrap().path()).collect();
+    packs.sort();
+    packs
 }
 
 /// A content of its own for each number.
@@ -102,9 +128,7 @@ fn damage_costs_what_is_damaged() {
     put(&history, 1..=30);
     history.finish(HashSet::default);
     drop(history);
-    let mut packs: Vec<PathBuf> =
-        fs::read_dir(dir.path().join("history")).unwrap().map(|item| item.unwrap().path()).collect();
-    packs.sort();
+    let packs = packs(&dir);
     assert!(packs.len() > 3);
     // One byte of a content, a table, and a pack cut short.
     let flip = |path: &Path, at: u64| {
@@ -132,6 +156,190 @@ fn a_store_that_cannot_be_written_is_no_failure() {
     let history = open(&dir, M);
     fs::remove_dir_all(dir.path().join("history")).unwrap();
     put(&history, 1..200);
-    history.finish(HashSet::default);
+    assert!(matches!(history.finish(HashSet::default), Some(Unkept::Io(_))));
     assert!(!has(&history, 1) && !history.wants(&Digest::of(&content(1)), 10 * K as u64));
+}
+
+#[test]
+fn a_pack_that_cannot_be_read_now_stays_for_another_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = open(&dir, M);
+    put(&history, 1..=30);
+    history.finish(HashSet::default);
+    drop(history);
+    let packs = packs(&dir);
+    // Such as where descriptors are short: this one cannot be opened, whoever tries.
+    let (pack, aside) = (&packs[0], dir.path().join("aside"));
+    let hide = || {
+        fs::rename(pack, &aside).unwrap();
+        std::os::unix::fs::symlink(pack, pack).unwrap();
+    };
+    let show = || {
+        assert!(fs::symlink_metadata(pack).is_ok_and(|meta| meta.is_symlink()), "it was removed");
+        fs::rename(&aside, pack).unwrap();
+    };
+    hide();
+    let history = open(&dir, M);
+    assert!(!history.was_empty() && !has(&history, 1) && has(&history, 30));
+    put(&history, 31..=60);
+    assert!(history.finish(|| current(1..=60)).is_none());
+    drop(history);
+    show();
+    // The same while the store is in use: what is lost meanwhile is back.
+    let history = open(&dir, M);
+    assert!((1..=60).all(|number| has(&history, number)));
+    drop(history);
+    let history = open(&dir, M);
+    hide();
+    assert!(history.find(Digest::of(&content(1)).prefix()).is_none());
+    show();
+    assert!(has(&history, 1));
+}
+
+/// A file of the source that is put in from where it is.
+fn put_file(history: &History, dir: &tempfile::TempDir, content: &[u8], left: Option<u64>) {
+    let at = dir.path().join("source/file");
+    fs::create_dir_all(dir.path().join("source")).unwrap();
+    fs::write(&at, content).unwrap();
+    let root = Root::open(&dir.path().join("source")).unwrap();
+    let path = RelPath::new("file").unwrap();
+    let source = SourceFile::open(&root, &path, &root.stat(&path).unwrap().unwrap().tuple).unwrap();
+    if let Some(left) = left {
+        OpenOptions::new().write(true).open(&at).unwrap().set_len(left).unwrap();
+    }
+    history.put_file(Digest::of(content), &source, content.len() as u64);
+}
+
+#[test]
+fn contents_from_files_share_packs_unless_they_are_large() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = || Bounds { most: 64 * M, contents: LEAST..=64 * M, pack: 236 << 10, alone: 200 << 10 };
+    // With what is put in between, the third ends a pack to the byte.
+    let sizes = [300 * K, 30 * K, 200 * K, 10 * K, 2000 * K, 500 * K, 500 * K, 500 * K, 24 * K, 201 * K, 100 * K];
+    let contents: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(i, size)| noise(*size, i as u64)).collect();
+    let history = open_with(&dir, bounds(), || None);
+    for (i, content) in contents.iter().enumerate() {
+        put_file(&history, &dir, content, None);
+        history.put(Digest::of(&noise(2 * K, 100 + i as u64)), &noise(2 * K, 100 + i as u64));
+        // It has become shorter, which leaves no trace.
+        put_file(&history, &dir, &noise(150 * K, 200 + i as u64), Some(70 << 10));
+    }
+    history.finish(HashSet::default);
+    drop(history);
+    let history = open_with(&dir, bounds(), || None);
+    for (i, content) in contents.iter().enumerate() {
+        let kept = |content: &[u8]| history.find(Digest::of(content).prefix()).map(|kept| kept.read());
+        assert_eq!(kept(content), Some(Some(content.clone())), "{i}");
+        assert!(kept(&noise(2 * K, 100 + i as u64)).is_some_and(|kept| kept.is_some()), "{i}");
+        assert!(kept(&noise(150 * K, 200 + i as u64)).is_none(), "{i}");
+    }
+    let lens: Vec<u64> = packs(&dir).iter().map(|pack| pack.metadata().unwrap().len() >> 10).collect();
+    assert_eq!(lens, [300, 236, 12, 2000, 2, 500, 2, 500, 2, 500, 28, 201, 104]);
+}
+
+#[test]
+fn many_small_packs_make_room_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = || Bounds { most: M, contents: LEAST..=M, pack: 64 << 10, alone: ALONE };
+    let small = |number: u64| noise(K, number);
+    let kept = |history: &History, number: u64| {
+        history.find(Digest::of(&small(number)).prefix()).is_some_and(|kept| kept.read() == Some(small(number)))
+    };
+    // One pack for each push, of two contents.
+    for number in (0..600).step_by(2) {
+        let history = open_with(&dir, bounds(), || None);
+        [number, number + 1].iter().for_each(|number| history.put(Digest::of(&small(*number)), &small(*number)));
+        history.finish(HashSet::default);
+    }
+    assert_eq!(packs(&dir).len(), 300);
+    // A quarter is still what files have.
+    let now = || (0..600).step_by(4);
+    let bounds = || Bounds { most: M / 4, ..bounds() };
+    let history = open_with(&dir, bounds(), || None);
+    assert!(history.finish(|| now().map(|number| Digest::of(&small(number)).prefix()).collect()).is_none());
+    drop(history);
+    let history = open_with(&dir, bounds(), || None);
+    assert!(on_disk(&dir) <= M / 4);
+    assert!(now().all(|number| kept(&history, number)), "what files have stays");
+    assert!(!kept(&history, 1) && kept(&history, 597) && kept(&history, 599), "the oldest is gone first");
+    let left = packs(&dir).len();
+    assert!(left < 75, "{left} packs are left: what was carried over is in packs of its own");
+}
+
+#[test]
+fn it_leaves_room_and_gives_back_what_others_need() {
+    let dir = tempfile::tempdir().unwrap();
+    // Of 64 MiB, 16 are left free.
+    static OTHERS: AtomicU64 = AtomicU64::new(0);
+    let at = dir.path().join("history");
+    let look = move || {
+        let own: u64 = fs::read_dir(&at).ok()?.map(|item| item.unwrap().metadata().unwrap().len()).sum();
+        let free = (64 * M).saturating_sub(own).saturating_sub(OTHERS.load(Ordering::Relaxed));
+        Some(Size { free, total: 64 * M })
+    };
+    let open = || open_with(&dir, Bounds::of(400 * M), look.clone());
+    OTHERS.store(45 * M, Ordering::Relaxed);
+    let history = open();
+    put(&history, 1..=1000);
+    assert!(!history.wants(&Digest::of(&content(1001)), 10 << 10));
+    // A quarter of the three mebibytes goes again, for what comes next.
+    assert!(matches!(history.finish(|| current(1..=1000)), Some(Unkept::NoRoom)));
+    assert!(history.finish(HashSet::default).is_none(), "it is told once");
+    drop(history);
+    let kept = on_disk(&dir);
+    assert!(kept <= 9 * M / 4 && kept > 2 * M, "{kept}");
+    // Nothing is written for more than half of what was left free, and nothing given back.
+    OTHERS.store(50 * M, Ordering::Relaxed);
+    assert!(open().finish(HashSet::default).is_none() && on_disk(&dir) == kept);
+    OTHERS.store(57 * M, Ordering::Relaxed);
+    assert!(matches!(open().finish(HashSet::default), Some(Unkept::NoRoom)));
+    assert_eq!(on_disk(&dir), 0);
+}
+
+#[test]
+fn a_store_that_is_given_up_leaves_nothing_and_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = open(&dir, M);
+    put(&history, 1..=30);
+    history.finish(HashSet::default);
+    drop(history);
+    let history = open(&dir, M);
+    put(&history, 31..=33);
+    let in_use = history.find(Digest::of(&content(1)).prefix()).unwrap();
+    assert!(history.give_up() >= 33 * (10 << 10));
+    assert_eq!(in_use.read(), Some(content(1)));
+    assert!(packs(&dir).is_empty() && !has(&history, 2));
+    put(&history, 1..=30);
+    assert_eq!((history.give_up(), history.finish(HashSet::default).is_none()), (0, true));
+    assert!(packs(&dir).is_empty());
+}
+
+#[test]
+fn a_full_disk_gets_back_what_was_being_written_and_the_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("history");
+    fs::create_dir(&at).unwrap();
+    if mount("tmpfs", &at, "tmpfs", MountFlags::empty(), Some(c"size=2m,mode=700")).is_err() {
+        eprintln!("SKIPPED: a_full_disk_gets_back_what_was_being_written_and_the_oldest: may not mount");
+        return;
+    }
+    let _unmounted = Unmounted(&at);
+    // One that does not know how much there is.
+    let history = open(&dir, 40 * M);
+    put(&history, 1..=100);
+    assert!(history.finish(HashSet::default).is_none());
+    drop(history);
+    let history = open(&dir, 40 * M);
+    put(&history, 101..=300);
+    assert!(on_disk(&dir) < 3 * M / 4, "{} bytes", on_disk(&dir));
+    let unkept = history.finish(HashSet::default);
+    assert!(matches!(&unkept, Some(Unkept::Io(error)) if error.kind() == io::ErrorKind::StorageFull), "{unkept:?}");
+}
+
+struct Unmounted<'a>(&'a Path);
+
+impl Drop for Unmounted<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the tests damage the files themselves")]
 
 mod damage;
+mod full;
 mod history;
 mod looking;
 mod reading;

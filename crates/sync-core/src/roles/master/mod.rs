@@ -10,6 +10,7 @@ mod difference;
 mod error;
 mod meter;
 mod outgoing;
+mod previous;
 mod queue;
 mod ring;
 mod source;
@@ -57,15 +58,30 @@ pub async fn push(
 ) -> Result<PushReport, PushError> {
     let source = tokio::task::block_in_place(|| Source::open(&request, &*monitor))?;
     let source = Arc::new(source);
-    let meter = Arc::new(Meter::new(Arc::clone(&monitor), request.destinations.len()));
+    let pushed = push_rounds(&source, &request, &monitor, &shutdown).await;
+    // After a failure, too, so that the next push finds the room; but whoever stops this one does not wait for that.
+    if !matches!(pushed, Err(PushError::Stopped)) {
+        tokio::task::block_in_place(|| source.tidy_history(&*monitor));
+    }
+    pushed
+}
+
+/// Pushes until the source rests meanwhile, or has had its chances.
+async fn push_rounds(
+    source: &Arc<Source>,
+    request: &PushRequest,
+    monitor: &Arc<dyn Monitor>,
+    shutdown: &Shutdown,
+) -> Result<PushReport, PushError> {
+    let meter = Arc::new(Meter::new(Arc::clone(monitor), request.destinations.len()));
     let mut report: Option<PushReport> = None;
     for round in 1..=ROUNDS {
         // A dry run says once what it found.
         let last = round == ROUNDS || request.policy.dry_run;
-        let pushed = match push_once(&source, &request, &meter, &monitor, &shutdown).await {
+        let pushed = match push_once(source, request, &meter, monitor, shutdown).await {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
-                tokio::task::block_in_place(|| source.rebuild_index(&reason, &*monitor))?;
-                push_once(&source, &request, &meter, &monitor, &shutdown).await
+                tokio::task::block_in_place(|| source.rebuild_index(&reason, &**monitor))?;
+                push_once(source, request, &meter, monitor, shutdown).await
             }
             pushed => pushed,
         };
@@ -73,7 +89,7 @@ pub async fn push(
         let unsettled: Vec<Problem> = delivered.iter().flat_map(|d| d.source_changed.clone()).collect();
         let again = !unsettled.is_empty() && !last && !*shutdown.borrow();
         if !again {
-            tell_once(&*monitor, &unsettled);
+            tell_once(&**monitor, &unsettled);
         }
         let now = PushReport {
             version,
@@ -89,7 +105,6 @@ pub async fn push(
         }
         tokio::time::sleep(REST).await;
     }
-    tokio::task::block_in_place(|| source.tidy_history());
     report.ok_or(PushError::Stopped)
 }
 
@@ -218,7 +233,7 @@ fn read_once(
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
     tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
-    source.commit(&decided, &difference)?;
+    source.commit(&decided, &difference, monitor)?;
     tell(SourceEvent::Committed);
     // While the destinations publish.
     source.keep_contents(&difference)?;

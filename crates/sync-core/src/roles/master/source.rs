@@ -13,6 +13,7 @@ use super::blocks::Blocks;
 use super::difference::{Difference, dirs_that_came};
 use super::error::PushError;
 use super::meter::Meter;
+use super::previous::Previous;
 use super::ring::Ring;
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::CopyRange;
@@ -20,7 +21,7 @@ use crate::filter::Filter;
 use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
 use crate::hash::Digest;
 use crate::index::{Counts, Index, IndexError, Next, Writer};
-use crate::manifest::{Holds, Lineage, Row, TreeHash, Version, VersionId};
+use crate::manifest::{Holds, Lineage, TreeHash, Version, VersionId};
 use crate::monitor::Monitor;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
@@ -30,10 +31,10 @@ use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey
 use crate::wire::{Draft, Offered};
 
 /// How long to wait for another push of the same source.
-const BUSY: Duration = Duration::from_secs(600);
+pub(super) const BUSY: Duration = Duration::from_secs(600);
 
 /// Contents up to this size stay in memory from hashing to sending.
-const KEEP: u64 = 1 << 20;
+pub(super) const KEEP: u64 = 1 << 20;
 
 /// How often a tree that changes while it is looked at is looked at again.
 pub const LOOKS: u32 = 5;
@@ -56,6 +57,8 @@ pub struct Source {
     pub blocks: Option<Blocks>,
     /// Previous contents.
     pub history: Option<History>,
+    /// `None` in a dry run.
+    previous: Option<Previous>,
     filter: Filter,
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
@@ -94,9 +97,12 @@ impl Source {
             false => StateDir::open(&request.state_dir).map_err(|e| PushError::State(e.to_string()))?,
         };
         let dir = state.source_index_dir(&canonical);
-        let opened = match request.policy.dry_run {
-            true => Index::scratch_copy(&dir)?,
-            false => Index::open(&dir, BUSY)?,
+        let (opened, previous) = match request.policy.dry_run {
+            true => (Index::scratch_copy(&dir)?, None),
+            false => {
+                let opened = Previous::open_index(&dir, state.history_dir(&canonical), request, monitor)?;
+                (opened.0, Some(opened.1))
+            }
         };
         if let Some(reason) = &opened.rebuilt {
             notice_rebuilt(monitor, reason);
@@ -105,20 +111,18 @@ impl Source {
             notice_rebuilt(monitor, &reason);
             opened.index.rebuild()?;
         }
-        if !request.policy.dry_run {
-            remember_path(&opened.index, &canonical)?;
+        let mut history = None;
+        if let Some(previous) = &previous {
+            previous.giving_room(None, monitor, || remember_path(&opened.index, &canonical))?;
+            history = request.history.and_then(|most| previous.open(most, monitor));
         }
-        let history = request.history.filter(|_| !request.policy.dry_run).and_then(|most| {
-            // The lock of the index is ours by now.
-            let opened = History::open(state.history_dir(&canonical), most);
-            opened.inspect_err(|error| notice_no_history(monitor, error)).ok()
-        });
         Ok(Self {
             root,
             index: opened.index,
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             history,
+            previous,
             filter,
             policy: request.policy.clone(),
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
@@ -294,8 +298,16 @@ impl Source {
         Ok(Version { lineage, number, parent, root, time: fs::clock::now() })
     }
 
-    /// Makes the version durable in the index.
-    pub fn commit(&self, decided: &Decided, difference: &Difference) -> Result<(), PushError> {
+    /// Makes the version durable in the index, for which previous contents give room if they must.
+    pub fn commit(&self, decided: &Decided, difference: &Difference, monitor: &dyn Monitor) -> Result<(), PushError> {
+        let commit = || self.try_commit(decided, difference);
+        match &self.previous {
+            Some(previous) => previous.giving_room(self.history.as_ref(), monitor, commit),
+            None => commit(),
+        }
+    }
+
+    fn try_commit(&self, decided: &Decided, difference: &Difference) -> Result<(), PushError> {
         let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
@@ -329,47 +341,6 @@ impl Source {
         })?;
         self.written_soon().clear();
         Ok(())
-    }
-
-    /// Keeps those contents of the committed version that were too large to keep when they were read; of a store that
-    /// was empty, all.
-    pub fn keep_contents(&self, difference: &Difference) -> Result<(), PushError> {
-        let Some(history) = &self.history else { return Ok(()) };
-        let keep = |row: &Row| {
-            let Some((size, digest)) = row.entry.content().filter(|(size, digest)| history.wants(digest, *size)) else {
-                return;
-            };
-            let Some(tuple) = row.tuple else { return };
-            // A file that changed meanwhile is not what is to be kept.
-            let Ok(file) = SourceFile::open(&self.root, &row.path, &tuple) else { return };
-            if size > KEEP {
-                history.put_file(digest, &file, size);
-            } else if let Ok(content) = file.read_at(0, usize::try_from(size).unwrap_or(0)) {
-                history.put(digest, &content);
-            }
-        };
-        if !history.was_empty() {
-            difference.pending.iter().for_each(|pending| keep(&pending.row));
-            return Ok(());
-        }
-        let mut rows = self.index.cursor()?;
-        while let Some(row) = rows.next()? {
-            keep(&row);
-        }
-        Ok(())
-    }
-
-    /// Ends what was kept, and makes room in the history. Nobody may need more of it.
-    pub fn tidy_history(&self) {
-        let Some(history) = &self.history else { return };
-        history.finish(|| {
-            let mut current = foldhash::HashSet::default();
-            let Ok(mut rows) = self.index.cursor() else { return current };
-            while let Ok(Some(row)) = rows.next() {
-                current.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
-            }
-            current
-        });
     }
 
     /// Chunk lists that the index does not have yet.
@@ -429,10 +400,6 @@ fn remember_path(index: &Index, canonical: &Path) -> Result<(), IndexError> {
 
 fn notice_rebuilt(monitor: &dyn Monitor, reason: &str) {
     monitor.notice(None, &format!("the index of the source was rebuilt: {reason}; its history is lost, no data is"));
-}
-
-fn notice_no_history(monitor: &dyn Monitor, error: &std::io::Error) {
-    monitor.notice(None, &format!("previous contents cannot be kept: {error}; more is sent than need be"));
 }
 
 /// Our own state directory must not become part of what is made identical to something else.

@@ -1,0 +1,169 @@
+//! Previous contents and what they may take: descriptors, and room beside the indexes. What they save is in `delta.rs`.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use support::*;
+
+/// The packs of the only history in a state directory, by name.
+fn packs(state: &Path) -> Vec<PathBuf> {
+    let Ok(dirs) = std::fs::read_dir(state.join("history")) else { return Vec::new() };
+    let packs = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
+    let mut packs: Vec<PathBuf> = packs.map(|pack| pack.unwrap().path()).collect();
+    packs.sort();
+    packs
+}
+
+fn bytes(packs: &[PathBuf]) -> u64 {
+    packs.iter().map(|pack| pack.metadata().unwrap().len()).sum()
+}
+
+/// Files of one size, each unlike the others; with a byte in front that tells the edit.
+fn files(src: &Path, count: u64, size: usize, edit: u8) {
+    for i in 0..count {
+        write(src.join(format!("f{i}")), [&[edit], &noise(i + 1, size)[..]].concat());
+    }
+}
+
+/// Bytes that can be written to the file system.
+fn free(at: &Path) -> u64 {
+    let now = rustix::fs::statvfs(at).unwrap();
+    now.f_bavail * now.f_frsize
+}
+
+#[test]
+fn more_packs_than_descriptors_are_used_and_kept() {
+    let scratch = Scratch::new();
+    // Packs have 2 MiB: one for each file.
+    let (count, size) = (56, 1_100_000);
+    let limited = || {
+        let mut push = scratch.push();
+        push.args(&["--history=64m", "--compress=never", "--json"]);
+        let ran = push.behind(&["sh", "-c", "ulimit -n 64; exec \"$@\"", "sh"]).ok();
+        assert!(!ran.said().contains("previous contents"), "{ran}");
+        ran.summary()
+    };
+    files(&scratch.src(), count, size, 1);
+    limited();
+    let before = packs(&scratch.state());
+    assert!(before.len() as u64 >= count, "{} packs are too few to tell", before.len());
+    // Touched only: everything is looked for, nothing is sent.
+    files(&scratch.src(), count / 2, size, 1);
+    limited();
+    assert_eq!(packs(&scratch.state()), before);
+    // Each of them is needed.
+    files(&scratch.src(), count, size, 2);
+    let summary = limited();
+    assert_exact(&scratch.src(), &scratch.dst());
+    let bytes = summary.count("wire_sent") + summary.count("wire_received");
+    assert!(bytes < 110_000, "{bytes} bytes: what was kept is not used: {summary:?}");
+}
+
+#[test]
+fn contents_of_some_mebibytes_share_packs() {
+    let scratch = Scratch::new();
+    // A pack has 16 MiB.
+    files(&scratch.src(), 60, 1_100_000, 1);
+    scratch.push().arg("--history=512m").ok();
+    let packs = packs(&scratch.state());
+    assert!(packs.len() <= 6, "{} packs", packs.len());
+    assert!(bytes(&packs) > 60 * 1_100_000);
+}
+
+#[test]
+fn a_state_disk_that_is_too_small_for_a_history_holds_the_indexes() {
+    let name = "a_state_disk_that_is_too_small_for_a_history_holds_the_indexes";
+    let scratch = Scratch::new();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    mount_tmpfs(&scratch.state(), "mode=700,size=12m");
+    for edit in 1..4 {
+        files(&scratch.src(), 200, 100_000, edit);
+        scratch.push().arg("--history=24m").ok().says("not all previous contents are kept");
+        assert_exact(&scratch.src(), &scratch.dst());
+        assert!(free(&scratch.state()) > 8 << 20);
+    }
+    files(&scratch.src(), 200, 100_000, 9);
+    let ran = scratch.push().ok();
+    assert!(!ran.said().contains("previous contents"), "{ran}");
+}
+
+#[test]
+fn a_history_grows_no_further_than_the_room_that_is_left_free() {
+    let name = "a_history_grows_no_further_than_the_room_that_is_left_free";
+    let scratch = Scratch::new();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    mount_tmpfs(&scratch.state(), "mode=700,size=48m");
+    for edit in 1..5 {
+        files(&scratch.src(), 300, 100_000, edit);
+        let ran = scratch.push().args(&["--history=400m", "--json"]).ok();
+        // All was kept that was put in at first: 30 MB. Some of it gives way to what comes, and is told once.
+        let notices = ran.said().matches("not all previous contents are kept").count();
+        assert!(edit == 1 || notices == 1, "{edit}: {notices} notices\n{ran}");
+        assert!(free(&scratch.state()) >= 15 << 20, "{edit}: {} bytes are free", free(&scratch.state()));
+        assert!(bytes(&packs(&scratch.state())) > 10 << 20, "{edit}");
+    }
+}
+
+#[test]
+fn a_history_gives_way_when_something_else_fills_the_state_disk() {
+    let name = "a_history_gives_way_when_something_else_fills_the_state_disk";
+    for args in [&["--history=60m"][..], &[]] {
+        let scratch = Scratch::new();
+        need!(name, scratch.mounts, "needs root and a mount namespace");
+        mount_tmpfs(&scratch.state(), "mode=700,size=100m");
+        files(&scratch.src(), 500, 100_000, 1);
+        scratch.push().arg("--history=60m").ok();
+        let kept = bytes(&packs(&scratch.state()));
+        assert!(kept > 50_000_000);
+        let room = usize::try_from(free(&scratch.state())).unwrap();
+        write(scratch.state().join("others"), vec![1; room]);
+        files(&scratch.src(), 500, 100_000, 2);
+        // Once, and only as much as is needed.
+        scratch.push().args(args).ok().says("MiB of previous contents were removed");
+        assert_exact(&scratch.src(), &scratch.dst());
+        let left = bytes(&packs(&scratch.state()));
+        assert!(left < kept - (8 << 20) && left > kept / 4, "{left} of {kept} are left");
+        let ran = scratch.push().ok();
+        assert!(!ran.said().contains("previous contents"), "{ran}");
+    }
+}
+
+#[test]
+fn a_commit_that_finds_no_room_gets_that_of_the_history() {
+    let name = "a_commit_that_finds_no_room_gets_that_of_the_history";
+    for args in [&["--history=70m"][..], &[]] {
+        let scratch = Scratch::new();
+        need!(name, scratch.mounts, "needs root and a mount namespace");
+        mount_tmpfs(&scratch.state(), "mode=700,size=80m");
+        // Its index is elsewhere.
+        let copy = scratch.dir("copy");
+        let daemon = Daemon::start(&scratch, "r", &[("www", &copy)]);
+        daemon.pair(&scratch.state());
+        let push = || scratch.push_to(&[daemon.dest("www")]);
+        files(&scratch.src(), 650, 100_000, 1);
+        push().arg("--history=70m").ok();
+        assert!(bytes(&packs(&scratch.state())) > 50_000_000 && free(&scratch.state()) < 20 << 20);
+        // Rows of 4 KB: more than is left free, and not known before.
+        for i in 0..8000 {
+            std::os::unix::fs::symlink("x".repeat(4000), scratch.src().join(format!("link{i}"))).unwrap();
+        }
+        let ran = push().args(args).ok().says("no space left for the index");
+        assert_exact(&scratch.src(), &copy);
+        assert_eq!(bytes(&packs(&scratch.state())), 0, "{ran}");
+        // What could not be folded in is, and the next push has its history again.
+        files(&scratch.src(), 10, 100_000, 2);
+        push().args(args).ok();
+        assert_exact(&scratch.src(), &copy);
+    }
+}
