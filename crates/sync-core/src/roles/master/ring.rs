@@ -29,13 +29,24 @@ pub struct Ring {
 
 #[derive(Default)]
 struct Inner {
-    contents: HashMap<Digest, (Bytes, bool)>,
+    contents: HashMap<Digest, Content>,
     order: VecDeque<Digest>,
     bytes: usize,
+    /// How many were added.
+    added: u64,
+    /// The number of the latest one that somebody took.
+    latest_taken: u64,
     /// Nobody takes anything: do not wait again until somebody does.
     ignored: bool,
     /// Whether the reader waits. Waking nobody costs a system call as well.
     waiting: bool,
+}
+
+struct Content {
+    bytes: Bytes,
+    /// Counts contents from 1, in the order in which they were added.
+    number: u64,
+    taken: bool,
 }
 
 impl Ring {
@@ -44,11 +55,12 @@ impl Ring {
         Self { single: sessions == 1, ..Self::default() }
     }
 
-    /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long.
+    /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long, and not for one
+    /// that somebody passed over: a replica has it, or has enough of it to be told only the rest.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         while inner.bytes + content.len() > CAPACITY && !inner.order.is_empty() {
-            if inner.evict_taken() {
+            if inner.evict_done() {
                 continue;
             }
             if inner.ignored {
@@ -68,9 +80,10 @@ impl Ring {
     pub fn take(&self, digest: &Digest) -> Option<Bytes> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ignored = false;
-        let (content, taken) = inner.contents.get_mut(digest)?;
-        *taken = true;
-        let content = content.clone();
+        let content = inner.contents.get_mut(digest)?;
+        content.taken = true;
+        let (number, content) = (content.number, content.bytes.clone());
+        inner.latest_taken = inner.latest_taken.max(number);
         if self.single {
             inner.forget(digest);
         }
@@ -84,20 +97,23 @@ impl Ring {
 impl Inner {
     fn insert(&mut self, digest: Digest, content: Bytes) {
         self.bytes += content.len();
-        match self.contents.insert(digest, (content, false)) {
-            Some((old, _)) => self.bytes -= old.len(),
+        self.added += 1;
+        let content = Content { bytes: content, number: self.added, taken: false };
+        match self.contents.insert(digest, content) {
+            Some(old) => self.bytes -= old.bytes.len(),
             None => self.order.push_back(digest),
         }
     }
 
-    /// Drops the oldest content if somebody has taken it: the others will soon, or are slow.
-    fn evict_taken(&mut self) -> bool {
+    /// Drops the oldest content if somebody has taken it, or a later one: the others will soon, or are slow.
+    fn evict_done(&mut self) -> bool {
         let oldest = self.order.front().map(|digest| self.contents.get(digest));
-        let taken = oldest.is_some_and(|content| content.is_none_or(|(_, taken)| *taken));
-        if taken {
+        let is_done = |content: &Content| content.taken || content.number < self.latest_taken;
+        let done = oldest.is_some_and(|content| content.is_none_or(is_done));
+        if done {
             self.evict();
         }
-        taken
+        done
     }
 
     fn evict(&mut self) {
@@ -108,8 +124,8 @@ impl Inner {
 
     /// Its place in the order stays, and counts for nothing, until nothing is left.
     fn forget(&mut self, digest: &Digest) {
-        if let Some((content, _)) = self.contents.remove(digest) {
-            self.bytes -= content.len();
+        if let Some(content) = self.contents.remove(digest) {
+            self.bytes -= content.bytes.len();
         }
         if self.contents.is_empty() {
             self.order.clear();
@@ -142,6 +158,21 @@ mod tests {
             assert!(ring.take(&digest).is_some());
         }
         assert!(ring.inner.lock().unwrap().order.is_empty());
+    }
+
+    /// Every other one is at the replica already, and nobody ever comes for it.
+    #[test]
+    fn what_is_passed_over_is_not_waited_for() {
+        for sessions in [1, 2] {
+            let ring = Ring::new(sessions);
+            for i in 0..100u32 {
+                ring.put(Digest::of(&i.to_le_bytes()), Bytes::from(vec![0; 1 << 20]));
+                assert!(!ring.inner.lock().unwrap().ignored, "it waited in vain for {i}");
+                if i % 2 == 1 {
+                    assert!(ring.take(&Digest::of(&i.to_le_bytes())).is_some());
+                }
+            }
+        }
     }
 
     #[test]
