@@ -112,11 +112,11 @@ impl Old {
             places.entry(*chunk).or_insert(i);
         }
         let mut old = Self { chunks, longest, places, expected: None, replaced: None };
-        old.expect(0);
+        old.look_for(0);
         old
     }
 
-    fn expect(&mut self, i: usize) {
+    fn look_for(&mut self, i: usize) {
         let is_cut_by_content = i + 1 < self.chunks.len();
         // No chunker makes others; they would be waited for without end, or never come to one.
         let is_possible = |chunk: &ChunkRef| (1..=self.longest).contains(&(chunk.len as usize));
@@ -130,7 +130,7 @@ impl Old {
         let chunk = self.chunks[i];
         let Some(bytes) = bytes.get(..chunk.len as usize) else { return Some(Err(chunk.len as usize)) };
         if ChunkRef::of(bytes) == chunk {
-            self.expect(i + 1);
+            self.look_for(i + 1);
             return Some(Ok(chunk));
         }
         (self.expected, self.replaced) = (None, Some(i));
@@ -142,7 +142,7 @@ impl Old {
     fn found(&mut self, chunk: &ChunkRef) {
         let replaced = self.replaced.take().filter(|i| self.chunks[*i].len == chunk.len);
         if let Some(i) = self.places.get(chunk).copied().or(replaced) {
-            self.expect(i + 1);
+            self.look_for(i + 1);
         }
     }
 }

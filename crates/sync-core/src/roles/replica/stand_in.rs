@@ -50,8 +50,7 @@ impl StandIns {
         self.searched += 1;
         // What cannot be read saves nothing; damage is found and mended where it matters.
         let found = self.candidates(index, &file.path)?;
-        let rows = found.iter().filter_map(|path| index.row(path).ok().flatten());
-        rows.into_iter().find(|row| fits(row, file.size))
+        found.iter().filter_map(|path| index.row(path).ok().flatten()).find(|row| fits(row, file.size))
     }
 
     /// Likeliest first.
