@@ -13,6 +13,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use support::*;
 
@@ -43,6 +44,46 @@ fn no_delete_keeps_extras_and_updates_the_rest() {
     assert_untouched(&extra, &snapshot(&dst.join("extra")));
     assert_eq!(std::fs::read(dst.join("f2")).unwrap(), b"changed");
     // Without the option they go.
+    scratch.push().ok();
+    assert_exact(&src, &dst);
+}
+
+/// As with rsync, nothing but an empty directory makes way where nothing is to be deleted.
+#[test]
+fn with_no_delete_a_directory_does_not_make_way_for_what_is_none() {
+    let scratch = pushed();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    let becomes: [(&str, fn(&Path)); 4] = [
+        ("report", |at| write(at, b"a file now")),
+        ("link", |at| link_to("f1", at)),
+        ("pipe", |at| fifo(at)),
+        ("none", |at| write(at, b"")),
+    ];
+    for (name, make) in becomes {
+        write(dst.join(name).join("sub/only-here.txt"), name);
+        make(&src.join(name));
+    }
+    hard_link(src.join("report"), src.join("report again"));
+    mkdir(dst.join("empty"));
+    write(src.join("empty"), b"an empty directory loses nothing");
+    // A directory that was pushed, and got another name.
+    std::fs::rename(src.join("dir"), src.join("elsewhere")).unwrap();
+    write(src.join("dir"), b"a file now");
+    write(src.join("f2"), b"changed");
+    // What the first finds as it is, the second finds as the first left it.
+    for _ in 0..2 {
+        scratch.push().args(&["-n", "--no-delete"]).code(1).names("report");
+        let ran = scratch.push().args(&["--no-delete"]).code(1).says("in the way");
+        for (name, _) in becomes {
+            assert_eq!(std::fs::read_to_string(dst.join(name).join("sub/only-here.txt")).unwrap(), name, "{ran}");
+            assert!(ran.err().contains(&format!("/{name}: ")), "{ran}");
+        }
+        assert!(ran.err().contains("/report again: "), "{ran}");
+        assert_eq!(std::fs::read(dst.join("dir/g3")).unwrap(), noise(103, 1000));
+        assert_eq!(std::fs::read(dst.join("elsewhere/g3")).unwrap(), noise(103, 1000));
+        assert_eq!(std::fs::read(dst.join("f2")).unwrap(), b"changed");
+        assert!(dst.join("empty").is_file());
+    }
     scratch.push().ok();
     assert_exact(&src, &dst);
 }

@@ -38,6 +38,8 @@ pub struct Plan {
     pub adopted: Vec<RelPath>,
     /// Paths whose content is nowhere: it was asked for and did not come.
     pub missing: Vec<RelPath>,
+    /// Paths that are left as they are, each with the directory that would have to go for it and is kept.
+    pub blocked: BTreeMap<RelPath, RelPath>,
     /// How many entries are really lost: not those that moved, nor those that change their type.
     pub deletes: u64,
 }
@@ -72,9 +74,15 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
 
 /// What to do at each changed path, if anything; the others go into the plan's lists.
 fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Option<Action>> {
-    let missing = missing(changes, now);
-    let mut sources = Sources { movable: leaving_inodes(changes, &missing, now), looked_at: HashMap::new() };
+    plan.blocked = blocked(changes, now);
+    let missing = missing(changes, now, &plan.blocked);
+    let mut stays = missing.clone();
+    stays.extend(plan.blocked.keys().cloned());
+    let mut sources = Sources { movable: leaving_inodes(changes, &stays, now), looked_at: HashMap::new() };
     let mut decide = |path: &RelPath, wanted: Option<&Entry>, old: Option<&Row>| {
+        if plan.blocked.contains_key(path) {
+            return None;
+        }
         if missing.contains(path) {
             plan.missing.push(path.clone());
             return None;
@@ -85,7 +93,7 @@ fn actions(changes: &Changes, now: &Situation<'_>, plan: &mut Plan) -> Vec<Optio
         }
         match wanted {
             None if old.is_none() => None,
-            None if now.no_delete && !in_the_way(path, changes) => {
+            None if now.no_delete && !in_the_way(path, changes, &plan.blocked) => {
                 plan.kept.push(path.clone());
                 None
             }
@@ -138,12 +146,35 @@ fn is_beneath_any(path: &RelPath, dirs: &HashSet<RelPath>) -> bool {
     !dirs.is_empty() && has_above(path, &|dir| dirs.contains(dir))
 }
 
+/// Where nothing is deleted, a directory that holds anything does not make way for what is none; nor are names made that
+/// shall be links to that. As with rsync, whoever wants it so moves the directory away, or lets go what is in it.
+fn blocked(changes: &Changes, now: &Situation<'_>) -> BTreeMap<RelPath, RelPath> {
+    let mut blocked = BTreeMap::new();
+    if !now.no_delete {
+        return blocked;
+    }
+    let is_there = |row: &Row| row.tuple.is_some();
+    let holds_any = |dir: &RelPath| {
+        let mut beneath = now.rows.range::<RelPath, _>(dir..).skip(1).take_while(|(path, _)| path.is_beneath(dir));
+        beneath.any(|(_, row)| is_there(row))
+    };
+    for (path, wanted, old) in beside(changes, &now.rows) {
+        let Some(new) = wanted.filter(|new| !new.is_dir()) else { continue };
+        if old.is_some_and(|row| row.entry.is_dir() && is_there(row)) && holds_any(path) {
+            blocked.insert(path.clone(), path.clone());
+        } else if let Some(dir) = new.link.as_ref().and_then(|first| blocked.get(first)) {
+            blocked.insert(path.clone(), RelPath::clone(dir));
+        }
+    }
+    blocked
+}
+
 /// Files whose content is nowhere, and the names that shall be links to them. They stay what they are, so their inodes
 /// are nobody else's, and a link to them would show the old content under a new name.
-fn missing(changes: &Changes, now: &Situation<'_>) -> HashSet<RelPath> {
+fn missing(changes: &Changes, now: &Situation<'_>, blocked: &BTreeMap<RelPath, RelPath>) -> HashSet<RelPath> {
     let mut missing = HashSet::new();
     for (path, wanted, old) in beside(changes, &now.rows) {
-        let Some(new) = wanted else { continue };
+        let Some(new) = wanted.filter(|_| !blocked.contains_key(path)) else { continue };
         // A group's first name comes before the others.
         let is_missing = match (&new.link, &new.kind) {
             (Some(first), _) => missing.contains(first),
@@ -161,19 +192,22 @@ fn missing(changes: &Changes, now: &Situation<'_>) -> HashSet<RelPath> {
 }
 
 /// Whether an entry beneath a path that becomes something else than a directory: it cannot be kept.
-fn in_the_way(path: &RelPath, changes: &Changes) -> bool {
-    has_above(path, &|dir| changes.get(dir).is_some_and(|wanted| wanted.as_ref().is_some_and(|new| !new.is_dir())))
+fn in_the_way(path: &RelPath, changes: &Changes, blocked: &BTreeMap<RelPath, RelPath>) -> bool {
+    let makes_way = |new: &Entry, dir: &RelPath| !new.is_dir() && !blocked.contains_key(dir);
+    has_above(path, &|dir| {
+        changes.get(dir).is_some_and(|wanted| wanted.as_ref().is_some_and(|new| makes_way(new, dir)))
+    })
 }
 
 /// Regular files whose inode loses its name by this plan, so that another name may take it over: each once.
-fn leaving_inodes<'a>(changes: &Changes, missing: &HashSet<RelPath>, now: &'a Situation<'_>) -> HashSet<&'a RelPath> {
+fn leaving_inodes<'a>(changes: &Changes, undone: &HashSet<RelPath>, now: &'a Situation<'_>) -> HashSet<&'a RelPath> {
     let leaves = |row: &Row, wanted: Option<&Entry>| match wanted {
         None => !now.no_delete,
         Some(new) => new.link.is_some() || new.content().map(|(_, d)| d) != row.entry.content().map(|(_, d)| d),
     };
     let leaves = |(path, wanted, row): (_, _, Option<&'a Row>)| {
         let row = row.filter(|row| row.entry.content().is_some() && row.entry.link.is_none() && row.tuple.is_some())?;
-        let stays = !leaves(row, wanted) || missing.contains(path) || is_beneath_any(path, missing);
+        let stays = !leaves(row, wanted) || undone.contains(path) || is_beneath_any(path, undone);
         (!stays).then_some(&row.path)
     };
     beside(changes, &now.rows).filter_map(leaves).collect()
@@ -267,18 +301,18 @@ fn count_deletes(steps: &[Step]) -> u64 {
     if !steps.iter().any(|step| step.action == Action::Delete) {
         return 0;
     }
+    let is_delete = |step: &&Step| step.action == Action::Delete;
+    let deleted: HashSet<&RelPath> = steps.iter().filter(is_delete).map(|step| &step.path).collect();
     let mut sources: HashSet<&RelPath> = HashSet::new();
     let mut appearing: HashMap<Digest, u64> = HashMap::new();
     for step in steps {
-        if let Action::Move { from } = &step.action {
-            sources.insert(from);
-        }
-        if let (None, Some(new)) = (&step.old, &step.new) {
-            *appearing.entry(nameless(new)).or_default() += 1;
+        match (&step.action, &step.old, &step.new) {
+            (Action::Move { from }, ..) if deleted.contains(from) => drop(sources.insert(from)),
+            (_, None, Some(new)) => appearing.entry(nameless(new)).or_default().push_back(&step.path),
+            _ => {}
         }
     }
-    let mut lost = 0;
-    for step in steps.iter().filter(|step| step.action == Action::Delete) {
+    for step in steps.iter().filter(is_delete).filter(|step| !sources.contains(&step.path)) {
         let Some(old) = &step.old else { continue };
         if sources.contains(&step.path) {
             if let Some(n) = appearing.get_mut(&nameless(&old.entry)) {

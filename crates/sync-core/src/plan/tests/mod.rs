@@ -130,12 +130,30 @@ fn a_name_that_leaves_its_group_gets_its_own_inode() {
 #[test]
 fn a_directory_that_becomes_a_file_takes_everything_beneath_with_it() {
     let have = [("d", dir()), ("d/x", file("1")), ("d/e", dir()), ("d/e/y", file("2"))];
-    for no_delete in [false, true] {
-        let p = plan_with(&have, &[("d", Some(file("9")))], &["9"], &[], no_delete);
-        assert_eq!(p.steps.len(), 4, "no_delete {no_delete}");
-        assert_eq!(p.steps.iter().filter(|s| s.action == Action::Delete).count(), 3);
-        assert!(p.kept.is_empty());
+    let p = plan(&have, &[("d", Some(file("9")))], &["9"]);
+    assert_eq!(p.steps.len(), 4);
+    assert_eq!(p.steps.iter().filter(|s| s.action == Action::Delete).count(), 3);
+    assert!(p.kept.is_empty());
+}
+
+#[test]
+fn where_nothing_is_deleted_a_directory_with_anything_in_it_makes_no_way() {
+    let have = [("d", dir()), ("d/e", dir()), ("empty", dir()), ("g", dir()), ("g/x", file("1"))];
+    let becomes = [file("9"), file(""), entry(Kind::Fifo), entry(Kind::Symlink { target: b"t"[..].into() })];
+    for new in becomes {
+        let is_file = new.content().is_some();
+        let want = [("d", Some(new.clone())), ("d/e", None), ("empty", Some(new)), ("z", Some(linked("9", "d")))];
+        let p = plan_with(&have, &want[..if is_file { 4 } else { 3 }], &["9"], &[], true);
+        assert_eq!(p.steps.iter().map(|s| s.path.display()).collect::<Vec<_>>(), ["empty"]);
+        let blocked = [(path("d"), path("d")), (path("z"), path("d"))];
+        assert_eq!(p.blocked.into_iter().collect::<Vec<_>>(), blocked[..if is_file { 2 } else { 1 }]);
+        assert_eq!((p.kept, p.missing), (vec![path("d/e")], vec![]));
     }
+    // A name that stays as it is gives its inode to no other.
+    let have = [("d", dir()), ("d/e", dir()), ("z", file("1"))];
+    let want = [("d", Some(file("9"))), ("new", Some(file("1"))), ("z", Some(linked("9", "d")))];
+    let p = plan_with(&have, &want, &["9"], &[], true);
+    assert_eq!(actions(&p), [("new".into(), Action::Copy { from: path("z") })]);
 }
 
 #[test]
@@ -194,10 +212,8 @@ fn a_link_to_missing_content_is_missing_too() {
 #[test]
 fn nothing_makes_room_for_a_file_whose_content_is_missing() {
     let have = [("d", dir()), ("d/x", file("1")), ("d/e", dir()), ("d/e/y", file("2"))];
-    for no_delete in [false, true] {
-        let want = [("d", Some(file("lost"))), ("d/x", None), ("z", Some(file("1")))];
-        let p = plan_with(&have, &want, &[], &[], no_delete);
-        assert_eq!(actions(&p), [("z".into(), Action::Copy { from: path("d/x") })], "no_delete {no_delete}");
-        assert_eq!((p.missing, p.deletes, p.kept.len()), (vec![path("d")], 0, 0));
-    }
+    let want = [("d", Some(file("lost"))), ("d/x", None), ("z", Some(file("1")))];
+    let p = plan(&have, &want, &[]);
+    assert_eq!(actions(&p), [("z".into(), Action::Copy { from: path("d/x") })]);
+    assert_eq!((p.missing, p.deletes, p.kept.len()), (vec![path("d")], 0, 0));
 }

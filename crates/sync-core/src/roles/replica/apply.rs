@@ -162,7 +162,16 @@ impl Application {
     /// Once `stop` is raised it gives the plan up, and nothing has changed.
     pub fn prepare(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Option<Ack>, String> {
         let why = "something is mounted there, or it is our own state directory: it is left alone";
-        let failed: Vec<FsError> = self.left_alone.iter().map(|path| FsError::because("update", path, why)).collect();
+        let alone = self.left_alone.iter().map(|path| FsError::because("update", path, why));
+        let blocked = self.plan.blocked.iter().map(|(path, dir)| {
+            let what = match path == dir {
+                true => "a directory that is not empty is in the way".to_owned(),
+                false => format!("the directory {dir} is in the way of its first name"),
+            };
+            let why = format!("{what}, and nothing is deleted: move it away, or push without --no-delete");
+            FsError::because("create", path, why)
+        });
+        let failed: Vec<FsError> = alone.chain(blocked).collect();
         // The session tells what is missing.
         self.failures += (failed.len() + self.plan.missing.len()) as u64;
         opened.report(failed);

@@ -130,7 +130,7 @@ fn moves_swaps_and_changes_of_type() {
 #[test]
 fn keeping_extras() {
     let mut world = settled();
-    world.source().rm("d/e").write("b", "beta, edited").rm("d").write("d", "in the way");
+    world.source().rm("d/e").write("b", "beta, edited").rm("d/one").write("new", "new");
     world.policy.no_delete = true;
     matrix("no delete", &world);
 }

@@ -249,6 +249,8 @@ impl Replica {
     pub fn prepare(&mut self, opened: &mut Opened) -> (Option<Ack>, Vec<Problem>) {
         let mut application = opened.application.take().unwrap();
         application.failed.extend(application.plan.missing.iter().cloned());
+        let blocked = application.plan.blocked.keys().cloned().collect::<Vec<_>>();
+        blocked.iter().for_each(|path| application.fail(path, "a directory is in the way"));
         let problems = std::mem::take(&mut application.problems);
         if opened.policy.dry_run {
             return (Some(application.ack(application.root)), problems);
