@@ -295,6 +295,55 @@ fn a_bind_mount_does_not_hide_that_the_trees_are_one() {
     assert_untouched(&before, &snapshot(&scratch.src()));
 }
 
+/// However two trees are mounted, one that lies in the other is found before anything is touched.
+#[test]
+fn a_bind_mount_does_not_hide_that_one_tree_lies_in_the_other() {
+    let name = "a_bind_mount_does_not_hide_that_one_tree_lies_in_the_other";
+    let scratch = small();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    let src = scratch.src();
+    write(src.join("data/sub/file"), b"x");
+    let (t, other, jail) = (scratch.dir("t"), scratch.dir("other"), scratch.dir("jail"));
+    for dir in [t.join("data"), t.join("with blank"), jail.join("all"), jail.join("part"), src.join("hole")] {
+        mkdir(dir);
+    }
+    bind(&src.join("data"), &t.join("data"));
+    bind(&src.join("data"), &t.join("with blank"));
+    bind(&other, &src.join("hole"));
+    write(other.join("kept/file"), b"kept");
+    bind(&src, &jail.join("all"));
+    let before = snapshot(&src);
+    let refused = |from: &Path, to: &Path| {
+        for options in [&["-n"][..], &[]] {
+            push_with(&scratch.state(), from, &[to]).args(options).code(2).says("the source");
+        }
+        synccli(&scratch.state()).arg("diff").args(&[from, to]).code(2).says("the source");
+        assert_untouched(&before, &snapshot(&src));
+    };
+    // DEST is a part of SRC by another name, or would be.
+    refused(&src, &t.join("data"));
+    refused(&src, &t.join("data/sub"));
+    refused(&src, &t.join("data/new"));
+    refused(&src, &t.join("with blank"));
+    // What is mounted in SRC is DEST, or holds it.
+    refused(&src, &other);
+    refused(&src, &other.join("kept"));
+    // SRC, or a part of it, is mounted in DEST.
+    refused(&src, &jail);
+    unmount(&jail.join("all"));
+    bind(&src.join("data"), &jail.join("part"));
+    refused(&src, &jail);
+    // SRC is a part of DEST by another name.
+    refused(&t.join("data"), &src);
+    // Without what is mounted there, the trees are apart.
+    push_with(&scratch.state(), &src, &[&other]).arg("-x").ok();
+    assert!(other.join("a/file").exists());
+    unmount(&src.join("hole"));
+    unmount(&jail.join("part"));
+    push_with(&scratch.state(), &src, &[&jail]).ok();
+    assert_exact(&src, &jail);
+}
+
 #[test]
 fn a_sibling_whose_name_starts_the_same_is_not_nested() {
     let scratch = small();
@@ -365,6 +414,35 @@ fn a_state_dir_inside_dest_is_refused_or_left_alone() {
             ran.says("state");
         }
     }
+}
+
+#[test]
+fn a_dest_in_the_state_dir_is_refused_and_no_pairing_is_lost() {
+    let scratch = small();
+    let state = scratch.dir("mm");
+    write(state.join("known/replica.example.org:7373"), "an id");
+    link_to("mm/known", scratch.path("alias"));
+    for dest in ["mm/known", "mm/new", "mm", "alias"] {
+        push_with(&state, &scratch.src(), &[scratch.path(dest)]).code(2).says("the state directory");
+        assert_eq!(std::fs::read(state.join("known/replica.example.org:7373")).unwrap(), b"an id");
+        assert!(!state.join("new").exists());
+    }
+}
+
+#[test]
+fn a_dest_on_what_is_not_mounted_any_more_is_not_even_made() {
+    let name = "a_dest_on_what_is_not_mounted_any_more_is_not_even_made";
+    let scratch = small();
+    need!(name, scratch.mounts, "needs root and a mount namespace");
+    let mounted = scratch.dir("u");
+    mount_tmpfs(&mounted, "size=10m");
+    let dest = mounted.join("c");
+    push_with(&scratch.state(), &scratch.src(), &[&dest]).ok();
+    unmount(&mounted);
+    push_with(&scratch.state(), &scratch.src(), &[&dest]).code(1).says("nothing was changed");
+    assert!(!dest.exists(), "something was");
+    push_with(&scratch.state(), &scratch.src(), &[&dest]).arg("--checksum").ok();
+    assert_exact(&scratch.src(), &dest);
 }
 
 #[test]

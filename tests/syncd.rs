@@ -462,3 +462,44 @@ fn logs_are_text_or_json() {
     assert_eq!((&done[0]["share"], &done[0]["version"]), (&"www".into(), &1.into()));
     assert_eq!(done[0]["exact"], true);
 }
+
+/// A share on the machine of the master is found to overlap with the source whatever it is called.
+#[test]
+fn a_share_of_this_machine_that_overlaps_with_src_is_refused() {
+    let scratch = Scratch::new();
+    let outer = scratch.dir("outer");
+    let src = outer.join("src");
+    write(src.join("in/file"), b"file");
+    let elsewhere = scratch.dir("elsewhere");
+    if scratch.mounts {
+        bind(&src.join("in"), &elsewhere);
+    }
+    let mut apart = vec![];
+    for (i, (share, how)) in [
+        (src.join("in"), Some("lies inside the source")),
+        (outer.clone(), Some("contains the source")),
+        (src.clone(), Some("is the same as the source")),
+        (elsewhere, Some("lies inside the source").filter(|_| scratch.mounts)),
+        (scratch.path("beside"), None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let daemon = Daemon::start(&scratch, &format!("replica{i}"), &[("it", &share)]);
+        daemon.pair(&scratch.state());
+        let before = snapshot(&outer);
+        match how {
+            Some(how) => {
+                for options in [&["-n"][..], &[]] {
+                    push_with(&scratch.state(), &src, &[daemon.dest("it")]).args(options).code(1).says(how);
+                }
+                assert_untouched(&before, &snapshot(&outer));
+            }
+            None => {
+                push_with(&scratch.state(), &src, &[daemon.dest("it")]).ok();
+                apart.push(share);
+            }
+        }
+    }
+    apart.iter().for_each(|share| assert_exact(&src, share));
+}

@@ -16,6 +16,7 @@ pub mod options;
 pub mod pace;
 pub mod path;
 pub mod plan;
+pub mod region;
 pub mod relative;
 pub mod session;
 pub mod similar;

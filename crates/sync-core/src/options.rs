@@ -156,7 +156,8 @@ impl Stats {
 /// How a push ended at one destination.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DestinationReport {
-    /// Whether the destination is identical and durable (in a dry run: whether the plan was made).
+    /// Whether the destination is identical to the version, and durable (in a dry run: whether the plan was made). What
+    /// could not be read of the source is no part of a version: see [`PushReport::source_problems`].
     pub exact: bool,
     /// How many problems were reported for it through the monitor.
     pub problems: u64,

@@ -1,8 +1,14 @@
 //! Where paths of a request lead, before any root is open: canonical names, and whether two places are apart.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use crate::region::{MAX_MARKS, Mark, Region};
 
 /// The canonical path of a place that exists, or would exist once its missing last components are made.
 ///
@@ -39,11 +45,11 @@ pub fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Whether two canonical places are apart: not the same directory and neither inside the other, also when one is
-/// reached through a bind mount.
+/// reached through a bind mount, or, unless mounts below them are left out, contains one.
 ///
 /// # Errors
-/// How `place` lies to `other`: `is the same as`, `lies inside`, `contains`.
-pub fn check_apart(other: &Path, place: &Path) -> Result<(), &'static str> {
+/// How `place` lies to `other`: `is the same as`, `lies inside`, `contains` and the like.
+pub fn check_apart(other: &Path, place: &Path, with_mounts: bool) -> Result<(), &'static str> {
     let same = |a: &Path, b: &Path| a == b || (identity(a).is_some() && identity(a) == identity(b));
     if same(other, place) {
         return Err("is the same as");
@@ -54,7 +60,83 @@ pub fn check_apart(other: &Path, place: &Path) -> Result<(), &'static str> {
     if other.ancestors().skip(1).any(|above| same(above, place)) {
         return Err("contains");
     }
-    Ok(())
+    let regions = region(place, with_mounts).zip(region(other, with_mounts));
+    regions.and_then(|(place, other)| place.lies(&other)).map_or(Ok(()), Err)
+}
+
+/// Where a canonical place is, to be compared with others of this machine; `None` if the kernel does not tell. It need
+/// not be there yet.
+pub fn region(place: &Path, with_mounts: bool) -> Option<Region> {
+    // A thread may have mounts of its own.
+    let table = std::fs::read("/proc/thread-self/mountinfo").ok()?;
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let mounts: Vec<Mount> = table.split(|&b| b == b'\n').filter_map(Mount::parse).collect();
+    let there = place.ancestors().find(|dir| std::fs::symlink_metadata(dir).is_ok())?;
+    let is_over = |mount: &&Mount| there.starts_with(&mount.point);
+    let own = match mount_id(there) {
+        Some(id) => mounts.iter().find(|mount| mount.id == id).filter(is_over)?,
+        None => mounts.iter().filter(is_over).max_by_key(|mount| mount.point.as_os_str().len())?,
+    };
+    let above = |mount: &Mount, beneath: &Path| -> Vec<Mark> {
+        // Without a slash at its end.
+        let place: PathBuf = mount.root.join(beneath).components().collect();
+        let marks = place.ancestors().map(|dir| Mark::of(&boot, &mount.device, dir.as_os_str().as_encoded_bytes()));
+        marks.take(MAX_MARKS).collect()
+    };
+    let mut region = Region { above: above(own, place.strip_prefix(&own.point).ok()?), ..Region::default() };
+    for mount in mounts.iter().filter(|mount| with_mounts && mount.point != place && mount.point.starts_with(place)) {
+        let mut marks = above(mount, Path::new("")).into_iter();
+        region.mounts.extend(marks.next());
+        region.above_mounts.extend(marks);
+    }
+    region.mounts.truncate(MAX_MARKS);
+    region.above_mounts.truncate(MAX_MARKS);
+    Some(region)
+}
+
+/// A line of proc_pid_mountinfo(5).
+struct Mount {
+    id: u64,
+    device: String,
+    /// What of the file system is mounted.
+    root: PathBuf,
+    /// Where.
+    point: PathBuf,
+}
+
+impl Mount {
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|&b| b == b' ');
+        let mut text = || std::str::from_utf8(fields.next()?).ok();
+        let (id, _parent, device) = (text()?.parse().ok()?, text()?, text()?.to_owned());
+        let mut path = || fields.next().map(unescape).filter(|path| path.is_absolute());
+        Some(Self { id, device, root: path()?, point: path()? })
+    }
+}
+
+/// Blanks, tabs, line feeds and backslashes are three octal digits behind a backslash.
+fn unescape(mut field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    while let Some((&byte, rest)) = field.split_first() {
+        let code = rest.get(..3).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 8).ok());
+        match code.filter(|_| byte == b'\\') {
+            Some(code) => {
+                path.push(code);
+                field = &rest[3..];
+            }
+            None => {
+                path.push(byte);
+                field = rest;
+            }
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
+/// The mount that a directory is reached through; `None` before Linux 5.8.
+fn mount_id(path: &Path) -> Option<u64> {
+    let found = statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID).ok()?;
+    StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID).then_some(found.stx_mnt_id)
 }
 
 #[cfg(test)]
@@ -67,11 +149,29 @@ mod tests {
         let top = resolve(dir.path()).unwrap();
         let (a, b) = (top.join("a"), top.join("b"));
         std::fs::create_dir(&a).unwrap();
-        assert_eq!(check_apart(&a, &b), Ok(()));
-        assert_eq!(check_apart(&a, &a), Err("is the same as"));
-        assert_eq!(check_apart(&a, &resolve(&a.join("x/y")).unwrap()), Err("lies inside"));
-        assert_eq!(check_apart(&a, &top), Err("contains"));
+        assert_eq!(check_apart(&a, &b, true), Ok(()));
+        assert_eq!(check_apart(&a, &a, true), Err("is the same as"));
+        assert_eq!(check_apart(&a, &resolve(&a.join("x/y")).unwrap(), true), Err("lies inside"));
+        assert_eq!(check_apart(&a, &top, true), Err("contains"));
         std::os::unix::fs::symlink(&a, top.join("link")).unwrap();
         assert_eq!(resolve(&top.join("link/x")).unwrap(), a.join("x"));
+    }
+
+    #[test]
+    fn the_table_of_mounts_is_read_as_the_kernel_writes_it() {
+        let mount =
+            Mount::parse(b"36 35 98:0 /mnt1\\040x /mnt2\\134\\012 rw,noatime master:1 - ext3 /dev/root rw").unwrap();
+        assert_eq!((mount.id, &*mount.device), (36, "98:0"));
+        assert_eq!((mount.root, mount.point), (PathBuf::from("/mnt1 x"), PathBuf::from("/mnt2\\\n")));
+        assert!(Mount::parse(b"").is_none() && Mount::parse(b"1 2 0:4 net:[4026531840] /run/x rw").is_none());
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_yet_is_where_it_will_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = resolve(dir.path()).unwrap();
+        let (there, new) = (region(&top, true).unwrap(), region(&top.join("x/y"), true).unwrap());
+        assert_eq!(new.above[2..], there.above);
+        assert_eq!((new.lies(&there), there.lies(&new)), (Some("lies inside"), Some("contains")));
     }
 }

@@ -15,6 +15,7 @@ use crate::manifest::{Entry, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
+use crate::region::Region;
 use crate::relative;
 use crate::wire::{
     Announce, Basis, Change, Describe, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Moved, Offered, Run, ToMaster,
@@ -68,6 +69,8 @@ struct Outstanding {
 pub struct Receiver {
     state: State,
     outputs: VecDeque<ReceiverOutput>,
+    /// Where the source is, if it says so.
+    source: Option<Region>,
     /// For offers, changes, held paths and directories to list.
     pub(super) budget: Budget,
     /// The number of the next offered file.
@@ -115,6 +118,7 @@ impl Receiver {
         Self {
             state: State::Greeting,
             outputs: VecDeque::new(),
+            source: None,
             budget: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
             next_seq: 0,
             considering: 0,
@@ -231,13 +235,14 @@ impl Receiver {
     fn received(&mut self, message: ToReplica) -> Result<(), ProtocolError> {
         self.spend(&message)?;
         match (message, self.state) {
+            (ToReplica::Place(region), State::Greeting) if self.source.is_none() => self.source = Some(region),
             (ToReplica::Hello(hello), State::Greeting) => {
                 self.state = State::Opening;
                 self.dry_run = hello.policy.dry_run;
                 self.estimate = self.dry_run && hello.policy.estimate;
                 self.max_delete = hello.policy.max_delete.is_some() && !self.dry_run;
                 self.guarded = self.max_delete.then(Vec::new);
-                self.outputs.push_back(ReceiverOutput::Open(hello));
+                self.outputs.push_back(ReceiverOutput::Open(hello, self.source.take()));
             }
             // Offers may overtake the answer to the hello; they are considered once the share is open.
             (ToReplica::Offer(files), State::Opening | State::Gathering) => {
@@ -584,5 +589,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Touched(_) => "touched entries",
         ToReplica::Moved(_) => "moved directories",
         ToReplica::Draft(_) => "draft",
+        ToReplica::Place(_) => "place of the source",
     }
 }

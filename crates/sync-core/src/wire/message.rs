@@ -17,6 +17,7 @@ use crate::manifest::{Entry, Kind, Metadata, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
+use crate::region::Region;
 
 /// Longest share name in bytes.
 const MAX_SHARE: usize = 64;
@@ -304,6 +305,8 @@ pub enum ToReplica {
     Moved(Vec<Moved>),
     /// What can be copied of a large file before its content is known.
     Draft(Draft),
+    /// Where the source is, for a replica on the same machine: before the hello.
+    Place(Region),
 }
 
 /// Messages from a replica to a master.
@@ -369,6 +372,7 @@ messages!(ToReplica {
     12 => Moved,
     13 => Describe,
     14 => Draft,
+    15 => Place,
 });
 
 messages!(ToMaster {
@@ -474,6 +478,8 @@ impl ToReplica {
             | Self::Unavailable(_)
             | Self::Holds(_)
             | Self::AsOffered(_) => Ok(()),
+            Self::Place(region) if region.is_bounded() => Ok(()),
+            Self::Place(_) => Err("it has more marks than it may have".to_owned()),
             Self::Draft(draft) if draft.path.is_reserved() => Err("a draft of a reserved name".to_owned()),
             Self::Draft(Draft { ranges, size, path, .. }) => {
                 let mut end = 0;

@@ -13,6 +13,7 @@ use crate::manifest::{Entry, Kind, Lineage, MAX_XATTRS, Time, Version, VersionId
 use crate::monitor::{Arrow, How, Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
+use crate::region::{MAX_MARKS, Mark, Region};
 
 fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()
@@ -116,6 +117,11 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Touched(vec![touched("a"), touched("b")]),
         ToReplica::Moved(vec![moved("a/b", "c")]),
         ToReplica::Draft(draft(&[(0, 7, 300), (1 << 33, 0, 1)], 1 << 40)),
+        ToReplica::Place(Region {
+            above: vec![Mark([0xaa; 16]), Mark([0xbb; 16])],
+            mounts: vec![Mark([0xcc; 16])],
+            above_mounts: Vec::new(),
+        }),
     ]
 }
 
@@ -860,4 +866,17 @@ proptest! {
         }
         decode_any(envelope.kind, envelope.version, &envelope.body);
     }
+}
+
+#[test]
+fn the_place_of_a_source_has_a_bound() {
+    let marks = |count| Region { mounts: vec![Mark([1; 16]); count], ..Region::default() };
+    let decoded = |region| {
+        let Envelope { kind, version, body } = ToReplica::Place(region).encode();
+        ToReplica::decode(kind, version, &body)
+    };
+    assert!(decoded(marks(MAX_MARKS)).is_ok());
+    assert!(decoded(marks(MAX_MARKS + 1)).is_err());
+    let above = Region { above: vec![Mark([1; 16]); MAX_MARKS + 1], ..Region::default() };
+    assert!(decoded(above).is_err());
 }

@@ -170,6 +170,9 @@ fn broken(error: &LinkError) -> Problem {
 impl<'a> Session<'a> {
     async fn open(delivery: &'a Delivery, connection: Connection, hello: Hello) -> Result<Self, LinkError> {
         let control = Control::open(&connection).await?;
+        if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
+            control.send(ToReplica::Place(region.clone()).encode())?;
+        }
         let (failure_sender, failures) = mpsc::unbounded_channel();
         let (ask_sender, asks) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;

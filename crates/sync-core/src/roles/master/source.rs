@@ -25,6 +25,7 @@ use crate::manifest::{Holds, Lineage, TreeHash, Version, VersionId};
 use crate::monitor::Monitor;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
+use crate::region::Region;
 use crate::relative::moved_dirs;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey};
@@ -49,6 +50,8 @@ pub type Offering<'a> = dyn FnMut(Option<Offered>, bool) + Send + 'a;
 pub struct Source {
     /// Its top directory.
     pub root: Root,
+    /// Where that is, for daemons that may be on this machine.
+    pub region: Option<Region>,
     /// What was known of it.
     pub index: Index,
     /// Contents on their way from the hasher to the destinations.
@@ -90,7 +93,8 @@ impl Source {
         let filter = Filter::new(&request.policy.rules).map_err(|e| PushError::Filter(e.to_string()))?;
         let root = Root::open(&request.source).map_err(|e| fail(e.to_string()))?;
         let canonical = fs::place::resolve(&request.source).map_err(|e| fail(e.to_string()))?;
-        check_overlaps(&canonical, &request.destinations)?;
+        let with_mounts = !request.policy.one_file_system;
+        check_overlaps(&canonical, &request.destinations, with_mounts)?;
         check_state_dir(&request.state_dir, &request.destinations)?;
         let state = match request.policy.dry_run {
             true => StateDir::at(&request.state_dir),
@@ -116,8 +120,10 @@ impl Source {
             previous.giving_room(None, monitor, || remember_path(&opened.index, &canonical))?;
             history = request.history.and_then(|most| previous.open(most, monitor));
         }
+        let asks_others = request.destinations.iter().any(|dest| matches!(dest, Destination::Remote { .. }));
         Ok(Self {
             root,
+            region: if asks_others { fs::place::region(&canonical, with_mounts) } else { None },
             index: opened.index,
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
@@ -407,29 +413,32 @@ fn check_state_dir(state_dir: &Path, destinations: &[Destination]) -> Result<(),
     let Ok(state) = fs::place::resolve(state_dir) else { return Ok(()) };
     for destination in destinations {
         let Destination::Path(path) = destination else { continue };
-        if fs::place::resolve(path).is_ok_and(|place| state.starts_with(place)) {
-            return Err(PushError::Overlap(format!(
-                "the state directory {} lies inside the destination {}; choose another one with --state-dir",
-                show(state_dir),
-                show(path)
-            )));
-        }
+        let Ok(place) = fs::place::resolve(path) else { continue };
+        // Keys and pairings would go with everything else that the source does not have.
+        fs::place::check_apart(&state, &place, false).map_err(|how| {
+            PushError::Overlap(format!(
+                "the destination {} {how} the state directory {}; choose another destination, or another state \
+                 directory with --state-dir",
+                show(path),
+                show(state_dir)
+            ))
+        })?;
     }
     Ok(())
 }
 
 /// Source and destinations, and any two destinations, must be apart.
-fn check_overlaps(source: &Path, destinations: &[Destination]) -> Result<(), PushError> {
+fn check_overlaps(source: &Path, destinations: &[Destination], with_mounts: bool) -> Result<(), PushError> {
     let mut places: BTreeMap<usize, std::path::PathBuf> = BTreeMap::new();
     for (i, destination) in destinations.iter().enumerate() {
         if let Destination::Path(path) = destination {
             let place = fs::place::resolve(path)
                 .map_err(|e| PushError::Overlap(format!("cannot use the destination {}: {e}", show(path))))?;
-            fs::place::check_apart(source, &place).map_err(|how| {
+            fs::place::check_apart(source, &place, with_mounts).map_err(|how| {
                 PushError::Overlap(format!("the destination {} {how} the source; choose one apart from it", show(path)))
             })?;
             for other in places.values() {
-                fs::place::check_apart(other, &place).map_err(|how| {
+                fs::place::check_apart(other, &place, with_mounts).map_err(|how| {
                     PushError::Overlap(format!("the destination {} {how} another destination", show(path)))
                 })?;
             }

@@ -27,6 +27,7 @@ pub use shares::{Share, Shares};
 
 use crate::manifest::Row;
 use crate::monitor::Problem;
+use crate::region::Region;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
@@ -224,7 +225,7 @@ impl Session {
         })
     }
 
-    fn open(&mut self, hello: Hello) -> Result<(), LinkError> {
+    fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
         let share = match self.shares.find(&hello.share) {

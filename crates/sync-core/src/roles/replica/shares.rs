@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::fs::place;
 use crate::path::escape;
+use crate::region::Region;
 
 /// One share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,12 @@ impl Share {
     /// A replica in the process of its master, at a path.
     pub fn embedded(path: PathBuf, state_dir: PathBuf) -> Self {
         Self { path, state_dir, name: String::new() }
+    }
+
+    /// How it lies to a source on the same machine, if they are not apart.
+    pub fn lies(&self, source: &Region, with_mounts: bool) -> Option<&'static str> {
+        let place = place::resolve(&self.path).ok()?;
+        place::region(&place, with_mounts)?.lies(source)
     }
 
     /// What to call it in messages.

@@ -4,6 +4,7 @@ use crate::hash::Digest;
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
+use crate::region::Region;
 use crate::wire::{
     Ack, Announce, Change, Describe, Described, Draft, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster,
     ToReplica, Touched, Wanted,
@@ -69,8 +70,8 @@ pub enum ReceiverInput {
 pub enum ReceiverOutput {
     /// Send a control message.
     Send(ToMaster),
-    /// Lock the share and look at its tree.
-    Open(Hello),
+    /// Lock the share and look at its tree, unless it overlaps with the source, if that said where it is.
+    Open(Hello, Option<Region>),
     /// Read these directories' children from the index.
     List(Vec<RelPath>),
     /// Find out which of these contents are missing; the first has this number.
