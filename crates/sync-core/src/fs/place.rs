@@ -39,6 +39,11 @@ pub fn create(path: &Path) -> io::Result<()> {
     })
 }
 
+/// Removes a directory that is empty; any other stays.
+pub fn remove_empty(path: &Path) {
+    let _ = std::fs::remove_dir(path);
+}
+
 /// Device and inode of a directory; `None` if there is none.
 pub fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))

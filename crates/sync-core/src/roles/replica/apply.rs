@@ -24,6 +24,9 @@ use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 /// Messages about what is in its place that may wait for their rows to be written.
 const TOLD_AHEAD: usize = 8;
 
+/// How many of the entries that could not be made are named.
+const NAMED: usize = 10;
+
 /// Why a plan was not carried out to its end.
 const STOPPED: &str = "it was asked to stop; every file there is whole, and the next push goes on";
 
@@ -202,6 +205,7 @@ impl Application {
     /// is left of the plan; the intent stays, and the next session finds out by looking how far this one came.
     pub fn publish(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Ack, String> {
         check_place(opened)?;
+        opened.keep();
         if let (None, Some(staging)) = (&self.publisher, &opened.staging)
             && opened.is_unflushed().map_err(|e| e.to_string())?
         {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,7 +72,19 @@ pub struct Opened {
     problems: Vec<Problem>,
     complete: bool,
     fresh: bool,
+    made: Made,
     _lock: Option<RootLock>,
+}
+
+/// A top directory that was made for this session: it goes again, if it is empty, unless something is published.
+struct Made(Option<PathBuf>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            crate::fs::place::remove_empty(path);
+        }
+    }
 }
 
 impl Opened {
@@ -83,7 +95,8 @@ impl Opened {
         stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
     ) -> Result<Self, OpenError> {
-        let root = open_root(share, policy.dry_run)?.map(Arc::new);
+        let (root, made) = open_root(share, policy.dry_run)?;
+        let root = root.map(Arc::new);
         let lock = match &root {
             Some(root) => Some(lock(share, root, stop)?),
             None => None,
@@ -106,6 +119,7 @@ impl Opened {
             problems: Vec::new(),
             complete: false,
             fresh: false,
+            made,
             _lock: lock,
         };
         opened.adopt(&RelPath::root())?;
@@ -188,6 +202,11 @@ impl Opened {
     /// Everything is published: nothing staged is of use any more.
     pub fn completed(&mut self) {
         self.complete = true;
+    }
+
+    /// From here on the top directory is wanted.
+    pub fn keep(&mut self) {
+        self.made.0 = None;
     }
 
     /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete. Returns what
@@ -306,14 +325,15 @@ impl Opened {
     }
 }
 
-fn open_root(share: &Share, dry_run: bool) -> Result<Option<Root>, OpenError> {
+fn open_root(share: &Share, dry_run: bool) -> Result<(Option<Root>, Made), OpenError> {
     let refused = |error: std::io::Error| OpenError::Refused(format!("cannot open {}: {error}", share.describe()));
     match Root::open(&share.path) {
-        Ok(root) => Ok(Some(root)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && dry_run => Ok(None),
+        Ok(root) => Ok((Some(root), Made(None))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && dry_run => Ok((None, Made(None))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && share.name.is_empty() => {
             crate::fs::place::create(&share.path).map_err(refused)?;
-            Root::open(&share.path).map(Some).map_err(refused)
+            let made = Made(Some(share.path.clone()));
+            Ok((Some(Root::open(&share.path).map_err(refused)?), made))
         }
         Err(error) => Err(refused(error)),
     }
@@ -345,7 +365,7 @@ fn open_index(share: &Share, policy: &Policy, notices: &mut Vec<String>) -> Resu
     Ok((opened.index, opened.fresh && opened.rebuilt.is_none()))
 }
 
-fn index_dir(share: &Share) -> Result<std::path::PathBuf, String> {
+fn index_dir(share: &Share) -> Result<PathBuf, String> {
     let state = StateDir::at(&share.state_dir);
     if !share.name.is_empty() {
         return Ok(state.share_index_dir(&share.name));
