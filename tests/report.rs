@@ -387,3 +387,52 @@ fn a_version_that_was_not_acknowledged_says_so() {
     let acks: Vec<usize> = versions.iter().map(|v| v["acks"].as_array().unwrap().len()).collect();
     assert_eq!(acks, [2, 1], "{versions:?}");
 }
+
+/// What has no content moves as well: listing and counts say the same, in a push and before it.
+#[test]
+fn empty_files_and_links_that_got_another_name_are_moved() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    for name in ["e1", "gone", "dir/e3"] {
+        write(src.join(name), b"");
+    }
+    link_to("nowhere", src.join("l1"));
+    set_mtime(src.join("gone"), 1_000_000_000, 0);
+    settle();
+    scratch.push().ok();
+    for (from, to) in [("e1", "e2"), ("l1", "l2"), ("dir", "moved")] {
+        std::fs::rename(src.join(from), src.join(to)).unwrap();
+    }
+    remove(&src.join("gone"));
+    let mut diff = synccli(&scratch.state());
+    let diff = diff.arg("diff").args(&[src.as_os_str(), scratch.dst().as_os_str()]).arg("--json").ok();
+    let push = scratch.push().args(&["--json", "-i"]).ok();
+    for ran in [diff, push] {
+        let items = ran.json_of("item");
+        let deleted = |moved: bool| {
+            let all = items.iter().filter(|item| item["how"] == "deleted");
+            all.filter(|item| item.get("moved_to").is_some() == moved).count() as u64
+        };
+        assert_eq!((deleted(true), deleted(false)), (4, 1), "{ran}");
+        assert_eq!(items.iter().filter(|item| item["how"] == "moved").count(), 4, "{ran}");
+        let summary = ran.summary();
+        let counts = ["created", "updated", "moved", "deleted"].map(|name| summary.count(name));
+        assert_eq!(counts, [0, 0, 4, 1], "{ran}");
+    }
+    assert_exact(&src, &scratch.dst());
+}
+
+#[test]
+fn identical_is_not_said_of_what_could_not_be_read() {
+    let scratch = Scratch::new();
+    write(scratch.src().join("file"), b"file");
+    // A problem of the source that root has, too.
+    mkdir(scratch.src().join(STAGING));
+    let but = "but for 1 problem in the source";
+    for said in ["identical to version 1 and durable", "nothing to do, identical to version 1"] {
+        scratch.push().code(1).says(&format!("{said}, {but}"));
+    }
+    let ran = scratch.push().arg("--json").code(1);
+    assert_eq!(ran.json_of("destination")[0]["source_problems"], 1);
+    assert_eq!(ran.json_of("summary")[0]["exact"], false);
+}

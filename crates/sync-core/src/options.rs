@@ -91,7 +91,7 @@ pub struct Stats {
     pub updated: u64,
     /// Entries of which only metadata changed.
     pub metadata_only: u64,
-    /// Entries whose content was renamed or linked from another name at the destination.
+    /// Entries that got another name at the destination, with their content if they have any.
     pub moved: u64,
     /// Entries removed.
     pub deleted: u64,

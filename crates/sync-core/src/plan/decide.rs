@@ -1,6 +1,6 @@
 //! From what a replica has and what a version wants to the steps between them. Pure: rows and changes in, steps out.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::{Action, MovedDir, Step};
 use crate::hash::Digest;
@@ -42,6 +42,9 @@ pub struct Plan {
     pub blocked: BTreeMap<RelPath, RelPath>,
     /// How many entries are really lost: not those that moved, nor those that change their type.
     pub deletes: u64,
+    /// New names of entries that lose theirs and have no content to be moved, such as links and empty files, or get it in
+    /// another way: each with the old name.
+    pub renamed: BTreeMap<RelPath, RelPath>,
 }
 
 impl Plan {
@@ -68,7 +71,7 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     // Exactly as many as there are, or it would be the largest list by far.
     plan.steps = Vec::with_capacity(count);
     plan.steps.extend(steps);
-    plan.deletes = count_deletes(&plan.steps);
+    (plan.deletes, plan.renamed) = lost_and_renamed(&plan.steps);
     plan
 }
 
@@ -296,15 +299,17 @@ fn same_body(old: &Kind, new: &Kind) -> bool {
     }
 }
 
-/// Deletes that lose something: a name whose very entry appears elsewhere in the same plan was renamed.
-fn count_deletes(steps: &[Step]) -> u64 {
+/// How many deletes lose something, and where those appear again that lose nothing: a name whose very entry appears
+/// elsewhere in the same plan was renamed.
+fn lost_and_renamed(steps: &[Step]) -> (u64, BTreeMap<RelPath, RelPath>) {
+    let (mut lost, mut renamed) = (0, BTreeMap::new());
     if !steps.iter().any(|step| step.action == Action::Delete) {
-        return 0;
+        return (lost, renamed);
     }
     let is_delete = |step: &&Step| step.action == Action::Delete;
     let deleted: HashSet<&RelPath> = steps.iter().filter(is_delete).map(|step| &step.path).collect();
     let mut sources: HashSet<&RelPath> = HashSet::new();
-    let mut appearing: HashMap<Digest, u64> = HashMap::new();
+    let mut appearing: HashMap<Digest, VecDeque<&RelPath>> = HashMap::new();
     for step in steps {
         match (&step.action, &step.old, &step.new) {
             (Action::Move { from }, ..) if deleted.contains(from) => drop(sources.insert(from)),
@@ -314,18 +319,12 @@ fn count_deletes(steps: &[Step]) -> u64 {
     }
     for step in steps.iter().filter(is_delete).filter(|step| !sources.contains(&step.path)) {
         let Some(old) = &step.old else { continue };
-        if sources.contains(&step.path) {
-            if let Some(n) = appearing.get_mut(&nameless(&old.entry)) {
-                *n = n.saturating_sub(1);
-            }
-            continue;
-        }
-        match appearing.get_mut(&nameless(&old.entry)) {
-            Some(n) if *n > 0 => *n -= 1,
-            _ => lost += 1,
+        match appearing.get_mut(&nameless(&old.entry)).and_then(VecDeque::pop_front) {
+            Some(to) => drop(renamed.insert(to.clone(), step.path.clone())),
+            None => lost += 1,
         }
     }
-    lost
+    (lost, renamed)
 }
 
 /// An entry's identity apart from the names in its hard-link group.

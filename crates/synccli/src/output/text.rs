@@ -130,7 +130,7 @@ pub fn stats(stats: &Stats) -> Vec<String> {
         ("created", stats.created, "new names with new content, or none"),
         ("updated", stats.updated, "other content, or another kind"),
         ("metadata only", stats.metadata_only, "owner, mode, time, attributes"),
-        ("moved", stats.moved, "files that got another name"),
+        ("moved", stats.moved, "entries that got another name"),
         ("deleted", stats.deleted, "not in SRC"),
         ("reused bytes", stats.reused_bytes, sums),
         ("- from old files", stats.old_file_bytes, "of the file that had the name, or of one much like it"),

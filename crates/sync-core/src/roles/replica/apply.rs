@@ -219,6 +219,11 @@ impl Application {
     /// What failed was not done: a step of the plan, or one of those that took the place of some.
     fn uncount(&mut self, failures: &[FsError], instead: &[Step]) {
         let less = |counter: &mut u64, n| *counter = counter.saturating_sub(n);
+        let moves = || self.steps.iter().filter_map(|step| moved_from(&self.plan, step));
+        let leaving: HashSet<RelPath> = match failures {
+            [] => HashSet::new(),
+            _ => moves().chain(self.plan.renamed.values()).cloned().collect(),
+        };
         for FsError { path, .. } in failures {
             let find = |steps: &[Step]| steps.binary_search_by(|step| step.path.cmp(path)).ok();
             let (planned, instead) = (find(&self.steps), find(instead).map(|i| &instead[i]));
@@ -230,7 +235,11 @@ impl Application {
                 (Some(Step { action: Action::Delete, .. }), None) => {}
                 (None, Some(Step { action: Action::MoveDir { .. }, .. })) => {
                     let dirs = self.moved.iter().filter(|dir| dir.to == *path);
-                    dirs.flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut self.stats, &step, less));
+                    dirs.flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut self.stats, &step, true, less));
+                }
+                (Some(step), _) | (None, Some(step)) => {
+                    let moves = moved_from(&self.plan, step).is_some();
+                    count_step(&mut self.stats, step, moves, less);
                 }
                 (Some(step), _) | (None, Some(step)) => count_step(&mut self.stats, step, less),
                 (None, None) => {}
@@ -468,19 +477,27 @@ fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
     let mut stats = ReplicaStats { old_file_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
     let add = |counter: &mut u64, n| *counter += n;
     for step in plan.steps.iter().filter(|step| !matches!(step.action, Action::Delete | Action::MoveDir { .. })) {
-        count_step(&mut stats, step, add);
+        count_step(&mut stats, step, moved_from(plan, step).is_some(), add);
     }
     // As many entries are counted as if each had been moved by itself.
     plan.moved.iter().flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut stats, &step, add));
     stats
 }
 
+/// The name that an entry loses for the one of this step.
+fn moved_from<'a>(plan: &'a Plan, step: &'a Step) -> Option<&'a RelPath> {
+    match &step.action {
+        Action::Move { from } => Some(from),
+        _ => plan.renamed.get(&step.path),
+    }
+}
+
 /// Changes the counters that a step belongs to.
-fn count_step(stats: &mut ReplicaStats, step: &Step, change: fn(&mut u64, u64)) {
+fn count_step(stats: &mut ReplicaStats, step: &Step, moves: bool, change: fn(&mut u64, u64)) {
     let counter = match (&step.action, &step.old) {
         (Action::Delete, _) => &mut stats.deleted,
         (Action::Metadata, _) => &mut stats.metadata_only,
-        (Action::Move { .. }, _) => &mut stats.moved,
+        _ if moves => &mut stats.moved,
         (_, None) => &mut stats.created,
         (_, Some(_)) => &mut stats.updated,
     };
@@ -508,11 +525,10 @@ fn itemize(plan: &Plan) -> Vec<Item> {
 
 /// Both names of what moves tell of each other.
 fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
-    let files = plan.steps.iter().filter_map(|step| match &step.action {
-        Action::Move { from } => Some((from, &step.path)),
-        _ => None,
-    });
-    let entries = || plan.moved.iter().flat_map(|dir| &dir.entries).map(|moved| (&moved.old.path, &moved.path));
+    let files = plan.steps.iter().filter_map(|step| moved_from(plan, step).map(|from| (from, &step.path)));
+    let renamed = plan.renamed.iter().map(|(to, from)| (from, to));
+    let whole = plan.moved.iter().flat_map(|dir| &dir.entries).map(|moved| (&moved.old.path, &moved.path));
+    let entries = || whole.clone().chain(renamed.clone());
     let leaving: HashMap<&RelPath, &RelPath> = files.chain(entries()).collect();
     let arriving: HashMap<&RelPath, &RelPath> = entries().map(|(from, to)| (to, from)).collect();
     for item in items {
@@ -521,6 +537,10 @@ fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
             // What a directory holds moves with it, whatever it is.
             how @ How::Made => {
                 if let Some(from) = arriving.get(&item.path) {
+                    // An empty file: nothing is sent either.
+                    if item.code.starts_with('>') {
+                        item.code.replace_range(..1, "c");
+                    }
                     *how = How::Moved { from: (*from).clone(), size: 0 };
                 }
             }
