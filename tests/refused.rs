@@ -158,3 +158,34 @@ fn a_read_only_directory_of_ones_own_is_made_writable_for_the_moment() {
     user.push(&src, &dst).ok();
     assert_exact(&src, &dst);
 }
+
+/// What is not there is named, at each push, and does not count as made.
+#[test]
+fn devices_that_are_refused_are_named_at_each_push() {
+    let name = "devices_that_are_refused_are_named_at_each_push";
+    need!(name, is_root() && has("setpriv"), "needs root and setpriv to become somebody else");
+    let scratch = Scratch::new();
+    for i in 0..12 {
+        node_of(rustix::fs::FileType::CharacterDevice, scratch.src().join(format!("dev{i:02}")), (1, 3));
+    }
+    write(scratch.src().join("file"), b"file");
+    let user = as_user(&scratch);
+    let dst = user.home.join("dst");
+    for round in 0..3 {
+        if round == 2 {
+            remove(&scratch.src().join("dev00"));
+        }
+        let left = if round == 2 { 11 } else { 12 };
+        let ran = user.push(&scratch.src(), &dst).arg("--json").ok();
+        assert_eq!(ran.summary().count("created"), u64::from(round == 0), "{ran}");
+        let notices: Vec<_> = ran.json_of("notice").iter().map(|n| n["text"].as_str().unwrap().to_owned()).collect();
+        let named = notices.iter().find(|text| text.contains("refused to make it")).unwrap();
+        let (first, more) = if round == 2 { ("dev01, ", "and 1 more") } else { ("dev00, ", "and 2 more") };
+        assert!(named.contains(first) && named.contains(more), "{named}");
+        assert_eq!(ran.json_of("destination")[0]["refused"]["device node"], left, "{ran}");
+        user.push(&scratch.src(), &dst)
+            .ok()
+            .says(&format!("{left} entries: the kernel refused the device node"))
+            .says(first);
+    }
+}

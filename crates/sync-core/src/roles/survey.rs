@@ -189,6 +189,8 @@ impl Walk<'_> {
         // What the kernel refused to make, and nobody else made, is as it should be.
         if row.tuple.is_some() || self.options.reconsider_refused || self.options.checksum {
             self.survey.gone.push(row);
+        } else {
+            self.survey.unmade.push(row.path);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
-use crate::manifest::{Holds, Row, Tuple, Version};
+use crate::manifest::{Entry, Holds, Kind, Refused, Row, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
@@ -213,7 +213,44 @@ impl Application {
         }
         let mut publisher = self.publisher.take();
         publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
-        self.conclude(opened, publisher).map_err(|Reason(reason)| reason)
+        let mut ack = self.conclude(opened, publisher).map_err(|Reason(reason)| reason)?;
+        self.find_unmade(opened).map_err(|e| e.to_string())?;
+        for (count, (kind, _)) in ack.refused.iter_mut().zip(Refused::KINDS) {
+            if kind == Refused::DEVICE {
+                *count = self.unmade.len() as u64;
+            }
+        }
+        ack.stats = self.stats.clone();
+        Ok(ack)
+    }
+
+    /// What was refused now or before, and is still wanted. It does not count as made.
+    fn find_unmade(&mut self, opened: &Opened) -> Result<(), IndexError> {
+        let is_unmade = |path: &RelPath| -> Result<bool, IndexError> {
+            let row = opened.index.row(path)?;
+            Ok(row.is_some_and(|row| row.tuple.is_none() && row.refused.has(Refused::DEVICE)))
+        };
+        let is_node = |entry: &Entry| {
+            matches!(entry.kind, Kind::CharDev { .. } | Kind::BlockDev { .. } | Kind::Fifo | Kind::Socket)
+        };
+        let made = self.steps.iter().filter(|step| step.new.as_deref().is_some_and(is_node)).map(|step| &step.path);
+        let moved = self.moved.iter().flat_map(|dir| &dir.entries).filter(|moved| moved.old.tuple.is_none());
+        let paths = made.chain(moved.map(|moved| &moved.path)).chain(&opened.unmade);
+        let mut unmade = BTreeSet::new();
+        for path in paths {
+            if !unmade.contains(path) && is_unmade(path)? {
+                unmade.insert(path.clone());
+            }
+        }
+        let less = |counter: &mut u64, n| *counter = counter.saturating_sub(n);
+        for path in &unmade {
+            let Ok(i) = self.steps.binary_search_by(|step| step.path.cmp(path)) else { continue };
+            let step = &self.steps[i];
+            count_step(&mut self.stats, step, moved_from(&self.plan, step).is_some(), less);
+            self.stats.deleted += u64::from(step.old.as_ref().is_some_and(|row| row.tuple.is_some()));
+        }
+        self.unmade = unmade.into_iter().collect();
+        Ok(())
     }
 
     /// What failed was not done: a step of the plan, or one of those that took the place of some.

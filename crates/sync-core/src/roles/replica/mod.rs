@@ -374,7 +374,9 @@ impl Session {
         self.tell_problems(problems)?;
         match prepared {
             Ok(ack) => {
-                ack.iter().for_each(|ack| self.log(ack));
+                if let Some(ack) = &ack {
+                    self.tell_before(ack)?;
+                }
                 Ok(self.receiver.handle(ReceiverInput::Prepared(ack))?)
             }
             Err(reason) => self.refuse(reason),
@@ -390,7 +392,7 @@ impl Session {
         self.tell_problems(problems)?;
         match published {
             Ok(ack) => {
-                self.log(&ack);
+                self.tell_before(&ack)?;
                 Ok(self.receiver.handle(ReceiverInput::Published(ack))?)
             }
             Err(reason) => self.refuse(reason),

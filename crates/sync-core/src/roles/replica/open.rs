@@ -69,6 +69,10 @@ pub struct Opened {
     /// By the beginnings of their digests. One that only seems to be here is found missing by the plan.
     contents: HashSet<u64>,
     asked: HashSet<u64>,
+    /// Whole contents that an interrupted push left.
+    pub left: std::collections::HashSet<Digest>,
+    /// Entries that the kernel refused to make in an earlier push.
+    pub unmade: Vec<RelPath>,
     problems: Vec<Problem>,
     complete: bool,
     fresh: bool,
@@ -116,6 +120,8 @@ impl Opened {
             entries: 0,
             contents: HashSet::default(),
             asked: HashSet::default(),
+            left: std::collections::HashSet::new(),
+            unmade: Vec::new(),
             problems: Vec::new(),
             complete: false,
             fresh: false,
@@ -296,7 +302,8 @@ impl Opened {
             true => Some(found.tree(&self.index, no_delete)?),
             false => None,
         };
-        let Survey { pending, gone, entries, contents, names, failures, mounts, .. } = found;
+        let Survey { pending, gone, entries, contents, names, failures, mounts, unmade, .. } = found;
+        self.unmade = unmade;
         self.report(failures);
         if !pending.is_empty() || !gone.is_empty() || privilege.is_some() {
             self.index.write(0, |writer| -> Result<(), IndexError> {

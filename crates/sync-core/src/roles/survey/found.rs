@@ -92,6 +92,8 @@ pub struct Survey {
     pub left_out: Vec<RelPath>,
     /// Everything that was left out, mounts among it: what corresponds to it elsewhere is left alone.
     pub apart: Vec<RelPath>,
+    /// Entries that are not there because the kernel refused to make them.
+    pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
     /// Directories, and what they were when they were looked at.
