@@ -2,7 +2,7 @@
 
 mod io;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use foldhash::HashMap;
 
@@ -28,7 +28,8 @@ const PER_MESSAGE: usize = 1024;
 /// How often a master may ask what the old file of a content consists of: for its chunks, then for pieces.
 const DESCRIPTIONS: u8 = 2;
 
-/// Contents up to this size that could not be stored are tried again when the others are done.
+/// Contents up to this size that could not be stored are tried again all together when the others are done; larger ones
+/// then, one after the other.
 const SET_ASIDE: u64 = 1 << 20;
 
 /// How often a master may start over with its changes: after a descent there is nothing else to compare.
@@ -79,8 +80,8 @@ pub struct Receiver {
     considering: u64,
     /// Wanted contents that are not dealt with.
     outstanding: HashMap<u64, Outstanding>,
-    /// Small ones that could not be stored while bigger ones filled the disk: tried once more when all else is done.
-    set_aside: Vec<(u64, Outstanding)>,
+    /// What could not be stored while others filled the disk: tried once more when all else is done, the smallest first.
+    set_aside: BTreeMap<(u64, u64), SetAside>,
     /// What was offered ahead of all changes, by number; nothing once it was told to be as offered, or all was announced.
     offered: Vec<Option<Offered>>,
     /// Contents that did not come.
@@ -123,7 +124,7 @@ impl Receiver {
             next_seq: 0,
             considering: 0,
             outstanding: HashMap::default(),
-            set_aside: Vec::new(),
+            set_aside: BTreeMap::new(),
             offered: Vec::new(),
             missing: Missing::default(),
             told: Vec::new(),
@@ -453,8 +454,19 @@ impl Receiver {
                 let problem = Problem { path: Some(file.path.clone()), reason };
                 self.did_not_come(seq, file.path, Some(problem));
             }
-            Settled::Failed(_) if !asked_again && file.size <= SET_ASIDE => self.set_aside.push((seq, file)),
-            Settled::Failed(problem) => self.did_not_come(seq, file.path, Some(problem)),
+            Settled::Failed(problem) if !asked_again => {
+                let problem = Some(problem).filter(|_| file.size > SET_ASIDE);
+                self.set_aside.insert((file.size, seq), (file, problem));
+            }
+            Settled::Failed(problem) => {
+                // Where one does not fit by itself, a larger one does not either: it is not sent in vain.
+                let larger =
+                    if file.size > SET_ASIDE { self.set_aside.split_off(&(file.size, 0)) } else { BTreeMap::new() };
+                self.did_not_come(seq, file.path, Some(problem));
+                for ((_, seq), (file, problem)) in larger {
+                    self.did_not_come(seq, file.path, problem);
+                }
+            }
         }
         self.plan_when_complete();
     }
@@ -508,9 +520,13 @@ impl Receiver {
         if self.state != State::Completing || waiting {
             return;
         }
-        let set_aside = std::mem::take(&mut self.set_aside);
-        let wants: Vec<Wanted> = set_aside.iter().map(|(seq, _)| Wanted::whole(*seq)).collect();
-        self.outstanding.extend(set_aside);
+        let larger = self.set_aside.split_off(&(SET_ASIDE + 1, 0));
+        let mut again = std::mem::replace(&mut self.set_aside, larger);
+        if again.is_empty() {
+            again.extend(self.set_aside.pop_first());
+        }
+        let wants: Vec<Wanted> = again.keys().map(|(_, seq)| Wanted::whole(*seq)).collect();
+        self.outstanding.extend(again.into_iter().map(|((_, seq), (file, _))| (seq, file)));
         for part in wants.chunks(PER_MESSAGE) {
             self.send(ToMaster::Want(part.to_vec()));
         }
