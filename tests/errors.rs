@@ -52,6 +52,27 @@ fn a_full_disk_is_named_the_rest_is_done_and_the_next_push_repairs() {
     exact_and_clean(&src, &dst);
 }
 
+/// Two that do not fit together fill the disk at once; by itself, one does fit.
+#[test]
+fn what_fits_on_a_full_disk_arrives() {
+    let scratch = Scratch::new();
+    need!("what_fits_on_a_full_disk_arrives", scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.dst());
+    mount_tmpfs(&dst, "size=40m");
+    for (seed, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        write(src.join(name), noise(seed, (29 + usize::try_from(seed).unwrap()) << 20));
+    }
+    let ran = scratch.push().code(1).says("no space");
+    let there: Vec<_> = ["a", "b", "c"].into_iter().filter(|name| dst.join(name).exists()).collect();
+    assert_eq!(there.len(), 1, "{ran}");
+    for name in ["a", "b", "c"].into_iter().filter(|name| !there.contains(name)) {
+        assert!(ran.err().contains(&format!("/{name}: ")), "{ran}");
+    }
+    remount(&dst, "size=200m");
+    scratch.push().ok();
+    exact_and_clean(&src, &dst);
+}
+
 #[test]
 fn a_full_ext4_is_named_and_the_next_push_repairs() {
     let name = "a_full_ext4_is_named_and_the_next_push_repairs";
@@ -112,7 +133,8 @@ fn no_inodes_is_named_and_the_next_push_repairs() {
     many(&src.join("many"), 200, 1);
     write(src.join("old3"), b"changed");
     let new = snapshot(&src);
-    scratch.push().code(1).says("no space");
+    let ran = scratch.push().code(1).says("no space").says("more for the same reason");
+    assert!(ran.err().lines().count() < 60, "{ran}");
     assert_old_or_new(&old, &new, &snapshot(&dst));
     for i in (0..20).filter(|i| *i != 3) {
         assert_eq!(std::fs::read(dst.join(format!("old{i}"))).unwrap(), noise(i, 1000));

@@ -1,8 +1,10 @@
 //! The monitor of a push: decides what is said, where and when. Standard output has what was asked for, standard error
 //! has what a person must know.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, stderr};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use sync_core::monitor::{Item, Monitor, Problem, Progress};
@@ -13,6 +15,9 @@ use super::progress::{Bar, Pace, line};
 use super::{Sink, explain, json, text};
 use crate::args::{DiffArgs, PushArgs, SayArgs, label};
 use crate::exit::Exit;
+
+/// How many problems with the same reason are listed on standard error, without `-v`.
+const LISTED: u64 = 20;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +66,8 @@ pub struct Reporter {
     out: Sink,
     err: Sink,
     showing: Showing,
+    /// How many problems of entries had the same reason, at each destination and at the source.
+    same: Mutex<BTreeMap<(Option<usize>, String), u64>>,
 }
 
 impl Reporter {
@@ -80,14 +87,38 @@ impl Reporter {
             out,
             err,
             showing,
+            same: Mutex::default(),
         }
     }
 
-    /// Takes the bar off the screen.
+    /// All that happened was told: takes the bar off the screen, and says how many problems were not listed.
     pub fn end_progress(&self) {
         if let Showing::Bar(bar) = &self.showing {
             bar.end();
         }
+        for ((dest, reason), count) in std::mem::take(&mut *self.same()) {
+            let more = count.saturating_sub(LISTED);
+            if more > 0 {
+                let name = self.name(dest).unwrap_or(&self.source);
+                let reason = text::escape_text(&reason);
+                self.err.line(&format!("error: {name}: and {more} more for the same reason (-v lists them): {reason}"));
+            }
+        }
+    }
+
+    fn same(&self) -> MutexGuard<'_, BTreeMap<(Option<usize>, String), u64>> {
+        self.same.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a problem is one of many that say the same of other entries.
+    fn is_one_of_many(&self, dest: Option<usize>, problem: &Problem) -> bool {
+        if problem.path.is_none() || self.say.verbose > 0 {
+            return false;
+        }
+        let mut same = self.same();
+        let count = same.entry((dest, problem.reason.clone())).or_default();
+        *count += 1;
+        *count > LISTED
     }
 
     /// Says how the push ended.
@@ -163,8 +194,11 @@ impl Monitor for Reporter {
 
     fn problem(&self, dest: Option<usize>, problem: &Problem) {
         let name = self.name(dest);
+        let listed = !self.is_one_of_many(dest, problem);
         self.print(|| {
-            self.err.line(&format!("error: {}", text::problem(name.unwrap_or(&self.source), problem)));
+            if listed {
+                self.err.line(&format!("error: {}", text::problem(name.unwrap_or(&self.source), problem)));
+            }
             if self.say.json {
                 self.out.line(&json::problem(name, problem).to_string());
                 self.out.flush();
@@ -294,6 +328,30 @@ mod tests {
             }
         }
         assert_eq!(types, ["notice", "problem", "item", "destination", "summary", "progress"]);
+    }
+
+    #[test]
+    fn many_problems_with_one_reason_are_counted_and_json_has_them_all() {
+        let many = |say| {
+            let run = run(say, &["./d"]);
+            for i in 0..154 {
+                let path = RelPath::new(format!("f{i}").into_bytes()).ok();
+                run.reporter.problem(Some(0), &Problem { path, reason: "cannot stage: full".into() });
+            }
+            run.reporter.problem(Some(0), &Problem { path: None, reason: "another".into() });
+            run.reporter.end_progress();
+            (run.out.text().lines().count(), run.err.text())
+        };
+        let (_, err) = many(Say::default());
+        assert_eq!(err.lines().count(), 22, "{err}");
+        assert!(err.contains("./d/f19: cannot stage: full\n") && !err.contains("./d/f20: "), "{err}");
+        assert!(
+            err.ends_with("error: ./d: and 134 more for the same reason (-v lists them): cannot stage: full\n"),
+            "{err}"
+        );
+        assert_eq!(many(Say { verbose: 1, ..Say::default() }).1.lines().count(), 155);
+        let (objects, err) = many(Say { json: true, ..Say::default() });
+        assert_eq!((objects, err.lines().count()), (155, 22));
     }
 
     #[test]
