@@ -98,7 +98,7 @@ pub fn progress(progress: &Progress) -> Value {
 }
 
 /// `{"type":"destination"}`: how one destination ended.
-pub fn destination(dest: &str, report: &DestinationReport) -> Value {
+pub fn destination(dest: &str, report: &DestinationReport, source_problems: u64) -> Value {
     let kinds = Refused::KINDS.iter().zip(report.refused).filter(|(_, count)| *count > 0);
     let refused: Map<String, Value> = kinds.map(|((_, what), count)| ((*what).to_owned(), count.into())).collect();
     json!({
@@ -107,6 +107,7 @@ pub fn destination(dest: &str, report: &DestinationReport) -> Value {
         "exact": report.exact,
         "unheard": report.unheard,
         "problems": report.problems,
+        "source_problems": source_problems,
         "changes": report.stats.changes(),
         "stats": report.stats,
         "refused": refused,

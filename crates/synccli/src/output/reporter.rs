@@ -132,12 +132,15 @@ impl Reporter {
         }
         for (name, destination) in self.destinations.iter().zip(&report.destinations) {
             let failed = !destination.exact || destination.problems > 0;
-            let ending = format!("{name}: {}", text::ending(destination, report.version.as_ref(), self.say.dry_run));
+            let ending = format!("{name}: {}", {
+                let version = report.version.as_ref();
+                text::ending(destination, version, report.source_problems, self.say.dry_run)
+            });
             if failed {
                 self.err.line(&format!("error: {ending}"));
             }
             if self.say.json {
-                self.out.line(&json::destination(name, destination).to_string());
+                self.out.line(&json::destination(name, destination, report.source_problems).to_string());
                 continue;
             }
             if !self.say.quiet {

@@ -61,8 +61,8 @@ pub fn escape_text(text: &str) -> String {
     text.split('\\').map(|piece| escape(piece.as_bytes())).collect::<Vec<_>>().join("\\")
 }
 
-/// How one destination ended, in one line after its name.
-pub fn ending(report: &DestinationReport, version: Option<&Version>, dry_run: bool) -> String {
+/// How one destination ended, in one line after its name. A version has nothing of what could not be read in the source.
+pub fn ending(report: &DestinationReport, version: Option<&Version>, source_problems: u64, dry_run: bool) -> String {
     let changes = changes(&report.stats);
     if !report.exact || report.problems > 0 {
         let problems = plural(report.problems, "problem", "problems");
@@ -77,14 +77,16 @@ pub fn ending(report: &DestinationReport, version: Option<&Version>, dry_run: bo
             (_, false) => format!("not identical: {problems} ({done})"),
         };
     }
-    let at = version.map(|version| format!(" version {}", version.number)).unwrap_or_default();
+    let at = version.map(|version| format!(" to version {}", version.number)).unwrap_or_default();
+    let but = match source_problems {
+        0 => String::new(),
+        some => format!(", but for {} in the source", plural(some, "problem", "problems")),
+    };
     match (changes.as_str(), dry_run) {
-        ("", true) => "nothing to do".to_owned(),
-        ("", false) => format!("nothing to do, identical{}", if at.is_empty() { at } else { format!(" to{at}") }),
-        (changes, true) => format!("would change: {changes}"),
-        (changes, false) => {
-            format!("{changes}; identical{} and durable", if at.is_empty() { at } else { format!(" to{at}") })
-        }
+        ("", true) => format!("nothing to do{but}"),
+        ("", false) => format!("nothing to do, identical{at}{but}"),
+        (changes, true) => format!("would change: {changes}{but}"),
+        (changes, false) => format!("{changes}; identical{at} and durable{but}"),
     }
 }
 
@@ -252,10 +254,25 @@ mod tests {
             (report(false, 0, 0, 0), None, false, "not identical (nothing changed)"),
         ];
         for (report, version, dry_run, line) in table {
-            assert_eq!(ending(&report, version, dry_run), line);
+            assert_eq!(ending(&report, version, 0, dry_run), line);
+        }
+        let but = [
+            (report(true, 0, 0, 0), false, "nothing to do, identical to version 7, but for 2 problems in the source"),
+            (
+                report(true, 0, 2, 0),
+                false,
+                "2 created; identical to version 7 and durable, but for 2 problems in the source",
+            ),
+            (report(true, 0, 0, 0), true, "nothing to do, but for 2 problems in the source"),
+        ];
+        for (report, dry_run, line) in but {
+            assert_eq!(ending(&report, Some(&v7), 2, dry_run), line);
         }
         let unheard = DestinationReport { unheard: true, ..report(false, 1, 0, 0) };
-        assert_eq!(ending(&unheard, None, false), "not identical: 1 problem (it is not known what was changed there)");
+        assert_eq!(
+            ending(&unheard, None, 0, false),
+            "not identical: 1 problem (it is not known what was changed there)"
+        );
     }
 
     #[test]
