@@ -77,7 +77,13 @@ impl Big {
         let ran = push.args(&["--json", "--compress=never"]).timeout(200).ok();
         assert_exact(&self.scratch.src(), &self.scratch.dst());
         assert_no_differences("left over", &leftovers(&snapshot(&self.scratch.dst())));
-        let sent = ran.summary().count("wire_sent");
+        // Every byte is in a count, whatever push it came with.
+        let files = snapshot(&self.scratch.dst());
+        let total: u64 = files.values().filter(|node| node.kind == Kind::File).map(|node| node.size).sum();
+        let summary = ran.summary();
+        assert_eq!(summary.count("literal_bytes") + summary.count("resumed_bytes"), total, "{ran}");
+        assert_eq!(summary.count("reused_bytes"), summary.count("resumed_bytes"), "{ran}");
+        let sent = summary.count("wire_sent");
         // Slack: chunks in flight at the cut, headers, the small files.
         let allowed = self.size - staged + self.size / 8 + (12 << 20);
         assert!(sent < allowed, "sent {sent} of {} although {staged} had been verified\n{ran}", self.size);

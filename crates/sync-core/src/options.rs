@@ -95,7 +95,7 @@ pub struct Stats {
     pub moved: u64,
     /// Entries removed.
     pub deleted: u64,
-    /// Content taken from what the destination already had: the sum of the next three.
+    /// Content taken from what the destination already had: the sum of the next four.
     pub reused_bytes: u64,
     /// Parts of changed files that were in the old file of that name.
     pub old_file_bytes: u64,
@@ -103,6 +103,9 @@ pub struct Stats {
     pub copied_bytes: u64,
     /// Content of files that got another name.
     pub moved_bytes: u64,
+    /// Content that an interrupted push had sent.
+    #[serde(default)]
+    pub resumed_bytes: u64,
     /// Content that crossed the wire, before compression. In an estimate, that would.
     pub literal_bytes: u64,
     /// What that took after compression, without heads of messages.
@@ -141,6 +144,7 @@ impl Stats {
             old_file_bytes: self.old_file_bytes + later.old_file_bytes,
             copied_bytes: self.copied_bytes + later.copied_bytes,
             moved_bytes: self.moved_bytes + later.moved_bytes,
+            resumed_bytes: self.resumed_bytes + later.resumed_bytes,
             literal_bytes: self.literal_bytes + later.literal_bytes,
             compressed_bytes: self.compressed_bytes + later.compressed_bytes,
             wire_sent: self.wire_sent + later.wire_sent,

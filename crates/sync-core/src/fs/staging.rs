@@ -13,7 +13,7 @@ mod adopt;
 mod new_tree;
 mod place;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -230,6 +230,12 @@ impl Staging {
             _ => return false,
         };
         self.verify(digest, &unverified)
+    }
+
+    /// Whole contents that are there, as far as their names say. Asked before anything is staged, those of an earlier push.
+    pub fn whole(&self) -> HashSet<Digest> {
+        let is_whole = |content: &Content| matches!(content.state, State::Whole | State::Unverified);
+        self.contents().iter().filter(|(_, content)| is_whole(content)).map(|(digest, _)| *digest).collect()
     }
 
     /// The whole content, if it is staged.

@@ -65,6 +65,9 @@ struct Outstanding {
     described: u8,
 }
 
+/// A content that could not be stored, by its size and number, and why if it may not be tried again after all.
+type SetAside = (Outstanding, Option<Problem>);
+
 /// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
 #[derive(Debug)]
 pub struct Receiver {
@@ -186,6 +189,7 @@ impl Receiver {
             }
             ReceiverInput::Problems(problems) => self.tell(problems),
             ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
+            ReceiverInput::Resumed(bytes) => self.send(ToMaster::Resumed(bytes)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));
                 self.end();

@@ -124,6 +124,8 @@ pub enum Report {
     Item(Item),
     /// Worth a line.
     Notice(String),
+    /// So many bytes were there of what an interrupted session had sent.
+    Resumed(u64),
 }
 
 /// How the session ended.
@@ -305,6 +307,7 @@ impl Sender {
                 self.notices += 1;
                 self.outputs.push_back(SenderOutput::Report(Report::Notice(text)));
             }
+            (ToMaster::Resumed(bytes), _) => self.outputs.push_back(SenderOutput::Report(Report::Resumed(bytes))),
             (ToMaster::Refuse(refusal), _) => self.end(End::Refused(refusal)),
             (ToMaster::Stand(stand), State::Opening) if self.stand.is_none() => {
                 self.stand = Some(stand);
@@ -600,6 +603,7 @@ fn name(message: &ToMaster) -> &'static str {
         ToMaster::Problems(_) => "problems",
         ToMaster::Items(_) => "items",
         ToMaster::Notice(_) => "notice",
+        ToMaster::Resumed(_) => "resumed bytes",
         ToMaster::Refuse(_) => "refusal",
         ToMaster::Described(_) => "description of an old file",
     }

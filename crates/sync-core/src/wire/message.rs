@@ -29,7 +29,7 @@ pub(crate) const MAX_CHUNKS: usize = 1 << 18;
 /// Feature of a master: it keeps previous contents, so that a replica need only name what it has ([`Basis::Named`]).
 pub const HISTORY: u64 = 1;
 
-/// The first message: which share, and under what policy.
+/// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Bits for what the master can do: [`HISTORY`].
@@ -332,6 +332,9 @@ pub enum ToMaster {
     Refuse(Refusal),
     /// Tells about the old file of a wanted content.
     Described(Described),
+    /// How many bytes the plan takes of whole contents that an interrupted session left: before the acknowledgement, if
+    /// there are any.
+    Resumed(u64),
 }
 
 macro_rules! messages {
@@ -386,13 +389,14 @@ messages!(ToMaster {
     108 => Notice,
     109 => Refuse,
     110 => Described,
+    111 => Resumed,
 });
 
 /// Most items in a message that is a list or starts with one.
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
-        3 | 4 | 6 | 9..=12 | 14 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        3 | 4 | 6 | 9..=12 | 14 | 15 | 103 | 106 | 107 => Some(MAX_ITEMS),
         201 => Some(MAX_BATCH),
         _ => None,
     }

@@ -174,6 +174,7 @@ fn to_master() -> Vec<ToMaster> {
             done: true,
         }),
         ToMaster::Described(Described { seq: 300, parts: Parts::Gone, done: true }),
+        ToMaster::Resumed(300),
     ]
 }
 
@@ -285,6 +286,7 @@ fn the_bytes_are_pinned() {
         "11 v1 020161ed13e8076401ff93ebdc030162ed13e8076401ff93ebdc03",
         "12 v1 0103612f620163[99*32]",
         "14 v1 020007ac028080808020000103626967808080808020[44*32]",
+        "15 v1 02[aa*16][bb*16]01[cc*16]00",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 04ac0202[44*32]ac0201[88*16]80200101[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
@@ -297,6 +299,7 @@ fn the_bytes_are_pinned() {
         "110 v1 ac020001[88*16]802000",
         "110 v1 ac02010904080490facd04e0817601",
         "110 v1 ac020201",
+        "111 v1 ac02",
         "201 v1 02010300ac020200006162636465",
         "201 v1 0101ac02020701ac0200d80401017a737464",
         "202 v1 0001ac020300616263",
@@ -356,7 +359,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 15, 100, 111, 200, 203, u16::MAX] {
+    for kind in [0, 16, 100, 112, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));

@@ -126,7 +126,7 @@ pub fn aligned(rows: &[(&str, u64, &str)]) -> Vec<String> {
 
 /// `--stats` for one destination.
 pub fn stats(stats: &Stats) -> Vec<String> {
-    let sums = "content that was there already; it is the sum of the next three:";
+    let sums = "content that was there already; it is the sum of the next four:";
     let rows = [
         ("entries scanned", stats.scanned, "looked at in SRC"),
         ("created", stats.created, "new names with new content, or none"),
@@ -138,6 +138,7 @@ pub fn stats(stats: &Stats) -> Vec<String> {
         ("- from old files", stats.old_file_bytes, "of the file that had the name, or of one much like it"),
         ("- copied there", stats.copied_bytes, "from a file of another name, which stays"),
         ("- moved there", stats.moved_bytes, "of files that got another name"),
+        ("- resumed", stats.resumed_bytes, "that an interrupted push had sent"),
         ("literal bytes", stats.literal_bytes, "content that was not there, and was sent"),
         ("compressed bytes", stats.compressed_bytes, "what these took after compression"),
         ("wire bytes sent", stats.wire_sent, "all of it, with handshake and what describes the tree"),

@@ -31,6 +31,8 @@ pub struct Sent {
     pub compressed: u64,
     /// Content bytes that old files have.
     pub copied: u64,
+    /// Content bytes of parts that an interrupted push had left.
+    pub resumed: u64,
 }
 
 /// What to send from, and how.
@@ -80,6 +82,7 @@ impl ContentSender {
             literal: AtomicU64::new(0),
             compressed: AtomicU64::new(0),
             copied: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
         });
         let tasks = (0..STREAMS)
             .map(|stream| {
@@ -115,10 +118,10 @@ impl ContentSender {
     /// Ends the streams; returns how much they sent.
     pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
-        let Outgoing { literal, compressed, copied, .. } = &*self.outgoing;
-        let [literal, compressed, copied] =
-            [literal, compressed, copied].map(|counter| counter.load(Ordering::Relaxed));
-        Sent { literal, compressed, copied }
+        let Outgoing { literal, compressed, copied, resumed, .. } = &*self.outgoing;
+        let [literal, compressed, copied, resumed] =
+            [literal, compressed, copied, resumed].map(|counter| counter.load(Ordering::Relaxed));
+        Sent { literal, compressed, copied, resumed }
     }
 }
 

@@ -99,6 +99,8 @@ struct Session<'a> {
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
     problems: u64,
+    /// Bytes of whole contents that an interrupted push had sent.
+    resumed: u64,
     source_changed: Vec<Problem>,
     timing: Timing,
 }
@@ -200,6 +202,7 @@ impl<'a> Session<'a> {
             committed: false,
             waiting: Vec::new(),
             problems: 0,
+            resumed: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
         })
@@ -368,6 +371,7 @@ impl<'a> Session<'a> {
                 self.complete(&mut item);
                 monitor.item(dest, &item);
             }
+            Report::Resumed(bytes) => self.resumed = bytes,
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }
     }
@@ -460,6 +464,8 @@ impl<'a> Session<'a> {
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
                 refused = ack.refused;
                 fill(&mut stats, &ack);
+                stats.resumed_bytes = self.resumed.saturating_add(sent.resumed);
+                stats.reused_bytes = stats.reused_bytes.saturating_add(stats.resumed_bytes);
                 if self.delivery.policy.estimate {
                     // No copy was made there.
                     stats.old_file_bytes = sent.copied;

@@ -74,6 +74,8 @@ pub struct Outgoing {
     pub compressed: AtomicU64,
     /// Content bytes that old files have.
     pub copied: AtomicU64,
+    /// Content bytes that an interrupted push had sent before.
+    pub resumed: AtomicU64,
 }
 
 impl Outgoing {

@@ -163,7 +163,10 @@ impl Stream {
             Ok(Compared::Done(plan)) => {
                 let before = self.literal;
                 match self.send_plan(request.seq, &plan).await? {
-                    Ok(()) => self.outgoing.done(request, self.literal - before, plan.copied()),
+                    Ok(()) => {
+                        self.outgoing.resumed.fetch_add(plan.start, Ordering::Relaxed);
+                        self.outgoing.done(request, self.literal - before, plan.copied());
+                    }
                     Err(error) => self.outgoing.fail(request, &error),
                 }
             }

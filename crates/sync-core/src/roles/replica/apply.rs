@@ -1,6 +1,6 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -50,6 +50,10 @@ pub struct Application {
     undone: HashSet<RelPath>,
     /// Kept for another plan, if this one misses contents.
     changes: Changes,
+    /// Bytes of contents that an interrupted push left and this plan uses.
+    resumed: u64,
+    /// Entries that are not there because the kernel refused to make them.
+    unmade: Vec<RelPath>,
 }
 
 impl Application {
@@ -118,6 +122,7 @@ impl Application {
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
         let (publisher, failures, undone) = (None, 0, HashSet::new());
+        let resumed = resumed_bytes(opened, &steps);
         Ok(Self {
             announce,
             left_alone,
@@ -132,7 +137,26 @@ impl Application {
             failures,
             undone,
             changes,
+            resumed,
+            unmade: Vec::new(),
         })
+    }
+
+    /// Bytes of whole contents that an interrupted push left and this plan uses.
+    pub fn resumed(&self) -> u64 {
+        self.resumed
+    }
+
+    /// Says what is not there because the kernel refused to make it.
+    pub fn unmade(&self) -> Option<String> {
+        if self.unmade.is_empty() {
+            return None;
+        }
+        let mut names: Vec<String> = self.unmade.iter().take(NAMED).map(RelPath::display).collect();
+        if let more @ 1.. = self.unmade.len().saturating_sub(NAMED) {
+            names.push(format!("and {more} more"));
+        }
+        Some(format!("not there, because the kernel refused to make it: {}", names.join(", ")))
     }
 
     /// Why the plan is not to be carried out.
@@ -270,6 +294,7 @@ impl Application {
             match (instead, planned.map(|i| &self.steps[i])) {
                 // The old name of what was to move, which is no deletion that was counted.
                 (Some(Step { action: Action::Delete, .. }), None) => {}
+                (_, Some(Step { action: Action::Delete, path, .. })) if leaving.contains(path) => {}
                 (None, Some(Step { action: Action::MoveDir { .. }, .. })) => {
                     let dirs = self.moved.iter().filter(|dir| dir.to == *path);
                     dirs.flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut self.stats, &step, true, less));
@@ -278,7 +303,6 @@ impl Application {
                     let moves = moved_from(&self.plan, step).is_some();
                     count_step(&mut self.stats, step, moves, less);
                 }
-                (Some(step), _) | (None, Some(step)) => count_step(&mut self.stats, step, less),
                 (None, None) => {}
             }
         }
@@ -509,6 +533,16 @@ fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, opened.policy.no_delete)?.root)
 }
 
+fn resumed_bytes(opened: &Opened, steps: &[Step]) -> u64 {
+    let contents = steps.iter().filter(|step| step.action == Action::Content).filter_map(|step| step.new.as_ref());
+    let left: HashMap<Digest, u64> = contents
+        .filter_map(|new| new.content())
+        .filter(|(_, digest)| opened.left.contains(digest))
+        .map(|(size, digest)| (digest, size))
+        .collect();
+    left.values().sum()
+}
+
 fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
     // Names that went because their content moved are not counted twice.
     let mut stats = ReplicaStats { old_file_bytes, deleted: plan.deletes, ..ReplicaStats::default() };
@@ -517,7 +551,7 @@ fn count(plan: &Plan, old_file_bytes: u64) -> ReplicaStats {
         count_step(&mut stats, step, moved_from(plan, step).is_some(), add);
     }
     // As many entries are counted as if each had been moved by itself.
-    plan.moved.iter().flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut stats, &step, add));
+    plan.moved.iter().flat_map(MovedDir::arrivals).for_each(|step| count_step(&mut stats, &step, true, add));
     stats
 }
 

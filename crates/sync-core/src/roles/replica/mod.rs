@@ -191,7 +191,7 @@ impl Session {
     /// Does what the receiver wants done, and answers it.
     fn carry_out(&mut self, output: ReceiverOutput) -> Result<(), LinkError> {
         tokio::task::block_in_place(|| match output {
-            ReceiverOutput::Open(hello) => self.open(hello),
+            ReceiverOutput::Open(hello, source) => self.open(hello, source.as_ref()),
             ReceiverOutput::List(dirs) => self.list(&dirs),
             ReceiverOutput::Describe(ask) => self.describe(ask),
             ReceiverOutput::Consider(first, files) => {
@@ -232,6 +232,11 @@ impl Session {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
         };
+        if let Some(how) = source.and_then(|source| share.lies(source, !hello.policy.one_file_system)) {
+            let share = share.describe();
+            let reason = format!("{share} is on the same machine and {how} the source; choose one apart from it");
+            return self.refuse(reason);
+        }
         let mut notices = Vec::new();
         let opened = Opened::open(share, hello.policy, &self.stop, &mut notices);
         for text in notices {
@@ -267,6 +272,19 @@ impl Session {
             deleted,
             "done"
         );
+    }
+
+    /// What goes with an acknowledgement.
+    fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
+        self.log(ack);
+        let Some(application) = &self.application else { return Ok(()) };
+        if let resumed @ 1.. = application.resumed() {
+            self.receiver.handle(ReceiverInput::Resumed(resumed))?;
+        }
+        if let Some(text) = application.unmade() {
+            self.receiver.handle(ReceiverInput::Notice(text))?;
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, reason: String) -> Result<(), LinkError> {

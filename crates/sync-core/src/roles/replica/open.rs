@@ -141,6 +141,7 @@ impl Opened {
             }
             other => other?,
         }
+        opened.left = opened.staging.as_ref().map(|staging| staging.whole()).unwrap_or_default();
         if opened.fresh && opened.entries > 0 {
             let text = "there was no index of the replica, or it was deleted: it is rebuilt, and every file there is read once";
             notices.push(text.to_owned());

@@ -61,6 +61,8 @@ pub enum ReceiverInput {
     Problems(Vec<Problem>),
     /// Worth a line to a person.
     Notice(String),
+    /// So many bytes were staged when the session began, and the plan uses them.
+    Resumed(u64),
     /// The replica cannot go on.
     Refuse(Refusal),
 }

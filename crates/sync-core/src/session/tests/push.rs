@@ -435,7 +435,7 @@ impl Link {
                 }
                 SenderOutput::Report(Report::Problem(problem)) => self.outcome.problems.push(problem),
                 SenderOutput::Report(Report::Item(item)) => self.outcome.items.push(item),
-                SenderOutput::Report(Report::Notice(_)) => {}
+                SenderOutput::Report(Report::Notice(_) | Report::Resumed(_)) => {}
                 SenderOutput::End(end) => self.outcome.end = Some(end),
             }
         }
@@ -500,7 +500,7 @@ impl Link {
             self.work.pop_front();
         }
         match (output, self.opened.as_mut()) {
-            (ReceiverOutput::Open(hello), _) => {
+            (ReceiverOutput::Open(hello, _), _) => {
                 let (opened, stand) = replica.open(hello.policy);
                 self.opened = Some(opened);
                 self.tell_receiver(ReceiverInput::Opened(stand));
