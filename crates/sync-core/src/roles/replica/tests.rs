@@ -302,7 +302,9 @@ async fn a_replica_killed_between_intent_and_publication_goes_on_without_what_it
     }
     leave(played, &top).await;
     for (from, to) in [(&killed_top, &top), (&killed_state, &state)] {
-        std::fs::remove_dir_all(to).unwrap();
+        if to.exists() {
+            std::fs::remove_dir_all(to).unwrap();
+        }
         std::fs::rename(from, to).unwrap();
     }
     let index = StateDir::at(&state).replica_index_dir(&place::resolve(&top).unwrap());

@@ -10,7 +10,9 @@ use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
-use crate::session::{Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Told};
+use crate::session::{
+    Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told,
+};
 use crate::wire::{
     Ack, Announce, Change, Describe, Described, Hello, Moved, Offered, Parts, Refusal, ReplicaStats, Run, Stand,
     ToMaster, ToReplica, Touched, Unavailable, Wanted,
@@ -397,6 +399,36 @@ fn a_small_file_that_could_not_be_stored_is_tried_once_more() {
         assert_eq!(world.replicas[0].disk.at(&path("d/one")).unwrap().content, b"one, edited");
         world.push_exactly();
     }
+}
+
+/// Together they filled the disk: by themselves some fit, and where one does not, no larger one is sent in vain.
+#[test]
+fn large_files_that_could_not_be_stored_are_tried_again_one_by_one() {
+    let file = |at: &str, mebibytes: u64| Offered {
+        path: path(at),
+        digest: Digest::of(at.as_bytes()),
+        size: mebibytes << 20,
+        likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+    };
+    let files = vec![file("a", 7), file("b", 4), file("c", 6), file("d", 9)];
+    let mut receiver = gathering();
+    let wants = (0..4).map(Wanted::whole).zip(files.clone()).collect();
+    receiver.handle(ReceiverInput::Received(ToReplica::Offer(files))).unwrap();
+    receiver.handle(ReceiverInput::Considered(wants)).unwrap();
+    receiver.handle(ReceiverInput::Received(ToReplica::Announce(Announce { contents: 4, ..announce() }))).unwrap();
+    let mut settle = |seq, settled| {
+        while receiver.poll().is_some() {}
+        receiver.handle(ReceiverInput::Settled(seq, settled)).unwrap();
+        receiver.poll()
+    };
+    let failed = || Settled::Failed(Problem { path: None, reason: "no space left".to_owned() });
+    let wanted = |seq| Some(ReceiverOutput::Send(ToMaster::Want(vec![Wanted::whole(seq)])));
+    for seq in [0, 1, 2] {
+        assert_eq!(settle(seq, failed()), None);
+    }
+    assert_eq!(settle(3, failed()), wanted(1));
+    assert_eq!(settle(1, Settled::Staged), wanted(2));
+    assert!(matches!(settle(2, failed()), Some(ReceiverOutput::Plan(..))));
 }
 
 /// What is believed to be here by the beginning of its digest may not be: the plan finds out, and asks for it.
