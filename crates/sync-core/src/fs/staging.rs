@@ -58,7 +58,7 @@ pub struct Staging {
     ahead: Mutex<Option<BTreeMap<RelPath, Digest>>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
     phase: RwLock<Phase>,
