@@ -26,10 +26,6 @@ pub enum Compared {
 pub struct Plan {
     /// The file.
     pub file: SourceFile,
-    /// Its content.
-    pub digest: Digest,
-    /// Its bytes.
-    pub size: u64,
     /// Where the first operation's bytes go: what is before is there already.
     pub start: u64,
     /// From there to the end.
@@ -138,7 +134,7 @@ impl Comparison {
             Asked::Pieces { start, ops, gaps, pieces } if !gone => (start, piece_by_piece(&file, ops, &gaps, &pieces)?),
             _ => return Self::chunk_by_chunk(source, request, file, &[]),
         };
-        Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops, old: None }))
+        Ok(Compared::Done(Plan { file, start, ops, old: None }))
     }
 
     fn chunk_by_chunk(
@@ -167,7 +163,7 @@ impl Comparison {
         let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
         let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
         if open < WORTH_ASKING || is_wrong {
-            return Ok(Compared::Done(Plan { file, digest, size, start, ops, old: None }));
+            return Ok(Compared::Done(Plan { file, start, ops, old: None }));
         }
         let form = Form::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
         let ask = Describe { seq: request.seq, pieces: Some(form.sizes()), ranges };

@@ -320,7 +320,7 @@ impl Stream {
             let read = || match &self.outgoing.source.blocks {
                 Some(blocks) => {
                     let mut buffer = vec![0; size];
-                    blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer).map(|()| buffer)
+                    blocks.read(&plan.file, at + done, &mut buffer).map(|()| buffer)
                 }
                 None => plan.file.read_at(at + done, size),
             };
