@@ -59,15 +59,20 @@ pub struct Incoming {
 }
 
 impl Staging {
-    /// Starts to receive a content of `size` bytes for `near` from its beginning; `None` if it is staged already, or
-    /// on its way by another thread.
+    /// Starts to receive a content of `size` bytes for `near` from its beginning; `None` if it is staged already.
     ///
     /// # Errors
-    /// [`FsError`] if the staging directory or the file cannot be made.
-    pub fn begin(self: &Arc<Self>, digest: &Digest, size: u64, near: &RelPath) -> Result<Option<Incoming>, FsError> {
+    /// [`IncomingError::Elsewhere`] if it is being received already; [`IncomingError::Fs`] if the staging directory or the
+    /// file cannot be made.
+    pub fn begin(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        near: &RelPath,
+    ) -> Result<Option<Incoming>, IncomingError> {
         let _going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
-        if !self.claim(digest, &stage) {
+        if !self.claim(digest, &stage)? {
             return Ok(None);
         }
         let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
@@ -88,14 +93,14 @@ impl Staging {
         size: u64,
         near: &RelPath,
         draft: Drafted,
-    ) -> Result<Option<Incoming>, FsError> {
+    ) -> Result<Option<Incoming>, IncomingError> {
         let going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
         if draft.size() != size || !is_big(size) || !draft.is_in(&stage) {
             drop(going_on);
             return self.begin(digest, size, near);
         }
-        if !self.claim(digest, &stage) {
+        if !self.claim(digest, &stage)? {
             return Ok(None);
         }
         let name = part_name(digest);
@@ -112,15 +117,16 @@ impl Staging {
     /// beyond it is cut off; what it has before is hashed again here.
     ///
     /// # Errors
-    /// [`FsError`] if there is no such part, it is shorter than `offset`, or the disk refuses; also if the session is asked
-    /// to stop meanwhile, and then the part stays as it is.
+    /// [`IncomingError::Elsewhere`] if it is being received already; [`IncomingError::Fs`] if there is no such part, it is
+    /// shorter than `offset`, or the disk refuses; also if the session is asked to stop meanwhile, and then the part stays
+    /// as it is.
     pub fn begin_at(
         self: &Arc<Self>,
         digest: &Digest,
         size: u64,
         near: &RelPath,
         offset: u64,
-    ) -> Result<Option<Incoming>, FsError> {
+    ) -> Result<Option<Incoming>, IncomingError> {
         if offset == 0 {
             return self.begin(digest, size, near);
         }
@@ -132,8 +138,9 @@ impl Staging {
                     content.state = State::Receiving;
                     Arc::clone(&content.stage)
                 }
+                Some(content) if content.state == State::Receiving => return Err(IncomingError::Elsewhere),
                 Some(_) => return Ok(None),
-                None => return Err(FsError::because("resume", near, "no part of it is staged")),
+                None => return Err(FsError::because("resume", near, "no part of it is staged").into()),
             }
         };
         let fail = |errno| {
@@ -147,7 +154,7 @@ impl Staging {
         let mut begun = vec![0; (offset - aligned) as usize];
         let read = sparse::read_at(&fd, aligned, &mut begun).map_err(fail)?;
         if read != begun.len() {
-            return Err(fail(Errno::INVAL));
+            return Err(fail(Errno::INVAL).into());
         }
         let going_on = self.going_on(near)?;
         ftruncate(&fd, offset).map_err(fail)?;

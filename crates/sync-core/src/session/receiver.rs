@@ -448,6 +448,12 @@ impl Receiver {
                 let problem = Problem { path: Some(file.path.clone()), reason };
                 self.did_not_come(seq, file.path, Some(problem));
             }
+            Settled::Elsewhere if !asked_again => self.set_aside.push((seq, file)),
+            Settled::Elsewhere => {
+                let reason = "the content is on its way twice, and neither comes to its end".to_owned();
+                let problem = Problem { path: Some(file.path.clone()), reason };
+                self.did_not_come(seq, file.path, Some(problem));
+            }
             Settled::Failed(_) if !asked_again && file.size <= SET_ASIDE => self.set_aside.push((seq, file)),
             Settled::Failed(problem) => self.did_not_come(seq, file.path, Some(problem)),
         }
