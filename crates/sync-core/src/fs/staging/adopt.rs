@@ -122,7 +122,8 @@ impl Staging {
     pub(super) fn verify(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
         let name = digest.to_hex();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, u64::MAX, &self.stop));
+        let found =
+            openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, u64::MAX, &self.stop));
         if matches!(found, Err(Errno::CANCELED)) {
             return false;
         }

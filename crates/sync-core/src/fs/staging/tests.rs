@@ -334,7 +334,8 @@ fn reading_what_an_earlier_session_left_can_be_stopped() {
     };
     let staging = session();
     std::thread::scope(|scope| {
-        let reading = scope.spawn(|| staging.begin_at(&digest, size + 1, &near(), size).map(|incoming| incoming.is_some()));
+        let reading =
+            scope.spawn(|| staging.begin_at(&digest, size + 1, &near(), size).map(|incoming| incoming.is_some()));
         while staging.contents().get(&digest).is_none_or(|content| content.state != State::Receiving) {
             std::thread::yield_now();
         }

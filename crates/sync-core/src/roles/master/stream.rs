@@ -168,9 +168,10 @@ impl Stream {
                 }
             }
             Ok(Compared::Asks(comparison, ask)) => {
+                let old = comparison.old_size();
                 self.outgoing.queue().ask(comparison, &ask);
                 // If the session is over, nobody needs to know.
-                let _ = self.outgoing.asks.send(ask);
+                let _ = self.outgoing.asks.send((ask, old));
             }
             Err(error) => self.outgoing.fail(request, &error),
         }

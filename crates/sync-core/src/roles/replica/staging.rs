@@ -427,7 +427,8 @@ impl Files {
             let (root, staging) = self.place()?;
             let open = if expected.given_up {
                 let Offered { path, likely, .. } = expected.file;
-                let mut open = Open { path, likely, incoming: None, basis: None, stands_in: false, reused: 0, failed: None };
+                let mut open =
+                    Open { path, likely, incoming: None, basis: None, stands_in: false, reused: 0, failed: None };
                 open.give_up();
                 open
             } else {
