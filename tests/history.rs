@@ -71,6 +71,17 @@ fn more_packs_than_descriptors_are_used_and_kept() {
 }
 
 #[test]
+fn each_content_is_kept_once() {
+    let scratch = Scratch::new();
+    for edit in [1, 2] {
+        files(&scratch.src(), 100, 49_999, edit);
+        scratch.push().arg("--history=64m").ok();
+        let (kept, need) = (bytes(&packs(&scratch.state())), u64::from(edit) * 100 * 50_000);
+        assert!((need..need + 100_000).contains(&kept), "{kept} bytes for {need}");
+    }
+}
+
+#[test]
 fn contents_of_some_mebibytes_share_packs() {
     let scratch = Scratch::new();
     // A pack has 16 MiB.

@@ -58,6 +58,9 @@ pub enum IncomingError {
     /// The bytes are not what the digest and size say, or what they were to be taken from cannot be read.
     #[error("the content does not match its digest")]
     Mismatch,
+    /// Somebody else is receiving it, and may never come to its end.
+    #[error("the content is on its way in another stream")]
+    Elsewhere,
     /// The disk refused.
     #[error(transparent)]
     Fs(#[from] FsError),

@@ -41,8 +41,8 @@ const PACK: RangeInclusive<u64> = 64 << 10..=256 << 20;
 /// Larger contents are alone in a pack, which goes with them.
 const ALONE: u64 = 64 << 20;
 
-/// The store. Memory: some 75 to 150 bytes for each content, and up to 3 MiB while it is written; while
-/// room is made, some 60 bytes more for each content that files have. Open files: the
+/// The store. Memory: some 75 to 150 bytes for each content, and up to 3 MiB while it is written, with some 60 bytes for
+/// each content of the pack under way; while room is made, some 60 bytes more for each content that files have. Open files: the
 /// packs used last, at most 16, those of each [`Kept`], and the one that is being written.
 pub struct History {
     was_empty: bool,

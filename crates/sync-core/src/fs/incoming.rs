@@ -1,6 +1,7 @@
 //! Content on its way into staging: written in order, hashed while it is written, visible only when it is whole.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
@@ -58,15 +59,20 @@ pub struct Incoming {
 }
 
 impl Staging {
-    /// Starts to receive a content of `size` bytes for `near` from its beginning; `None` if it is staged already, or
-    /// on its way by another thread.
+    /// Starts to receive a content of `size` bytes for `near` from its beginning; `None` if it is staged already.
     ///
     /// # Errors
-    /// [`FsError`] if the staging directory or the file cannot be made.
-    pub fn begin(self: &Arc<Self>, digest: &Digest, size: u64, near: &RelPath) -> Result<Option<Incoming>, FsError> {
+    /// [`IncomingError::Elsewhere`] if it is being received already; [`IncomingError::Fs`] if the staging directory or the
+    /// file cannot be made.
+    pub fn begin(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        near: &RelPath,
+    ) -> Result<Option<Incoming>, IncomingError> {
         let _going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
-        if !self.claim(digest, &stage) {
+        if !self.claim(digest, &stage)? {
             return Ok(None);
         }
         let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
@@ -87,14 +93,14 @@ impl Staging {
         size: u64,
         near: &RelPath,
         draft: Drafted,
-    ) -> Result<Option<Incoming>, FsError> {
+    ) -> Result<Option<Incoming>, IncomingError> {
         let going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
         if draft.size() != size || !is_big(size) || !draft.is_in(&stage) {
             drop(going_on);
             return self.begin(digest, size, near);
         }
-        if !self.claim(digest, &stage) {
+        if !self.claim(digest, &stage)? {
             return Ok(None);
         }
         let name = part_name(digest);
@@ -111,54 +117,55 @@ impl Staging {
     /// beyond it is cut off; what it has before is hashed again here.
     ///
     /// # Errors
-    /// [`FsError`] if there is no such part, it is shorter than `offset`, or the disk refuses.
+    /// [`IncomingError::Elsewhere`] if it is being received already; [`IncomingError::Fs`] if there is no such part, it is
+    /// shorter than `offset`, or the disk refuses; also if the session is asked to stop meanwhile, and then the part stays
+    /// as it is.
     pub fn begin_at(
         self: &Arc<Self>,
         digest: &Digest,
         size: u64,
         near: &RelPath,
         offset: u64,
-    ) -> Result<Option<Incoming>, FsError> {
+    ) -> Result<Option<Incoming>, IncomingError> {
         if offset == 0 {
             return self.begin(digest, size, near);
         }
-        let going_on = self.going_on(near)?;
         let stage = {
+            let _going_on = self.going_on(near)?;
             let mut contents = self.contents();
             match contents.get_mut(digest) {
                 Some(content) if content.state == State::Part => {
                     content.state = State::Receiving;
                     Arc::clone(&content.stage)
                 }
+                Some(content) if content.state == State::Receiving => return Err(IncomingError::Elsewhere),
                 Some(_) => return Ok(None),
-                None => return Err(FsError::because("resume", near, "no part of it is staged")),
+                None => return Err(FsError::because("resume", near, "no part of it is staged").into()),
             }
         };
-        let resumed = resume(&stage, digest, size, offset);
-        // Dropping an unfinished content takes it again.
-        drop(going_on);
-        match resumed {
-            Ok((fd, hasher)) => {
-                let mut incoming = self.incoming(stage, fd, part_name(digest), digest, size, near);
-                // Writing goes on at a block's beginning: the bytes of a begun block are gathered again.
-                let aligned = offset - offset % BLOCK as u64;
-                let mut begun = vec![0; (offset - aligned) as usize];
-                let read = sparse::read_at(&incoming.fd, aligned, &mut begun);
-                if read != Ok(begun.len()) {
-                    return Err(FsError::because("resume", near, "its part cannot be read"));
-                }
-                (incoming.hasher, incoming.written, incoming.gathered) = (hasher, aligned, begun);
-                Ok(Some(incoming))
-            }
-            Err(errno) => {
-                self.settle(digest, State::Part);
-                Err(FsError::new("resume", near, errno))
-            }
+        let fail = |errno| {
+            self.settle(digest, State::Part);
+            FsError::new("resume", near, errno)
+        };
+        // Nobody else begins what is being received, and the end of the session need not wait for the reading.
+        let (fd, hasher) = read_part(&stage, digest, size, offset, &self.stop).map_err(fail)?;
+        // Writing goes on at a block's beginning: the bytes of a begun block are gathered again.
+        let aligned = offset - offset % BLOCK as u64;
+        let mut begun = vec![0; (offset - aligned) as usize];
+        let read = sparse::read_at(&fd, aligned, &mut begun).map_err(fail)?;
+        if read != begun.len() {
+            return Err(fail(Errno::INVAL).into());
         }
+        let going_on = self.going_on(near)?;
+        ftruncate(&fd, offset).map_err(fail)?;
+        drop(going_on);
+        let mut incoming = self.incoming(stage, fd, part_name(digest), digest, size, near);
+        (incoming.hasher, incoming.written, incoming.gathered) = (hasher, aligned, begun);
+        Ok(Some(incoming))
     }
 
     /// The part of a content of `target_size` bytes that an interrupted push left, with its chunks; it is read for
-    /// that. `None` if there is none worth resuming.
+    /// that. `None` if there is none worth resuming, or the session is asked to stop.
     ///
     /// # Errors
     /// [`FsError`] if the part cannot be read.
@@ -169,7 +176,10 @@ impl Staging {
         };
         let fail = |errno| FsError::new("read the part in", &stage.mount.staging_path(), errno);
         let fd = open_part(&stage, digest).map_err(fail)?;
-        let chunks = whole_chunks(&fd, target_size, target_size).map_err(fail)?;
+        let chunks = match whole_chunks(&fd, target_size, target_size, &self.stop) {
+            Err(Errno::CANCELED) => return Ok(None),
+            chunks => chunks.map_err(fail)?,
+        };
         let size = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
         Ok((size > 0).then_some(Part { size, chunks }))
     }
@@ -423,7 +433,9 @@ impl Incoming {
             sparse::write_sparse(&self.fd, self.written, &last)?;
             ftruncate(&self.fd, arrived)?;
             // No chunk is longer, so that the first, if it is whole, ends within this.
-            whole_chunks(&self.fd, arrived.min(Chunking::for_size(self.size).max() as u64), self.size)
+            let limit = arrived.min(Chunking::for_size(self.size).max() as u64);
+            // So little is read when the session is about to stop as well.
+            whole_chunks(&self.fd, limit, self.size, &AtomicBool::new(false))
         };
         is_big(self.size) && whole().is_ok_and(|chunks| !chunks.is_empty())
     }
@@ -454,11 +466,11 @@ impl Drop for Incoming {
 
 /// The chunks of the first `limit` bytes, cut with the sizes for a content of `target_size`. The last is left out unless
 /// it has the greatest length: what comes after it may belong to it.
-fn whole_chunks(fd: impl AsFd, limit: u64, target_size: u64) -> Result<Vec<ChunkRef>, Errno> {
+fn whole_chunks(fd: impl AsFd, limit: u64, target_size: u64, stop: &AtomicBool) -> Result<Vec<ChunkRef>, Errno> {
     let chunking = Chunking::for_size(target_size);
     let mut chunker = Chunker::new(chunking);
     let mut chunks: Vec<ChunkRef> = Vec::new();
-    sparse::each_piece(fd, limit, |piece| chunker.push(piece, &mut |chunk| chunks.push(ChunkRef::of(chunk))))?;
+    sparse::each_piece(fd, limit, stop, |piece| chunker.push(piece, &mut |chunk| chunks.push(ChunkRef::of(chunk))))?;
     chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
     chunks.pop_if(|last| (last.len as usize) < chunking.max());
     Ok(chunks)
@@ -468,15 +480,20 @@ fn open_part(stage: &Stage, digest: &Digest) -> Result<OwnedFd, Errno> {
     openat(stage.fd(), part_name(digest), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Cuts a part off at `offset` and hashes what is left.
-fn resume(stage: &Stage, digest: &Digest, size: u64, offset: u64) -> Result<(OwnedFd, ContentHasher), Errno> {
+/// Opens a part, and hashes what it has before `offset`.
+fn read_part(
+    stage: &Stage,
+    digest: &Digest,
+    size: u64,
+    offset: u64,
+    stop: &AtomicBool,
+) -> Result<(OwnedFd, ContentHasher), Errno> {
     let fd = open_part(stage, digest)?;
     let has = rustix::fs::fstat(&fd)?.st_size;
     if offset > size || u64::try_from(has).unwrap_or(0) < offset {
         return Err(Errno::INVAL);
     }
-    ftruncate(&fd, offset)?;
     let mut hasher = ContentHasher::default();
-    sparse::each_piece(&fd, offset, |piece| hasher.update(piece))?;
+    sparse::each_piece(&fd, offset, stop, |piece| hasher.update(piece))?;
     Ok((fd, hasher))
 }

@@ -181,6 +181,11 @@ impl SourceFile {
         Ok(file)
     }
 
+    /// What it was when it was seen.
+    pub fn tuple(&self) -> &Tuple {
+        &self.expected
+    }
+
     /// Opens whatever is at `path` now: to be verified after the reading at the latest.
     fn open_unseen(root: &Root, path: &RelPath, expected: &Tuple) -> Result<Self, ReadError> {
         let Some(parent) = path.parent() else { return Err(ReadError::Changed) };

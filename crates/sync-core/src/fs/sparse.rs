@@ -1,6 +1,7 @@
 //! Content on disk in pieces: zero runs are left out when it is written, and skipped when a file is copied.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -132,20 +133,29 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
     Ok(())
 }
 
-/// Hashes the first `limit` bytes of a file, or all if it is shorter.
-pub(crate) fn hash(fd: impl AsFd, limit: u64) -> Result<blake3::Hasher, Errno> {
+/// Hashes the first `limit` bytes of a file, or all if it is shorter; [`Errno::CANCELED`] once `stop` is raised.
+pub(crate) fn hash(fd: impl AsFd, limit: u64, stop: &AtomicBool) -> Result<blake3::Hasher, Errno> {
     let mut hasher = blake3::Hasher::new();
-    each_piece(fd, limit, |piece| {
+    each_piece(fd, limit, stop, |piece| {
         hasher.update(piece);
     })?;
     Ok(hasher)
 }
 
-/// Shows the first `limit` bytes of a file, or all if it is shorter, from its beginning; returns how many there were.
-pub(crate) fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])) -> Result<u64, Errno> {
+/// Shows the first `limit` bytes of a file, or all if it is shorter, from its beginning; [`Errno::CANCELED`] once `stop`
+/// is raised.
+pub(crate) fn each_piece(
+    fd: impl AsFd,
+    limit: u64,
+    stop: &AtomicBool,
+    mut visit: impl FnMut(&[u8]),
+) -> Result<(), Errno> {
     let mut buffer = vec![0; usize::try_from(limit).map_or(PIECE, |limit| limit.min(PIECE))];
     let mut at = 0;
     while at < limit {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Errno::CANCELED);
+        }
         let want = usize::try_from(limit - at).map_or(PIECE, |left| left.min(PIECE));
         let n = read_at(&fd, at, &mut buffer[..want])?;
         visit(&buffer[..n]);
@@ -154,5 +164,5 @@ pub(crate) fn each_piece(fd: impl AsFd, limit: u64, mut visit: impl FnMut(&[u8])
             break;
         }
     }
-    Ok(at)
+    Ok(())
 }

@@ -58,7 +58,7 @@ pub struct Staging {
     ahead: Mutex<Option<BTreeMap<RelPath, Digest>>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
     phase: RwLock<Phase>,
@@ -168,8 +168,8 @@ impl Staging {
     /// touched again.
     ///
     /// # Errors
-    /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Fs`] if they cannot be
-    /// written, and then nothing of them is left.
+    /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Elsewhere`] if they are being
+    /// received; [`IncomingError::Fs`] if they cannot be written, and then nothing of them is left.
     pub fn store(
         &self,
         digest: &Digest,
@@ -182,7 +182,7 @@ impl Staging {
         }
         let phase = self.going_on(near)?;
         let (stage, is_new) = self.stage_for(near)?;
-        if !self.claim(digest, &stage) {
+        if !self.claim(digest, &stage)? {
             return Ok(());
         }
         let size = bytes.len() as u64;
@@ -335,19 +335,23 @@ impl Staging {
         if *phase == Phase::Over { Err(FsError::because("stage", near, "the session is over")) } else { Ok(phase) }
     }
 
-    /// Takes the right to write the content; `false` if it is there already, or on its way by another thread. A part
-    /// or an unverified content of that digest gives way.
-    pub(crate) fn claim(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
+    /// Takes the right to write the content; `false` if it is there already. A part or an unverified content of that
+    /// digest gives way.
+    ///
+    /// # Errors
+    /// [`IncomingError::Elsewhere`] if somebody else has that right.
+    pub(crate) fn claim(&self, digest: &Digest, stage: &Arc<Stage>) -> Result<bool, IncomingError> {
         let mut contents = self.contents();
         if let Some(old) = contents.get(digest) {
             match old.state {
-                State::Whole | State::Receiving => return false,
+                State::Whole => return Ok(false),
+                State::Receiving => return Err(IncomingError::Elsewhere),
                 State::Part => remove_name(old.stage.fd(), &part_name(digest)),
                 State::Unverified => remove_name(old.stage.fd(), &digest.to_hex()),
             }
         }
         contents.insert(*digest, Content::new(stage, State::Receiving));
-        true
+        Ok(true)
     }
 
     /// Records that the content is whole and verified.

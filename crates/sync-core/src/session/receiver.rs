@@ -458,6 +458,14 @@ impl Receiver {
                 let problem = Problem { path: Some(file.path.clone()), reason };
                 self.did_not_come(seq, file.path, Some(problem));
             }
+            Settled::Elsewhere if !asked_again => {
+                let problem = Some(twice(&file.path)).filter(|_| file.size > SET_ASIDE);
+                self.set_aside.insert((file.size, seq), (file, problem));
+            }
+            Settled::Elsewhere => {
+                let problem = twice(&file.path);
+                self.did_not_come(seq, file.path, Some(problem));
+            }
             Settled::Failed(problem) if !asked_again => {
                 let problem = Some(problem).filter(|_| file.size > SET_ASIDE);
                 self.set_aside.insert((file.size, seq), (file, problem));
@@ -591,6 +599,12 @@ impl Receiver {
         self.state = State::Preparing;
         self.outputs.push_back(ReceiverOutput::Prepare);
     }
+}
+
+/// Why a content that one stream brings is not taken from another.
+fn twice(path: &RelPath) -> Problem {
+    let reason = "the content is on its way twice, and neither comes to its end".to_owned();
+    Problem { path: Some(path.clone()), reason }
 }
 
 fn name(message: &ToReplica) -> &'static str {

@@ -11,8 +11,8 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Describe, Described, Draft, Hello, Listing, MAX_CHUNKS, MAX_DIRS, MAX_ENTRIES, Moved,
-    Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
+    Ack, Announce, Basis, Change, Describe, Described, Draft, Hello, Listing, MAX_DIRS, MAX_ENTRIES, MAX_ENTRY_BYTES,
+    Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -62,8 +62,8 @@ pub enum SenderInput {
         /// Sorted by name.
         children: Vec<Child>,
     },
-    /// The old file of a requested content must be known better before it can be sent.
-    Describe(Describe),
+    /// The old file of a requested content must be known better before it can be sent. It has so many bytes.
+    Describe(Describe, u64),
     /// A requested content cannot be sent.
     Unavailable {
         /// Which.
@@ -209,6 +209,8 @@ pub struct Sender {
     frontier: Vec<RelPath>,
     listing: HashMap<RelPath, (Option<Digest>, Vec<Child>)>,
     asked: usize,
+    /// For what is listed of those, with its names.
+    pub(super) listed: Budget,
 }
 
 impl Sender {
@@ -234,6 +236,7 @@ impl Sender {
             frontier: Vec::new(),
             listing: HashMap::new(),
             asked: 0,
+            listed: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
         }
     }
 
@@ -278,7 +281,7 @@ impl Sender {
                 self.descend();
             }
             SenderInput::Children { dir, own, children } => self.descended(&dir, own, &children),
-            SenderInput::Describe(describe) => self.describe(describe),
+            SenderInput::Describe(describe, old) => self.describe(describe, old),
             SenderInput::Unavailable { seq, reason } => {
                 self.send(ToReplica::Unavailable(Unavailable { seq, reason }));
             }
@@ -458,6 +461,7 @@ impl Sender {
             let mut dirs = std::mem::replace(&mut self.frontier, rest);
             dirs.sort();
             self.asked = dirs.len();
+            self.listed = Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES);
             self.listing = dirs.iter().map(|dir| (dir.clone(), (None, Vec::new()))).collect();
             for part in in_messages(dirs, MAX_DIRS, |dir| dir.as_bytes().len() + 4) {
                 self.send(ToReplica::List(part));
@@ -474,9 +478,10 @@ impl Sender {
             (Some(before), Some(next)) => before.name < next.name,
             _ => true,
         };
-        if !sorted || (so_far.len() + children.len()) as u64 > MAX_ENTRIES {
-            return Err(ProtocolError(format!("the listing of {dir} is not sorted, or too long")));
+        if !sorted {
+            return Err(ProtocolError(format!("the listing of {dir} is not sorted")));
         }
+        self.listed.take(children.len(), children.iter().map(|child| child.name.len()).sum())?;
         *seen = own;
         so_far.extend(children);
         if last {
@@ -529,11 +534,8 @@ impl Sender {
         Ok(())
     }
 
-    fn describe(&mut self, describe: Describe) {
-        let most = describe.pieces.map_or(MAX_CHUNKS as u64, |sizes| {
-            describe.ranges.iter().map(|(_, bytes)| sizes.most_chunks(*bytes)).fold(0, u64::saturating_add)
-        });
-        self.describing.insert(describe.seq, most);
+    fn describe(&mut self, describe: Describe, old: u64) {
+        self.describing.insert(describe.seq, describe.most_parts(old));
         self.send(ToReplica::Describe(describe));
     }
 

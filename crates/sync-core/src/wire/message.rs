@@ -112,6 +112,16 @@ pub struct Describe {
     pub ranges: Vec<(u64, u64)>,
 }
 
+impl Describe {
+    /// Most parts that the answer has, if the old file has so many bytes.
+    pub fn most_parts(&self, old: u64) -> u64 {
+        match self.pieces {
+            Some(sizes) => self.ranges.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(sizes.most_chunks(*bytes))),
+            None => Chunking::for_size(old).most_chunks(old).min(MAX_CHUNKS as u64),
+        }
+    }
+}
+
 /// A part of the answer to [`Describe`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Described {
@@ -616,15 +626,26 @@ impl Hello {
     }
 }
 
+/// Whether there are chunks that no bytes bound.
+fn has_empty(chunks: &[ChunkRef]) -> bool {
+    chunks.iter().any(|chunk| chunk.len == 0)
+}
+
 impl ToMaster {
     fn validate(&self) -> Result<(), String> {
         match self {
             Self::Want(wants) => {
                 let too_long = |w: &&Wanted| !w.basis.is_plausible() || w.part.len() > MAX_CHUNKS;
-                match wants.iter().find(too_long) {
-                    Some(w) => Err(format!("want {} has more chunks or pieces than it can have", w.seq)),
+                if let Some(w) = wants.iter().find(too_long) {
+                    return Err(format!("want {} has more chunks or pieces than it can have", w.seq));
+                }
+                match wants.iter().find(|w| has_empty(w.basis.chunks()) || has_empty(&w.part)) {
+                    Some(w) => Err(format!("want {} has chunks of no bytes", w.seq)),
                     None => Ok(()),
                 }
+            }
+            Self::Described(Described { seq, parts: Parts::Chunks(chunks), .. }) if has_empty(chunks) => {
+                Err(format!("the description of the old file of content {seq} has chunks of no bytes"))
             }
             Self::Listing(listing) => {
                 let names = || listing.children.iter().map(|c| &c.name);

@@ -596,6 +596,12 @@ fn what_a_peer_may_cost_is_bounded() {
         let want = ToMaster::Want(vec![Wanted { seq: 0, basis: file(size, chunks(basis)), part: chunks(part) }]);
         assert_eq!(refused_by_master(&want), bad, "{basis} chunks of {size} bytes and {part} of a part");
     }
+    let none = || vec![chunks(1)[0], ChunkRef { digest: [0; 16], len: 0 }];
+    let want = |basis, part| refused_by_master(&ToMaster::Want(vec![Wanted { seq: 0, basis, part }]));
+    assert!(want(file(huge, none()), Vec::new()) && want(Basis::None, none()), "chunks of no bytes");
+    let told =
+        |list| refused_by_master(&ToMaster::Described(Described { seq: 0, parts: Parts::Chunks(list), done: true }));
+    assert!(told(none()) && !told(chunks(2)), "chunks of no bytes");
     let pieces = |content: &[u8]| {
         let basis = Basis::Pieces(PieceHashes::of(content).0);
         refused_by_master(&ToMaster::Want(vec![Wanted { seq: 0, basis, part: Vec::new() }]))

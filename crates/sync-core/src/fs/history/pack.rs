@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use foldhash::HashSet;
+
 use super::super::read::SourceFile;
 use crate::hash::Digest;
 
@@ -83,6 +85,8 @@ pub(super) struct Writing {
     /// What is to be written next.
     buffer: Vec<u8>,
     contents: Vec<Content>,
+    /// The first bytes of their digests.
+    known: HashSet<u64>,
 }
 
 impl Writing {
@@ -91,7 +95,7 @@ impl Writing {
         // A crash may have left one.
         let _ = fs::remove_file(&path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, written: 0, buffer: Vec::new(), contents: Vec::new() })
+        Ok(Self { file, written: 0, buffer: Vec::new(), contents: Vec::new(), known: HashSet::default() })
     }
 
     /// Bytes of its contents.
@@ -101,6 +105,16 @@ impl Writing {
 
     pub(super) fn is_empty(&self) -> bool {
         self.contents.is_empty()
+    }
+
+    /// Whether it has a content whose digest begins in that way.
+    pub(super) fn has(&self, prefix: u64) -> bool {
+        self.known.contains(&prefix)
+    }
+
+    fn add(&mut self, digest: Digest, len: u64) {
+        self.contents.push((digest, len));
+        self.known.insert(digest.prefix());
     }
 
     /// Bytes that are to be written, with the table.
@@ -115,7 +129,7 @@ impl Writing {
 
     pub(super) fn append(&mut self, digest: Digest, content: &[u8]) -> io::Result<()> {
         self.buffer.extend_from_slice(content);
-        self.contents.push((digest, content.len() as u64));
+        self.add(digest, content.len() as u64);
         if self.buffer.len() >= PIECE { self.flush() } else { Ok(()) }
     }
 
@@ -124,7 +138,7 @@ impl Writing {
         self.flush()?;
         if source.copy_to(&self.file, self.written, len)? {
             self.written += len;
-            self.contents.push((digest, len));
+            self.add(digest, len);
             Ok(())
         } else {
             // What was copied before that was noticed would be behind the trailer.
@@ -155,7 +169,7 @@ impl Writing {
             done += now as u64;
         }
         self.written += len;
-        self.contents.push((digest, len));
+        self.add(digest, len);
         Ok(true)
     }
 

@@ -107,7 +107,9 @@ impl Store {
     pub(super) fn wants(&self, digest: &Digest, size: u64) -> bool {
         let Bounds { contents, most, .. } = &self.bounds;
         let fits = contents.contains(&size) && self.put.saturating_add(size) <= *most;
-        fits && !self.closed && self.places.get(&digest.prefix()).is_none_or(|place| place.digest != *digest)
+        let is_kept = self.places.get(&digest.prefix()).is_some_and(|place| place.digest == *digest)
+            || self.writing.as_ref().is_some_and(|writing| writing.has(digest.prefix()));
+        fits && !self.closed && !is_kept
     }
 
     pub(super) fn put(&mut self, digest: Digest, content: &[u8]) {

@@ -70,6 +70,22 @@ fn what_is_put_in_is_there_when_it_is_opened_again() {
     assert!(!history.wants(&Digest::of(&content(3)), 10 * K as u64));
 }
 
+/// A content is put in when it is read, and tried again when its version is there.
+#[test]
+fn what_is_put_in_twice_is_there_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // In the pack under way, and in those before it.
+    for numbers in [1..4, 1..40] {
+        let history = open(&dir, M);
+        put(&history, numbers.clone());
+        put(&history, numbers.clone());
+        assert!(numbers.clone().all(|number| !history.wants(&Digest::of(&content(number)), 10 * K as u64)));
+        history.finish(HashSet::default);
+        let bytes = numbers.count() as u64 * (10 * K as u64 + 40) + packs(&dir).len() as u64 * 48;
+        assert_eq!(on_disk(&dir), bytes);
+    }
+}
+
 #[test]
 fn small_and_very_large_contents_are_not_kept() {
     let dir = tempfile::tempdir().unwrap();

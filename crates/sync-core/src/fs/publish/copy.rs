@@ -1,6 +1,7 @@
 //! Copies of files that the replica has, or has staged.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -39,7 +40,10 @@ impl Publisher {
             return Ok(staged);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(staged.dir(), &*staged.name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, size));
+        // A step that was begun is ended.
+        let never = AtomicBool::new(false);
+        let found = openat(staged.dir(), &*staged.name, flags, Mode::empty());
+        let found = found.and_then(|fd| sparse::hash(&fd, size, &never));
         if found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == digest) {
             return Ok(staged);
         }

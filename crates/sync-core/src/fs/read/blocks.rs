@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 
 use super::{ReadError, SourceFile};
@@ -17,6 +17,21 @@ const AHEAD: usize = 2;
 
 /// A block's place, and what was read of it.
 type Outcome = (u64, Result<(BlockHash, Vec<u8>), ReadError>);
+
+/// The place of what a reader sends that panics, and sends no block any more.
+const LOST: u64 = u64::MAX;
+
+/// A reader's end of the channel. The other readers keep it open, so that one that panics must say so.
+struct Reader(Sender<Outcome>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Without anybody who waits, nobody needs to know.
+            let _ = self.0.send((LOST, Err(ReadError::Cancelled)));
+        }
+    }
+}
 
 /// Reads and hashes a file of more than one [`BLOCK`]; `take` gets it in order, block by block. `None` if there is no
 /// thread for it, and then nothing was taken.
@@ -43,10 +58,10 @@ pub(super) fn hash(
         let room = room;
         let mut reading = false;
         for _ in 0..readers {
-            let full = full.clone();
+            let full = Reader(full.clone());
             let read = move || {
                 while let Some(block) = read_next(file, size, next, rooms) {
-                    if full.send(block).is_err() {
+                    if full.0.send(block).is_err() {
                         break;
                     }
                 }
@@ -95,7 +110,7 @@ fn await_block(
         if let Some(block) = early.remove(&at) {
             return Some(block);
         }
-        let (at, block) = blocks.recv().ok()?;
+        let (at, block) = blocks.recv().ok().filter(|(at, _)| *at != LOST)?;
         early.insert(at, block);
     }
 }
@@ -108,4 +123,25 @@ fn read_next(file: &SourceFile, size: u64, next: &AtomicU64, rooms: &Mutex<Recei
     let at = i.checked_mul(BLOCK).filter(|at| *at < size)?;
     bytes.resize(usize::try_from(BLOCK.min(size - at)).unwrap_or(0), 0);
     Some((i, file.read_exact_at(at, &mut bytes).map(|()| (BlockHash::of(i, &bytes), bytes))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_panics_is_not_waited_for() {
+        let (full, blocks) = mpsc::channel();
+        // Another one that has nothing to say.
+        let _other = full.clone();
+        let reader = Reader(full);
+        let panics = move || {
+            let _reader = reader;
+            panic!("on purpose");
+        };
+        assert!(std::thread::spawn(panics).join().is_err());
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(await_block(0, &blocks, &mut BTreeMap::new()).is_none()));
+        assert_eq!(ended.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+    }
 }

@@ -117,11 +117,16 @@ impl Staging {
         }
     }
 
-    /// Hashes a content that a killed push left whole; one that is not what its name says is removed.
+    /// Hashes a content that a killed push left whole; one that is not what its name says is removed. Once the session is
+    /// asked to stop, it stays what it is and is not believed.
     pub(super) fn verify(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
         let name = digest.to_hex();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, u64::MAX));
+        let found =
+            openat(stage.fd(), &name, flags, Mode::empty()).and_then(|fd| sparse::hash(&fd, u64::MAX, &self.stop));
+        if matches!(found, Err(Errno::CANCELED)) {
+            return false;
+        }
         let good = found.is_ok_and(|hasher| Digest::from(hasher.finalize()) == *digest);
         if good {
             self.settle(digest, State::Whole);
@@ -174,7 +179,7 @@ impl Staging {
             return;
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let hashed = openat(dir, name, flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX));
+        let hashed = openat(dir, name, flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX, &self.stop));
         let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { return };
         let hex = digest.to_hex();
         if renameat_with(dir, name, stage.fd(), &hex, RenameFlags::NOREPLACE).is_err() {

@@ -303,6 +303,61 @@ fn a_part_loses_nothing_where_a_resume_is_cut_at_once() {
 }
 
 #[test]
+fn what_is_on_its_way_is_not_taken_for_staged() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let bytes = noise(300_000);
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    let incoming = begin(&staging, &bytes);
+    assert!(matches!(staging.begin(&digest, size, &near()), Err(IncomingError::Elsewhere)));
+    assert!(matches!(staging.begin_at(&digest, size, &near(), 1), Err(IncomingError::Elsewhere)));
+    assert!(matches!(staging.store(&digest, &bytes, &near(), None), Err(IncomingError::Elsewhere)));
+    drop(incoming);
+    staging.store(&digest, &bytes, &near(), None).unwrap();
+    assert!(staging.begin(&digest, size, &near()).unwrap().is_none(), "it is there");
+}
+
+/// What takes long to read is neither waited for by the end of the session nor read on after it.
+#[test]
+fn reading_what_an_earlier_session_left_can_be_stopped() {
+    let bed = Bed::new();
+    // Sparse, and so long that no machine reads it in this time.
+    let (size, digest) = (256 << 30, Digest::of(b"whatever"));
+    bed.session().store(&Digest::of(b"x"), b"x", &near(), None).unwrap();
+    let part = bed.dir().join(part_name(&digest));
+    fs::File::create(&part).unwrap().set_len(size).unwrap();
+    let stop: Arc<AtomicBool> = Arc::default();
+    let session = || {
+        let staging = Arc::new(Staging::new(Arc::clone(&bed.root)).stop_on(Arc::clone(&stop)));
+        staging.adopt(&RelPath::root()).unwrap();
+        staging
+    };
+    let staging = session();
+    std::thread::scope(|scope| {
+        let reading =
+            scope.spawn(|| staging.begin_at(&digest, size + 1, &near(), size).map(|incoming| incoming.is_some()));
+        while staging.contents().get(&digest).is_none_or(|content| content.state != State::Receiving) {
+            std::thread::yield_now();
+        }
+        staging.keep_parts();
+        assert!(!reading.is_finished(), "the end has waited for it");
+        stop.store(true, Ordering::Relaxed);
+        assert!(reading.join().unwrap().is_err());
+    });
+    assert_eq!(fs::metadata(&part).unwrap().len(), size, "nothing of it is cut off");
+    // The same for what is read in the session's own task.
+    for whole in [false, true] {
+        if whole {
+            fs::rename(&part, bed.dir().join(digest.to_hex())).unwrap();
+        }
+        let staging = session();
+        assert!(staging.part(&digest, size + 1).unwrap().is_none() && !staging.has(&digest));
+        staging.keep_parts();
+        assert_eq!(bed.names().len(), 1, "it stays for another time");
+    }
+}
+
+#[test]
 fn the_directory_that_held_staging_keeps_its_time() {
     let bed = Bed::new();
     let time = || fs::metadata(bed.top.path()).map(|meta| (meta.mtime(), meta.mtime_nsec())).unwrap();
@@ -379,7 +434,10 @@ fn many_threads_store_at_once() {
                 for i in 0..200 {
                     // Half of the contents come from every thread.
                     let text = if i % 2 == 0 { format!("{i}") } else { format!("{thread} {i}") };
-                    staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None).unwrap();
+                    match staging.store(&Digest::of(text.as_bytes()), text.as_bytes(), &near(), None) {
+                        Ok(()) | Err(IncomingError::Elsewhere) => {}
+                        Err(error) => panic!("{error}"),
+                    }
                 }
             });
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::source::Source;
-use crate::chunk::pieces::{Form, Pieces};
+use crate::chunk::pieces::{Form, MAX_PIECES, Pieces};
 use crate::chunk::{self, ChunkRef, Chunker, Chunking};
 use crate::delta::{self, Gap, Matcher, Op};
 use crate::fs::{Kept, ReadError, SourceFile};
@@ -26,10 +26,6 @@ pub enum Compared {
 pub struct Plan {
     /// The file.
     pub file: SourceFile,
-    /// Its content.
-    pub digest: Digest,
-    /// Its bytes.
-    pub size: u64,
     /// Where the first operation's bytes go: what is before is there already.
     pub start: u64,
     /// From there to the end.
@@ -65,19 +61,23 @@ impl Comparison {
     ///
     /// # Errors
     /// [`ReadError`] if the file is not what was offered, or cannot be read.
-    pub fn begin(source: &Source, request: ContentRequest) -> Result<Compared, ReadError> {
+    pub fn begin(source: &Source, mut request: ContentRequest) -> Result<Compared, ReadError> {
         let file = source.open_content(&request.file.path, &request.file.digest)?;
         if let Some((old, chunks)) = kept(source, &request.basis) {
             return Self::beside(source, request, file, old, &chunks);
         }
-        let chunks = match &request.basis {
+        let chunks = match &mut request.basis {
             // Its content should have been there: it was too old, or is lost.
             Basis::Named(_) => return Ok(Self::ask_chunks(request)),
-            Basis::File { chunks, .. } if !chunks.is_empty() => chunks.clone(),
-            Basis::File { digest, size, .. } => match source.chunks(digest) {
-                Ok(Some(known)) if chunk::covered(&known) == *size => known.to_vec(),
-                _ => return Ok(Self::ask_chunks(request)),
-            },
+            Basis::File { digest, size, chunks, .. } => {
+                // Not held any longer than they are of use.
+                let told = std::mem::take(chunks);
+                match source.chunks(digest) {
+                    _ if !told.is_empty() && chunk::covered(&told) == *size => told,
+                    Ok(Some(known)) if chunk::covered(&known) == *size => known.to_vec(),
+                    _ => return Ok(Self::ask_chunks(request)),
+                }
+            }
             Basis::None | Basis::Pieces(_) => Vec::new(),
         };
         Self::chunk_by_chunk(source, request, file, &chunks)
@@ -91,6 +91,24 @@ impl Comparison {
     /// One that waits for the chunks of the old file.
     pub(super) fn of_chunks(request: ContentRequest) -> Self {
         Self { request, asked: Asked::Chunks(Vec::new()), gone: false }
+    }
+
+    /// How many bytes the old file has at most.
+    pub fn old_size(&self) -> u64 {
+        match &self.request.basis {
+            Basis::File { size, .. } => *size,
+            Basis::Named(_) | Basis::Pieces(_) => MAX_PIECES,
+            Basis::None => 0,
+        }
+    }
+
+    /// About how many parts it holds already.
+    pub fn held(&self) -> u64 {
+        let asked = match &self.asked {
+            Asked::Chunks(chunks) => chunks.len(),
+            Asked::Pieces { ops, gaps, pieces, .. } => ops.len() + gaps.len() + pieces.list.len(),
+        };
+        (self.request.basis.chunks().len() + self.request.part.len() + asked) as u64
     }
 
     /// With the old content at hand nothing is asked that is not answered here.
@@ -134,25 +152,30 @@ impl Comparison {
         let Self { request, asked, gone } = self;
         let file = source.open_content(&request.file.path, &request.file.digest)?;
         let (start, ops) = match asked {
-            Asked::Chunks(chunks) if !gone => return Self::chunk_by_chunk(source, request, file, &chunks),
+            Asked::Chunks(chunks) => {
+                let is_all = !matches!(request.basis, Basis::File { size, .. } if chunk::covered(&chunks) != size);
+                let chunks = if is_all && !gone { chunks } else { Vec::new() };
+                return Self::chunk_by_chunk(source, request, file, &chunks);
+            }
             Asked::Pieces { start, ops, gaps, pieces } if !gone => (start, piece_by_piece(&file, ops, &gaps, &pieces)?),
-            _ => return Self::chunk_by_chunk(source, request, file, &[]),
+            Asked::Pieces { start, .. } => {
+                (start, after(vec![Op::Literal { offset: 0, len: request.file.size }], start))
+            }
         };
-        Ok(Compared::Done(Plan { file, digest: request.file.digest, size: request.file.size, start, ops, old: None }))
+        Ok(Compared::Done(Plan { file, start, ops, old: None }))
     }
 
     fn chunk_by_chunk(
         source: &Source,
-        request: ContentRequest,
+        mut request: ContentRequest,
         file: SourceFile,
         basis: &[ChunkRef],
     ) -> Result<Compared, ReadError> {
         let (digest, size) = (request.file.digest, request.file.size);
-        let start = match request.part.is_empty() {
+        let part = std::mem::take(&mut request.part);
+        let start = match part.is_empty() {
             true => 0,
-            false => {
-                resume_at(&chunks_of(source, &file, &digest, size, Chunking::for_size(size))?, &request.part, size)
-            }
+            false => resume_at(&chunks_of(source, &file, &digest, size, Chunking::for_size(size))?, &part, size),
         };
         let old = chunk::covered(basis);
         let ops = match basis {
@@ -167,7 +190,7 @@ impl Comparison {
         let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
         let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
         if open < WORTH_ASKING || is_wrong {
-            return Ok(Compared::Done(Plan { file, digest, size, start, ops, old: None }));
+            return Ok(Compared::Done(Plan { file, start, ops, old: None }));
         }
         let form = Form::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
         let ask = Describe { seq: request.seq, pieces: Some(form.sizes()), ranges };

@@ -63,7 +63,7 @@ impl ContentSender {
         sending: Sending,
         connection: &Connection,
         failures: mpsc::UnboundedSender<SendFailure>,
-        asks: mpsc::UnboundedSender<Describe>,
+        asks: mpsc::UnboundedSender<(Describe, u64)>,
     ) -> Self {
         let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
         let outgoing = Arc::new(Outgoing {

@@ -89,7 +89,7 @@ struct Session<'a> {
     /// The same by path, until the replica tells what becomes of these.
     estimated: HashMap<RelPath, u64>,
     /// What the streams must know of old files.
-    asks: mpsc::UnboundedReceiver<Describe>,
+    asks: mpsc::UnboundedReceiver<(Describe, u64)>,
     decided: Option<Arc<Decided>>,
     /// Until the changes are announced.
     difference: Option<Arc<Difference>>,
@@ -230,7 +230,7 @@ impl<'a> Session<'a> {
                 },
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
                 Some(estimate) = self.estimates.recv() => Ok(self.estimated(estimate)),
-                Some(ask) = self.asks.recv() => Ok(SenderInput::Describe(ask)),
+                Some((ask, old)) = self.asks.recv() => Ok(SenderInput::Describe(ask, old)),
                 event = source.recv(), if !self.committed => match event {
                     Some(event) => Ok(self.source_event(event)),
                     // The source failed as a whole, and said why.

@@ -54,8 +54,8 @@ pub struct Outgoing {
     pub queue: Mutex<Queue>,
     /// Rings when something was added.
     pub more: Notify,
-    /// Where the replica is asked about old files.
-    pub asks: mpsc::UnboundedSender<Describe>,
+    /// Where the replica is asked about old files, of so many bytes.
+    pub asks: mpsc::UnboundedSender<(Describe, u64)>,
     /// Where to tell what could not be sent.
     pub failures: mpsc::UnboundedSender<SendFailure>,
     /// Compression on the wire.

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::compare::Comparison;
-use crate::chunk::Chunking;
 use crate::options::Compress;
 use crate::session::ContentRequest;
 use crate::wire::{Basis, Describe, Described};
@@ -15,10 +14,10 @@ pub const SMALL: u64 = 256 << 10;
 /// when its turn comes, a small one is sent whole, and an interrupted one from its beginning.
 const MOST_TOLD: usize = 64 << 20;
 
-/// Files that a replica is asked about at the same time.
+/// Files that a replica is asked about at the same time, or has answered and nobody has gone on with.
 const MOST_ASKED: usize = 256;
 
-/// Pieces and chunks that it is asked about at the same time, unless it is only one file.
+/// Pieces and chunks of these, with what else is held of them, unless it is only one file.
 const MOST_PARTS: u64 = 1 << 20;
 
 /// What waits.
@@ -31,11 +30,11 @@ pub struct Queue {
     big: VecDeque<ContentRequest>,
     /// What the replica was asked about, with the number of parts.
     waiting: HashMap<u64, (Comparison, u64)>,
-    /// What it has answered.
-    answered: VecDeque<Comparison>,
+    /// What it has answered, likewise.
+    answered: VecDeque<(Comparison, u64)>,
     /// Bytes of what was told with the contents that wait to be begun.
     told: usize,
-    /// Pieces and chunks that were asked about and not yet told.
+    /// Parts of what was asked about and not gone on with.
     parts: u64,
     /// Whether the source was read to its end, so that a core has nothing else to do.
     pub is_read: bool,
@@ -105,7 +104,7 @@ impl Queue {
 
     /// A content waits for an answer.
     pub fn ask(&mut self, comparison: Comparison, ask: &Describe) {
-        let parts = parts(&comparison.request, ask);
+        let parts = parts(&comparison, ask);
         self.parts = self.parts.saturating_add(parts);
         self.waiting.insert(comparison.request.seq, (comparison, parts));
     }
@@ -114,23 +113,26 @@ impl Queue {
     pub fn answer(&mut self, described: Described) -> bool {
         let seq = described.seq;
         let complete = self.waiting.get_mut(&seq).is_some_and(|(comparison, _)| comparison.answer(described));
-        if complete && let Some((comparison, parts)) = self.waiting.remove(&seq) {
-            self.parts = self.parts.saturating_sub(parts);
-            self.answered.push_back(comparison);
+        if complete {
+            self.answered.extend(self.waiting.remove(&seq));
         }
         complete
     }
 
     fn big(&mut self) -> Option<Job> {
-        if let Some(comparison) = self.answered.pop_front() {
-            return Some(Job::GoOn(comparison));
-        }
-        self.begin_big()
+        let answered = self.answered.pop_front();
+        answered.map(|answered| self.go_on(answered)).or_else(|| self.begin_big())
+    }
+
+    fn go_on(&mut self, (comparison, parts): (Comparison, u64)) -> Job {
+        self.parts = self.parts.saturating_sub(parts);
+        Job::GoOn(comparison)
     }
 
     /// The next large file, unless too much is asked about already.
     fn begin_big(&mut self) -> Option<Job> {
-        let may_ask = self.waiting.is_empty() || self.waiting.len() < MOST_ASKED && self.parts < MOST_PARTS;
+        let asked = self.waiting.len() + self.answered.len();
+        let may_ask = asked == 0 || asked < MOST_ASKED && self.parts < MOST_PARTS;
         let request = if may_ask { self.big.pop_front()? } else { return None };
         self.told -= told(&request);
         Some(Job::Big(request))
@@ -142,10 +144,13 @@ impl Queue {
         if !self.is_read {
             return None;
         }
-        if self.big.front().is_some_and(|next| matches!(next.basis, Basis::File { .. })) {
-            return self.begin_big();
+        if self.big.front().is_some_and(|next| matches!(next.basis, Basis::File { .. }))
+            && let Some(job) = self.begin_big()
+        {
+            return Some(job);
         }
-        if self.answered.len() > 1 { self.answered.pop_back().map(Job::GoOn) } else { None }
+        let last = if self.answered.len() > 1 { self.answered.pop_back() } else { None };
+        last.map(|answered| self.go_on(answered))
     }
 
     fn small(&mut self, batch: u64) -> Option<Job> {
@@ -161,14 +166,14 @@ impl Queue {
     }
 }
 
-/// About how many parts the answer has.
-fn parts(request: &ContentRequest, ask: &Describe) -> u64 {
-    let (bytes, sizes) = match (ask.pieces, &request.basis) {
-        (Some(sizes), _) => (ask.ranges.iter().fold(0, |sum: u64, (_, len)| sum.saturating_add(*len)), sizes),
-        (None, Basis::File { size, .. }) => (*size, Chunking::for_size(*size)),
-        (None, _) => return 0,
+/// About how many parts the answer has, and what waits for it. Of chunks the most: what a replica says of the size of its old
+/// file proves nothing.
+fn parts(comparison: &Comparison, ask: &Describe) -> u64 {
+    let asked = match ask.pieces {
+        Some(sizes) => ask.ranges.iter().fold(0, |sum: u64, (_, len)| sum.saturating_add(*len)) / sizes.avg() as u64,
+        None => ask.most_parts(comparison.old_size()),
     };
-    bytes / sizes.avg() as u64
+    asked.saturating_add(comparison.held())
 }
 
 fn told(request: &ContentRequest) -> usize {
@@ -202,7 +207,7 @@ mod tests {
     use crate::hash::Digest;
     use crate::manifest::{Metadata, Time};
     use crate::path::RelPath;
-    use crate::wire::Offered;
+    use crate::wire::{MAX_CHUNKS, Offered, Parts};
 
     fn wanted(seq: u64, chunks: usize) -> ContentRequest {
         let chunks = vec![ChunkRef { digest: [0; 16], len: 1 }; chunks];
@@ -224,6 +229,36 @@ mod tests {
         assert_eq!((remembered, queue.told), (MOST_TOLD / (20 << 14), 0));
         queue.push(wanted(1000, 1 << 14), 0);
         assert!(queue.told > 0, "there is room again");
+    }
+
+    /// However small the old files are said to be, whatever comes with the wants, and even if nobody goes on with what was
+    /// answered.
+    #[test]
+    fn what_waits_for_answers_and_what_they_hold_is_bounded() {
+        let ask = |seq| Describe { seq, pieces: None, ranges: Vec::new() };
+        let chunks = |count| vec![ChunkRef { digest: [0; 16], len: 1 }; count];
+        for (old, part) in [(300_000, 0), (1 << 40, 0), (300_000, 1 << 16)] {
+            let mut queue = Queue { is_read: true, ..Queue::default() };
+            let mut held = 0;
+            for seq in 0..1000 {
+                let basis = Basis::File { digest: Digest::of(b"y"), size: old, chunks: Vec::new(), guess: false };
+                let part = chunks(if seq < 20 { part } else { 0 });
+                queue.push(ContentRequest { part, ..request(seq, 1 << 40, basis) }, 0);
+            }
+            // The stream of small files asks; that of large ones is busy.
+            while let Some(Job::Big(request)) = queue.next(0, Kinds::Small) {
+                let (seq, part) = (request.seq, request.part.len());
+                let told = ask(seq).most_parts(old);
+                queue.ask(Comparison::of_chunks(request), &ask(seq));
+                let parts = Parts::Chunks(chunks(usize::try_from(told).unwrap()));
+                assert!(queue.answer(Described { seq, parts, done: true }));
+                held += told as usize + part;
+            }
+            assert!(queue.answered.len() <= MOST_ASKED && held <= MOST_PARTS as usize + MAX_CHUNKS, "{held} of {old}");
+            // What is gone on with makes room for all that is left.
+            while queue.next(0, Kinds::Big).is_some() {}
+            assert_eq!((queue.parts, queue.told, queue.big.len()), (0, 0, 0));
+        }
     }
 
     fn request(seq: u64, size: u64, basis: Basis) -> ContentRequest {
@@ -254,7 +289,7 @@ mod tests {
         queue.push(request(1, 2 << 20, old_file()), SMALL);
         queue.push(request(2, 2 << 20, Basis::None), SMALL);
         for seq in 3..6 {
-            queue.answered.push_back(Comparison::of_chunks(request(seq, 2 << 20, old_file())));
+            queue.answered.push_back((Comparison::of_chunks(request(seq, 2 << 20, old_file())), 0));
         }
         assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), [0]);
         assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), []);

@@ -15,6 +15,9 @@ use crate::hash::Digest;
 /// Most bytes kept.
 const CAPACITY: usize = 8 << 20;
 
+/// Places of contents that are gone, beyond as many as there are contents.
+const STALE: usize = 64;
+
 /// How long the reader waits for somebody to take something before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -30,7 +33,8 @@ pub struct Ring {
 #[derive(Default)]
 struct Inner {
     contents: HashMap<Digest, Content>,
-    order: VecDeque<Digest>,
+    /// Numbers and digests of contents, the oldest first. A place is of use while a content has that number.
+    order: VecDeque<(u64, Digest)>,
     bytes: usize,
     /// How many were added.
     added: u64,
@@ -99,15 +103,19 @@ impl Inner {
         self.bytes += content.len();
         self.added += 1;
         let content = Content { bytes: content, number: self.added, taken: false };
-        match self.contents.insert(digest, content) {
-            Some(old) => self.bytes -= old.bytes.len(),
-            None => self.order.push_back(digest),
+        if let Some(old) = self.contents.insert(digest, content) {
+            self.bytes -= old.bytes.len();
+        }
+        self.order.push_back((self.added, digest));
+        if self.order.len() > 2 * self.contents.len() + STALE {
+            let contents = &self.contents;
+            self.order.retain(|(number, digest)| contents.get(digest).is_some_and(|content| content.number == *number));
         }
     }
 
     /// Drops the oldest content if somebody has taken it, or a later one: the others will soon, or are slow.
     fn evict_done(&mut self) -> bool {
-        let oldest = self.order.front().map(|digest| self.contents.get(digest));
+        let oldest = self.order.front().map(|(number, digest)| self.at(*number, digest));
         let is_done = |content: &Content| content.taken || content.number < self.latest_taken;
         let done = oldest.is_some_and(|content| content.is_none_or(is_done));
         if done {
@@ -117,18 +125,22 @@ impl Inner {
     }
 
     fn evict(&mut self) {
-        if let Some(digest) = self.order.pop_front() {
+        if let Some((number, digest)) = self.order.pop_front()
+            && self.at(number, &digest).is_some()
+        {
             self.forget(&digest);
         }
     }
 
-    /// Its place in the order stays, and counts for nothing, until nothing is left.
+    /// The content of a place in the order, unless it is gone or was put in again since.
+    fn at(&self, number: u64, digest: &Digest) -> Option<&Content> {
+        self.contents.get(digest).filter(|content| content.number == number)
+    }
+
+    /// Its place in the order stays, and counts for nothing.
     fn forget(&mut self, digest: &Digest) {
         if let Some(content) = self.contents.remove(digest) {
             self.bytes -= content.bytes.len();
-        }
-        if self.contents.is_empty() {
-            self.order.clear();
         }
     }
 }
@@ -151,13 +163,35 @@ mod tests {
 
     #[test]
     fn what_was_taken_at_once_leaves_nothing_behind() {
-        let ring = Ring::new(1);
-        for i in 0..1000u32 {
-            let digest = Digest::of(&i.to_le_bytes());
-            ring.put(digest, Bytes::from_static(b"x"));
-            assert!(ring.take(&digest).is_some());
+        // Whether one among them is taken by nobody.
+        for passed_over in [false, true] {
+            let ring = Ring::new(1);
+            if passed_over {
+                ring.put(Digest::of(b"nobody"), Bytes::from_static(b"x"));
+            }
+            for i in 0..1000u32 {
+                let digest = Digest::of(&i.to_le_bytes());
+                ring.put(digest, Bytes::from_static(b"x"));
+                assert!(ring.take(&digest).is_some());
+                assert!(ring.inner.lock().unwrap().order.len() <= 2 * 2 + STALE);
+            }
+            let inner = ring.inner.lock().unwrap();
+            assert_eq!((inner.contents.len(), inner.bytes), (usize::from(passed_over), usize::from(passed_over)));
         }
-        assert!(ring.inner.lock().unwrap().order.is_empty());
+    }
+
+    #[test]
+    fn what_is_put_in_again_is_as_old_as_that() {
+        let ring = Ring::new(1);
+        let [first, second, last] = [b"1", b"2", b"3"].map(|text| Digest::of(text));
+        let half = || Bytes::from(vec![0; CAPACITY / 2]);
+        ring.put(first, half());
+        assert!(ring.take(&first).is_some());
+        ring.put(second, half());
+        ring.put(first, half());
+        // The place that the first had is passed over; the second has to go.
+        ring.put(last, half());
+        assert!(ring.take(&second).is_none() && ring.take(&first).is_some() && ring.take(&last).is_some());
     }
 
     /// Every other one is at the replica already, and nobody ever comes for it.

@@ -171,9 +171,10 @@ impl Stream {
                 }
             }
             Ok(Compared::Asks(comparison, ask)) => {
+                let old = comparison.old_size();
                 self.outgoing.queue().ask(comparison, &ask);
                 // If the session is over, nobody needs to know.
-                let _ = self.outgoing.asks.send(ask);
+                let _ = self.outgoing.asks.send((ask, old));
             }
             Err(error) => self.outgoing.fail(request, &error),
         }
@@ -323,7 +324,7 @@ impl Stream {
             let read = || match &self.outgoing.source.blocks {
                 Some(blocks) => {
                     let mut buffer = vec![0; size];
-                    blocks.read(&plan.file, plan.digest, plan.size, at + done, &mut buffer).map(|()| buffer)
+                    blocks.read(&plan.file, at + done, &mut buffer).map(|()| buffer)
                 }
                 None => plan.file.read_at(at + done, size),
             };

@@ -195,7 +195,7 @@ impl Session {
             ReceiverOutput::List(dirs) => self.list(&dirs),
             ReceiverOutput::Describe(ask) => self.describe(ask),
             ReceiverOutput::Consider(first, files) => {
-                let wants = self.consider(first, files);
+                let wants = self.consider(first, files)?;
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
             ReceiverOutput::Draft(draft) => {
@@ -205,7 +205,7 @@ impl Session {
                 Ok(())
             }
             ReceiverOutput::Fetch(files) => {
-                let wants = self.fetch(files);
+                let wants = self.fetch(files)?;
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
             ReceiverOutput::Expand(moved, touched) => {
@@ -324,8 +324,8 @@ impl Session {
     }
 
     /// What is missing of these contents, as far as can be told before the plan.
-    fn consider(&mut self, first: u64, files: Vec<Offered>) -> Vec<(Wanted, Offered)> {
-        let Some(opened) = self.opened.as_mut() else { return Vec::new() };
+    fn consider(&mut self, first: u64, files: Vec<Offered>) -> Result<Vec<(Wanted, Offered)>, LinkError> {
+        let Some(opened) = self.opened.as_mut() else { return Ok(Vec::new()) };
         let mut missing = Vec::new();
         for (seq, file) in (first..).zip(files) {
             let left_alone = opened.holds.covers(&file.path);
@@ -337,8 +337,8 @@ impl Session {
     }
 
     /// Makes ready for these contents; with what may save sending some of them.
-    fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Vec<(Wanted, Offered)> {
-        let Some(opened) = self.opened.as_mut() else { return Vec::new() };
+    fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Result<Vec<(Wanted, Offered)>, LinkError> {
+        let Some(opened) = self.opened.as_mut() else { return Ok(Vec::new()) };
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
@@ -357,7 +357,8 @@ impl Session {
             self.stager.expect(seq, Expected { file: file.clone(), basis: old, cuts, given_up: false });
             wants.push((Wanted { seq, basis, part }, file));
         }
-        wants
+        // What was not read to its end would be asked for as if there were nothing, and give way to what comes.
+        if self.stop.load(Ordering::Relaxed) { Err(LinkError::Interrupted) } else { Ok(wants) }
     }
 
     /// Refuses a plan that would delete too much before anything of it touches the disk.

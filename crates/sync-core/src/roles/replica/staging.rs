@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::HashMap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::basis::{self, OldFile};
@@ -58,6 +58,8 @@ struct Shared {
     expected: Mutex<HashMap<u64, Expected>>,
     replica: Mutex<Option<(Arc<Root>, Arc<Staging>)>>,
     settled: Settlements,
+    /// Changes when a content is given up.
+    given_up: watch::Sender<()>,
     copied: AtomicU64,
     stood_in: AtomicU64,
     drafts: Drafts,
@@ -66,6 +68,26 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(settled: Settlements) -> Self {
+        Self {
+            expected: Mutex::default(),
+            replica: Mutex::default(),
+            settled,
+            given_up: watch::Sender::default(),
+            copied: AtomicU64::new(0),
+            stood_in: AtomicU64::new(0),
+            drafts: Drafts::default(),
+            cuts: AtomicUsize::new(0),
+        }
+    }
+
+    fn give_up(&self, seq: u64) {
+        if let Some(expected) = self.expected().get_mut(&seq) {
+            expected.given_up = true;
+        }
+        self.given_up.send_replace(());
+    }
+
     fn expected(&self) -> MutexGuard<'_, HashMap<u64, Expected>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,15 +102,7 @@ pub struct Stager {
 impl Stager {
     /// Starts to accept streams; what became of each content goes to `settled`.
     pub fn new(connection: Connection, settled: Settlements) -> Self {
-        let shared = Arc::new(Shared {
-            expected: Mutex::default(),
-            replica: Mutex::default(),
-            settled,
-            copied: AtomicU64::new(0),
-            stood_in: AtomicU64::new(0),
-            drafts: Drafts::default(),
-            cuts: AtomicUsize::new(0),
-        });
+        let shared = Arc::new(Shared::new(settled));
         let accepting = tokio::spawn(accept(connection, Arc::clone(&shared)));
         Self { shared, accepting }
     }
@@ -123,9 +137,7 @@ impl Stager {
 
     /// The master cannot send a content after all; what is still under way of it is ignored.
     pub fn give_up(&self, seq: u64) {
-        if let Some(expected) = self.shared.expected().get_mut(&seq) {
-            expected.given_up = true;
-        }
+        self.shared.give_up(seq);
     }
 
     /// The old file in place of an awaited content.
@@ -171,11 +183,20 @@ async fn accept(connection: Connection, shared: Arc<Shared>) {
 
 /// A stream's contents, frame by frame.
 async fn receive(mut reader: FrameReader, shared: Arc<Shared>) -> Result<(), LinkError> {
-    let mut files = Files { shared, open: HashMap::default(), decompressor: None };
-    while let Some(frame) = reader.next(MAX_CONTENT + (1 << 20)).await? {
+    let mut given_up = shared.given_up.subscribe();
+    let mut files = Files::new(shared);
+    loop {
+        let mut next = std::pin::pin!(reader.next(MAX_CONTENT + (1 << 20)));
+        let frame = loop {
+            tokio::select! {
+                frame = &mut next => break frame?,
+                // Whoever tells of it is there as long as this stream.
+                _ = given_up.changed() => tokio::task::block_in_place(|| files.drop_given_up()),
+            }
+        };
+        let Some(frame) = frame else { return Ok(()) };
         tokio::task::block_in_place(|| files.take(&frame))?;
     }
-    Ok(())
 }
 
 /// The big files of one stream that are under way.
@@ -207,6 +228,10 @@ fn protocol(text: impl Into<String>) -> LinkError {
 }
 
 impl Files {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, open: HashMap::default(), decompressor: None }
+    }
+
     fn take(&mut self, frame: &Frame) -> Result<(), LinkError> {
         match ContentFrame::decode(frame.kind, frame.version, &frame.body)? {
             Some(ContentFrame::Batch(batch, bytes)) => self.batch(&batch, bytes),
@@ -384,6 +409,15 @@ impl Files {
         Ok(())
     }
 
+    /// Lets go of what will not come to its end: it may be on its way by another of its names, in another stream.
+    fn drop_given_up(&mut self) {
+        for (seq, open) in &mut self.open {
+            if self.shared.expected().get(seq).is_some_and(|expected| expected.given_up) {
+                open.give_up();
+            }
+        }
+    }
+
     /// The file of this piece, opened by its first: which says by its offset where an interrupted one goes on.
     fn open(&mut self, seq: u64, offset: u64) -> Result<&mut Open, LinkError> {
         if !self.open.contains_key(&seq) {
@@ -393,7 +427,10 @@ impl Files {
             let (root, staging) = self.place()?;
             let open = if expected.given_up {
                 let Offered { path, likely, .. } = expected.file;
-                Open { path, likely, incoming: None, basis: None, stands_in: false, reused: 0, failed: None }
+                let mut open =
+                    Open { path, likely, incoming: None, basis: None, stands_in: false, reused: 0, failed: None };
+                open.give_up();
+                open
             } else {
                 Open::begin(&root, &staging, &self.shared.drafts, &expected, offset)
             };
@@ -422,7 +459,7 @@ impl Open {
         let (path, likely, stands_in) = (file.path.clone(), file.likely, expected.has_stand_in());
         let (incoming, failed) = match begun {
             Ok(incoming) => (incoming, None),
-            Err(error) => (None, Some(problem(&error, &path))),
+            Err(error) => (None, Some(failed(error, &path))),
         };
         Self { path, likely, incoming, basis, stands_in, reused: 0, failed }
     }
@@ -437,6 +474,13 @@ impl Open {
             basis.read_exact_at(*at, &mut prefix[begin..]).ok()?;
         }
         decompress_after(&prefix, frame, literal_bytes(splices), MAX_RAW).ok().map(Cow::Owned)
+    }
+
+    /// It does not come: the rest is skipped, and what there is of it is left for who may bring it.
+    fn give_up(&mut self) {
+        let reason = "the master cannot send it".to_owned();
+        self.failed = Some(Settled::Failed(Problem { path: Some(self.path.clone()), reason }));
+        self.incoming = None;
     }
 
     /// Does something with the file unless it has failed; says whether it went well.
@@ -539,6 +583,7 @@ fn content<'a>(
 fn failed(error: IncomingError, path: &RelPath) -> Settled {
     match error {
         IncomingError::Mismatch => Settled::Mismatch,
+        IncomingError::Elsewhere => Settled::Elsewhere,
         IncomingError::Fs(error) => problem(&error, path),
     }
 }
@@ -546,4 +591,50 @@ fn failed(error: IncomingError, path: &RelPath) -> Settled {
 /// A problem of the file that was to be staged, wherever exactly it showed.
 fn problem(error: &FsError, path: &RelPath) -> Settled {
     Settled::Failed(Problem { path: Some(path.clone()), ..error.to_problem() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Digest;
+    use crate::manifest::Time;
+
+    /// The master fails in mid-file, and sends no end: the content is asked for by its other name, and comes in another
+    /// stream.
+    #[test]
+    fn what_was_given_up_in_mid_file_does_not_count_as_staged() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let staging = Arc::new(Staging::new(Arc::clone(&root)));
+        let (sender, mut settled) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(sender));
+        *shared.replica.lock().unwrap() = Some((root, Arc::clone(&staging)));
+        let content = vec![7; 300_000];
+        let (digest, likely) = (Digest::of(&content), Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Time::default() });
+        for (seq, name) in ["a", "b"].into_iter().enumerate() {
+            let file = Offered { path: RelPath::new(name).unwrap(), digest, size: content.len() as u64, likely };
+            let expected = Expected { file, basis: None, cuts: None, given_up: false };
+            shared.expected().insert(seq as u64, expected);
+        }
+        let [mut first, mut second] = [(); 2].map(|()| Files::new(Arc::clone(&shared)));
+        let send = |files: &mut Files, seq, bytes: &[u8]| {
+            let len = u32::try_from(bytes.len()).unwrap();
+            files.piece(&Piece::Literal { seq, offset: 0, len, encoding: Encoding::Plain }, bytes).unwrap();
+        };
+        send(&mut first, 0, &content[..1000]);
+        let mut whole_by_the_other = || {
+            send(&mut second, 1, &content);
+            second.piece(&Piece::End { seq: 1 }, &[]).unwrap();
+            settled.try_recv().unwrap()
+        };
+        assert_eq!(whole_by_the_other(), [(1, Settled::Elsewhere)]);
+        assert!(!staging.has(&digest));
+        shared.give_up(0);
+        first.drop_given_up();
+        assert_eq!(whole_by_the_other(), [(1, Settled::Staged)]);
+        assert!(staging.has(&digest));
+        // What was still under way does not matter.
+        first.piece(&Piece::Literal { seq: 0, offset: 1000, len: 1, encoding: Encoding::Plain }, &[7]).unwrap();
+        assert!(staging.has(&digest));
+    }
 }

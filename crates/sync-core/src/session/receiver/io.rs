@@ -17,6 +17,8 @@ pub enum Settled {
     Staged,
     /// What came was not that content: a false match of chunks, or a file that changed underway.
     Mismatch,
+    /// It was on its way in another stream, which may never bring all of it.
+    Elsewhere,
     /// It could not be stored.
     Failed(Problem),
 }

@@ -423,7 +423,7 @@ impl Link {
                     Basis::File { size, .. } => {
                         let (seq, ranges) = (request.seq, vec![(0, size.max(1))]);
                         self.asked.insert(seq, request);
-                        self.tell_sender(SenderInput::Describe(Describe { seq, pieces: Some(small()), ranges }));
+                        self.tell_sender(SenderInput::Describe(Describe { seq, pieces: Some(small()), ranges }, size));
                     }
                     _ => self.send_content(master, faults, &request),
                 },

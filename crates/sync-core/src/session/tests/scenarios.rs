@@ -5,6 +5,7 @@ use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
 use crate::chunk::ChunkRef;
 use crate::chunk::pieces::{Form, Pieces, small};
+use crate::diff::Child;
 use crate::hash::Digest;
 use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
@@ -14,8 +15,8 @@ use crate::session::{
     Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told,
 };
 use crate::wire::{
-    Ack, Announce, Change, Describe, Described, Hello, Moved, Offered, Parts, Refusal, ReplicaStats, Run, Stand,
-    ToMaster, ToReplica, Touched, Unavailable, Wanted,
+    Ack, Announce, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, Moved, Offered, Parts, Refusal,
+    ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted,
 };
 
 fn only(mut outcomes: Vec<super::push::Outcome>) -> super::push::Outcome {
@@ -988,7 +989,7 @@ fn a_description_is_asked_for_and_has_no_more_parts_than_its_ranges_can() {
     assert!(tell(&mut sender, 0, 1, true).is_err(), "nobody asked");
     // Two ranges, of at most three and one pieces.
     let least = small().min() as u64;
-    let ask = || SenderInput::Describe(describe(0, vec![(0, 3 * least), (9 * least, least - 1)]));
+    let ask = || SenderInput::Describe(describe(0, vec![(0, 3 * least), (9 * least, least - 1)]), 99 * least);
     sender.handle(ask()).unwrap();
     assert!(tell(&mut sender, 1, 1, true).is_err(), "another one");
     tell(&mut sender, 0, 3, false).unwrap();
@@ -998,6 +999,60 @@ fn a_description_is_asked_for_and_has_no_more_parts_than_its_ranges_can() {
     tell(&mut sender, 0, 3, false).unwrap();
     let error = tell(&mut sender, 0, 2, true).unwrap_err().to_string();
     assert!(error.contains("more parts than it can have"), "{error}");
+    // The same for chunks, by the size that the file is said to have.
+    let tell = |sender: &mut Sender, count| {
+        let parts = Parts::Chunks(vec![ChunkRef { digest: [0; 16], len: 1 }; count]);
+        sender.handle(SenderInput::Received(ToMaster::Described(Described { seq: 0, parts, done: false })))
+    };
+    for (bytes, most) in [(300_000, 37), (1, 1), (u64::MAX, MAX_CHUNKS)] {
+        let mut sender = Sender::new(hello());
+        let ask = Describe { seq: 0, pieces: None, ranges: Vec::new() };
+        sender.handle(SenderInput::Describe(ask, bytes)).unwrap();
+        tell(&mut sender, most).unwrap();
+        assert!(tell(&mut sender, 1).is_err(), "more than {most} for {bytes} bytes");
+    }
+}
+
+#[test]
+fn a_content_that_is_on_its_way_twice_is_asked_for_again_when_all_others_are_done() {
+    let likely = super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata();
+    let mut receiver = gathering();
+    let files = ["a", "b"].map(|name| {
+        // As large as it likes.
+        Offered { path: path(name), digest: Digest::of(name.as_bytes()), size: 1 << 40, likely }
+    });
+    receiver.handle(ReceiverInput::Received(ToReplica::Offer(files.to_vec()))).unwrap();
+    let wants = (0..).map(Wanted::whole).zip(files).collect();
+    receiver.handle(ReceiverInput::Considered(wants)).unwrap();
+    receiver.handle(ReceiverInput::Received(ToReplica::Announce(Announce { contents: 2, ..announce() }))).unwrap();
+    outputs(&mut receiver);
+    receiver.handle(ReceiverInput::Settled(0, Settled::Elsewhere)).unwrap();
+    assert_eq!(outputs(&mut receiver), []);
+    receiver.handle(ReceiverInput::Settled(1, Settled::Staged)).unwrap();
+    assert_eq!(outputs(&mut receiver), [ReceiverOutput::Send(ToMaster::Want(vec![Wanted::whole(0)]))]);
+    // Once more is enough.
+    receiver.handle(ReceiverInput::Settled(0, Settled::Elsewhere)).unwrap();
+    assert!(matches!(outputs(&mut receiver)[..], [ReceiverOutput::Plan(..)]));
+}
+
+/// All that a question for some directories brings is held at the same time.
+#[test]
+fn what_a_replica_lists_is_bounded() {
+    let list = |sender: &mut Sender, dir: &str, name: &str| {
+        let child = Child { name: name.as_bytes().into(), hash: Digest::of(b""), own: Digest::of(b""), is_dir: false };
+        let listing = Listing { dir: path(dir), own: None, children: vec![child], last: false };
+        sender.handle(SenderInput::Received(ToMaster::Listing(listing)))
+    };
+    for (entries, bytes, good) in [(3, 9, true), (2, 9, false), (3, 8, false)] {
+        let mut sender = Sender::new(hello());
+        sender.handle(SenderInput::Received(ToMaster::Stand(Stand { entries: 1, ..stand() }))).unwrap();
+        let version = Version { root: Digest::of(b"another"), ..announce().version };
+        sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed: true }).unwrap();
+        sender.listed = Budget::new(entries, bytes);
+        list(&mut sender, "", "aaa").unwrap();
+        list(&mut sender, "", "bbb").unwrap_or_else(|error| assert!(!good, "{error}"));
+        assert_eq!(list(&mut sender, "", "ccc").is_ok(), good);
+    }
 }
 
 #[test]
