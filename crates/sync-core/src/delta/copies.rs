@@ -113,7 +113,8 @@ impl CopyRange {
         (first..end).map(move |i| (i, from.saturating_add(i.saturating_mul(BLOCK).saturating_sub(at))))
     }
 
-    fn has_block(&self) -> bool {
+    /// Whether there is any.
+    pub fn has_block(&self) -> bool {
         self.blocks().next().is_some()
     }
 }

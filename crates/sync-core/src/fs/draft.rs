@@ -3,15 +3,17 @@
 //!
 //! A draft proves nothing. When the content comes, a block that is to be copied from just where the draft copied it from
 //! counts as written and hashed; at the first that is not, the rest of the draft is dropped: see [`super::incoming`].
+//! Nor does it keep anything else from its place: it is begun only where there is room to spare, and if there is none any
+//! more, what is certain to be wanted ends all drafts first.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use rustix::fs::{AtFlags, ftruncate, renameat, unlinkat};
+use rustix::fs::{AtFlags, fstatvfs, ftruncate, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::basis_file::BasisFile;
@@ -25,6 +27,12 @@ use crate::path::RelPath;
 /// Blocks that are read ahead of the writing.
 const AHEAD: usize = 2;
 
+/// Ranges that wait to be copied: as many as one message may tell. What does not fit is copied later, as without a draft.
+const QUEUE: usize = 4096;
+
+/// What drafts leave free on their file system, in bytes.
+const RESERVE: u64 = 64 << 20;
+
 /// What was copied: by number of the block, where it was in the old file, and its hash.
 pub(super) type Blocks = BTreeMap<u64, (u64, BlockHash)>;
 
@@ -36,17 +44,35 @@ struct Block {
     bytes: Vec<u8>,
 }
 
-/// A draft under way. Dropped, it leaves nothing.
+/// A draft under way. Dropped, it leaves nothing; that waits for the blocks that are just being read and written.
 #[derive(Debug)]
 pub struct Draft {
-    ranges: Sender<CopyRange>,
     /// Where the ranges taken so far end.
     end: u64,
+    // Before the file: it is removed when nobody writes to it any more.
+    copying: Arc<Copying>,
+    file: DraftFile,
+}
+
+/// The work on a draft. Dropped, it has ended.
+#[derive(Debug)]
+struct Copying {
+    given_up: Arc<AtomicBool>,
+    /// `None` once somebody has waited for its end.
+    threads: Mutex<Option<Threads>>,
+}
+
+#[derive(Debug)]
+struct Threads {
+    /// When this is gone, and all that was told is copied, they end.
+    ranges: SyncSender<CopyRange>,
     reading: JoinHandle<Result<(), FsError>>,
     writing: JoinHandle<Result<(OwnedFd, Blocks), FsError>>,
-    file: DraftFile,
-    _interest: Interest,
 }
+
+/// The drafts of a staging that may be under way, with their sizes.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay(Mutex<Vec<(u64, Weak<Copying>)>>);
 
 /// What a draft has written. Dropped, it is removed.
 #[derive(Debug)]
@@ -67,24 +93,25 @@ struct DraftFile {
     name: Option<String>,
 }
 
-/// Dropped, it tells that nobody wants the draft any more.
-#[derive(Debug)]
-struct Interest(Arc<AtomicBool>);
-
 impl Staging {
     /// Begins a draft of a content of `size` bytes for `near`, with what `basis` has of it. Two threads, which end with it.
     ///
     /// # Errors
-    /// [`FsError`] if the staging directory, the file or a thread cannot be made.
+    /// [`FsError`] if there is no room to spare for it, or if the staging directory, the file or a thread cannot be made.
     pub fn draft(self: &Arc<Self>, near: &RelPath, size: u64, basis: BasisFile) -> Result<Draft, FsError> {
+        let mut under_way = self.drafts.all();
+        under_way.retain(|(_, draft)| draft.strong_count() > 0);
         let going_on = self.going_on(near)?;
         let stage = self.stage_near(near)?;
+        if !has_room(&stage, under_way.iter().fold(size, |sum, (size, _)| sum.saturating_add(*size))) {
+            return Err(FsError::because("draft", near, "there is no room to spare for it"));
+        }
         let name = self.fresh_name();
         let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| FsError::new("stage", near, errno))?;
         drop(going_on);
         let file = DraftFile { staging: Arc::clone(self), stage, near: near.clone(), size, name: Some(name) };
         let given_up = Arc::new(AtomicBool::new(false));
-        let (ranges, told) = mpsc::channel();
+        let (ranges, told) = mpsc::sync_channel(QUEUE);
         let (full, blocks) = mpsc::sync_channel(AHEAD);
         let (done, empty) = mpsc::channel();
         let write = {
@@ -100,31 +127,82 @@ impl Staging {
         // One that finds no partner ends at once.
         let writing = std::thread::Builder::new().spawn(write).map_err(fail)?;
         let reading = std::thread::Builder::new().spawn(read).map_err(fail)?;
-        Ok(Draft { ranges, end: 0, reading, writing, file, _interest: Interest(given_up) })
+        let threads = Mutex::new(Some(Threads { ranges, reading, writing }));
+        let copying = Arc::new(Copying { given_up, threads });
+        under_way.push((size, Arc::downgrade(&copying)));
+        Ok(Draft { end: 0, copying, file })
+    }
+
+    /// Ends all drafts, and gives back the room of what they have: for what finds none and is certain to be wanted. Not
+    /// while [`Staging::going_on`] is held.
+    pub(super) fn end_drafts(&self) {
+        let mut under_way = self.drafts.all();
+        under_way.drain(..).filter_map(|(_, draft)| draft.upgrade()).for_each(|draft| draft.end());
+    }
+}
+
+/// Whether so many bytes can be written, and something is left. A file system that tells nothing has room until it
+/// refuses.
+fn has_room(stage: &Stage, bytes: u64) -> bool {
+    // A tmpfs without a limit says that it has no blocks at all.
+    let free = fstatvfs(stage.fd()).ok().filter(|now| now.f_blocks > 0);
+    free.is_none_or(|now| bytes.saturating_add(RESERVE) <= now.f_bavail.saturating_mul(now.f_frsize))
+}
+
+impl UnderWay {
+    fn all(&self) -> MutexGuard<'_, Vec<(u64, Weak<Copying>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Copying {
+    fn threads(&self) -> MutexGuard<'_, Option<Threads>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all that was to be copied; `None` if somebody has waited before.
+    fn join(&self) -> Option<(Result<(), FsError>, Result<(OwnedFd, Blocks), FsError>)> {
+        let Threads { ranges, reading, writing } = self.threads().take()?;
+        drop(ranges);
+        let (read, written) = (reading.join(), writing.join());
+        read.ok().zip(written.ok())
+    }
+
+    /// Copies no more, and takes back what was copied.
+    fn end(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        if let Some((_, Ok((fd, _)))) = self.join() {
+            let _ = ftruncate(&fd, 0);
+        }
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
 impl Draft {
-    /// Will copy the whole blocks of a range; one that is not behind all before, or reaches beyond the content, is passed
-    /// over.
+    /// Will copy the whole blocks of a range, unless too many wait already; one that has none, is not behind all before,
+    /// or reaches beyond the content, is passed over.
     pub fn copy(&mut self, range: CopyRange) {
         let end = range.at.saturating_add(range.len);
-        if range.at >= self.end && end <= self.file.size {
+        if range.at >= self.end && end <= self.file.size && range.has_block() {
             self.end = end;
-            // If it failed, that shows in the end.
-            let _ = self.ranges.send(range);
+            if let Some(threads) = &*self.copying.threads() {
+                // If it failed, that shows in the end.
+                let _ = threads.ranges.try_send(range);
+            }
         }
     }
 
     /// Waits for all that was to be copied; `None` if that could not be done.
     pub fn finish(self) -> Option<Drafted> {
-        let Self { ranges, reading, writing, file, _interest, .. } = self;
-        drop(ranges);
-        let read = reading.join();
-        match (read, writing.join()) {
-            (Ok(Ok(())), Ok(Ok((fd, blocks)))) => Some(Drafted { file, fd, blocks }),
-            _ => None,
-        }
+        let Self { copying, file, .. } = self;
+        let (read, written) = copying.join()?;
+        let (fd, blocks) = read.and(written).ok()?;
+        Some(Drafted { file, fd, blocks })
     }
 }
 
@@ -159,12 +237,6 @@ impl Drop for DraftFile {
         if let Ok(_going_on) = self.staging.going_on(&self.near) {
             let _ = unlinkat(self.stage.fd(), &name, AtFlags::empty());
         }
-    }
-}
-
-impl Drop for Interest {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -71,6 +71,11 @@ pub(crate) fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
 
+/// Whether `errno` tells that there is no room left, or none that this user may take.
+pub(crate) fn is_full(errno: Errno) -> bool {
+    matches!(errno, Errno::NOSPC | Errno::DQUOT)
+}
+
 /// The error in the system's words, and where those leave a person alone, what to do next.
 pub(crate) fn explain(error: &io::Error) -> String {
     match Errno::from_io_error(error).and_then(hint) {

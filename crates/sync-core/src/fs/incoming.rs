@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::basis_file::BasisFile;
 use super::draft::{Blocks, Drafted};
-use super::error::{FsError, IncomingError};
+use super::error::{FsError, IncomingError, is_full};
 use super::sparse::{self, BLOCK};
 use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};
 use crate::chunk::{ChunkRef, Chunker, Chunking};
@@ -392,19 +392,30 @@ impl Incoming {
         Ok(())
     }
 
-    /// Writes bytes that begin at a block. If the disk refuses, what it has of the content goes: on a full one it would
-    /// take the room of everything after it.
+    /// Writes bytes that begin at a block. If the disk refuses, also without any drafts beside it, what it has of the
+    /// content goes: on a full one it would take the room of everything after it.
     fn put(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
         let staging = Arc::clone(&self.staging);
-        let _going_on = staging.going_on(&self.near)?;
-        let written =
-            self.drop_draft(bytes.len() as u64).and_then(|()| sparse::write_sparse(&self.fd, self.written, bytes));
+        let mut going_on = staging.going_on(&self.near)?;
+        let mut written = self.try_put(bytes);
+        if written.is_err_and(is_full) {
+            drop(going_on);
+            staging.end_drafts();
+            going_on = staging.going_on(&self.near)?;
+            written = self.try_put(bytes);
+        }
         if let Err(errno) = written {
             self.discard();
             return Err(self.fail(errno).into());
         }
+        drop(going_on);
         self.written += bytes.len() as u64;
         Ok(())
+    }
+
+    fn try_put(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        self.drop_draft(bytes.len() as u64)?;
+        sparse::write_sparse(&self.fd, self.written, bytes)
     }
 
     /// Takes back what a draft has, if any of it is where the next `len` bytes go: zeros among them leave holes, where

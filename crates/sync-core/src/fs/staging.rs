@@ -24,8 +24,9 @@ use rustix::io::Errno;
 
 use super::STAGING_NAME;
 use super::attributes::Target;
+use super::draft::UnderWay;
 use super::durable::Durable;
-use super::error::{FsError, IncomingError};
+use super::error::{FsError, IncomingError, is_full};
 use super::root::Root;
 use super::sparse;
 use super::thaw::Thaw;
@@ -53,6 +54,7 @@ pub struct Staging {
     /// For each directory that was asked about: the mount that its entries belong to.
     places: RwLock<HashMap<RelPath, Place>>,
     contents: Mutex<HashMap<Digest, Content>>,
+    pub(super) drafts: UnderWay,
     /// What took its place ahead of the plan, by place: made of the contents when something is in the way for the first
     /// time, since a plan has nothing new take its place.
     ahead: Mutex<Option<BTreeMap<RelPath, Digest>>>,
@@ -61,7 +63,7 @@ pub struct Staging {
     pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
-    phase: RwLock<Phase>,
+    pub(super) phase: RwLock<Phase>,
 }
 
 /// How far a session is.
@@ -145,6 +147,7 @@ impl Staging {
             mounts: RwLock::default(),
             places: RwLock::default(),
             contents: Mutex::default(),
+            drafts: UnderWay::default(),
             ahead: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
@@ -169,7 +172,8 @@ impl Staging {
     ///
     /// # Errors
     /// [`IncomingError::Mismatch`] if `bytes` are not what `digest` says; [`IncomingError::Elsewhere`] if they are being
-    /// received; [`IncomingError::Fs`] if they cannot be written, and then nothing of them is left.
+    /// received; [`IncomingError::Fs`] if they cannot be written, also without any drafts beside them, and then nothing of
+    /// them is left.
     pub fn store(
         &self,
         digest: &Digest,
@@ -180,6 +184,22 @@ impl Staging {
         if Digest::of(bytes) != *digest {
             return Err(IncomingError::Mismatch);
         }
+        match self.try_store(digest, bytes, near, likely) {
+            Err(IncomingError::Fs(error)) if error.errno().is_some_and(is_full) => {
+                self.end_drafts();
+                self.try_store(digest, bytes, near, likely)
+            }
+            stored => stored,
+        }
+    }
+
+    fn try_store(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        near: &RelPath,
+        likely: Option<&Metadata>,
+    ) -> Result<(), IncomingError> {
         let phase = self.going_on(near)?;
         let (stage, is_new) = self.stage_for(near)?;
         if !self.claim(digest, &stage)? {
@@ -220,6 +240,11 @@ impl Staging {
                 Err(FsError::new("stage", near, errno).into())
             }
         }
+    }
+
+    /// Whether an interrupted push has left the beginning of anything.
+    pub fn has_parts(&self) -> bool {
+        self.contents().values().any(|content| content.state == State::Part)
     }
 
     /// Whether the whole content is staged. One left by a killed push is hashed first.

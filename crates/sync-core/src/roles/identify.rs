@@ -48,12 +48,15 @@ pub struct Identified {
 pub struct IdentifyOptions<'a> {
     /// Contents up to this many bytes are handed over as they were read.
     pub keep: u64,
-    /// Which contents to cut into chunks.
-    pub chunked: &'a (dyn Fn(&Pending) -> bool + Sync),
-    /// Chunks of the content that was there before, cut with the sizes that are right for this one, if they are known.
-    pub follow: &'a (dyn Fn(&Pending) -> Option<Arc<[ChunkRef]>> + Sync),
-    /// Is told what of a large file is in the content with those chunks, while it is being read; from any thread.
-    pub draft: &'a (dyn Fn(&Pending, Vec<CopyRange>) + Sync),
+    /// Which contents to cut into chunks, if they have so many bytes: a file that changes while it is read has others
+    /// when it is tried again.
+    pub chunked: &'a (dyn Fn(&Pending, u64) -> bool + Sync),
+    /// Chunks of the content that was there before, cut with the sizes that are right for one of so many bytes, if they
+    /// are known.
+    pub follow: &'a (dyn Fn(&Pending, u64) -> Option<Arc<[ChunkRef]>> + Sync),
+    /// Is told what of a large file of so many bytes is in the content with those chunks, while it is being read; from any
+    /// thread.
+    pub draft: &'a (dyn Fn(&Pending, u64, Vec<CopyRange>) + Sync),
     /// Turns true when the work is to end early.
     pub stop: &'a AtomicBool,
     /// Is told bytes as they are read, from any thread.
@@ -257,18 +260,19 @@ fn read(root: &Root, pending: &Pending, options: &IdentifyOptions<'_>) -> Outcom
     let path = &pending.row.path;
     let Some(mut tuple) = pending.row.tuple else { return Outcome::Gone };
     let mut again = None;
-    let chunked = (options.chunked)(pending);
-    let how = Reading {
-        keep: options.keep,
-        chunked,
-        draft: &|ranges| (options.draft)(pending, ranges),
-        follow: chunked.then(|| (options.follow)(pending)).flatten(),
-        old: pending.old_content().map(|(_, digest)| digest),
-        xattrs: pending.needs_xattrs,
-        cancel: options.stop,
-        progress: options.read,
-    };
     for attempt in 1..=TRIES {
+        let size = tuple.size;
+        let chunked = (options.chunked)(pending, size);
+        let how = Reading {
+            keep: options.keep,
+            chunked,
+            draft: &|ranges| (options.draft)(pending, size, ranges),
+            follow: chunked.then(|| (options.follow)(pending, size)).flatten(),
+            old: pending.old_content().map(|(_, digest)| digest),
+            xattrs: pending.needs_xattrs,
+            cancel: options.stop,
+            progress: options.read,
+        };
         match fs::hash_file(root, path, &tuple, &how) {
             Ok(hashed) => return Outcome::Known(hashed, again),
             Err(ReadError::Fs(error)) if error.is_gone() => return Outcome::Gone,

@@ -261,10 +261,12 @@ impl Sender {
         match input {
             SenderInput::Received(message) => self.received(message)?,
             SenderInput::Hashed(files) => self.offer(files),
-            SenderInput::Draft(draft) if self.state == State::Opening && !self.dry_run => {
-                self.send(ToReplica::Draft(draft));
+            // A hint is not worth a session: one that the replica would take for a breach is not sent.
+            SenderInput::Draft(draft) => {
+                if self.state == State::Opening && !self.dry_run && draft.validate().is_ok() {
+                    self.send(ToReplica::Draft(draft));
+                }
             }
-            SenderInput::Draft(_) => {}
             SenderInput::Decided { version, holds, committed } => {
                 self.version = Some(version);
                 self.holds = holds;

@@ -494,19 +494,7 @@ impl ToReplica {
             | Self::AsOffered(_) => Ok(()),
             Self::Place(region) if region.is_bounded() => Ok(()),
             Self::Place(_) => Err("it has more marks than it may have".to_owned()),
-            Self::Draft(draft) if draft.path.is_reserved() => Err("a draft of a reserved name".to_owned()),
-            Self::Draft(Draft { ranges, size, path, .. }) => {
-                let mut end = 0;
-                let fits = |CopyRange { at, from, len }: &CopyRange| {
-                    let follows = *at >= end && *len > 0 && from.checked_add(*len).is_some();
-                    end = at.checked_add(*len).filter(|end| follows && end <= size)?;
-                    Some(())
-                };
-                match ranges.iter().map(fits).all(|fits| fits.is_some()) {
-                    true => Ok(()),
-                    false => Err(format!("ranges of a draft of {path} that overlap or lie outside")),
-                }
-            }
+            Self::Draft(draft) => draft.validate(),
             Self::Describe(Describe { seq, ranges, .. }) => {
                 let fits = |(at, len): &(u64, u64)| *len > 0 && at.checked_add(*len).is_some();
                 let total = ranges.iter().try_fold(0u64, |sum, (_, len)| sum.checked_add(*len));
@@ -614,6 +602,29 @@ impl Change {
         let target = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
         let link = entry.link.as_ref().map_or(0, |first| first.as_bytes().len());
         self.path.as_bytes().len() + xattrs + target + link
+    }
+}
+
+impl Draft {
+    /// What a replica makes sure of before it takes it.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn validate(&self) -> Result<(), String> {
+        let Self { ranges, path, size, .. } = self;
+        if path.is_reserved() {
+            return Err("a draft of a reserved name".to_owned());
+        }
+        let mut end = 0;
+        let fits = |CopyRange { at, from, len }: &CopyRange| {
+            let follows = *at >= end && *len > 0 && from.checked_add(*len).is_some();
+            end = at.checked_add(*len).filter(|end| follows && end <= size)?;
+            Some(())
+        };
+        match ranges.iter().map(fits).all(|fits| fits.is_some()) {
+            true => Ok(()),
+            false => Err(format!("ranges of a draft of {path} that overlap or lie outside")),
+        }
     }
 }
 

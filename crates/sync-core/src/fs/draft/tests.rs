@@ -1,24 +1,71 @@
+use std::ffi::CString;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::mpsc::TrySendError;
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use super::*;
 use crate::fs::{IncomingError, PART_MIN, Root, STAGING_NAME};
 use crate::hash::Digest;
 
 struct Bed {
+    // Before the directory that it is on.
+    mounted: Option<Mounted>,
     top: tempfile::TempDir,
     staging: Arc<Staging>,
     old: Vec<u8>,
 }
 
+/// A tmpfs for the time of a test.
+struct Mounted(CString);
+
+impl Mounted {
+    fn new(at: &Path, options: &str) -> Option<Self> {
+        let at = CString::new(at.to_str()?).unwrap();
+        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), Some(CString::new(options).unwrap().as_c_str())).ok()?;
+        Some(Self(at))
+    }
+
+    fn becomes(&self, options: &str) {
+        mount_remount(&self.0, MountFlags::empty(), CString::new(options).unwrap().as_c_str()).unwrap();
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
 /// A replica with a file that is large enough for parts, and one hole in it.
 fn bed() -> Bed {
+    bed_in(tempfile::tempdir().unwrap(), None)
+}
+
+/// The same on a tmpfs of its own; `None` where that may not be mounted, which is said.
+fn bed_on_tmpfs(options: &str) -> Option<Bed> {
     let top = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(top.path(), options);
+    if mounted.is_none() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED a test of drafts: may not mount");
+    }
+    mounted.map(|mounted| bed_in(top, Some(mounted)))
+}
+
+fn bed_in(top: tempfile::TempDir, mounted: Option<Mounted>) -> Bed {
     let mut old = crate::chunk::noise(12 << 20, 5);
     old.resize(PART_MIN as usize + 77, 0);
     old.extend(crate::chunk::noise(3 << 20, 6));
-    fs::write(top.path().join("x"), &old).unwrap();
+    let file = fs::File::create(top.path().join("x")).unwrap();
+    for at in [0..12 << 20, PART_MIN as usize..old.len()] {
+        file.write_all_at(&old[at.clone()], at.start as u64).unwrap();
+    }
     let staging = Arc::new(Staging::new(Arc::new(Root::open(top.path()).unwrap())));
-    Bed { top, staging, old }
+    Bed { mounted, top, staging, old }
 }
 
 fn x() -> RelPath {
@@ -89,7 +136,7 @@ fn what_is_drafted_is_not_read_again() {
     let drafted = bed.drafted(want.len(), &[(1, 0, bed.old.len() as u64)]).unwrap();
     let first = BLOCK as usize - 1;
     let file = fs::OpenOptions::new().write(true).open(bed.top.path().join("x")).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, b"other", first as u64 + 1000).unwrap();
+    file.write_all_at(b"other", first as u64 + 1000).unwrap();
     made(&bed, drafted, &want, &[Ok(b"X"), Err((0, bed.old.len()))]).unwrap();
 }
 
@@ -113,7 +160,7 @@ fn what_was_drafted_and_is_not_wanted_leaves_no_trace() {
     // Holes stay holes.
     let name = Digest::of(&want).to_hex();
     let metadata = fs::metadata(bed.top.path().join(STAGING_NAME).join(name)).unwrap();
-    assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < 20 << 20, "{metadata:?}");
+    assert!(metadata.blocks() * 512 < 20 << 20, "{metadata:?}");
 }
 
 #[test]
@@ -158,6 +205,10 @@ fn a_draft_that_fails_or_that_nobody_wants_leaves_nothing() {
     // Beyond the old file.
     assert!(bed.drafted(bed.old.len(), &[(0, 0, 3 << 20), (3 << 20, size, size - (3 << 20))]).is_none());
     assert!(bed.names().is_empty());
+    // What has no whole block is passed over, also when it comes to what is behind it.
+    let drafted = bed.drafted(bed.old.len(), &[(512 << 10, 0, 600 << 10), (600 << 10, 0, 3 << 20)]).unwrap();
+    assert_eq!(drafted.blocks.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    drop(drafted);
     // What is out of order or outside is passed over.
     let drafted = bed.drafted(bed.old.len(), &[(1 << 20, 0, 2 << 20), (0, 0, size), (size, 0, 9 << 20)]).unwrap();
     assert_eq!(drafted.blocks.keys().copied().collect::<Vec<_>>(), [1, 2]);
@@ -172,4 +223,65 @@ fn nothing_is_drafted_once_the_session_is_over() {
     draft.copy(CopyRange { at: 0, from: 0, len: size });
     assert!(draft.finish().is_none());
     assert!(bed.staging.draft(&x(), size, bed.basis()).is_err());
+}
+
+/// It takes no room that others will need, and what is still to come of other drafts counts as taken.
+#[test]
+fn a_draft_is_begun_only_where_there_is_room_to_spare() {
+    // The old file takes 15 MiB, and a draft 67; 64 are left free.
+    for (options, count) in [("size=140m", 0), ("size=160m", 1), ("size=240m", 2)] {
+        let Some(bed) = bed_on_tmpfs(options) else { return };
+        let drafts = [1, 2, 3].map(|_| bed.staging.draft(&x(), bed.old.len() as u64, bed.basis()));
+        assert_eq!(drafts.iter().flatten().count(), count, "{options}");
+        assert_eq!(bed.names().len(), count, "{options}");
+        // One that is gone takes none.
+        drop(drafts);
+        assert_eq!(bed.staging.draft(&x(), bed.old.len() as u64, bed.basis()).is_ok(), count > 0);
+    }
+}
+
+#[test]
+fn what_is_wanted_takes_the_room_of_drafts() {
+    type Way = fn(&Bed, &[u8]) -> Result<(), IncomingError>;
+    let store: Way = |bed, bytes| bed.staging.store(&Digest::of(bytes), bytes, &x(), None);
+    let write: Way = |bed, bytes| {
+        let mut incoming = bed.staging.begin(&Digest::of(bytes), bytes.len() as u64, &x()).unwrap().unwrap();
+        bytes.chunks(100_000).try_for_each(|some| incoming.write(some))?;
+        incoming.finish(None)
+    };
+    for way in [store, write] {
+        let Some(bed) = bed_on_tmpfs("size=200m") else { return };
+        let size = bed.old.len() as u64;
+        let mut draft = bed.staging.draft(&x(), size, bed.basis()).unwrap();
+        draft.copy(CopyRange { at: 0, from: 0, len: size });
+        let [name] = &bed.names()[..] else { panic!("{:?}", bed.names()) };
+        let held = || fs::metadata(bed.top.path().join(STAGING_NAME).join(name)).unwrap().blocks() * 512;
+        let begun = Instant::now();
+        while held() < 14 << 20 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is copied");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // 30 MiB are taken.
+        bed.mounted.as_ref().unwrap().becomes("size=32m");
+        way(&bed, &crate::chunk::noise(8 << 20, 9)).unwrap();
+        assert_eq!(held(), 0);
+        assert!(draft.finish().is_none());
+        let full = way(&bed, &crate::chunk::noise(20 << 20, 10));
+        assert!(matches!(&full, Err(IncomingError::Fs(error)) if error.errno() == Some(Errno::NOSPC)), "{full:?}");
+    }
+}
+
+/// A peer may tell more than can be copied in the time.
+#[test]
+fn few_ranges_wait() {
+    let Some(bed) = bed_on_tmpfs("size=0") else { return };
+    let mut draft = bed.staging.draft(&x(), 2 * QUEUE as u64 * BLOCK, bed.basis()).unwrap();
+    // Nothing is written for as long as somebody clears away.
+    let clearing = bed.staging.phase.write().unwrap();
+    let range = |i| CopyRange { at: i * BLOCK, from: 0, len: BLOCK };
+    (0..QUEUE as u64 + 10).for_each(|i| draft.copy(range(i)));
+    let one_more = draft.copying.threads().as_ref().unwrap().ranges.try_send(range(0));
+    assert!(matches!(one_more, Err(TrySendError::Full(_))), "{one_more:?}");
+    draft.copying.given_up.store(true, Ordering::Relaxed);
+    drop(clearing);
 }

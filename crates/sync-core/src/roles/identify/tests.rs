@@ -48,9 +48,9 @@ fn read_tree(top: &Path, meanwhile: impl FnOnce()) -> (Survey, BTreeMap<RelPath,
     };
     let options = IdentifyOptions {
         keep: 1 << 20,
-        chunked: &|_| false,
-        follow: &|_| None,
-        draft: &|_, _| {},
+        chunked: &|_, _| false,
+        follow: &|_, _| None,
+        draft: &|_, _, _| {},
         stop: &stop,
         read: &count,
     };

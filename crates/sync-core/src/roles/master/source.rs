@@ -153,20 +153,17 @@ impl Source {
         // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. One of the same size
         // as before has probably just been touched; if not, it is read again for its chunks. A large one is cut
         // beside the reading, which costs next to nothing.
-        let chunked = |p: &Pending| {
-            let Some((size, _)) = p.row.entry.content() else { return false };
-            size > PART_MIN || p.old_content().is_some_and(|(old, _)| size <= KEEP || old != size)
-        };
-        let follow = |p: &Pending| {
-            let ((size, _), (old, digest)) = p.row.entry.content().zip(p.old_content())?;
+        let chunked =
+            |p: &Pending, size| size > PART_MIN || p.old_content().is_some_and(|(old, _)| size <= KEEP || old != size);
+        let follow = |p: &Pending, size| {
+            let (old, digest) = p.old_content()?;
             let alike = size > KEEP && Chunking::for_size(size) == Chunking::for_size(old);
             // Without the list, what it says is found by searching.
             if alike { self.chunks(&digest).ok().flatten() } else { None }
         };
-        let draft = |p: &Pending, ranges: Vec<CopyRange>| {
-            let ((_, old), Some(tuple)) = (p.old_content().unzip(), p.row.tuple) else { return };
-            let Some(old) = old else { return };
-            draft(Draft { ranges, path: p.row.path.clone(), size: tuple.size, old });
+        let draft = |p: &Pending, size, ranges: Vec<CopyRange>| {
+            let Some((_, old)) = p.old_content() else { return };
+            draft(Draft { ranges, path: p.row.path.clone(), size, old });
         };
         let read = |bytes| meter.hashed(bytes);
         let options =
@@ -457,3 +454,6 @@ fn random() -> Result<[u8; 16], PushError> {
 fn show(path: &Path) -> String {
     crate::path::escape(path.as_os_str().as_encoded_bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,7 @@ pub struct Found {
 const MAX_BASIS: u64 = 1 << 40;
 
 /// How many times as large a new file may be before a small old one is not worth a round trip.
-const MOST_GROWTH: u64 = 16;
+pub const MOST_GROWTH: u64 = 16;
 
 /// Parts in one message.
 const PARTS: usize = 1 << 15;

@@ -331,6 +331,8 @@ impl Session {
             let left_alone = opened.holds.covers(&file.path);
             if !left_alone && opened.wants_once(&file.digest) {
                 missing.push((seq, file));
+            } else {
+                self.stager.pass_over(&file.path);
             }
         }
         self.fetch(missing)
@@ -354,7 +356,8 @@ impl Session {
         for (seq, file) in files {
             let basis::Found { old, cuts, basis } = bases.next().unwrap_or_default();
             let part = opened.part_of(&file);
-            self.stager.expect(seq, Expected { file: file.clone(), basis: old, cuts, given_up: false });
+            let expected = Expected { file: file.clone(), basis: old, cuts, given_up: false };
+            self.stager.expect(seq, expected, !part.is_empty());
             wants.push((Wanted { seq, basis, part }, file));
         }
         // What was not read to its end would be asked for as if there were nothing, and give way to what comes.

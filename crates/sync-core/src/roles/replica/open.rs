@@ -270,8 +270,14 @@ impl Opened {
         if self.adopt_on_mounts(&root, &found)? || thawed {
             found = survey_now()?;
         }
-        let options =
-            IdentifyOptions { keep: 0, chunked: &|_| false, follow: &|_| None, draft: &|_, _| {}, stop, read: &|_| {} };
+        let options = IdentifyOptions {
+            keep: 0,
+            chunked: &|_, _| false,
+            follow: &|_, _| None,
+            draft: &|_, _, _| {},
+            stop,
+            read: &|_| {},
+        };
         identify(&root, &mut found, &options, Early::default(), &mut |_, _| {});
         if stop.load(Ordering::Relaxed) {
             return Err(SurveyError::Stopped.into());

@@ -113,8 +113,9 @@ impl Stager {
         *self.shared.replica.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
-    /// A content is about to be asked for.
-    pub fn expect(&self, seq: u64, mut expected: Expected) {
+    /// A content is about to be asked for. Beside a part there is no use for a draft of it.
+    pub fn expect(&self, seq: u64, mut expected: Expected, has_part: bool) {
+        self.shared.drafts.claim(seq, &expected.file, expected.basis.as_ref().filter(|_| !has_part));
         let held = self.shared.cuts.load(Ordering::Relaxed);
         expected.cuts = expected.cuts.filter(|cuts| held + cuts.size() <= MOST_CUTS);
         self.shared.cuts.fetch_add(expected.cuts.as_ref().map_or(0, Cuts::size), Ordering::Relaxed);
@@ -130,6 +131,11 @@ impl Stager {
         }
     }
 
+    /// The content at that path is not asked for now.
+    pub fn pass_over(&self, path: &RelPath) {
+        self.shared.drafts.forget(path);
+    }
+
     /// All contents are there, and what was drafted of others is of no use.
     pub fn drop_drafts(&self) {
         self.shared.drafts.clear();
@@ -137,6 +143,7 @@ impl Stager {
 
     /// The master cannot send a content after all; what is still under way of it is ignored.
     pub fn give_up(&self, seq: u64) {
+        tokio::task::block_in_place(|| self.shared.drafts.give_up(seq));
         self.shared.give_up(seq);
     }
 
@@ -160,7 +167,7 @@ impl Stager {
         self.accepting.abort();
         // Aborted or not: its streams are aborted with it.
         let _ = (&mut self.accepting).await;
-        self.drop_drafts();
+        tokio::task::block_in_place(|| self.drop_drafts());
     }
 }
 
@@ -432,7 +439,7 @@ impl Files {
                 open.give_up();
                 open
             } else {
-                Open::begin(&root, &staging, &self.shared.drafts, &expected, offset)
+                Open::begin(&root, &staging, &self.shared.drafts, seq, &expected, offset)
             };
             self.open.insert(seq, open);
         }
@@ -445,11 +452,9 @@ impl Files {
 }
 
 impl Open {
-    fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, expected: &Expected, offset: u64) -> Self {
+    fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, seq: u64, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
-        // What goes on behind a part has no use for a draft.
-        let drafted = basis.as_ref().filter(|_| offset == 0).and_then(|old| drafts.finish(old, file.size));
-        let begun = match drafted {
+        let begun = match drafts.finish(seq).filter(|_| offset == 0) {
             Some(drafted) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
             None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
             None => staging.begin_at(&file.digest, file.size, &file.path, offset),

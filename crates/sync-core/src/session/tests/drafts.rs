@@ -10,7 +10,7 @@ use crate::session::{Budget, Receiver, ReceiverInput, ReceiverOutput, Sender, Se
 use crate::wire::{Draft, Hello, ToReplica};
 
 fn draft() -> Draft {
-    let ranges = vec![CopyRange { at: 0, from: 1, len: 2 }; 3];
+    let ranges = [0, 2, 4].map(|at| CopyRange { at, from: 1, len: 2 }).to_vec();
     Draft { ranges, path: RelPath::new("big").unwrap(), size: 9, old: Digest::of(b"old") }
 }
 
@@ -32,6 +32,17 @@ fn a_master_tells_drafts_until_it_knows_the_version() {
     assert!(!is_told(&mut sender));
     let policy = Policy { dry_run: true, ..Policy::default() };
     assert!(!is_told(&mut Sender::new(Hello { policy, ..hello() })), "in a dry run");
+}
+
+/// It would end the session, which it is not worth.
+#[test]
+fn a_master_does_not_tell_a_draft_that_no_replica_takes() {
+    let mut sender = Sender::new(hello());
+    while sender.poll().is_some() {}
+    for size in [5, 6] {
+        sender.handle(SenderInput::Draft(Draft { size, ..draft() })).unwrap();
+        assert_eq!(sender.poll().is_some(), size == 6, "the ranges end at 6, the content at {size}");
+    }
 }
 
 #[test]
