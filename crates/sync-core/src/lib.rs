@@ -18,6 +18,7 @@ pub mod path;
 pub mod plan;
 pub mod relative;
 pub mod session;
+pub mod settle;
 pub mod similar;
 pub mod wire;
 
