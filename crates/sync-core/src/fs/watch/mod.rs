@@ -7,8 +7,10 @@
 //! with it what is watched under which path is as unproven as the names: [`Watch::restart`], then look at everything.
 //!
 //! What no watch tells, by the nature of inotify: what happens on a file system that another machine or process writes to
-//! ([`events_at`]), stores through an `mmap`, something mounted over a directory, a bind mount taken away, and a directory
-//! above the top that is renamed. [`Watch::is_in_place`] finds the last two for the top.
+//! ([`events_at`]), stores through an `mmap`, something mounted over a directory or a bind mount taken away, a directory
+//! above the top that is renamed ([`Watch::is_in_place`] finds these at the top), and the other names of a file with
+//! several: only the one that it was changed through is told. A directory that is in the tree twice, by a bind mount, tells
+//! under one of its paths.
 
 mod error;
 mod events;
@@ -16,12 +18,13 @@ mod hear;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use notify::{Config, EventKindMask, INotifyWatcher, PathOp, RecursiveMode, WatchPathConfig, Watcher};
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 
 use self::hear::{Ear, Shared, Tell};
@@ -34,6 +37,9 @@ pub use self::events::{Events, events_at};
 
 /// Longest path that the kernel takes, in bytes (`PATH_MAX` without its NUL).
 const LONGEST: usize = 4095;
+
+/// How often a directory is watched that is not the one that was there before.
+const TRIES: u32 = 4;
 
 /// Links that may lead to a top directory, as many as the kernel follows.
 const MOST_LINKS: usize = 40;
@@ -109,36 +115,23 @@ impl Watch {
     /// look at it from time to time.
     pub fn add(&self, path: &RelPath) -> Result<Added, WatchError> {
         let full = self.full(path)?;
-        let found = match Identity::of_dir(&full) {
-            Ok(found) => found,
-            Err(errno) => return Err(FsError::new("watch", path, errno).into()),
-        };
-        if path.is_root() && found != Some(self.identity) {
-            return Err(WatchError::RootGone);
-        }
-        let mut instance = self.instance();
-        let Some(found) = found else {
-            // What was here and beneath has gone by a name that is watched: the event does the rest.
-            return Ok(Added::NotADirectory);
-        };
-        // Before the kernel is asked, so that an event in between takes it out again.
-        let before = instance.shared.dirs().insert(path.clone(), found);
-        if before == Some(found) {
-            return Ok(Added::Known);
-        }
-        if before.is_some_and(|before| (before.mount, before.dev) != (found.mount, found.dev)) {
-            // Something was mounted here or taken away, and no event tells notify so: it would take the old directory
-            // for this one, here and beneath.
-            instance.forget(&self.top, path);
-            instance.shared.dirs().insert(path.clone(), found);
-        }
-        match instance.watch(&full) {
-            Ok(()) => Ok(Added::New),
-            Err(error) => {
-                instance.shared.dirs().remove(path);
-                error::of_directory(error, path)
+        for _ in 0..TRIES {
+            let Some(found) = look(path, &full)? else {
+                // What was here and beneath has gone by a name that is watched: the event does the rest.
+                return if path.is_root() { Err(WatchError::RootGone) } else { Ok(Added::NotADirectory) };
+            };
+            if path.is_root() && found != self.identity {
+                return Err(WatchError::RootGone);
             }
+            let added = self.instance().add(&self.top, path, &full, found)?;
+            // The kernel is given a path and follows links on the way: a directory above that became one meanwhile led it
+            // to another directory, which would tell of itself under this path.
+            if added != Added::New || look(path, &full)? == Some(found) {
+                return Ok(added);
+            }
+            self.forget_beneath(path);
         }
+        Err(FsError::because("watch", path, "it keeps changing").into())
     }
 
     /// Stops watching the directory at `path` and what is beneath it. For directories that are there and no longer
@@ -188,18 +181,50 @@ struct Identity {
 }
 
 impl Identity {
-    /// The directory at `path`; `None` if there is something else or nothing.
+    /// The directory at `path`, which is absolute; `None` if there is something else or nothing, or a link on the way.
     fn of_dir(path: &Path) -> Result<Option<Self>, Errno> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        match statx(CWD, path, flags, StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID) {
-            Ok(raw) if FileType::from_raw_mode(u32::from(raw.stx_mode)) == FileType::Directory => {
-                Ok(Some(Self { mount: raw.stx_mnt_id, dev: (raw.stx_dev_major, raw.stx_dev_minor), ino: raw.stx_ino }))
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = loop {
+            match openat2(CWD, path, flags, Mode::empty(), resolve) {
+                Ok(fd) => break Self::of(fd.as_fd(), Path::new("")),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // A kernel before 5.6, or a sandbox that does not know the call.
+                Err(Errno::NOSYS | Errno::PERM) => break Self::stepwise(path),
+                Err(errno) => break Err(errno),
             }
-            Ok(_) => Ok(None),
+        };
+        match found {
             Err(errno) if is_gone(errno) => Ok(None),
-            Err(errno) => Err(errno),
+            found => found,
         }
     }
+
+    fn stepwise(path: &Path) -> Result<Option<Self>, Errno> {
+        let mut above: Vec<_> = path.ancestors().collect();
+        above.reverse();
+        let mut found = None;
+        for path in above {
+            found = Self::of(CWD, path)?;
+            if found.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn of(fd: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, Errno> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let raw = statx(fd, path, flags, StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID)?;
+        let is_dir = FileType::from_raw_mode(u32::from(raw.stx_mode)) == FileType::Directory;
+        let dev = (raw.stx_dev_major, raw.stx_dev_minor);
+        Ok(is_dir.then_some(Self { mount: raw.stx_mnt_id, dev, ino: raw.stx_ino }))
+    }
+}
+
+/// The directory at `full`, which is `path`.
+fn look(path: &RelPath, full: &Path) -> Result<Option<Identity>, FsError> {
+    Identity::of_dir(full).map_err(|errno| FsError::new("watch", path, errno))
 }
 
 /// One inotify instance, with its thread.
@@ -226,6 +251,28 @@ impl Instance {
             })?;
         }
         Ok(instance)
+    }
+
+    /// Watches the directory that was found at `path`, if that is another than before.
+    fn add(&mut self, top: &Path, path: &RelPath, full: &Path, found: Identity) -> Result<Added, WatchError> {
+        // Before the kernel is asked, so that an event in between takes it out again.
+        let before = self.shared.dirs().insert(path.clone(), found);
+        if before == Some(found) {
+            return Ok(Added::Known);
+        }
+        if before.is_some_and(|before| (before.mount, before.dev) != (found.mount, found.dev)) {
+            // Something was mounted here or taken away, and no event tells notify so: it would take the old directory
+            // for this one, here and beneath.
+            self.forget(top, path);
+            self.shared.dirs().insert(path.clone(), found);
+        }
+        self.watch(full).map_or_else(
+            |error| {
+                self.shared.dirs().remove(path);
+                error::of_directory(error, path)
+            },
+            |()| Ok(Added::New),
+        )
     }
 
     fn watch(&mut self, path: &Path) -> notify::Result<()> {
