@@ -19,6 +19,7 @@ pub mod plan;
 pub mod region;
 pub mod relative;
 pub mod session;
+pub mod settle;
 pub mod similar;
 pub mod wire;
 

@@ -1,9 +1,10 @@
-//! The file system adapter: the only place that touches disks, through `rustix` and `std::fs` and nothing else.
+//! The file system adapter: the only place that touches disks, through `rustix`, `std::fs` and `notify`
+//! and nothing else.
 //!
 //! The read side: [`Root`] opens directories beneath a tree and never leaves it, [`scan`] walks it, [`probe`] and
-//! [`hash_file`] look closer at one entry, [`StateDir`] keeps identities and invitations. The write side stages and
-//! publishes on a replica. Everything here blocks; the roles move it off their async threads. It decides nothing: what
-//! to do comes from the pure layer, and what was seen goes back to it.
+//! [`hash_file`] look closer at one entry, [`watch`] hears of changes, [`StateDir`] keeps identities and invitations. The
+//! write side stages and publishes on a replica. Everything here blocks; the roles move it off their async threads. It
+//! decides nothing: what to do comes from the pure layer, and what was seen goes back to it.
 
 // Everywhere else `clippy.toml` bans these, so that no I/O and no clock slips into the pure layer. This is the adapter.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -29,6 +30,7 @@ mod publish;
 mod sparse;
 mod staging;
 mod thaw;
+pub mod watch;
 
 pub use basis_file::BasisFile;
 pub use draft::{Draft, Drafted};
