@@ -356,8 +356,7 @@ impl Session {
         for (seq, file) in files {
             let basis::Found { old, cuts, basis } = bases.next().unwrap_or_default();
             let part = opened.part_of(&file);
-            let expected = Expected { file: file.clone(), basis: old, cuts, given_up: false };
-            self.stager.expect(seq, expected, !part.is_empty());
+            self.stager.expect(seq, Expected { file: file.clone(), basis: old, cuts, given_up: false });
             wants.push((Wanted { seq, basis, part }, file));
         }
         // What was not read to its end would be asked for as if there were nothing, and give way to what comes.

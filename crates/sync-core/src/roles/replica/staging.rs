@@ -113,9 +113,9 @@ impl Stager {
         *self.shared.replica.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
-    /// A content is about to be asked for. Beside a part there is no use for a draft of it.
-    pub fn expect(&self, seq: u64, mut expected: Expected, has_part: bool) {
-        self.shared.drafts.claim(seq, &expected.file, expected.basis.as_ref().filter(|_| !has_part));
+    /// A content is about to be asked for.
+    pub fn expect(&self, seq: u64, mut expected: Expected) {
+        self.shared.drafts.claim(seq, &expected.file, expected.basis.as_ref());
         let held = self.shared.cuts.load(Ordering::Relaxed);
         expected.cuts = expected.cuts.filter(|cuts| held + cuts.size() <= MOST_CUTS);
         self.shared.cuts.fetch_add(expected.cuts.as_ref().map_or(0, Cuts::size), Ordering::Relaxed);
@@ -454,6 +454,7 @@ impl Files {
 impl Open {
     fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, seq: u64, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
+        // What goes on behind a part has no use for a draft.
         let begun = match drafts.finish(seq).filter(|_| offset == 0) {
             Some(drafted) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
             None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
