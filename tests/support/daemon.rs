@@ -46,13 +46,39 @@ impl Daemon {
         Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) }
     }
 
-    /// Starts it (again) and waits until it listens.
-    pub fn up(&mut self) {
+    /// The master of a share `www` at `path`, for these replicas, with more keys of its table. Starts it.
+    pub fn master(scratch: &Scratch, name: &str, path: &Path, replicas: &[&Daemon], keys: &str) -> Daemon {
+        let state = scratch.path(name);
+        for replica in replicas {
+            replica.pair(&state);
+        }
+        let config = scratch.path(format!("{name}.toml"));
+        let replicas: Vec<String> = replicas.iter().map(|replica| format!("127.0.0.1:{}", replica.port)).collect();
+        let (dir, path) = (state.display(), path.display());
+        let text = format!("state_dir = '{dir}'\n[share.www]\npath = '{path}'\nreplicas = {replicas:?}\n{keys}\n");
+        std::fs::write(&config, text).unwrap();
+        let args = vec!["--config".into(), config.into()];
+        let mut daemon = Daemon { child: None, args, port: 0, state, log: scratch.path(format!("{name}.log")) };
+        daemon.child = Some(daemon.spawn());
+        daemon
+    }
+
+    /// Starts a master again.
+    pub fn restart(&mut self) {
+        self.child = Some(self.spawn());
+    }
+
+    fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = Command::new(bin("syncd"));
         command.args(&self.args).env_remove("RUST_LOG").stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        let mut child = command.spawn().unwrap();
+        command.spawn().unwrap()
+    }
+
+    /// Starts it (again) and waits until it listens.
+    pub fn up(&mut self) {
+        let mut child = self.spawn();
         let end = Instant::now() + Duration::from_secs(20);
         while !self.listens() {
             let ended = child.try_wait().unwrap();

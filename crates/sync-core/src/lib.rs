@@ -4,9 +4,11 @@
 //! modules and never each other; pure modules have no I/O, no clock and no randomness of their own.
 
 // The pure layer.
+pub mod backoff;
 pub mod chunk;
 pub mod compress;
 pub mod delta;
+pub mod destination;
 pub mod diff;
 pub mod filter;
 pub mod hash;

@@ -5,9 +5,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
-use sync_core::options::{DEFAULT_PORT, MAX_SHARE_NAME, default_state_dir, is_share_name};
+use sync_core::destination;
+use sync_core::filter::{Filter, Rule};
+use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, default_state_dir, is_share_name};
 use sync_core::path::escape;
 use toml::Spanned;
 
@@ -57,7 +60,7 @@ struct File {
     log_format: LogFormat,
     #[serde(default)]
     log_level: LogLevel,
-    #[serde(default)]
+    #[serde(default, alias = "share")]
     shares: BTreeMap<String, Share>,
 }
 
@@ -65,6 +68,13 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Share {
     path: Spanned<PathBuf>,
+    /// With replicas this machine is the share's master, without it is a replica.
+    #[serde(default)]
+    replicas: Vec<Spanned<String>>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    settle_max: Option<Spanned<String>>,
+    rescan: Option<Spanned<String>>,
 }
 
 /// What was asked for, unchecked.
@@ -91,7 +101,45 @@ pub struct RawShare {
     pub path: PathBuf,
     /// `FILE: line N`, or the option.
     pub place: String,
+    /// What is said of a share that this machine is the master of.
+    pub master: Option<RawMaster>,
 }
+
+/// What only a master has to be told of a share.
+#[derive(Debug, Default)]
+pub struct RawMaster {
+    /// Who follows, as text, each with its place.
+    pub replicas: Vec<(String, String)>,
+    /// gitignore patterns.
+    pub exclude: Vec<String>,
+    /// See [`Master::settle_max`]; with its place.
+    pub settle_max: Option<(String, String)>,
+    /// See [`Master::rescan`]; with its place.
+    pub rescan: Option<(String, String)>,
+}
+
+/// A share that this machine is the master of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Master {
+    /// Its name.
+    pub name: String,
+    /// Its directory as it was written: a link at its end is followed anew whenever it leads elsewhere.
+    pub path: PathBuf,
+    /// Who follows; at least one.
+    pub replicas: Vec<Destination>,
+    /// What does not belong to it.
+    pub exclude: Vec<Rule>,
+    /// The longest that a file which is written all the time waits.
+    pub settle_max: Duration,
+    /// How often all of it is looked at.
+    pub rescan: Duration,
+}
+
+/// [`Master::settle_max`] unless it is said.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+
+/// [`Master::rescan`] unless it is said.
+const RESCAN: Duration = Duration::from_secs(3600);
 
 /// A configuration that makes sense: names are valid; paths are absolute, no link is left in them, none is `/`, none
 /// holds another, and none holds the state directory.
@@ -105,8 +153,10 @@ pub struct Checked {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
-    /// Names and directories; at least one. A directory may still have to be made.
+    /// Names and directories of the replicas here. A directory may still have to be made.
     pub shares: Vec<(String, PathBuf)>,
+    /// What this machine is the master of. There is at least one of these or those.
+    pub masters: Vec<Master>,
 }
 
 /// Parses the text of the file called `name` (escaped already).
@@ -121,10 +171,20 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         place: error.span().map_or_else(|| name.to_owned(), |span| at(span.start)),
         reason: error.message().lines().map(|line| escape(line.as_bytes())).collect::<Vec<_>>().join("; "),
     })?;
-    let share = |(name, share): (String, Share)| RawShare {
-        name,
-        place: at(share.path.span().start),
-        path: share.path.into_inner(),
+    let place = |text: Spanned<String>| {
+        let place = at(text.span().start);
+        (text.into_inner(), place)
+    };
+    let share = |(name, share): (String, Share)| {
+        let Share { path, replicas, exclude, settle_max, rescan } = share;
+        let only_masters = !exclude.is_empty() || settle_max.is_some() || rescan.is_some();
+        let master = (!replicas.is_empty() || only_masters).then(|| RawMaster {
+            replicas: replicas.into_iter().map(place).collect(),
+            exclude,
+            settle_max: settle_max.map(place),
+            rescan: rescan.map(place),
+        });
+        RawShare { name, place: at(path.span().start), path: path.into_inner(), master }
     };
     // What a relative path means would depend on where the daemon was started.
     if let Some(dir) = file.state_dir.as_ref().filter(|dir| dir.as_ref().is_relative()) {
@@ -174,19 +234,24 @@ impl Raw {
         let state_dir = self.state_dir()?;
         let real_state_dir = resolve(&std::path::absolute(&state_dir).unwrap_or_else(|_| state_dir.clone()))
             .map_err(|error| refusal("state_dir", format!("{}: {error}", shown(&state_dir))))?;
-        let mut shares: Vec<(String, PathBuf)> = Vec::new();
+        let mut places: Vec<(&str, PathBuf)> = Vec::new();
+        let (mut shares, mut masters) = (Vec::new(), Vec::new());
         for share in &self.shares {
             let path = share.check(&real_state_dir)?;
-            for (name, other) in &shares {
+            for (name, other) in &places {
                 share.keeps_apart_from(name, other, &path)?;
             }
-            shares.push((share.name.clone(), path));
+            match &share.master {
+                Some(master) => masters.push(share.check_master(master)?),
+                None => shares.push((share.name.clone(), path.clone())),
+            }
+            places.push((&share.name, path));
         }
         let listen = match &self.listen[..] {
             [] => vec![SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))],
             some => some.to_vec(),
         };
-        Ok(Checked { state_dir, listen, log_format: self.log_format, log_level: self.log_level, shares })
+        Ok(Checked { state_dir, listen, log_format: self.log_format, log_level: self.log_level, shares, masters })
     }
 }
 
@@ -223,6 +288,42 @@ impl RawShare {
         Ok(path)
     }
 
+    fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
+        if master.replicas.is_empty() {
+            let what = "exclude, settle_max and rescan are for a share with replicas: name those with replicas = [...], or \
+                        leave these out";
+            return Err(self.refusal(what.to_owned()));
+        }
+        let mut replicas = Vec::new();
+        for (text, place) in &master.replicas {
+            let replica = self.replica(text).map_err(|reason| refusal(place, reason))?;
+            if replicas.contains(&replica) {
+                return Err(refusal(place, format!("{} is there twice", escape(text.as_bytes()))));
+            }
+            replicas.push(replica);
+        }
+        let exclude: Vec<Rule> = master.exclude.iter().map(|pattern| Rule { pattern: pattern.clone() }).collect();
+        Filter::new(&exclude).map_err(|error| self.refusal(error.to_string()))?;
+        let time = |given: &Option<(String, String)>, default: Duration| match given {
+            None => Ok(default),
+            Some((text, place)) => duration(text).map_err(|reason| refusal(place, reason)),
+        };
+        Ok(Master {
+            name: self.name.clone(),
+            path: self.path.clone(),
+            replicas,
+            exclude,
+            settle_max: time(&master.settle_max, SETTLE_MAX)?,
+            rescan: time(&master.rescan, RESCAN)?,
+        })
+    }
+
+    /// `HOST[:PORT][/SHARE]`, where the share is called as here unless it is said.
+    fn replica(&self, text: &str) -> Result<Destination, String> {
+        let whole = if text.contains('/') { text.to_owned() } else { format!("{text}/{}", self.name) };
+        destination::parse(whole.into())
+    }
+
     fn keeps_apart_from(&self, name: &str, other: &Path, path: &Path) -> Result<(), ConfigError> {
         if name == self.name {
             return Err(self.refusal(format!("share {name} is there twice")));
@@ -236,6 +337,25 @@ impl RawShare {
     fn refusal(&self, reason: String) -> ConfigError {
         refusal(&format!("{}: share {}", self.place, escape(self.name.as_bytes())), reason)
     }
+}
+
+/// A whole number with a unit: `500ms`, `10s`, `5m`, `1h`; from a millisecond to a year.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis));
+    let range = 1..=365 * 24 * 3_600_000;
+    millis
+        .filter(|millis| range.contains(millis))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("`{}` is no time: write 500ms, 10s, 5m or 1h", escape(text.as_bytes())))
 }
 
 fn refusal(place: &str, reason: impl fmt::Display) -> ConfigError {
@@ -308,6 +428,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_share_with_replicas_is_mastered_here() {
+        let (_dir, top) = tree();
+        let text = |share: &str| {
+            let (dir, state) = (top.display(), top.join("state"));
+            format!("state_dir = '{}'\n[share.www]\npath = '{dir}/link'\n{share}\n", state.display())
+        };
+        let checked = |share: &str| parse("c.toml", text(share).as_bytes()).and_then(|raw| raw.check());
+        let good =
+            "replicas = ['web1', 'web2:99', '[::1]:7/other']\nexclude = ['*.swp']\nsettle_max = '2s'\nrescan = '5m'";
+        let checked_good = checked(good).unwrap();
+        assert_eq!(checked_good.shares, []);
+        let [master] = &checked_good.masters[..] else { panic!("one master") };
+        let replica =
+            |host: &str, port, share: &str| Destination::Remote { host: host.into(), port, share: share.into() };
+        let replicas = [replica("web1", DEFAULT_PORT, "www"), replica("web2", 99, "www"), replica("::1", 7, "other")];
+        assert_eq!(master.replicas, replicas);
+        // The link stays: it may lead elsewhere one day.
+        assert_eq!(master.path, top.join("link"));
+        assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
+        assert_eq!(checked("replicas = ['web1']").unwrap().masters[0].rescan, RESCAN);
+        for (bad, expected) in [
+            ("exclude = ['x']", "share www: exclude, settle_max and rescan are for a share with replicas"),
+            ("replicas = ['a', 'a:7373']", "c.toml: line 4: a:7373 is there twice"),
+            ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
+            ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
+            ("replicas = ['a']\nsettle_max = '0s'", "c.toml: line 5: `0s` is no time"),
+            ("replicas = ['a']\nexclude = ['[']", "filter rule 1"),
+        ] {
+            let error = checked(bad).unwrap_err().to_string();
+            assert!(error.contains(expected), "{bad}: {error}");
+        }
+    }
+
     /// A directory with `a/in`, `b`, `file`, and `link` to `a`.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -325,6 +479,7 @@ mod tests {
             name: (*name).to_owned(),
             path: if path.starts_with('/') || path.starts_with("rel") { path.into() } else { top.join(path) },
             place: "--share".to_owned(),
+            master: None,
         };
         let raw =
             Raw { state_dir: Some(top.join(state_dir)), shares: shares.iter().map(share).collect(), ..Raw::default() };

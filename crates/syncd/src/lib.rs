@@ -9,17 +9,23 @@
 mod args;
 pub mod config;
 mod log;
+mod monitor;
 mod signals;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::sync::Arc;
 
 use anyhow::Context as _;
+use sync_core::destination::label;
+use sync_core::options::{Compress, Policy, PushRequest};
+use sync_core::roles::master::{Mirror, MirrorConfig};
 use sync_core::roles::replica::{Daemon, DaemonConfig};
 use sync_core::roles::{Shutdown, pairing};
+use tokio::task::JoinSet;
 
 use args::Verb;
-use config::{Checked, Raw, shown};
+use config::{Checked, Master, Raw, shown};
 
 /// It did what it was asked, and ended because it was asked.
 const DONE: u8 = 0;
@@ -63,9 +69,38 @@ pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
             }
         }
     }
-    let Checked { state_dir, listen, shares, .. } = config;
-    Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown).await?;
+    let Checked { state_dir, listen, shares, masters, .. } = config;
+    let mut mirrors = JoinSet::new();
+    for master in masters {
+        let (name, shutdown) = (master.name.clone(), shutdown.clone());
+        let mirror = mirror(master, &state_dir);
+        mirrors.spawn(async move { (name, mirror.run(shutdown).await) });
+    }
+    // A machine that only is a master listens to nobody.
+    if !shares.is_empty() {
+        Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown).await?;
+    }
+    while let Some(ended) = mirrors.join_next().await {
+        let (name, ended) = ended.context("a mirror ended with a panic")?;
+        ended.with_context(|| format!("share {name}"))?;
+    }
     Ok(())
+}
+
+/// The master's part of a share.
+fn mirror(master: Master, state_dir: &std::path::Path) -> Mirror {
+    let Master { name, path, replicas, exclude, settle_max, rescan } = master;
+    let monitor = monitor::Log::new(name, replicas.iter().map(label).collect());
+    let request = PushRequest {
+        source: path,
+        destinations: replicas,
+        state_dir: state_dir.to_owned(),
+        policy: Policy { rules: exclude, ..Policy::default() },
+        bandwidth: None,
+        compress: Compress::Auto,
+        history: None,
+    };
+    Mirror::new(MirrorConfig { request, settle_max, rescan }, Arc::new(monitor))
 }
 
 fn serve(raw: &Raw) -> u8 {

@@ -1,13 +1,14 @@
 //! The top of a tree, and the only way beneath it: every directory below is opened through here and cannot lie outside.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::HashMap;
-use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat, openat2};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RawDir, ResolveFlags, flock, openat, openat2};
 use rustix::io::Errno;
 
 use super::error::FsError;
@@ -191,6 +192,31 @@ impl Root {
         let fd = Arc::new(self.open_dir(path)?);
         self.cache().keep(path, &fd);
         Ok(fd)
+    }
+
+    /// The names in the directory that is at `path` now, and whether each may be a directory. They prove nothing about
+    /// what is absent.
+    ///
+    /// # Errors
+    /// As [`Root::dir`].
+    pub fn names(&self, path: &RelPath) -> Result<Vec<(Vec<u8>, bool)>, FsError> {
+        let fail = |errno| FsError::new("list the directory", path, errno);
+        let fd = self.open_dir(path)?;
+        let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
+        let mut entries = RawDir::new(&fd, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Err(Errno::INTR) => continue,
+                other => other.map_err(fail)?,
+            };
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                let may_be_dir = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+                names.push((name.to_vec(), may_be_dir));
+            }
+        }
+        Ok(names)
     }
 
     /// Makes [`Root::dir`] give this directory, which the caller has just opened at `path`.

@@ -98,6 +98,13 @@ pub struct Seen<'a> {
     pub mount: bool,
 }
 
+impl<'a> Seen<'a> {
+    /// An entry that no walk has met: on the mount of its directory.
+    pub(crate) fn alone(at: &'a KeyBuf, dir: BorrowedFd<'a>, name: &'a CStr, stat: Stat) -> Self {
+        Self { at, path: OnceCell::new(), dir, name, stat, mount: false }
+    }
+}
+
 impl Seen<'_> {
     /// Where it is, as an index has it.
     pub fn key(&self) -> Key<'_> {

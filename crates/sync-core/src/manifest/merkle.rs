@@ -8,13 +8,19 @@ use crate::path::{Key, RelPath};
 /// The hash of each directory with everything beneath it. Directories only, so it stays small beside the entries.
 pub type DirHashes = HashMap<RelPath, Digest>;
 
-/// The hash of a tree and of its directories.
+/// The hash of a tree and of its directories. Of no tree at all by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeHash {
     /// Names the whole tree.
     pub root: Digest,
     /// The same for each directory below, and for the top under the empty path.
     pub dirs: DirHashes,
+}
+
+impl Default for TreeHash {
+    fn default() -> Self {
+        Self { root: Digest::empty(), dirs: DirHashes::new() }
+    }
 }
 
 /// Folds entries, given in tree order, into a [`TreeHash`]. Memory: the open directories, and one hash for each.

@@ -68,6 +68,11 @@ impl KeyBuf {
         Self::default()
     }
 
+    /// That of a path.
+    pub fn of(path: &RelPath) -> Self {
+        Self(path.to_key())
+    }
+
     /// Goes down to `name`.
     ///
     /// # Errors

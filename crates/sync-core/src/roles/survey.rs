@@ -3,12 +3,14 @@
 //! Both roles begin with it. The master learns what changed since it published; the replica learns its own drift.
 
 mod found;
+mod names;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 pub use found::{Before, KnownContents, Pending, Survey};
+pub use names::{LastLook, survey_names};
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};

@@ -20,10 +20,12 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it is what a poll gives")]
 fn names<const N: usize>(names: [&str; N]) -> Option<Batch> {
     Some(Batch { names: names.into_iter().map(path).collect(), everything: false })
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it is what a poll gives")]
 fn everything() -> Option<Batch> {
     Some(Batch { names: BTreeSet::new(), everything: true })
 }

@@ -29,10 +29,14 @@ pub(crate) const MAX_CHUNKS: usize = 1 << 18;
 /// Feature of a master: it keeps previous contents, so that a replica need only name what it has ([`Basis::Named`]).
 pub const HISTORY: u64 = 1;
 
+/// Feature of a master: it may open further sessions on this connection, one after the other, to follow a tree as it
+/// changes. Feature of a replica: it stays open for them.
+pub const FOLLOW: u64 = 2;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do: [`HISTORY`].
+    /// Bits for what the master can do: [`HISTORY`], [`FOLLOW`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,
@@ -43,7 +47,7 @@ pub struct Hello {
 /// What a replica says it is at, after it looked at every name on its disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stand {
-    /// Bits for what the replica can do beyond this document; none yet.
+    /// Bits for what the replica can do: [`FOLLOW`].
     pub features: u64,
     /// The version it acknowledged last, if its index knows one.
     pub version: Option<VersionId>,

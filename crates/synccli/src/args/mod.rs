@@ -1,7 +1,6 @@
 //! The command line as data. Everything is checked here, once; what the commands get is proof.
 
 mod compress;
-mod destination;
 mod filters;
 mod rate;
 
@@ -13,8 +12,9 @@ use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Su
 use sync_core::options::{Compress, Destination, default_state_dir};
 use sync_core::path::escape;
 
-pub use destination::{HostPort, label};
 pub use filters::{Filter, rules};
+use sync_core::destination;
+pub use sync_core::destination::{HostPort, label};
 
 use crate::exit::Failure;
 

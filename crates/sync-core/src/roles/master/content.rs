@@ -115,7 +115,16 @@ impl ContentSender {
         self.outgoing.more.notify_waiters();
     }
 
-    /// Ends the streams; returns how much they sent.
+    /// Ends the streams in order, once what is queued is sent.
+    pub async fn finish(&mut self) {
+        self.outgoing.queue().is_over = true;
+        self.outgoing.more.notify_waiters();
+        for task in self.tasks.drain(..) {
+            let _ = task.await;
+        }
+    }
+
+    /// Breaks the streams off, unless they have ended; returns how much they sent.
     pub fn stop(&self) -> Sent {
         self.tasks.iter().for_each(JoinHandle::abort);
         let Outgoing { literal, compressed, copied, resumed, .. } = &*self.outgoing;

@@ -26,7 +26,7 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Change, Describe, Draft, HISTORY, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, ToMaster, ToReplica};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -50,6 +50,8 @@ pub struct Delivered {
     pub report: DestinationReport,
     /// Files of the source that changed between hashing and sending: worth another round.
     pub source_changed: Vec<Problem>,
+    /// Whether the replica is ready for another session on the connection.
+    pub open: bool,
 }
 
 /// One destination and all it needs.
@@ -75,7 +77,7 @@ pub struct Delivery {
 }
 
 /// A delivery under way.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     delivery: &'a Delivery,
     connection: Connection,
     control: Control<ToMaster>,
@@ -103,6 +105,8 @@ struct Session<'a> {
     resumed: u64,
     source_changed: Vec<Problem>,
     timing: Timing,
+    /// Whether another session shall follow on the connection.
+    follows: bool,
 }
 
 #[derive(Default)]
@@ -129,11 +133,7 @@ impl Delivery {
             }
         };
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        // An empty history would only have to ask about everything.
-        let keeps = self.source.history.as_ref().is_some_and(|history| !history.was_empty());
-        let features = if keeps { HISTORY } else { 0 };
-        let hello = Hello { features, share, policy: self.policy.clone() };
-        let mut delivered = match Session::open(&self, connection.clone(), hello).await {
+        let mut delivered = match Session::open(&self, connection.clone(), share, 0).await {
             Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
             Err(error) => {
                 self.monitor.problem(Some(self.dest), &broken(&error));
@@ -155,22 +155,33 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
     Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
+        open: false,
     }
 }
 
-fn interrupted() -> Problem {
+pub(super) fn interrupted() -> Problem {
     Problem {
         path: None,
         reason: "interrupted; what had arrived of files over 64 MiB is kept for the next push".to_owned(),
     }
 }
 
-fn broken(error: &LinkError) -> Problem {
+pub(super) fn broken(error: &LinkError) -> Problem {
     Problem { path: None, reason: error.to_string() }
 }
 
 impl<'a> Session<'a> {
-    async fn open(delivery: &'a Delivery, connection: Connection, hello: Hello) -> Result<Self, LinkError> {
+    /// Says hello, with these features beside those that the source has.
+    pub async fn open(
+        delivery: &'a Delivery,
+        connection: Connection,
+        share: String,
+        features: u64,
+    ) -> Result<Self, LinkError> {
+        // An empty history would only have to ask about everything.
+        let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.was_empty());
+        let features = features | if keeps { HISTORY } else { 0 };
+        let hello = Hello { features, share, policy: delivery.policy.clone() };
         let control = Control::open(&connection).await?;
         if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
             control.send(ToReplica::Place(region.clone()).encode())?;
@@ -205,11 +216,12 @@ impl<'a> Session<'a> {
             resumed: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
+            follows: features & FOLLOW != 0,
         })
     }
 
     /// Input by input until the sender says that it is over.
-    async fn run(
+    pub async fn run(
         mut self,
         source: &mut mpsc::UnboundedReceiver<SourceEvent>,
         shutdown: &mut Shutdown,
@@ -453,14 +465,21 @@ impl<'a> Session<'a> {
     /// Closes the connection in the way that fits the end, and writes the report.
     async fn conclude(mut self, end: Result<End, LinkError>, replica: &str) -> Delivered {
         self.clock_stops();
+        if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. })) {
+            self.contents.finish().await;
+        }
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
         let mut exact = false;
+        let mut open = false;
         let mut refused = [0; 6];
         let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
-                self.connection.close(Code::Done, "").await;
+                open = identical && self.read_to_end().await;
+                if !open {
+                    self.connection.close(Code::Done, "").await;
+                }
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
                 refused = ack.refused;
                 fill(&mut stats, &ack);
@@ -487,7 +506,10 @@ impl<'a> Session<'a> {
             Err(LinkError::NoSource) => self.connection.close(Code::Cancelled, "the source failed").await,
             Err(LinkError::Interrupted) => {
                 self.connection.close(Code::Cancelled, "interrupted").await;
-                self.problem(&interrupted());
+                // Who follows is asked to stop when all is well.
+                if !self.follows {
+                    self.problem(&interrupted());
+                }
             }
             Err(error) => {
                 self.connection.close(error.code(), &error.to_string()).await;
@@ -496,7 +518,22 @@ impl<'a> Session<'a> {
         }
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
-        Delivered { report, source_changed: self.source_changed }
+        Delivered { report, source_changed: self.source_changed, open }
+    }
+
+    /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.
+    /// Says whether there can be a next one.
+    async fn read_to_end(&mut self) -> bool {
+        if !self.follows || self.sender.stand().is_none_or(|stand| stand.features & FOLLOW == 0) {
+            return false;
+        }
+        loop {
+            match self.control.next_or_room(false).await {
+                Some(Ok(_)) | None => {}
+                Some(Err(LinkError::Ended)) => return true,
+                Some(Err(_)) => return false,
+            }
+        }
     }
 
     fn clock_stops(&mut self) {

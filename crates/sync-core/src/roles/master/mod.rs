@@ -8,7 +8,9 @@ mod delivery;
 mod dial;
 mod difference;
 mod error;
+mod follow;
 mod meter;
+mod mirror;
 mod outgoing;
 mod previous;
 mod queue;
@@ -24,6 +26,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub use error::PushError;
+pub use follow::Following;
+pub use mirror::{Mirror, MirrorConfig};
 pub(crate) use source::SOURCE_PATH;
 
 use crate::index::IndexError;
@@ -31,11 +35,11 @@ use crate::manifest::Version;
 use crate::monitor::{Monitor, Problem};
 use crate::options::{DestinationReport, PushReport, PushRequest};
 use crate::roles::Shutdown;
-use crate::roles::survey::KnownContents;
-use crate::wire::Offered;
+use crate::roles::survey::{KnownContents, Survey};
+use crate::wire::{Draft, Offered};
 use delivery::{Delivered, Delivery, SourceEvent};
 use meter::Meter;
-use source::{LOOKS, Source};
+use source::{LOOKS, Offering, Source};
 
 /// How often a push starts over for files that changed while they were sent.
 const ROUNDS: u32 = 3;
@@ -198,11 +202,7 @@ fn read_once(
     monitor: &dyn Monitor,
     tell: &(dyn Fn(SourceEvent) + Sync),
 ) -> Result<(Option<Version>, u64), PushError> {
-    let started = Instant::now();
-    let mut scanned = Duration::ZERO;
-    let mut known = KnownContents::new();
     let mut offers: Vec<Offered> = Vec::new();
-    let mut look = 1;
     let mut offer = |offer: Option<Offered>, more: bool| {
         offers.extend(offer);
         if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
@@ -210,8 +210,45 @@ fn read_once(
         }
     };
     let draft = |draft| tell(SourceEvent::Draft(Arc::new(draft)));
+    let Looked { survey, scanned, hashed } = look(source, stop, meter, monitor, &mut offer, &draft)?;
+    let failures = Source::report_failures(&survey, monitor);
+    let (decided, difference) = source.decide(survey, scanned, hashed)?;
+    let (decided, difference) = (Arc::new(decided), Arc::new(difference));
+    tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
+    tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
+    source.commit(&decided, &difference, monitor)?;
+    tell(SourceEvent::Committed);
+    // While the destinations publish.
+    source.keep_contents(&difference)?;
+    drop(difference);
+    if let Err(error) = source.index.tidy() {
+        monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
+    }
+    Ok((decided.minted.clone(), failures))
+}
+
+/// What a look at the whole source found, and how long it took to look and to read.
+struct Looked {
+    survey: Survey,
+    scanned: Duration,
+    hashed: Duration,
+}
+
+/// Looks at the whole source until nothing moves meanwhile, or holds what does.
+fn look(
+    source: &Source,
+    stop: &AtomicBool,
+    meter: &Meter,
+    monitor: &dyn Monitor,
+    offer: &mut Offering<'_>,
+    draft: &(dyn Fn(Draft) + Sync),
+) -> Result<Looked, PushError> {
+    let started = Instant::now();
+    let mut scanned = Duration::ZERO;
+    let mut known = KnownContents::new();
+    let mut look = 1;
     let survey = loop {
-        let (mut survey, looked) = source.look(&known, stop, meter, monitor, &mut offer, &draft)?;
+        let (mut survey, looked) = source.look(&known, stop, meter, monitor, offer, draft)?;
         scanned += looked;
         if survey.vanished.is_empty() {
             break survey;
@@ -227,21 +264,7 @@ fn read_once(
     if stop.load(Ordering::Relaxed) {
         return Err(PushError::Stopped);
     }
-    let hashed = started.elapsed().saturating_sub(scanned);
-    let failures = Source::report_failures(&survey, monitor);
-    let (decided, difference) = source.decide(survey, scanned, hashed)?;
-    let (decided, difference) = (Arc::new(decided), Arc::new(difference));
-    tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
-    tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
-    source.commit(&decided, &difference, monitor)?;
-    tell(SourceEvent::Committed);
-    // While the destinations publish.
-    source.keep_contents(&difference)?;
-    drop(difference);
-    if let Err(error) = source.index.tidy() {
-        monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
-    }
-    Ok((decided.minted.clone(), failures))
+    Ok(Looked { survey, scanned, hashed: started.elapsed().saturating_sub(scanned) })
 }
 
 /// A file that changed under several destinations is one problem of the source.

@@ -84,14 +84,18 @@ impl Outgoing {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a stream that takes these kinds does next; waits for it.
-    pub async fn next(&self, batch: u64, kinds: Kinds) -> Job {
+    /// What a stream that takes these kinds does next; waits for it. `None` when nothing will come any more.
+    pub async fn next(&self, batch: u64, kinds: Kinds) -> Option<Job> {
         loop {
             // Listening begins before the look, so that nothing comes unheard in between.
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
-            if let Some(job) = self.queue().next(batch, kinds) {
-                return job;
+            {
+                let mut queue = self.queue();
+                let job = queue.next(batch, kinds);
+                if job.is_some() || queue.is_over {
+                    return job;
+                }
             }
             more.await;
         }

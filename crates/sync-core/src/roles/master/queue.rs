@@ -38,6 +38,8 @@ pub struct Queue {
     parts: u64,
     /// Whether the source was read to its end, so that a core has nothing else to do.
     pub is_read: bool,
+    /// Whether nothing more will come.
+    pub is_over: bool,
 }
 
 /// What a stream takes.

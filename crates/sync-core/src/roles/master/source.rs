@@ -1,6 +1,6 @@
 //! The source of a push: a tree, its index, and the steps from what is on disk to a committed version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use super::ring::Ring;
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::CopyRange;
 use crate::filter::Filter;
-use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, SourceFile, StateDir};
+use crate::fs::{self, History, PART_MIN, ReadError, Reserved, Root, STAGING_NAME, SourceFile, StateDir};
 use crate::hash::Digest;
 use crate::index::{Counts, Index, IndexError, Next, Writer};
 use crate::manifest::{Holds, Lineage, TreeHash, Version, VersionId};
@@ -28,7 +28,7 @@ use crate::path::RelPath;
 use crate::region::Region;
 use crate::relative::moved_dirs;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
-use crate::roles::survey::{KnownContents, Pending, Survey, SurveyOptions, survey};
+use crate::roles::survey::{KnownContents, LastLook, Pending, Survey, SurveyOptions, survey, survey_names};
 use crate::wire::{Draft, Offered};
 
 /// How long to wait for another push of the same source.
@@ -89,6 +89,11 @@ pub struct Decided {
 impl Source {
     /// Checks the request and opens the source's index.
     pub fn open(request: &PushRequest, monitor: &dyn Monitor) -> Result<Self, PushError> {
+        Self::open_as(request, None, monitor)
+    }
+
+    /// The same with the index of another path: of a link to the source, which leads to one directory after the other.
+    pub fn open_as(request: &PushRequest, place: Option<&Path>, monitor: &dyn Monitor) -> Result<Self, PushError> {
         let fail = |reason: String| PushError::Source { path: request.source.clone(), reason };
         let filter = Filter::new(&request.policy.rules).map_err(|e| PushError::Filter(e.to_string()))?;
         let root = Root::open(&request.source).map_err(|e| fail(e.to_string()))?;
@@ -100,11 +105,12 @@ impl Source {
             true => StateDir::at(&request.state_dir),
             false => StateDir::open(&request.state_dir).map_err(|e| PushError::State(e.to_string()))?,
         };
-        let dir = state.source_index_dir(&canonical);
+        let place = place.unwrap_or(&canonical);
+        let dir = state.source_index_dir(place);
         let (opened, previous) = match request.policy.dry_run {
             true => (Index::scratch_copy(&dir)?, None),
             false => {
-                let opened = Previous::open_index(&dir, state.history_dir(&canonical), request, monitor)?;
+                let opened = Previous::open_index(&dir, state.history_dir(place), request, monitor)?;
                 (opened.0, Some(opened.1))
             }
         };
@@ -117,7 +123,7 @@ impl Source {
         }
         let mut history = None;
         if let Some(previous) = &previous {
-            previous.giving_room(None, monitor, || remember_path(&opened.index, &canonical))?;
+            previous.giving_room(None, monitor, || remember_path(&opened.index, place))?;
             history = request.history.and_then(|most| previous.open(most, monitor));
         }
         let asks_others = request.destinations.iter().any(|dest| matches!(dest, Destination::Remote { .. }));
@@ -150,6 +156,57 @@ impl Source {
         draft: &(dyn Fn(Draft) + Sync),
     ) -> Result<(Survey, Duration), PushError> {
         let started = Instant::now();
+        self.reading(stop, meter, offer, draft, |options, found| {
+            // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
+            // anything seem gone there: one look suffices, and what was read has its places in that one.
+            let (survey, early) = match self.index.latest_version()? {
+                None if known.is_empty() => {
+                    read_ahead(&self.root, options, found, |found| self.survey(1, stop, meter, found))
+                }
+                _ => (self.survey(LOOKS, stop, meter, &mut |_, _| {}), Early::default()),
+            };
+            let mut survey = survey?;
+            for path in &survey.left_out {
+                monitor.notice(None, &format!("{path} is left out: it is the state directory"));
+            }
+            survey.recall(known);
+            let scanned = started.elapsed();
+            meter.to_hash(survey.bytes_to_hash());
+            identify(&self.root, &mut survey, options, early, found);
+            Ok((survey, scanned))
+        })
+    }
+
+    /// The same for some names of a tree of which all else is as the last look has left it; `None` if only a look at the
+    /// whole tree can tell what they are.
+    pub fn look_at(
+        &self,
+        names: &BTreeSet<RelPath>,
+        last: &LastLook,
+        stop: &AtomicBool,
+        meter: &Meter,
+        offer: &mut Offering<'_>,
+        draft: &(dyn Fn(Draft) + Sync),
+    ) -> Result<Option<(Survey, Duration)>, PushError> {
+        let started = Instant::now();
+        self.reading(stop, meter, offer, draft, |options, found| {
+            let survey = survey_names(&self.root, &self.index, &self.survey_options(), last, names)?;
+            let Some(mut survey) = survey else { return Ok(None) };
+            let scanned = started.elapsed();
+            identify(&self.root, &mut survey, options, Early::default(), found);
+            Ok(survey.failures.is_empty().then_some((survey, scanned)))
+        })
+    }
+
+    /// Does something that reads contents, and hands on what was read of each.
+    fn reading<T>(
+        &self,
+        stop: &AtomicBool,
+        meter: &Meter,
+        offer: &mut Offering<'_>,
+        draft: &(dyn Fn(Draft) + Sync),
+        work: impl FnOnce(&IdentifyOptions<'_>, &mut (dyn FnMut(&Pending, Identified) + Send)) -> Result<T, PushError>,
+    ) -> Result<T, PushError> {
         // A new file is sent whole, whatever its chunks are, unless a part of it has arrived before. One of the same size
         // as before has probably just been touched; if not, it is read again for its chunks. A large one is cut
         // beside the reading, which costs next to nothing.
@@ -178,24 +235,9 @@ impl Source {
             }
             offer(new, !full);
         };
-        // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
-        // anything seem gone there: one look suffices, and what was read has its places in that one.
-        let (survey, early) = match self.index.latest_version()? {
-            None if known.is_empty() => {
-                read_ahead(&self.root, &options, &mut found, |found| self.survey(1, stop, meter, found))
-            }
-            _ => (self.survey(LOOKS, stop, meter, &mut |_, _| {}), Early::default()),
-        };
-        let mut survey = survey?;
-        for path in &survey.left_out {
-            monitor.notice(None, &format!("{path} is left out: it is the state directory"));
-        }
-        survey.recall(known);
-        let scanned = started.elapsed();
-        meter.to_hash(survey.bytes_to_hash());
-        identify(&self.root, &mut survey, &options, early, &mut found);
+        let done = work(&options, &mut found)?;
         offer(None, false);
-        Ok((survey, scanned))
+        Ok(done)
     }
 
     /// Looks at the whole tree beside its index, up to `looks` times while something seems gone. `found` is as for
@@ -207,15 +249,7 @@ impl Source {
         meter: &Meter,
         found: &mut dyn FnMut(usize, &Pending),
     ) -> Result<Survey, PushError> {
-        let options = SurveyOptions {
-            filter: &self.filter,
-            one_file_system: self.policy.one_file_system,
-            leave_out: self.leave_out.clone(),
-            checksum: self.policy.checksum,
-            reserved: Reserved::Hold,
-            reconsider_refused: false,
-            ignore_extras: false,
-        };
+        let options = self.survey_options();
         let go_on = |entries| {
             meter.scanned(entries);
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -234,6 +268,24 @@ impl Source {
         }
         meter.scanned(survey.entries);
         Ok(survey)
+    }
+
+    fn survey_options(&self) -> SurveyOptions<'_> {
+        SurveyOptions {
+            filter: &self.filter,
+            one_file_system: self.policy.one_file_system,
+            leave_out: self.leave_out.clone(),
+            checksum: self.policy.checksum,
+            reserved: Reserved::Hold,
+            reconsider_refused: false,
+            ignore_extras: false,
+        }
+    }
+
+    /// Whether a path does not belong to the source.
+    pub fn leaves_out(&self, path: &RelPath, is_dir: bool) -> bool {
+        let is_own = || self.root.stat(path).ok().flatten().is_some_and(|s| self.leave_out.contains(&s.identity()));
+        self.filter.excludes(path, is_dir) || path.name() == STAGING_NAME.as_bytes() || (is_dir && is_own())
     }
 
     /// Gives up a damaged index: it starts afresh.

@@ -42,7 +42,7 @@ impl Stream {
     /// Opens the stream when there is something to send, and sends until it is aborted.
     pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
         let batch = outgoing.batch();
-        let mut job = outgoing.next(batch, kinds).await;
+        let Some(mut job) = outgoing.next(batch, kinds).await else { return Ok(()) };
         let writer = match outgoing.estimates {
             None => Some(connection.open_uni().await?),
             Some(_) => None,
@@ -58,7 +58,10 @@ impl Stream {
                     stream.send_compared(&request, compared).await?;
                 }
             }
-            job = outgoing.next(batch, kinds).await;
+            job = match outgoing.next(batch, kinds).await {
+                Some(job) => job,
+                None => return stream.writer.map_or(Ok(()), FrameWriter::finish),
+            };
         }
     }
 

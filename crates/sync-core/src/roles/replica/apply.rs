@@ -7,14 +7,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{Builder, ScopedJoinHandle};
 
-use super::inputs::{root_after, sources, touched_rows};
+use super::inputs::{sources, touched_rows, tree_after};
 use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
-use crate::manifest::{Entry, Holds, Kind, Refused, Row, Tuple, Version};
+use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
@@ -41,6 +41,8 @@ pub struct Application {
     /// Directories that are renamed whole, each with one step.
     moved: Arc<Vec<MovedDir>>,
     root: Digest,
+    /// The tree that the plan leads to, if all of it comes true.
+    tree: TreeHash,
     stats: ReplicaStats,
     items: Vec<Item>,
     refusal: Option<Refusal>,
@@ -90,8 +92,8 @@ impl Application {
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         // Hashing every changed entry takes about as long as finding out what is there for it.
-        let hash = || root_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
-        let (root, found) = std::thread::scope(|scope| {
+        let hash = || tree_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
+        let (tree, found) = std::thread::scope(|scope| {
             let hashing = Builder::new().spawn_scoped(scope, hash);
             let found = touched_rows(&opened.index, &changes, known).and_then(|rows| {
                 let renames = match opened.policy.no_delete {
@@ -103,7 +105,8 @@ impl Application {
             let joined = |hashing: ScopedJoinHandle<'_, _>| hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
             (hashing.map_or_else(|_| hash(), joined), found)
         });
-        let (root, ((sources, complete), renames, mut rows)) = (root?, found?);
+        let (tree, ((sources, complete), renames, mut rows)) = (tree?, found?);
+        let root = tree.root;
         // What is not staged has an entry there, be it an empty one.
         let staged = |digest: &Digest| !sources.contains_key(digest);
         let again = if complete { Changes::new() } else { changes.clone() };
@@ -130,6 +133,7 @@ impl Application {
             steps,
             moved,
             root,
+            tree,
             stats,
             items,
             refusal,
@@ -205,8 +209,10 @@ impl Application {
         let Some(staging) = opened.staging.clone() else { return Ok(Some(self.ack([0; 6]))) };
         check_place(opened)?;
         if self.steps.is_empty() {
+            // Nothing there changes.
             return if self.announce.committed { self.publish(opened, stop).map(Some) } else { Ok(None) };
         }
+        opened.changes();
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
         let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
@@ -388,6 +394,9 @@ impl Application {
         }
         if self.failures == 0 {
             opened.completed();
+        }
+        if foreseen && self.failures == 0 && refused == [0; 6] && instead.is_empty() {
+            opened.came_to(std::mem::take(&mut self.tree), &self.steps, &self.moved);
         }
         Ok(self.ack(refused))
     }

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use super::open::Opened;
 use crate::hash::Digest;
 use crate::index::{Encoded, Index, IndexError};
-use crate::manifest::{Entry, Holds, Row};
+use crate::manifest::{Entry, Holds, Row, TreeHash};
 use crate::path::{Key, RelPath};
 use crate::plan::{self, Changes, Rename};
 use crate::roles::tree;
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
+
+/// Up to this many contents are looked for among the rows that change before all rows are read.
+const FEW: usize = 1000;
 
 /// The rows of every changed path, and of all beneath one that goes away or stops being a directory. `known` are some that
 /// were read already, in tree order; there may be others among them.
@@ -120,32 +123,40 @@ pub fn sources(
             needed.entry(digest).or_default();
         }
     }
-    if needed.is_empty() {
-        return Ok((needed, true));
-    }
-    let mut cursor = index.cursor()?;
-    while let Some(row) = cursor.next()? {
+    // What moved has its old name among the rows that change.
+    let add = |needed: &mut HashMap<Digest, Vec<RelPath>>, row: &Row| {
         if let (Some((_, digest)), Some(_)) = (row.entry.content(), row.tuple)
             && let Some(paths) = needed.get_mut(&digest)
         {
-            paths.push(row.path);
+            paths.push(row.path.clone());
         }
+    };
+    if needed.len() <= FEW {
+        rows.values().for_each(|row| add(&mut needed, row));
+        if needed.values().all(|paths| !paths.is_empty()) {
+            return Ok((needed, true));
+        }
+        needed.values_mut().for_each(Vec::clear);
+    }
+    let mut cursor = index.cursor()?;
+    while let Some(row) = cursor.next()? {
+        add(&mut needed, &row);
     }
     let complete = needed.values().all(|paths| !paths.is_empty());
     Ok((needed, complete))
 }
 
 /// The hash of the tree that the changes lead to.
-pub fn root_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<Digest, IndexError> {
+pub fn tree_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<TreeHash, IndexError> {
     if changes.is_empty() && holds.is_empty() {
-        return Ok(opened.tree.root);
+        return Ok(opened.tree.clone());
     }
     let overlay: tree::Overlay<'_> =
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
     let ignore_extras = opened.policy.no_delete;
     match holds.is_empty() {
-        true => Ok(tree::rehash(&opened.index, opened.tree.clone(), &overlay, ignore_extras)?.root),
-        false => Ok(tree::hash_with(&opened.index, &overlay, holds, ignore_extras)?.root),
+        true => tree::rehash(&opened.index, opened.tree.clone(), &overlay, ignore_extras),
+        false => tree::hash_with(&opened.index, &overlay, holds, ignore_extras),
     }
 }
 

@@ -1,5 +1,6 @@
-//! The replica's role in one push: open the share and look at it, take in contents and changes, plan, prepare, publish,
-//! acknowledge.
+//! The replica's role in a push: open the share and look at it, take in contents and changes, plan, prepare, publish,
+//! acknowledge. A master that follows its tree has one session after the other on its connection; between them the share
+//! stays open.
 
 mod apply;
 mod basis;
@@ -20,19 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 pub use daemon::{Daemon, DaemonConfig, DaemonError};
 pub use shares::{Share, Shares};
 
 use crate::manifest::Row;
 use crate::monitor::Problem;
+use crate::options::Policy;
 use crate::region::Region;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
-use crate::wire::{Ack, Describe, Described, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted};
+use crate::wire::{
+    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted,
+};
 use apply::Application;
 use basis::Describer;
 use open::Opened;
@@ -45,23 +49,52 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for the master's goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Serves one push over `connection`, to its end, whatever end that is.
+/// Serves a push over `connection`, or one after the other if the master follows its tree, to the end, whatever end that
+/// is.
 pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
-    let accepted = tokio::select! {
-        control = tokio::time::timeout(PATIENCE, Control::accept(&connection)) => control.unwrap_or(Err(LinkError::Ended)),
-        _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
-    };
-    let control = match accepted {
-        Ok(control) => control,
-        Err(error) => {
-            tracing::debug!(%error, "no session");
-            connection.close(error.code(), "no session was opened").await;
-            return;
+    let mut followed = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&connection, followed.is_some()) => accepted,
+            _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
+        };
+        let control = match accepted {
+            Ok(control) => control,
+            Err(error) => {
+                tracing::debug!(%error, "no session");
+                followed.into_iter().for_each(Followed::close);
+                connection.close(error.code(), "no session was opened").await;
+                return;
+            }
+        };
+        match serve_one(&connection, &shares, &shutdown, control, followed).await {
+            Some(open) => followed = Some(open),
+            None => return,
         }
-    };
-    let session = Session::new(connection.clone(), shares);
+    }
+}
+
+/// Waits for a session: for the first not long.
+async fn accept(connection: &Connection, is_followed: bool) -> Result<Control<ToReplica>, LinkError> {
+    match is_followed {
+        true => Control::accept(connection).await,
+        false => tokio::time::timeout(PATIENCE, Control::accept(connection)).await.unwrap_or(Err(LinkError::Ended)),
+    }
+}
+
+/// What is left of a session for the next one on its connection, if there may be one.
+async fn serve_one(
+    connection: &Connection,
+    shares: &Arc<Shares>,
+    shutdown: &Shutdown,
+    control: Control<ToReplica>,
+    followed: Option<Followed>,
+) -> Option<Followed> {
+    let session = Session::new(connection.clone(), Arc::clone(shares), followed);
     let interrupt = {
-        let (stop, ending) = (Arc::clone(&session.stop), Arc::clone(&session.ending));
+        let (stop, ending, woken) =
+            (Arc::clone(&session.stop), Arc::clone(&session.ending), Arc::clone(&session.interrupted));
+        let (connection, mut shutdown) = (connection.clone(), shutdown.clone());
         async move {
             // Long work looks at the flag; it is raised as well when nobody listens any more.
             tokio::select! {
@@ -69,12 +102,38 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
                 _ = connection.closed() => {}
             }
             stop.store(true, Ordering::Relaxed);
+            woken.notify_one();
             ending.store(shutdown.wait_for(|stop| *stop).await.is_ok(), Ordering::Relaxed);
         }
     };
     let interrupt = tokio::spawn(interrupt);
-    session.run(control).await;
+    let followed = session.run(control).await;
     interrupt.abort();
+    followed
+}
+
+/// A share between two sessions of a master that follows its tree.
+struct Followed {
+    /// Its name.
+    share: String,
+    /// `None` if the next session must look at the tree anew.
+    opened: Option<Opened>,
+}
+
+impl Followed {
+    /// The same share under the same policy, if nothing speaks against taking it as it was left.
+    fn resume(self, share: &Share, policy: &Policy, stop: &Arc<AtomicBool>) -> Option<Opened> {
+        let same = self.share == share.name && self.opened.as_ref().is_some_and(|opened| opened.policy == *policy);
+        if !same {
+            self.close();
+            return None;
+        }
+        self.opened.and_then(|opened| opened.resume(share, stop))
+    }
+
+    fn close(self) {
+        drop(self.opened.map(|opened| tokio::task::block_in_place(|| opened.close())));
+    }
 }
 
 /// A session under way.
@@ -86,6 +145,12 @@ struct Session {
     stop: Arc<AtomicBool>,
     /// Shutdown alone. A version that is being published is better published to its end, also without a master.
     ending: Arc<AtomicBool>,
+    /// Wakes up the session when one of the two is raised.
+    interrupted: Arc<Notify>,
+    /// What an earlier session on this connection has left open.
+    followed: Option<Followed>,
+    /// Whether the master may open another session when this one is over.
+    follows: bool,
     /// Of an embedded replica it is empty.
     share: String,
     /// Whether the master keeps previous contents.
@@ -104,7 +169,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(connection: Connection, shares: Arc<Shares>) -> Self {
+    fn new(connection: Connection, shares: Arc<Shares>, followed: Option<Followed>) -> Self {
         let (sender, settled) = mpsc::unbounded_channel();
         let (answers, described) = mpsc::channel(basis::MOST_ANSWERS);
         let stop: Arc<AtomicBool> = Arc::default();
@@ -119,6 +184,9 @@ impl Session {
             receiver: Receiver::new(),
             stop,
             ending: Arc::default(),
+            interrupted: Arc::default(),
+            followed,
+            follows: false,
             share: String::new(),
             history: false,
             opened: None,
@@ -128,25 +196,37 @@ impl Session {
         }
     }
 
-    /// Input by input until the receiver says that it is over; then leaves the staging directory in order.
-    async fn run(mut self, mut control: Control<ToReplica>) {
+    /// Input by input until the receiver says that it is over; then leaves the staging directory in order. Returns what
+    /// the next session on this connection can go on with, if there may be one.
+    async fn run(mut self, mut control: Control<ToReplica>) -> Option<Followed> {
         let ended = self.talk(&mut control).await;
         self.stager.stop().await;
         // It may wait for room for an answer.
         self.described.close();
         self.describer.stop().await;
+        let follows = self.follows && ended.is_ok();
+        let opened = self.opened.take();
+        let (kept, over) = if follows { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
-        let _remains = self.opened.take().map(|opened| tokio::task::block_in_place(|| opened.close()));
+        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close()));
+        self.followed.take().into_iter().for_each(Followed::close);
         match ended {
+            Ok(()) if follows => {
+                // The master opens the next session when it has read this one to its end.
+                let share = std::mem::take(&mut self.share);
+                control.finish().await.ok().map(|()| Followed { share, opened: kept })
+            }
             Ok(()) => {
                 // The last word is on its way; the master closes when it has heard it.
                 if control.finish().await.is_ok() {
                     let _ = self.connection.finish(GOODBYE).await;
                 }
+                None
             }
             Err(error) => {
                 tracing::info!(%error, "push ended early");
                 self.connection.close(error.code(), &error.to_string()).await;
+                None
             }
         }
     }
@@ -183,7 +263,7 @@ impl Session {
                     self.receiver.handle(ReceiverInput::Described(described))?;
                 }
                 // Shutdown without a word from the master: see the flag above.
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                () = self.interrupted.notified() => {}
             }
         }
     }
@@ -228,6 +308,7 @@ impl Session {
     fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
+        self.follows = hello.features & FOLLOW != 0;
         let share = match self.shares.find(&hello.share) {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
@@ -237,8 +318,12 @@ impl Session {
             let reason = format!("{share} is on the same machine and {how} the source; choose one apart from it");
             return self.refuse(reason);
         }
+        let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
         let mut notices = Vec::new();
-        let opened = Opened::open(share, hello.policy, &self.stop, &mut notices);
+        let opened = match again {
+            Some(opened) => Ok(opened),
+            None => Opened::open(share, hello.policy, &self.stop, &mut notices),
+        };
         for text in notices {
             self.receiver.handle(ReceiverInput::Notice(text))?;
         }

@@ -19,10 +19,11 @@ use crate::manifest::{Holds, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
+use crate::plan::{MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{Survey, SurveyError, SurveyOptions, survey};
 use crate::roles::tree;
-use crate::wire::{Offered, Stand};
+use crate::wire::{FOLLOW, Offered, Stand};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
 const BUSY: Duration = Duration::from_secs(10);
@@ -76,6 +77,8 @@ pub struct Opened {
     problems: Vec<Problem>,
     complete: bool,
     fresh: bool,
+    /// Whether all that is said here of the tree is what the last session on it has left.
+    is_current: bool,
     made: Made,
     _lock: Option<RootLock>,
 }
@@ -125,6 +128,7 @@ impl Opened {
             problems: Vec::new(),
             complete: false,
             fresh: false,
+            is_current: true,
             made,
             _lock: lock,
         };
@@ -152,7 +156,7 @@ impl Opened {
     /// What the replica says it is at.
     pub fn stand(&self) -> Stand {
         let version = self.index.stand().ok().flatten().map(|stand| stand.version);
-        Stand { features: 0, version, root: self.tree.root, entries: self.entries }
+        Stand { features: FOLLOW, version, root: self.tree.root, entries: self.entries }
     }
 
     /// Whether rows are believed whose content was written by somebody else and may be only in memory.
@@ -209,6 +213,61 @@ impl Opened {
     /// Everything is published: nothing staged is of use any more.
     pub fn completed(&mut self) {
         self.complete = true;
+    }
+
+    /// The disk is about to change: until [`Opened::came_to`], what is said here of the tree is what it was.
+    pub fn changes(&mut self) {
+        self.is_current = false;
+    }
+
+    /// Everything came as planned: this is the tree now, with these steps carried out.
+    pub fn came_to(&mut self, tree: TreeHash, steps: &[Step], moved: &[MovedDir]) {
+        let has_links = |step: &Step| {
+            let linked = step.new.as_deref().is_some_and(|new| new.link.is_some());
+            linked || step.old.as_ref().is_some_and(|old| old.entry.link.is_some())
+        };
+        // What other names an inode has is only found by looking at all.
+        let touches = |name: &RelPath| !moved.is_empty() || step_of(steps, name).is_some();
+        if steps.iter().any(has_links) || self.names.values().flatten().any(touches) {
+            return;
+        }
+        for step in steps {
+            match (&step.old, &step.new) {
+                (None, Some(_)) => self.entries += 1,
+                (Some(_), None) => self.entries = self.entries.saturating_sub(1),
+                _ => {}
+            }
+            let content = step.new.as_ref().and_then(|new| new.content());
+            self.contents.extend(content.map(|(_, digest)| digest.prefix()));
+        }
+        self.tree = tree;
+        // Contents that went are not taken out: a look at all finds which are left.
+        self.is_current = self.entries > 0 && self.contents.len() as u64 <= 2 * self.entries + 1024;
+    }
+
+    /// What a session that came to its end leaves for the next, and what is over.
+    pub fn kept(opened: Option<Self>) -> (Option<Self>, Option<Self>) {
+        match opened {
+            Some(opened) if opened.is_current && opened.complete && opened.holds.is_empty() => (Some(opened), None),
+            other => (None, other),
+        }
+    }
+
+    /// Goes on with a share that was left open: nothing is looked at, since every step compares what it meets with the
+    /// rows. `None` if it must be opened anew.
+    pub fn resume(mut self, share: &Share, stop: &Arc<AtomicBool>) -> Option<Self> {
+        let root = Root::open(&share.path).ok().map(Arc::new);
+        let same = root.as_ref().map(|root| root.identity()) == self.root.as_ref().map(|root| root.identity());
+        let staging = root.as_ref().map(|root| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop))));
+        let old = std::mem::replace(&mut self.staging, staging);
+        if let Some(old) = old {
+            old.remove();
+        }
+        self.root = root;
+        self.asked.clear();
+        self.problems.clear();
+        self.complete = false;
+        (same && self.root.is_some() && self.adopt(&RelPath::root()).is_ok()).then_some(self)
     }
 
     /// From here on the top directory is wanted.
@@ -337,6 +396,10 @@ impl Opened {
         };
         Ok(())
     }
+}
+
+fn step_of<'a>(steps: &'a [Step], path: &RelPath) -> Option<&'a Step> {
+    steps.binary_search_by(|step| step.path.cmp(path)).ok().map(|i| &steps[i])
 }
 
 fn open_root(share: &Share, dry_run: bool) -> Result<(Option<Root>, Made), OpenError> {

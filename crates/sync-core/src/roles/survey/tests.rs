@@ -1,7 +1,11 @@
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::roles::identify::{Early, IdentifyOptions, identify};
 
 fn look(top: &std::path::Path) -> Survey {
     let filter = Filter::new(&[]).unwrap();
@@ -35,4 +39,134 @@ fn what_was_written_just_before_a_look_is_proven_by_it() {
         let doubtful: Vec<_> = found.pending.iter().filter(|p| !p.row.proven).map(|p| &p.row.path).collect();
         assert!(doubtful.is_empty(), "round {round}: {doubtful:?}");
     }
+}
+
+/// Something done to a tree: a name of three levels of three, and what.
+fn deed() -> impl Strategy<Value = (Vec<u8>, u8)> {
+    (prop::collection::vec(0..3u8, 1..4), 0..5u8)
+}
+
+fn path_of(names: &[u8]) -> RelPath {
+    let text: Vec<String> = names.iter().map(|name| format!("n{name}")).collect();
+    RelPath::new(text.join("/")).unwrap()
+}
+
+/// Does it as far as it makes sense, and says which names it touched.
+fn act(top: &std::path::Path, round: usize, (names, what): &(Vec<u8>, u8)) -> Vec<RelPath> {
+    let path = path_of(names);
+    let full = top.join(std::str::from_utf8(path.as_bytes()).unwrap());
+    let elsewhere = path_of(&[names[0], 9]);
+    let done = match what {
+        0 => fs::write(&full, format!("content of round {round}")).is_ok(),
+        1 => fs::create_dir_all(&full).is_ok(),
+        2 => fs::remove_file(&full).is_ok() || fs::remove_dir_all(&full).is_ok(),
+        3 => fs::rename(&full, top.join(std::str::from_utf8(elsewhere.as_bytes()).unwrap())).is_ok(),
+        _ => std::os::unix::fs::symlink(format!("/no/such/{round}"), &full).is_ok(),
+    };
+    match (done, what) {
+        (false, _) => Vec::new(),
+        (true, 3) => vec![path, elsewhere],
+        // All that was made on the way.
+        (true, _) => (1..=names.len()).map(|n| path_of(&names[..n])).collect(),
+    }
+}
+
+/// The names of all that is there beneath some, as whoever watches new directories finds them.
+fn with_what_is_beneath(root: &Root, names: BTreeSet<RelPath>) -> BTreeSet<RelPath> {
+    let mut all = BTreeSet::new();
+    let mut open: Vec<RelPath> = names.into_iter().collect();
+    while let Some(path) = open.pop() {
+        let inside = root.names(&path).unwrap_or_default();
+        open.extend(inside.iter().map(|(name, _)| path.join(name).unwrap()));
+        all.insert(path);
+    }
+    all
+}
+
+fn read_all(root: &Root, survey: &mut Survey) {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let options = IdentifyOptions {
+        keep: 0,
+        chunked: &|_, _| false,
+        follow: &|_, _| None,
+        draft: &|_, _, _| {},
+        stop: &stop,
+        read: &|_| {},
+    };
+    identify(root, survey, &options, Early::default(), &mut |_, _| {});
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Of the names that changed, a look at them alone makes the same tree as a look at everything.
+    #[test]
+    fn a_look_at_what_changed_finds_what_a_look_at_all_finds(
+        before in prop::collection::vec(deed(), 0..12),
+        after in prop::collection::vec(deed(), 1..8),
+    ) {
+        let top = tempfile::tempdir().unwrap();
+        let root = Root::open(top.path()).unwrap();
+        let index = Index::in_memory().unwrap();
+        let filter = Filter::new(&[]).unwrap();
+        let options = SurveyOptions {
+            filter: &filter,
+            one_file_system: false,
+            leave_out: Vec::new(),
+            checksum: false,
+            reserved: Reserved::Hold,
+            reconsider_refused: false,
+            ignore_extras: false,
+        };
+        let look = || survey(&root, &index, &options, &|_| ControlFlow::Continue(()), &mut |_, _| {}).unwrap();
+        before.iter().enumerate().for_each(|(round, deed)| drop(act(top.path(), round, deed)));
+        let mut first = look();
+        read_all(&root, &mut first);
+        let last = LastLook::of(&first).unwrap();
+        let last = LastLook { tree: first.tree(&index, false).unwrap(), ..last };
+        index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+
+        let names = after.iter().enumerate().flat_map(|(round, deed)| act(top.path(), 100 + round, deed)).collect();
+        let names = with_what_is_beneath(&root, names);
+        let mut some = survey_names(&root, &index, &options, &last, &names).unwrap().unwrap();
+        read_all(&root, &mut some);
+        let mut all = look();
+        read_all(&root, &mut all);
+        prop_assert_eq!(some.entries, all.entries);
+        let gone = |survey: &Survey| survey.gone.iter().map(|row| row.path.clone()).collect::<Vec<_>>();
+        prop_assert_eq!(gone(&some), gone(&all));
+        prop_assert_eq!(some.tree(&index, false).unwrap().root, all.tree(&index, false).unwrap().root);
+    }
+}
+
+#[test]
+fn what_single_names_cannot_tell_takes_a_look_at_all() {
+    let top = tempfile::tempdir().unwrap();
+    fs::write(top.path().join("a"), "a").unwrap();
+    fs::hard_link(top.path().join("a"), top.path().join("b")).unwrap();
+    fs::write(top.path().join("c"), "c").unwrap();
+    let root = Root::open(top.path()).unwrap();
+    let index = Index::in_memory().unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let mut first = look(top.path());
+    let last = LastLook::of(&first).unwrap();
+    read_all(&root, &mut first);
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+    let options = SurveyOptions {
+        filter: &filter,
+        one_file_system: false,
+        leave_out: Vec::new(),
+        checksum: false,
+        reserved: Reserved::Hold,
+        reconsider_refused: false,
+        ignore_extras: false,
+    };
+    let names = |name: &str| BTreeSet::from([RelPath::new(name).unwrap()]);
+    let looked = |name: &str| survey_names(&root, &index, &options, &last, &names(name)).unwrap().is_some();
+    assert!(looked("c") && !looked("a"));
+    // The other name is alone now, and its row does not tell so.
+    fs::remove_file(top.path().join("a")).unwrap();
+    assert!(!looked("a"));
+    fs::hard_link(top.path().join("c"), top.path().join("d")).unwrap();
+    assert!(!looked("d") && !looked(crate::path::STAGING_NAME));
 }

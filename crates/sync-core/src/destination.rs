@@ -5,8 +5,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, is_share_name};
-use sync_core::path::escape;
+use crate::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, is_share_name};
+use crate::path::escape;
 
 /// Why text is no destination. The message says what to write instead; names in it are escaped.
 pub type Refusal = String;

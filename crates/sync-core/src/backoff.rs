@@ -1,0 +1,61 @@
+//! How long to wait before something that failed is tried again: longer each time, and not just as long as others wait.
+
+use std::time::Duration;
+
+/// The first wait.
+const FIRST: Duration = Duration::from_millis(500);
+
+/// The longest one.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Waits that double from half a second to a minute. Each is cut by up to a half, so that many who lost the same peer do
+/// not come back to it at the same moment.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// After another failure. `random` is any number, another one each time.
+    pub fn next(&mut self, random: u64) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        let millis = u64::try_from(full.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(millis - random % (millis / 2 + 1))
+    }
+
+    /// It went well.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How often it failed since it last went well.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_begin_anew_after_a_success() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<u128> = (0..9).map(|_| backoff.next(0).as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        backoff.reset();
+        assert_eq!((backoff.failures(), backoff.next(0)), (0, FIRST));
+    }
+
+    proptest! {
+        #[test]
+        fn a_wait_is_at_least_half_of_what_it_may_be(failures in 0..100u32, random: u64) {
+            let wait = Backoff { failures }.next(random);
+            let full = Backoff { failures }.next(0);
+            prop_assert!(wait <= full && wait >= full / 2 && full <= LONGEST);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! A master that watches its tree, and replicas that follow it.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use support::*;
+
+/// Long enough for a loaded machine; what is waited for comes in milliseconds.
+const PATIENCE: u64 = 60;
+
+/// A replica of the share `www` at `SCRATCH/NAME`.
+fn replica(scratch: &Scratch, name: &str) -> Daemon {
+    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
+}
+
+#[track_caller]
+fn becomes_identical(src: &Path, dst: &Path) {
+    wait_for("the replica to be identical", PATIENCE, || differences(&snapshot(src), &snapshot(dst)).is_empty());
+    assert_exact(src, dst);
+}
+
+#[test]
+fn every_change_is_on_every_replica() {
+    let scratch = Scratch::new();
+    let (src, one, two) = (scratch.src(), scratch.path("one"), scratch.path("two"));
+    many(&src, 60, 1);
+    let replicas = [replica(&scratch, "one"), replica(&scratch, "two")];
+    let master = Daemon::master(&scratch, "m", &src, &[&replicas[0], &replicas[1]], "");
+    let both = || {
+        becomes_identical(&src, &one);
+        becomes_identical(&src, &two);
+    };
+    both();
+    write(src.join("new"), b"new");
+    both();
+    write(src.join("new"), b"longer than before");
+    both();
+    // In one breath, with a file at the bottom: watches come later than names.
+    std::fs::create_dir_all(src.join("a/b/c/d")).unwrap();
+    write(src.join("a/b/c/d/file"), b"deep");
+    both();
+    write(src.join("a/b/c/d/file"), b"deep, and again");
+    both();
+    std::fs::rename(src.join("a"), src.join("z")).unwrap();
+    both();
+    write(src.join("z/b/c/d/more"), b"under the new name");
+    both();
+    std::fs::rename(src.join("z/b/c/d/more"), src.join("more")).unwrap();
+    symlink("more", src.join("link")).unwrap();
+    set_mode(src.join("new"), 0o600);
+    both();
+    std::fs::hard_link(src.join("more"), src.join("z/same")).unwrap();
+    both();
+    write(src.join("more"), b"under two names");
+    both();
+    std::fs::remove_dir_all(src.join("z")).unwrap();
+    std::fs::remove_file(src.join("more")).unwrap();
+    both();
+    std::fs::remove_file(src.join("new")).unwrap();
+    symlink("nowhere", src.join("new")).unwrap();
+    both();
+    // All of it over the connections of the beginning.
+    assert_eq!(master.logged().matches(" connected ").count(), 2, "{}", master.logged());
+}
+
+#[test]
+fn many_files_at_once_arrive() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    let replica = replica(&scratch, "one");
+    let _master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    many(&scratch.dir("elsewhere"), 3000, 7);
+    write(src.join("first"), b"first");
+    becomes_identical(&src, &dst);
+    // Moved in as it is, which tells but one name; and made file by file, which tells thousands.
+    std::fs::rename(scratch.path("elsewhere"), src.join("moved-in")).unwrap();
+    becomes_identical(&src, &dst);
+    many(&src.join("made"), 3000, 8);
+    becomes_identical(&src, &dst);
+    std::fs::remove_dir_all(src.join("moved-in")).unwrap();
+    becomes_identical(&src, &dst);
+}
+
+#[test]
+fn what_changed_while_nobody_watched_is_published_at_start() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 60, 1);
+    write(src.join("goes"), b"goes");
+    let replica = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    becomes_identical(&src, &dst);
+    assert!(master.term().1.success());
+    write(src.join("meanwhile"), b"meanwhile");
+    std::fs::remove_file(src.join("goes")).unwrap();
+    master.restart();
+    becomes_identical(&src, &dst);
+}
+
+#[test]
+fn a_replica_that_was_away_catches_up_and_delays_no_other() {
+    let scratch = Scratch::new();
+    let (src, here, away) = (scratch.src(), scratch.path("one"), scratch.path("two"));
+    many(&src, 60, 1);
+    let (one, mut two) = (replica(&scratch, "one"), replica(&scratch, "two"));
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one, &two], "");
+    becomes_identical(&src, &here);
+    becomes_identical(&src, &away);
+    two.kill();
+    for i in 0..20 {
+        write(src.join(format!("while away {i}")), b"news");
+        becomes_identical(&src, &here);
+    }
+    two.up();
+    becomes_identical(&src, &away);
+    assert!(master.is_running());
+}
+
+#[test]
+fn a_master_that_dies_and_a_replica_that_dies_lose_nothing() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    let mut replica = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    for round in 0..4 {
+        many(&src.join(format!("round {round}")), 200, round);
+        if round % 2 == 0 {
+            master.kill();
+            write(src.join("meanwhile"), [b'0' + u8::try_from(round).unwrap()]);
+            master.restart();
+        } else {
+            replica.kill();
+            replica.up();
+        }
+    }
+    becomes_identical(&src, &dst);
+}
+
+#[test]
+fn a_link_that_is_turned_is_a_deploy() {
+    let scratch = Scratch::new();
+    let (releases, current, dst) = (scratch.dir("releases"), scratch.path("current"), scratch.path("one"));
+    many(&releases.join("1"), 60, 1);
+    many(&releases.join("2"), 60, 2);
+    symlink("releases/1", &current).unwrap();
+    let replica = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &current, &[&replica], "");
+    becomes_identical(&releases.join("1"), &dst);
+    symlink("releases/2", scratch.path("next")).unwrap();
+    std::fs::rename(scratch.path("next"), &current).unwrap();
+    becomes_identical(&releases.join("2"), &dst);
+    write(releases.join("2/after"), b"after the deploy");
+    becomes_identical(&releases.join("2"), &dst);
+    // Another release is the next version of the same share.
+    assert!(!master.logged().contains("does not know"), "{}", master.logged());
+}
+
+#[test]
+fn a_tree_that_goes_away_takes_nothing_from_the_replicas() {
+    let scratch = Scratch::new();
+    let (src, dst, aside) = (scratch.src(), scratch.path("one"), scratch.path("aside"));
+    many(&src, 60, 1);
+    let replica = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&replica], "rescan = '300ms'");
+    becomes_identical(&src, &dst);
+    let before = snapshot(&dst);
+    std::fs::rename(&src, &aside).unwrap();
+    wait_for("the master to say that the tree is gone", PATIENCE, || master.logged().contains("cannot push"));
+    assert_untouched(&before, &snapshot(&dst));
+    // An empty directory in its place, such as a mount point without its file system.
+    mkdir(&src);
+    wait_for("the master to say that the tree is empty", PATIENCE, || master.logged().contains("is empty"));
+    assert_untouched(&before, &snapshot(&dst));
+    std::fs::remove_dir(&src).unwrap();
+    std::fs::rename(&aside, &src).unwrap();
+    write(src.join("back"), b"back");
+    becomes_identical(&src, &dst);
+}
+
+#[test]
+fn what_is_excluded_is_neither_sent_nor_watched() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 60, 1);
+    mkdir(src.join(".git"));
+    let replica = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&replica], "exclude = ['.git/', '*.swp']");
+    wait_for("the first version", PATIENCE, || master.logged().contains("published"));
+    write(src.join(".git/index"), b"not for the web");
+    write(src.join("page.swp"), b"not for the web");
+    write(src.join("page"), b"for the web");
+    wait_for("the page", PATIENCE, || dst.join("page").exists());
+    assert!(!dst.join(".git").exists() && !dst.join("page.swp").exists());
+}
