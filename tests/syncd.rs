@@ -503,3 +503,12 @@ fn a_share_of_this_machine_that_overlaps_with_src_is_refused() {
     }
     apart.iter().for_each(|share| assert_exact(&src, share));
 }
+
+#[test]
+fn a_token_of_another_state_directory_is_told_from_a_machine_that_changed() {
+    let scratch = small();
+    let daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
+    let token = syncd(&scratch.path("elsewhere")).arg("invite").ok().out();
+    let ran = pair(&scratch.path("m"), daemon.port, token.trim()).code(1);
+    ran.names("the token is of the identity").names("--state-dir");
+}

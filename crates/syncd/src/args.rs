@@ -16,7 +16,7 @@ use crate::config::{self, LogFormat, LogLevel, Raw, RawShare};
 /// Where the configuration is unless `--config` says otherwise; it need not exist.
 const DEFAULT_CONFIG: &str = "/etc/syncd/syncd.toml";
 
-/// Holds replicas of directory trees and receives them over QUIC.
+/// Keeps directory trees identical over QUIC: watches those that this machine is the master of, and holds replicas of others.
 #[derive(Debug, Parser)]
 #[command(
     name = "syncd",

@@ -74,7 +74,14 @@ pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
     for master in masters {
         let (name, shutdown) = (master.name.clone(), shutdown.clone());
         let mirror = mirror(master, &state_dir);
-        mirrors.spawn(async move { (name, mirror.run(shutdown).await) });
+        mirrors.spawn(async move {
+            let ended = mirror.run(shutdown).await;
+            // The other shares go on; the exit code tells of this one.
+            if let Err(error) = &ended {
+                tracing::error!(share = name, "it is not mirrored: {error}");
+            }
+            (name, ended)
+        });
     }
     // A machine that only is a master listens to nobody.
     if !shares.is_empty() {

@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::fs::{StateDir, StateError};
 use crate::options::DEFAULT_PORT;
 use crate::transport::pairing::{self, PairError, Token};
-use crate::transport::{Address, Connection, Identity, IdentityError, PeerId, Settings, StreamError, Trust};
+use crate::transport::{
+    Address, ConnectError, Connection, Identity, IdentityError, PeerId, Settings, StreamError, Trust,
+};
 
 /// How long an invitation is open, in seconds.
 const INVITATION: u64 = 600;
@@ -73,7 +75,14 @@ pub async fn pair(state_dir: &Path, host: &str, port: u16, token: &str) -> Resul
     let state = StateDir::open(state_dir)?;
     let token: Token = token.trim().parse().map_err(|e: pairing::TokenError| PairingError::Token(e.to_string()))?;
     let address = Address::new(host, port);
-    pairing::pair(&address, &identity(&state)?, &token, Settings::default()).await?;
+    pairing::pair(&address, &identity(&state)?, &token, Settings::default()).await.map_err(|error| match error {
+        // Nobody was paired yet: it is the token that names another machine, or another state directory of that one.
+        PairError::Connect(ConnectError::WrongKey { to, expected, found }) => PairingError::Token(format!(
+            "the token is of the identity {expected}, and {to} shows {found}: run `syncd invite` as the user and with the \
+             --state-dir or --config of the daemon that listens there"
+        )),
+        error => PairingError::Pair(error),
+    })?;
     state.remember(&address.to_string(), &token.replica.to_string())?;
     Ok(token.replica)
 }

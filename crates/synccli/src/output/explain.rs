@@ -57,7 +57,9 @@ fn content(size: u64, old: Option<u64>, literal: Option<u64>) -> String {
     match (literal, old) {
         (None, _) => format!("the {} of another file that would be sent", bytes(size)),
         (Some(literal), None) if literal == size => format!("{} would be sent", bytes(size)),
-        (Some(literal), None) => format!("{literal} of {} would be sent, the rest is zeros", bytes(size)),
+        (Some(literal), None) => {
+            format!("{literal} of {} would be sent, the rest is zeros or in a file much like it", bytes(size))
+        }
         (Some(literal), Some(_)) if literal == size => {
             format!("all {} would be sent, the old file has none of them", bytes(size))
         }
@@ -125,7 +127,12 @@ mod tests {
         let content = |size, old| How::Content { size, old };
         let table = [
             (">f+++++++++", content(1, None), Some(1), "new: 1 byte would be sent"),
-            (">f+++++++++", content(9, None), Some(2), "new: 2 of 9 bytes would be sent, the rest is zeros"),
+            (
+                ">f+++++++++",
+                content(9, None),
+                Some(2),
+                "new: 2 of 9 bytes would be sent, the rest is zeros or in a file much like it",
+            ),
             (">f+++++++++", content(9, None), None, "new: the 9 bytes of another file that would be sent"),
             (
                 ">f.st......",

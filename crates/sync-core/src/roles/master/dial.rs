@@ -46,7 +46,14 @@ pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdo
             let address = Address::new(host.clone(), *port);
             let pinned = state.known(&address.to_string()).map_err(|e| failed(e.to_string()))?;
             let Some(pinned) = pinned.and_then(|id| id.parse::<PeerId>().ok()) else {
-                return Err(failed(format!("not paired with {address}: {}", how_to_pair(&address))));
+                // `backup/www` may have been meant as a directory here.
+                let is_dir = Path::new(host).is_dir();
+                let hint = if is_dir {
+                    format!("; if the directory {host} here is meant, put ./ before it")
+                } else {
+                    String::new()
+                };
+                return Err(failed(format!("not paired with {address}: {}{hint}", how_to_pair(&address))));
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
             let connection = transport::connect(&address, &identity, pinned, Purpose::Session, Settings::default())

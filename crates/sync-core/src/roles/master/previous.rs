@@ -2,6 +2,7 @@
 //! system of the state directory has no room.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::difference::Difference;
 use super::error::PushError;
@@ -28,7 +29,17 @@ impl Previous {
         request: &PushRequest,
         monitor: &dyn Monitor,
     ) -> Result<(Opened, Self), IndexError> {
-        let locked = Index::lock(index_dir, BUSY)?;
+        let locked = match Index::lock(index_dir, Duration::ZERO) {
+            Err(IndexError::Busy(_)) => {
+                let minutes = BUSY.as_secs() / 60;
+                let text = format!(
+                    "another push of this source is under way, or a daemon mirrors it: waits for it, {minutes} minutes at most"
+                );
+                monitor.notice(None, &text);
+                Index::lock(index_dir, BUSY)?
+            }
+            locked => locked?,
+        };
         let previous = Self { dir, indexes: needed(&locked, &request.destinations) };
         let removed = history::leave_room(&previous.dir, previous.indexes);
         if removed > 0 {
