@@ -62,6 +62,9 @@ fn every_change_is_on_every_replica() {
     set_mode(src.join("new"), 0o600);
     both();
     std::fs::hard_link(src.join("more"), src.join("z/same")).unwrap();
+    std::fs::hard_link(src.join("more"), src.join("a-first")).unwrap();
+    both();
+    std::fs::remove_file(src.join("a-first")).unwrap();
     both();
     write(src.join("more"), b"under two names");
     both();
@@ -146,6 +149,29 @@ fn a_master_that_dies_and_a_replica_that_dies_lose_nothing() {
         }
     }
     becomes_identical(&src, &dst);
+}
+
+#[test]
+fn a_master_that_was_restored_from_a_copy_changes_nothing() {
+    let scratch = Scratch::new();
+    let (src, dst, copy) = (scratch.src(), scratch.path("one"), scratch.path("copy"));
+    many(&src, 60, 1);
+    let replica = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    becomes_identical(&src, &dst);
+    assert!(master.term().1.success());
+    assert!(std::process::Command::new("cp").arg("-a").arg(scratch.path("m")).arg(&copy).status().unwrap().success());
+    master.restart();
+    write(src.join("newer"), b"newer than the copy");
+    becomes_identical(&src, &dst);
+    assert!(master.term().1.success());
+    let before = snapshot(&dst);
+    std::fs::remove_dir_all(scratch.path("m")).unwrap();
+    std::fs::rename(&copy, scratch.path("m")).unwrap();
+    std::fs::remove_file(src.join("newer")).unwrap();
+    master.restart();
+    wait_for("the master to hold", PATIENCE, || master.logged().contains("does not know"));
+    assert_untouched(&before, &snapshot(&dst));
 }
 
 #[test]

@@ -87,11 +87,12 @@ pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
     if !shares.is_empty() {
         Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown).await?;
     }
+    let mut failed = Ok(());
     while let Some(ended) = mirrors.join_next().await {
         let (name, ended) = ended.context("a mirror ended with a panic")?;
-        ended.with_context(|| format!("share {name}"))?;
+        failed = failed.and(ended.with_context(|| format!("share {name}")));
     }
-    Ok(())
+    failed
 }
 
 /// The master's part of a share.

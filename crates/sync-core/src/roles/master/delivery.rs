@@ -7,17 +7,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
+use super::follow::News;
 use super::meter::Meter;
 use super::outgoing::{Estimate, SendFailure};
 use super::source::{Decided, Source};
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
-use crate::manifest::Row;
+use crate::manifest::{Row, Version};
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
 use crate::path::RelPath;
@@ -27,6 +28,9 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
 use crate::wire::{Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, ToMaster, ToReplica};
+
+/// How long a replica may take to end a session before the next.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -42,6 +46,8 @@ pub enum SourceEvent {
     Decided(Arc<Decided>, Arc<Difference>),
     /// It is.
     Committed,
+    /// There is a version that is in the index: the newest when this is heard.
+    Published(watch::Receiver<Option<Arc<News>>>),
 }
 
 /// How a delivery ended.
@@ -50,6 +56,8 @@ pub struct Delivered {
     pub report: DestinationReport,
     /// Files of the source that changed between hashing and sending: worth another round.
     pub source_changed: Vec<Problem>,
+    /// The version that the replica acknowledged with just its root.
+    pub version: Option<Version>,
     /// Whether the replica is ready for another session on the connection.
     pub open: bool,
 }
@@ -155,6 +163,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
     Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
+        version: None,
         open: false,
     }
 }
@@ -243,8 +252,12 @@ impl<'a> Session<'a> {
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
                 Some(estimate) = self.estimates.recv() => Ok(self.estimated(estimate)),
                 Some((ask, old)) = self.asks.recv() => Ok(SenderInput::Describe(ask, old)),
-                event = source.recv(), if !self.committed => match event {
-                    Some(event) => Ok(self.source_event(event)),
+                // Who follows is brought to the newest version there is when it has said where it stands.
+                event = source.recv(), if !self.committed && (!self.follows || self.sender.stand().is_some()) => match event {
+                    Some(event) => match self.source_event(event) {
+                        Some(input) => Ok(input),
+                        None => continue,
+                    },
                     // The source failed as a whole, and said why.
                     None => break Err(LinkError::NoSource),
                 },
@@ -256,8 +269,8 @@ impl<'a> Session<'a> {
         self.conclude(end, replica).await
     }
 
-    fn source_event(&mut self, event: SourceEvent) -> SenderInput {
-        match event {
+    fn source_event(&mut self, event: SourceEvent) -> Option<SenderInput> {
+        Some(match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
             SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
             SourceEvent::Decided(decided, difference) => {
@@ -272,7 +285,15 @@ impl<'a> Session<'a> {
                 self.committed = true;
                 SenderInput::Committed
             }
-        }
+            SourceEvent::Published(newest) => {
+                let News { decided, difference } = &*newest.borrow().clone()?;
+                self.committed = true;
+                self.contents.source_read();
+                let (version, holds) = (decided.version.clone(), decided.holds.clone());
+                (self.decided, self.difference) = (Some(Arc::clone(decided)), Some(Arc::clone(difference)));
+                SenderInput::Decided { version, holds, committed: true }
+            }
+        })
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -445,6 +466,13 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
+        if self.follows {
+            // Nobody is there to be asked, and which of the two is the true tree cannot be known.
+            let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
+                       replaced, or another master pushed there; nothing is changed: if this tree is the right one, stop this \
+                       daemon, push once with `synccli push`, and start it again";
+            return Err(LinkError::Source(why.to_owned()));
+        }
         let text = "it stands at a version that the index of the source does not know: it was last pushed to from \
                     elsewhere, or an index was restored, rebuilt or replaced; the trees are compared in full";
         self.delivery.monitor.notice(Some(self.delivery.dest), text);
@@ -465,8 +493,9 @@ impl<'a> Session<'a> {
     /// Closes the connection in the way that fits the end, and writes the report.
     async fn conclude(mut self, end: Result<End, LinkError>, replica: &str) -> Delivered {
         self.clock_stops();
+        let mut in_order = false;
         if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. })) {
-            self.contents.finish().await;
+            in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
@@ -476,7 +505,10 @@ impl<'a> Session<'a> {
         let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
-                open = identical && self.read_to_end().await;
+                // A replica that hangs keeps nobody else waiting.
+                if identical && in_order {
+                    open = tokio::time::timeout(GOODBYE, self.read_to_end()).await.unwrap_or(false);
+                }
                 if !open {
                     self.connection.close(Code::Done, "").await;
                 }
@@ -518,7 +550,8 @@ impl<'a> Session<'a> {
         }
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
-        Delivered { report, source_changed: self.source_changed, open }
+        let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
+        Delivered { report, source_changed: self.source_changed, version, open }
     }
 
     /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.

@@ -103,17 +103,14 @@ impl Delivery {
             };
             update(fate, |fate| (fate.connected, fate.retry) = (true, None));
             let (events, mut source) = mpsc::unbounded_channel();
-            let mut told = None;
             let run = session.run(&mut source, shutdown, &replica);
-            let Delivered { report, open, .. } = tokio::select! {
+            let Delivered { version, open, .. } = tokio::select! {
                 delivered = run => delivered,
-                never = tell(news, acknowledged, events, &mut told) => match never {},
+                never = tell(news, acknowledged, events) => match never {},
             };
-            if !report.exact {
-                break Ok(());
-            }
-            acknowledged = told.as_ref().map(|news| news.id());
-            let version = told.map(|news| (news.decided.version.number, news.id()));
+            let Some(version) = version else { break Ok(()) };
+            acknowledged = Some(version.id());
+            let version = Some((version.number, version.id()));
             update(fate, |fate| (fate.version, fate.since, fate.problem) = (version, Some(fs::clock::now()), None));
             backoff.reset();
             if !open {
@@ -127,23 +124,16 @@ impl Delivery {
     }
 }
 
-/// Tells a session of the first version that is not the one that the replica has acknowledged, and stays.
+/// Tells a session when there is a version that is not the one that the replica has acknowledged, and stays.
 async fn tell(
     news: &mut watch::Receiver<Option<Arc<News>>>,
     acknowledged: Option<VersionId>,
     events: mpsc::UnboundedSender<SourceEvent>,
-    told: &mut Option<Arc<News>>,
 ) -> std::convert::Infallible {
     let is_news = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| Some(news.id()) != acknowledged);
-    // Whoever makes the news ends only on shutdown, which the session sees itself.
-    if let Ok(newest) = news.wait_for(is_news).await {
-        told.clone_from(&newest);
-    }
-    if let Some(news) = told {
-        let (decided, difference) = (Arc::clone(&news.decided), Arc::clone(&news.difference));
-        // A session that is over does not listen any more.
-        let _ = events.send(SourceEvent::Decided(decided, difference));
-        let _ = events.send(SourceEvent::Committed);
+    // Whoever makes the news ends only on shutdown, which the session sees itself; nor is one heard that is over.
+    if news.wait_for(is_news).await.is_ok() {
+        let _ = events.send(SourceEvent::Published(news.clone()));
     }
     let _events = events;
     std::future::pending().await

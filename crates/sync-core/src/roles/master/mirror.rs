@@ -16,7 +16,7 @@ use super::delivery::Delivery;
 use super::error::PushError;
 use super::follow::{Fate, News};
 use super::meter::Meter;
-use super::source::Source;
+use super::source::{LOOKS, Source};
 use super::{Looked, look};
 use crate::fs::place;
 use crate::fs::watch::{Added, Events, Watch, WatchError, events_at};
@@ -37,6 +37,9 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// How long to wait before a tree is opened again that another one has taken the place of.
 const REPLACED: Duration = Duration::from_millis(50);
+
+/// How long the second half of a move may take to be heard of.
+const MOVING: Duration = Duration::from_millis(10);
 
 /// How often a tree is looked at of which events cannot be had.
 const UNWATCHED: Duration = Duration::from_secs(30);
@@ -180,7 +183,7 @@ impl Mirror {
         }
         let mut stop = shutdown.clone();
         let looking = async {
-            let mut rescan = Instant::now() + self.rescan(open);
+            let mut looked = Instant::now();
             loop {
                 let now = self.hints.now();
                 let (batch, timeout) = {
@@ -211,8 +214,8 @@ impl Mirror {
                 tokio::select! {
                     () = self.hints.more.notified() => {}
                     () = tokio::time::sleep(until) => {}
-                    () = tokio::time::sleep_until(rescan.into()) => {
-                        rescan = Instant::now() + self.rescan(open);
+                    () = tokio::time::sleep_until((looked + self.rescan(open)).into()) => {
+                        looked = Instant::now();
                         self.hints.add(Hint::Overflow);
                     }
                 }
@@ -248,11 +251,9 @@ impl Mirror {
 
     /// Looks at what a batch names, and commits what was found as a version, if it is one.
     fn publish(&self, open: &mut Open, batch: Batch) -> Result<Option<Arc<News>>, Stopped> {
-        if !open.source.root.still_there() || open.watch.as_ref().is_some_and(|watch| !watch.is_in_place()) {
-            return Err(Stopped::Gone);
-        }
+        check_place(open)?;
         let found = match self.names_of(open, batch)? {
-            Some(names) => self.look_at(open, &names)?,
+            Some(names) => self.look_until_quiet(open, names)?,
             None => None,
         };
         // Inodes with several names are only found by a look at everything.
@@ -268,6 +269,8 @@ impl Mirror {
         }
         Source::report_failures(&survey, &*self.monitor);
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
+        // A tree that was replaced while it was looked at may be half gone.
+        check_place(open)?;
         source.commit(&decided, &difference, &*self.monitor)?;
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
@@ -344,6 +347,24 @@ impl Mirror {
         Ok(())
     }
 
+    /// Looks at names, and at those that are told of meanwhile if some seem gone: one of them may be the new name of what
+    /// is.
+    fn look_until_quiet(&self, open: &mut Open, mut names: BTreeSet<RelPath>) -> Result<Option<Looked>, Stopped> {
+        for _ in 0..LOOKS {
+            let Some(found) = self.look_at(open, &names)? else { return Ok(None) };
+            if found.survey.gone.is_empty() {
+                return Ok(Some(found));
+            }
+            std::thread::sleep(MOVING);
+            let Some(more) = self.hints.settle().poll(self.hints.now()) else { return Ok(Some(found)) };
+            match self.names_of(open, more)? {
+                Some(more) => names.extend(more),
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
     fn look_at(&self, open: &Open, names: &BTreeSet<RelPath>) -> Result<Option<Looked>, PushError> {
         let Some(last) = &open.last else { return Ok(None) };
         let (stop, started) = (AtomicBool::new(false), Instant::now());
@@ -370,6 +391,12 @@ impl Mirror {
     fn tell_of(&self, error: &PushError) {
         self.monitor.problem(None, &Problem { path: None, reason: error.to_string() });
     }
+}
+
+/// Whether the path of the tree still leads to the one that is open.
+fn check_place(open: &Open) -> Result<(), Stopped> {
+    let in_place = open.watch.as_ref().is_none_or(Watch::is_in_place);
+    if in_place && open.source.root.still_there() { Ok(()) } else { Err(Stopped::Gone) }
 }
 
 /// A time in words.

@@ -194,7 +194,8 @@ impl Source {
             let Some(mut survey) = survey else { return Ok(None) };
             let scanned = started.elapsed();
             identify(&self.root, &mut survey, options, Early::default(), found);
-            Ok(survey.failures.is_empty().then_some((survey, scanned)))
+            // What went while it was read may have another name by now.
+            Ok((survey.failures.is_empty() && survey.vanished.is_empty()).then_some((survey, scanned)))
         })
     }
 

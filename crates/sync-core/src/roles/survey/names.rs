@@ -35,7 +35,8 @@ impl LastLook {
 }
 
 /// Looks at these names and their directories, and at nothing else. What a new directory holds must be among the names,
-/// now or next time. `None` if only a look at the whole tree can tell: hard links, mounts, whatever cannot be read.
+/// now or next time. `None` if only a look at the whole tree can tell: hard links, mounts, a directory in place of another,
+/// whatever cannot be read.
 ///
 /// An entry that changed just now is not waited for as in a walk: its row proves nothing, and it is read again by the next
 /// look at it.
@@ -69,16 +70,22 @@ pub fn survey_names(
     let mut dirs = Dirs { root, last: None };
     let mut over: Option<&RelPath> = None;
     for (path, row) in paths.iter().zip(rows) {
+        if last.linked.contains(path) {
+            return Ok(None);
+        }
         if over.is_some_and(|top| path.is_beneath(top)) || last.apart.iter().any(|top| is_within(path, top)) {
             continue;
         }
-        if path.name() == STAGING_NAME.as_bytes() || last.linked.contains(path) {
+        if path.name() == STAGING_NAME.as_bytes() {
             return Ok(None);
         }
         let Some((dir, around, stat)) = dirs.stat(path)? else {
+            over = Some(path);
             if let Some(row) = row {
-                over = Some(path);
                 let beneath = rows_beneath(index, &row)?;
+                if beneath.iter().any(|row| last.linked.contains(&row.path)) {
+                    return Ok(None);
+                }
                 walk.survey.entries = walk.survey.entries.saturating_sub(1 + beneath.len() as u64);
                 walk.survey.gone.push(row);
                 walk.survey.gone.extend(beneath);
@@ -86,14 +93,25 @@ pub fn survey_names(
             continue;
         };
         if is_excluded(options, path, stat.is_dir()) {
-            continue;
+            match row {
+                // It was another kind of thing, which was not excluded.
+                Some(_) => return Ok(None),
+                None => continue,
+            }
         }
         if stat.mount != around || (stat.nlink > 1 && !stat.is_dir()) || options.leave_out.contains(&stat.identity()) {
+            return Ok(None);
+        }
+        if row.as_ref().is_some_and(|row| row.entry.is_dir() && stat.is_dir() && is_another(row, &stat)) {
+            // What the one before held went with it, and nobody needs to have told.
             return Ok(None);
         }
         if let Some(row) = row.as_ref().filter(|row| row.entry.is_dir() && !stat.is_dir()) {
             over = Some(path);
             let beneath = rows_beneath(index, row)?;
+            if beneath.iter().any(|row| last.linked.contains(&row.path)) {
+                return Ok(None);
+            }
             walk.survey.entries = walk.survey.entries.saturating_sub(beneath.len() as u64);
             walk.survey.gone.extend(beneath);
         }
@@ -115,6 +133,11 @@ pub fn survey_names(
 
 fn is_within(path: &RelPath, top: &RelPath) -> bool {
     path == top || path.is_beneath(top)
+}
+
+/// Whether what is there now is not the inode of the row.
+fn is_another(row: &Row, stat: &Stat) -> bool {
+    row.tuple.is_none_or(|tuple| (tuple.fs, tuple.ino) != (stat.tuple.fs, stat.tuple.ino))
 }
 
 /// Whether the filter leaves out the path or a directory that it is in.

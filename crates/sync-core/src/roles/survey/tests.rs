@@ -56,6 +56,8 @@ fn act(top: &std::path::Path, round: usize, (names, what): &(Vec<u8>, u8)) -> Ve
     let path = path_of(names);
     let full = top.join(std::str::from_utf8(path.as_bytes()).unwrap());
     let elsewhere = path_of(&[names[0], 9]);
+    let root = Root::open(top).unwrap();
+    let beneath = with_what_is_beneath(&root, BTreeSet::from([path.clone()]));
     let done = match what {
         0 => fs::write(&full, format!("content of round {round}")).is_ok(),
         1 => fs::create_dir_all(&full).is_ok(),
@@ -65,6 +67,8 @@ fn act(top: &std::path::Path, round: usize, (names, what): &(Vec<u8>, u8)) -> Ve
     };
     match (done, what) {
         (false, _) => Vec::new(),
+        // Each name that is removed is told; of what moves, only the top is.
+        (true, 2) => beneath.into_iter().collect(),
         (true, 3) => vec![path, elsewhere],
         // All that was made on the way.
         (true, _) => (1..=names.len()).map(|n| path_of(&names[..n])).collect(),
@@ -128,7 +132,7 @@ proptest! {
 
         let names = after.iter().enumerate().flat_map(|(round, deed)| act(top.path(), 100 + round, deed)).collect();
         let names = with_what_is_beneath(&root, names);
-        let mut some = survey_names(&root, &index, &options, &last, &names).unwrap().unwrap();
+        let Some(mut some) = survey_names(&root, &index, &options, &last, &names).unwrap() else { return Ok(()) };
         read_all(&root, &mut some);
         let mut all = look();
         read_all(&root, &mut all);
@@ -139,12 +143,42 @@ proptest! {
     }
 }
 
+/// Of the old directory only the top is told when it moves away, and a new one of that name tells nothing of what it held.
+#[test]
+fn a_directory_in_place_of_another_takes_a_look_at_all() {
+    let (top, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir_all(top.path().join("d/inner")).unwrap();
+    let root = Root::open(top.path()).unwrap();
+    let index = Index::in_memory().unwrap();
+    let first = look(top.path());
+    let last = LastLook::of(&first).unwrap();
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let options = SurveyOptions {
+        filter: &filter,
+        one_file_system: false,
+        leave_out: Vec::new(),
+        checksum: false,
+        reserved: Reserved::Hold,
+        reconsider_refused: false,
+        ignore_extras: false,
+    };
+    let names = BTreeSet::from([RelPath::new("d").unwrap()]);
+    assert!(survey_names(&root, &index, &options, &last, &names).unwrap().is_some());
+    fs::rename(top.path().join("d"), aside.path().join("d")).unwrap();
+    fs::create_dir(top.path().join("d")).unwrap();
+    assert!(survey_names(&root, &index, &options, &last, &names).unwrap().is_none());
+}
+
 #[test]
 fn what_single_names_cannot_tell_takes_a_look_at_all() {
     let top = tempfile::tempdir().unwrap();
     fs::write(top.path().join("a"), "a").unwrap();
     fs::hard_link(top.path().join("a"), top.path().join("b")).unwrap();
     fs::write(top.path().join("c"), "c").unwrap();
+    fs::create_dir(top.path().join("e")).unwrap();
+    fs::write(top.path().join("e/first"), "e").unwrap();
+    fs::hard_link(top.path().join("e/first"), top.path().join("f")).unwrap();
     let root = Root::open(top.path()).unwrap();
     let index = Index::in_memory().unwrap();
     let filter = Filter::new(&[]).unwrap();
@@ -167,6 +201,8 @@ fn what_single_names_cannot_tell_takes_a_look_at_all() {
     // The other name is alone now, and its row does not tell so.
     fs::remove_file(top.path().join("a")).unwrap();
     assert!(!looked("a"));
+    fs::remove_dir_all(top.path().join("e")).unwrap();
+    assert!(!looked("e"));
     fs::hard_link(top.path().join("c"), top.path().join("d")).unwrap();
     assert!(!looked("d") && !looked(crate::path::STAGING_NAME));
 }
