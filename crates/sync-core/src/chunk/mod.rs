@@ -156,7 +156,26 @@ impl Boundaries {
         (end < bytes.len() || end == max).then_some(end)
     }
 
-    /// The same of a stream: the end, or how many bytes are worth another search.
+    /// Whether a chunk that began `end` bytes before ends there, if it does not end earlier; else how many bytes it takes
+    /// to tell, more than there are. The crate looks at two bytes at once, beginning with the one after the chunk or
+    /// the last one within it.
+    fn is_end(&self, bytes: &[u8], end: usize) -> Result<bool, usize> {
+        /// No byte before the last 64 has a bit left in the hash. Even, as whatever the crate is given.
+        const WINDOW: usize = 128;
+        let (min, avg, max) = (self.chunking.min(), self.chunking.avg(), self.chunking.max());
+        if !(min..max).contains(&end) {
+            return Ok(end == max);
+        }
+        let pair = end & !1;
+        let first = pair.saturating_sub(WINDOW).max(min);
+        let window = bytes.get(first..pair + 2).ok_or(pair + 2)?;
+        let mask = if pair < avg { self.masks.0 } else { self.masks.1 };
+        // All of the hash is not 0 until the pair that counts.
+        let (_, found) = v2020::cut(window, 0, pair - first, window.len(), u64::MAX, mask, u64::MAX, mask << 1);
+        Ok(first + found == end)
+    }
+
+    /// The end of the chunk that begins a stream, or how many bytes are worth another search.
     fn settle(&self, bytes: &[u8]) -> Settled {
         // Every search starts over at the beginning of the chunk. Waiting until there is twice as much as last time
         // keeps the sum linear even if bytes come one by one.
