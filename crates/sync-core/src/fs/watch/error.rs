@@ -1,6 +1,6 @@
 //! Why a directory, or a whole tree, cannot be watched, and what to do about it.
 
-use std::io;
+use std::fmt;
 
 use notify::ErrorKind;
 use rustix::fs::{Mode, OFlags};
@@ -14,18 +14,18 @@ use crate::path::RelPath;
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// The user has as many inotify watches as they may.
-    #[error("cannot watch {path}: all inotify watches are in use{}; raise fs.inotify.max_user_watches (sysctl)", shown(.limit))]
+    #[error("cannot watch {path}: all inotify watches are in use; raise {limit} (sysctl)")]
     Watches {
         /// The first directory that is left out.
         path: RelPath,
-        /// How many there may be now.
-        limit: Option<u64>,
+        /// What there may be.
+        limit: Limit,
     },
     /// The user has as many inotify instances as they may.
-    #[error("cannot watch: all inotify instances are in use{}; raise fs.inotify.max_user_instances (sysctl)", shown(.limit))]
+    #[error("cannot watch: all inotify instances are in use; raise {limit} (sysctl)")]
     Instances {
-        /// How many there may be now.
-        limit: Option<u64>,
+        /// What there may be.
+        limit: Limit,
     },
     /// The path is longer than the kernel takes, and there is no other way to name a directory to it.
     #[error("cannot watch {0}: its path is longer than 4095 bytes")]
@@ -39,6 +39,36 @@ pub enum WatchError {
     /// The thread that listens is gone: [`super::Watch::restart`] makes another.
     #[error("cannot watch: {0}")]
     Broken(String),
+}
+
+/// A limit of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// What `sysctl` calls it.
+    pub sysctl: &'static str,
+    /// What it is now, if that can be read.
+    pub now: Option<u64>,
+}
+
+impl Limit {
+    /// The one of two that is in force: a user namespace, as of a container, has limits of its own.
+    fn of(kernel: &'static str, namespace: &'static str) -> Self {
+        let read = |sysctl: &'static str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/{}", sysctl.replace('.', "/")));
+            Self { sysctl, now: text.ok().and_then(|text| text.trim().parse().ok()) }
+        };
+        let (kernel, namespace) = (read(kernel), read(namespace));
+        if namespace.now.is_some() && namespace.now < kernel.now { namespace } else { kernel }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.now {
+            Some(now) => write!(f, "{}, now {now}", self.sysctl),
+            None => f.write_str(self.sysctl),
+        }
+    }
 }
 
 impl WatchError {
@@ -57,9 +87,10 @@ pub fn of_directory(error: notify::Error, path: &RelPath) -> Result<Added, Watch
             Some(Errno::NAMETOOLONG) => WatchError::TooLong(path.clone()),
             _ => FsError::new("watch", path, error).into(),
         },
-        ErrorKind::MaxFilesWatch => {
-            WatchError::Watches { path: path.clone(), limit: limit("/proc/sys/fs/inotify/max_user_watches") }
-        }
+        ErrorKind::MaxFilesWatch => WatchError::Watches {
+            path: path.clone(),
+            limit: Limit::of("fs.inotify.max_user_watches", "user.max_inotify_watches"),
+        },
         ErrorKind::Generic(reason) => WatchError::Broken(reason),
         ErrorKind::WatchNotFound | ErrorKind::InvalidConfig(_) => WatchError::Broken(error.to_string()),
     })
@@ -69,7 +100,9 @@ pub fn of_directory(error: notify::Error, path: &RelPath) -> Result<Added, Watch
 pub fn of_instance(error: notify::Error) -> WatchError {
     let ErrorKind::Io(error) = error.kind else { return WatchError::Broken(error.to_string()) };
     if Errno::from_io_error(&error) == Some(Errno::MFILE) && has_descriptors() {
-        return WatchError::Instances { limit: limit("/proc/sys/fs/inotify/max_user_instances") };
+        return WatchError::Instances {
+            limit: Limit::of("fs.inotify.max_user_instances", "user.max_inotify_instances"),
+        };
     }
     FsError::new("watch", &RelPath::root(), error).into()
 }
@@ -77,13 +110,4 @@ pub fn of_instance(error: notify::Error) -> WatchError {
 /// The kernel has one number for two limits, `EMFILE`; whether it is not the process's own.
 fn has_descriptors() -> bool {
     !matches!(rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()), Err(Errno::MFILE))
-}
-
-fn limit(path: &str) -> Option<u64> {
-    let read: io::Result<String> = std::fs::read_to_string(path);
-    read.ok()?.trim().parse().ok()
-}
-
-fn shown(limit: &Option<u64>) -> String {
-    limit.map_or_else(String::new, |limit| format!(" (there may be {limit})"))
 }

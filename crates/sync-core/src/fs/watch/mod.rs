@@ -32,7 +32,7 @@ use super::error::{FsError, is_gone};
 use crate::path::RelPath;
 use crate::settle::Hint;
 
-pub use self::error::WatchError;
+pub use self::error::{Limit, WatchError};
 pub use self::events::{Events, events_at};
 
 /// Longest path that the kernel takes, in bytes (`PATH_MAX` without its NUL).
