@@ -7,9 +7,11 @@
 pub mod backoff;
 pub mod chunk;
 pub mod compress;
+pub mod control;
 pub mod delta;
 pub mod destination;
 pub mod diff;
+pub mod duration;
 pub mod filter;
 pub mod hash;
 pub mod manifest;

@@ -80,6 +80,13 @@ pub struct PushRequest {
     pub history: Option<u64>,
 }
 
+impl PushRequest {
+    /// Whether the same entries of the same tree are meant, wherever they go and however.
+    pub fn is_same_tree(&self, other: &Self) -> bool {
+        self.source == other.source && self.policy == other.policy
+    }
+}
+
 /// Counts of one push to one destination. Bytes are content bytes unless they say wire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {

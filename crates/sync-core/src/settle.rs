@@ -63,6 +63,9 @@ impl SettleOptions {
 /// twice a second goes at once each time, one written ten times a second soon does not.
 const REST: u32 = 4;
 
+/// Most waiting names that [`Settle::explains`] compares.
+const COMPARED: usize = 1000;
+
 /// Hints that no batch has served yet, and what of the batches before still matters.
 #[derive(Clone, Debug, Default)]
 pub struct Settle {
@@ -146,6 +149,13 @@ impl Settle {
         let name = self.due.first().map(|(due, _)| *due);
         let everything = self.everything.map(|waiting| waiting.due);
         name.into_iter().chain(everything).min()
+    }
+
+    /// Whether a hint waits that leads to a look at `path`, at what is beneath it or at what it is in: then a change of it
+    /// was told of. Also if so many wait that nobody compares them.
+    pub fn explains(&self, path: &RelPath) -> bool {
+        let related = |name: &RelPath| name == path || name.is_beneath(path) || path.is_beneath(name);
+        self.everything.is_some() || self.waiting.len() > COMPARED || self.waiting.keys().any(related)
     }
 
     /// A hint at `path`, which rests if nothing is heard of it for `quiet`.

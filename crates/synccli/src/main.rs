@@ -8,6 +8,7 @@
 
 mod args;
 mod command;
+mod daemon;
 mod exit;
 mod output;
 mod signals;

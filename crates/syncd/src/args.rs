@@ -78,6 +78,12 @@ pub fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
 }
 
 impl Cli {
+    /// The configuration file, if there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
+        self.options.config.clone().or_else(default)
+    }
+
     /// The configuration file with what the command line puts in its place.
     pub fn raw(&self) -> anyhow::Result<Raw> {
         let options = &self.options;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use sync_core::destination;
+use sync_core::duration;
 use sync_core::filter::{Filter, Rule};
 use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, default_state_dir, is_share_name};
 use sync_core::path::escape;
@@ -69,8 +70,7 @@ struct File {
 struct Share {
     path: Spanned<PathBuf>,
     /// With replicas this machine is the share's master, without it is a replica.
-    #[serde(default)]
-    replicas: Vec<Spanned<String>>,
+    replicas: Option<Vec<Spanned<String>>>,
     #[serde(default)]
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
@@ -178,8 +178,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
     let share = |(name, share): (String, Share)| {
         let Share { path, replicas, exclude, settle_max, rescan } = share;
         let only_masters = !exclude.is_empty() || settle_max.is_some() || rescan.is_some();
-        let master = (!replicas.is_empty() || only_masters).then(|| RawMaster {
-            replicas: replicas.into_iter().map(place).collect(),
+        let master = (replicas.is_some() || only_masters).then(|| RawMaster {
+            replicas: replicas.into_iter().flatten().map(place).collect(),
             exclude,
             settle_max: settle_max.map(place),
             rescan: rescan.map(place),
@@ -290,8 +290,8 @@ impl RawShare {
 
     fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
         if master.replicas.is_empty() {
-            let what = "exclude, settle_max and rescan are for a share with replicas: name those with replicas = [...], or \
-                        leave these out";
+            let what = "a share with replicas, exclude, settle_max or rescan is one that this machine is the master of: name \
+                        who follows with replicas = [...], or leave all of them out to hold a replica";
             return Err(self.refusal(what.to_owned()));
         }
         let mut replicas = Vec::new();
@@ -306,7 +306,7 @@ impl RawShare {
         Filter::new(&exclude).map_err(|error| self.refusal(error.to_string()))?;
         let time = |given: &Option<(String, String)>, default: Duration| match given {
             None => Ok(default),
-            Some((text, place)) => duration(text).map_err(|reason| refusal(place, reason)),
+            Some((text, place)) => duration::parse(text).map_err(|reason| refusal(place, reason)),
         };
         Ok(Master {
             name: self.name.clone(),
@@ -337,25 +337,6 @@ impl RawShare {
     fn refusal(&self, reason: String) -> ConfigError {
         refusal(&format!("{}: share {}", self.place, escape(self.name.as_bytes())), reason)
     }
-}
-
-/// A whole number with a unit: `500ms`, `10s`, `5m`, `1h`; from a millisecond to a year.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let millis: u64 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis));
-    let range = 1..=365 * 24 * 3_600_000;
-    millis
-        .filter(|millis| range.contains(millis))
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{}` is no time: write 500ms, 10s, 5m or 1h", escape(text.as_bytes())))
 }
 
 fn refusal(place: &str, reason: impl fmt::Display) -> ConfigError {

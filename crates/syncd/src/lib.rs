@@ -8,24 +8,28 @@
 
 mod args;
 pub mod config;
+mod control;
 mod log;
+mod masters;
 mod monitor;
+mod service;
 mod signals;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use sync_core::destination::label;
-use sync_core::options::{Compress, Policy, PushRequest};
-use sync_core::roles::master::{Mirror, MirrorConfig};
+use sync_core::fs::StateDir;
 use sync_core::roles::replica::{Daemon, DaemonConfig};
 use sync_core::roles::{Shutdown, pairing};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
 use args::Verb;
-use config::{Checked, Master, Raw, shown};
+use config::{Checked, Raw, shown};
+use control::Socket;
+use service::{Reload, Service};
 
 /// It did what it was asked, and ended because it was asked.
 const DONE: u8 = 0;
@@ -48,76 +52,77 @@ pub fn main(argv: &[OsString]) -> u8 {
         Err(error) => return refuse(USAGE, &error),
     };
     match cli.verb {
-        None => serve(&raw),
+        None => serve(cli, &raw),
         Some(Verb::Invite) => print(&raw, |dir| Ok(pairing::invite(dir)?.to_string())),
         Some(Verb::Id) => print(&raw, |dir| Ok(pairing::id(dir)?.to_string())),
     }
 }
 
-/// Runs a daemon until `shutdown` says so.
+/// Runs a daemon until `shutdown` says so. `reload` reads the configuration again, whenever `hangups` says so or
+/// `synccli reload` does; `file` is where it comes from.
 ///
 /// # Errors
-/// A share's directory cannot be made, or what [`Daemon::run`] says.
-pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
+/// A share's directory cannot be made, another daemon runs with the state directory, what [`Daemon::run`] says, or why a
+/// share could not be mirrored.
+pub async fn run(
+    config: Checked,
+    file: Option<PathBuf>,
+    reload: Option<Box<Reload>>,
+    mut hangups: mpsc::Receiver<()>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     for (name, path) in &config.shares {
-        // One level only: a missing parent is a typing error or a mount that is not there.
-        match std::fs::create_dir(path) {
-            Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("share {name}: cannot make {}", shown(path)));
+        make_share(name, path)?;
+    }
+    let Checked { state_dir, listen, shares, .. } = config.clone();
+    StateDir::open(&state_dir)?;
+    let socket = Socket::bind(&state_dir).await?;
+    let service = Arc::new(Service::start(config, file, reload));
+    let answering = tokio::spawn(socket.serve(Arc::clone(&service), shutdown.clone()));
+    let reloading = tokio::spawn({
+        let service = Arc::clone(&service);
+        async move {
+            while hangups.recv().await.is_some() {
+                if let Err(error) = service.reload().await {
+                    tracing::error!("reload: {error}");
+                }
             }
         }
-    }
-    let Checked { state_dir, listen, shares, masters, .. } = config;
-    let mut mirrors = JoinSet::new();
-    for master in masters {
-        let (name, shutdown) = (master.name.clone(), shutdown.clone());
-        let mirror = mirror(master, &state_dir);
-        mirrors.spawn(async move {
-            let ended = mirror.run(shutdown).await;
-            // The other shares go on; the exit code tells of this one.
-            if let Err(error) = &ended {
-                tracing::error!(share = name, "it is not mirrored: {error}");
-            }
-            (name, ended)
-        });
-    }
+    });
     // A machine that only is a master listens to nobody.
-    if !shares.is_empty() {
-        Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown).await?;
-    }
-    let mut failed = Ok(());
-    while let Some(ended) = mirrors.join_next().await {
-        let (name, ended) = ended.context("a mirror ended with a panic")?;
-        failed = failed.and(ended.with_context(|| format!("share {name}")));
-    }
-    failed
-}
-
-/// The master's part of a share.
-fn mirror(master: Master, state_dir: &std::path::Path) -> Mirror {
-    let Master { name, path, replicas, exclude, settle_max, rescan } = master;
-    let monitor = monitor::Log::new(name, replicas.iter().map(label).collect());
-    let request = PushRequest {
-        source: path,
-        destinations: replicas,
-        state_dir: state_dir.to_owned(),
-        policy: Policy { rules: exclude, ..Policy::default() },
-        bandwidth: None,
-        compress: Compress::Auto,
-        history: None,
+    let serves = !shares.is_empty();
+    let daemon = async {
+        if serves { Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown.clone()).await } else { Ok(()) }
     };
-    Mirror::new(MirrorConfig { request, settle_max, rescan }, Arc::new(monitor))
+    let (daemon, mirrors) = tokio::join!(daemon, service.masters.run(shutdown.clone(), serves));
+    reloading.abort();
+    answering.abort();
+    // The socket goes with it.
+    let _ = answering.await;
+    daemon?;
+    mirrors
 }
 
-fn serve(raw: &Raw) -> u8 {
+/// Makes a share's directory if it is missing. One level only: a missing parent is a typing error or a mount that is not
+/// there.
+fn make_share(name: &str, path: &std::path::Path) -> anyhow::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| format!("share {name}: cannot make {}", shown(path))),
+    }
+    Ok(())
+}
+
+fn serve(cli: args::Cli, raw: &Raw) -> u8 {
     let config = match raw.check() {
         Ok(config) => config,
         Err(error) => return refuse(USAGE, &error.into()),
     };
     log::start(config.log_format, config.log_level);
-    match signals::serve(|shutdown| run(config, shutdown)) {
+    let file = cli.file();
+    let reload: Box<Reload> = Box::new(move || Ok(cli.raw()?.check()?));
+    match signals::serve(|shutdown, hangups| run(config, file, Some(reload), hangups, shutdown)) {
         Ok(()) => DONE,
         Err(error) => refuse(FAILED, &error),
     }

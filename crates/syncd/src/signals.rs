@@ -7,17 +7,17 @@ use anyhow::{Context as _, bail};
 use sync_core::roles::Shutdown;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// How long the daemon may take to end. Cutting it off loses nothing: every visible file is whole at any moment.
 const GRACE: Duration = Duration::from_millis(4500);
 
-/// Runs `work` on threads of its own until it ends or a signal ends it.
+/// Runs `work` on threads of its own until it ends or a signal ends it. It is told of SIGHUP as well.
 ///
 /// # Errors
 /// What `work` says; or it did not end in time.
-pub fn serve<F>(work: impl FnOnce(Shutdown) -> F) -> anyhow::Result<()>
+pub fn serve<F>(work: impl FnOnce(Shutdown, mpsc::Receiver<()>) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
@@ -25,19 +25,29 @@ where
     // Signals are waited for on this thread alone: work that keeps every worker busy cannot delay them.
     let waiting = Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
     let (ask, shutdown) = watch::channel(false);
-    let task = workers.spawn(work(shutdown));
-    let result = waiting.block_on(wait(task, &ask));
+    // One that nobody has taken up yet stands for all that follow.
+    let (hangup, hangups) = mpsc::channel(1);
+    let task = workers.spawn(work(shutdown, hangups));
+    let result = waiting.block_on(wait(task, &ask, &hangup));
     workers.shutdown_background();
     result
 }
 
-async fn wait(mut task: JoinHandle<anyhow::Result<()>>, ask: &watch::Sender<bool>) -> anyhow::Result<()> {
+async fn wait(
+    mut task: JoinHandle<anyhow::Result<()>>,
+    ask: &watch::Sender<bool>,
+    hangup: &mpsc::Sender<()>,
+) -> anyhow::Result<()> {
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
     let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    tokio::select! {
-        result = &mut task => return result.context("the daemon ended unexpectedly")?,
-        _ = int.recv() => tracing::info!("SIGINT: ending"),
-        _ = term.recv() => tracing::info!("SIGTERM: ending"),
+    let mut hup = signal(SignalKind::hangup()).context("cannot wait for signals")?;
+    loop {
+        tokio::select! {
+            result = &mut task => return result.context("the daemon ended unexpectedly")?,
+            _ = int.recv() => break tracing::info!("SIGINT: ending"),
+            _ = term.recv() => break tracing::info!("SIGTERM: ending"),
+            _ = hup.recv() => drop(hangup.try_send(())),
+        }
     }
     ask.send_replace(true);
     tokio::select! {

@@ -47,6 +47,9 @@ pub enum LinkError {
     /// Our side failed.
     #[error("{0}")]
     Source(String),
+    /// It is for a person to decide whether to go on.
+    #[error("{0}")]
+    Held(String),
 }
 
 impl LinkError {

@@ -6,6 +6,7 @@ mod rate;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -15,6 +16,7 @@ use sync_core::path::escape;
 pub use filters::{Filter, rules};
 use sync_core::destination;
 pub use sync_core::destination::{HostPort, label};
+use sync_core::duration;
 
 use crate::exit::Failure;
 
@@ -39,6 +41,20 @@ pub enum Command {
     Diff(DiffArgs),
     /// Become the master of a replica, with the token that `syncd invite` printed there.
     Pair(PairArgs),
+    /// Show how the shares of the daemon on this machine are, and who follows them.
+    Status(StatusArgs),
+    /// Tell whether the replicas of a share are identical, and what differs.
+    Verify(VerifyArgs),
+    /// Let a version go out that the daemon holds, once.
+    Release {
+        /// The share's name or path.
+        #[arg(value_name = "SHARE|PATH")]
+        share: OsString,
+    },
+    /// Add or remove a replica of a share, or leave one alone for a while.
+    Replica(ReplicaArgs),
+    /// Have the daemon read its configuration again, as SIGHUP does.
+    Reload,
     /// List the versions of a tree and what each replica acknowledged.
     Log(LogArgs),
     /// Print the identity of this master.
@@ -67,9 +83,19 @@ pub struct PushArgs {
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
     /// Where it goes: directories here, or shares of daemons.
-    #[arg(help = "A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE")]
-    #[arg(value_name = "DEST", required = true, value_parser = OsStringValueParser::new().try_map(destination::parse))]
+    #[arg(
+        help = "A path that starts with `/`, `./` or `../`, or a share of a daemon: HOST[:PORT]/SHARE. Without any, the \
+                  daemon on this machine pushes its share of the name or path SRC to all who follow it"
+    )]
+    #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(destination::parse))]
     pub destinations: Vec<Destination>,
+    /// Without DEST, who must have it before this ends: all, quorum (more than half) or none.
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = Wait::All)]
+    pub wait: Wait,
+    /// Without DEST, how long to wait: 500ms, 10s, 5m, 1h. Unless given, until nobody is left but who could not be reached
+    /// for half a minute.
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub timeout: Option<Duration>,
     /// Say what would change, change nothing at all.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -95,6 +121,17 @@ pub struct PushArgs {
     /// What is said about it.
     #[command(flatten)]
     pub say: SayArgs,
+}
+
+/// Who must have a version before a push by the daemon counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wait {
+    /// Every replica.
+    All,
+    /// More than half of the replicas.
+    Quorum,
+    /// Nobody: it is enough that it is published.
+    None,
 }
 
 /// Which entries are compared, and how.
@@ -236,6 +273,37 @@ impl PushArgs {
         self.bwlimit.filter(|&rate| rate > 0)
     }
 
+    /// Whether the options belong together: without DEST the daemon's configuration says what is pushed and how, and with
+    /// one nobody else is waited for.
+    ///
+    /// # Errors
+    /// A usage failure.
+    pub fn check_for_daemon(&self) -> Result<(), Failure> {
+        let CompareArgs { filters, delete_excluded, no_delete, checksum, one_file_system, .. } = &self.compare;
+        let given = [
+            (self.dry_run, "--dry-run"),
+            (self.itemize_changes, "--itemize-changes"),
+            (!filters.is_empty(), "--exclude, --include and --exclude-from"),
+            (*delete_excluded, "--delete-excluded"),
+            (*no_delete, "--no-delete"),
+            (*checksum, "--checksum"),
+            (*one_file_system, "--one-file-system"),
+            (self.max_delete.is_some(), "--max-delete"),
+            (self.bwlimit.is_some(), "--bwlimit"),
+            (self.history.is_some(), "--history"),
+            (self.compress != Compress::Auto, "--compress"),
+            (self.say.stats, "--stats"),
+            (self.say.progress, "--progress"),
+        ];
+        match given.iter().find(|(given, _)| *given) {
+            Some((_, option)) => Err(Failure::usage(format!(
+                "{option} is for a push to a DEST, and none is given; without one the daemon pushes its share as its \
+                 configuration says"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// How much to keep of previous contents, if anything.
     pub fn history(&self) -> Option<u64> {
         self.history.filter(|&size| size > 0)
@@ -251,6 +319,114 @@ pub struct PairArgs {
     /// What `syncd invite` printed there; it works once.
     #[arg(value_name = "TOKEN")]
     pub token: String,
+}
+
+/// `synccli status`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "BEHIND is what a replica lacks of the newest version: versions, changed entries, the bytes of the \
+                        files among them (not what will be sent), and for how long.\n\n\
+                        Exit codes: 0 told; 3 some share or replica is not as it should be, if --exit-code asks for that; \
+                        1 no daemon answers."
+)]
+pub struct StatusArgs {
+    /// A share's name or path; all of them if left out.
+    #[arg(value_name = "SHARE|PATH")]
+    pub share: Option<OsString>,
+    /// Go on, and show every change.
+    #[arg(short, long, conflicts_with = "exit_code")]
+    pub watch: bool,
+    /// End with exit code 3 unless every replica is in sync.
+    #[arg(long)]
+    pub exit_code: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `synccli verify`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each line is an entry that differs at a replica, with the eleven letters of what would be changed.\n\n\
+                        Exit codes: 0 all are identical; 1 some entry differs, or a replica could not be asked."
+)]
+pub struct VerifyArgs {
+    /// The share's name or path.
+    #[arg(value_name = "SHARE|PATH")]
+    pub share: OsString,
+    /// Only this replica, by the name that `synccli status` shows.
+    #[arg(long, value_name = "REPLICA")]
+    pub replica: Option<String>,
+    /// Have each replica read every byte of its files, instead of believing the metadata.
+    #[arg(long)]
+    pub deep: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `synccli replica`.
+#[derive(Debug, Args)]
+pub struct ReplicaArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: ReplicaVerb,
+}
+
+/// What is done with a replica. It is called as in the configuration: HOST[:PORT], or HOST[:PORT]/SHARE if the share has
+/// another name there.
+#[derive(Debug, Subcommand)]
+pub enum ReplicaVerb {
+    /// Let a paired replica follow: writes it into the daemon's configuration and reloads that.
+    Add {
+        /// The share's name or path here.
+        #[arg(value_name = "SHARE|PATH")]
+        share: OsString,
+        /// Who.
+        #[arg(value_name = "HOST[:PORT][/SHARE]")]
+        replica: String,
+    },
+    /// Let a replica follow no longer; it keeps what it has.
+    Remove {
+        /// The share's name or path here.
+        #[arg(value_name = "SHARE|PATH")]
+        share: OsString,
+        /// Who.
+        #[arg(value_name = "HOST[:PORT][/SHARE]")]
+        replica: String,
+    },
+    /// Send a replica nothing until `resume`, or until the daemon ends.
+    Pause {
+        /// The share's name or path here.
+        #[arg(value_name = "SHARE|PATH")]
+        share: OsString,
+        /// Who.
+        #[arg(value_name = "HOST[:PORT][/SHARE]")]
+        replica: String,
+    },
+    /// Bring it to the newest version, and go on.
+    Resume {
+        /// The share's name or path here.
+        #[arg(value_name = "SHARE|PATH")]
+        share: OsString,
+        /// Who.
+        #[arg(value_name = "HOST[:PORT][/SHARE]")]
+        replica: String,
+    },
+}
+
+/// A share as the daemon is told which: its name, or its path, which may be given as it is seen from here.
+pub fn share_text(share: &OsStr) -> String {
+    let looks_like_path = share.as_encoded_bytes().contains(&b'/') || matches!(share.as_encoded_bytes(), b"." | b"..");
+    let path = if looks_like_path { std::path::absolute(share).ok() } else { None };
+    match path {
+        Some(path) => {
+            // Without a slash at its end, and without dots.
+            let path = std::fs::canonicalize(&path).unwrap_or_else(|_| path.components().collect());
+            escape(path.as_os_str().as_encoded_bytes())
+        }
+        None => escape(share.as_encoded_bytes()),
+    }
 }
 
 /// `synccli log`.
@@ -394,8 +570,12 @@ mod tests {
         let refused: &[&[&str]] = &[
             &[],
             &["push"],
-            &["push", "a"],
             &["push", "a", "b"],
+            &["push", "a", "--wait=some"],
+            &["push", "a", "--timeout=soon"],
+            &["verify"],
+            &["status", "--watch", "--exit-code"],
+            &["replica", "add", "www"],
             &["push", "a", "./b", "c"],
             &["push", "-qv", "a", "./b"],
             &["push", "--no-delete", "--delete-excluded", "a", "./b"],

@@ -7,6 +7,13 @@ mod log;
 mod man;
 mod pair;
 mod push;
+mod replica;
+mod share;
+mod status;
+mod verify;
+mod wait;
+
+use sync_core::control::Order;
 
 use crate::args::{Cli, Command};
 use crate::exit::{Exit, Failure};
@@ -20,8 +27,22 @@ pub fn run(cli: Cli) -> Exit {
     let result = match cli.command {
         Command::Push(args) => {
             json = args.say.json;
-            state_dir.and_then(|dir| push::run(args, dir, &out, &err))
+            state_dir.and_then(|dir| match args.destinations.is_empty() {
+                true => wait::run(&args, &dir, &out, &err),
+                false => push::run(args, dir, &out, &err),
+            })
         }
+        Command::Status(args) => {
+            json = args.json;
+            state_dir.and_then(|dir| status::run(&args, &dir, &out))
+        }
+        Command::Verify(args) => {
+            json = args.json;
+            state_dir.and_then(|dir| verify::run(&args, &dir, &out, &err))
+        }
+        Command::Release { share } => state_dir.and_then(|dir| share::release(&share, &dir, &out)),
+        Command::Replica(args) => state_dir.and_then(|dir| replica::run(args, &dir, &out)),
+        Command::Reload => state_dir.and_then(|dir| share::tell(Order::Reload, &dir, &out)),
         Command::Diff(args) => {
             json = args.say.json;
             state_dir.and_then(|dir| diff::run(args, dir, &out, &err))

@@ -6,6 +6,7 @@ pub mod json;
 mod progress;
 mod reporter;
 mod sink;
+pub mod status;
 pub mod text;
 pub mod trace;
 

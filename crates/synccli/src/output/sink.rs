@@ -61,6 +61,11 @@ impl Sink {
         self.with(|state| state.writer.as_write().flush());
     }
 
+    /// Whether nobody reads it any more, or it could not be written.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.is_some()
+    }
+
     /// Flushes, and tells what went wrong on the way. A reader that went away is no error.
     ///
     /// # Errors

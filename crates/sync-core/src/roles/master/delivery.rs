@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -20,7 +21,7 @@ use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
 use crate::manifest::{Row, Version};
 use crate::monitor::{How, Item, Monitor, Problem};
-use crate::options::{Compress, Destination, DestinationReport, Policy, Stats};
+use crate::options::{Compress, Destination, DestinationReport, Policy, PushRequest, Stats};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
@@ -60,6 +61,8 @@ pub struct Delivered {
     pub version: Option<Version>,
     /// Whether the replica is ready for another session on the connection.
     pub open: bool,
+    /// Whether it is for a person to decide that it be brought to the version.
+    pub held: bool,
 }
 
 /// One destination and all it needs.
@@ -82,6 +85,8 @@ pub struct Delivery {
     pub meter: Arc<Meter>,
     /// Reports.
     pub monitor: Arc<dyn Monitor>,
+    /// Whether a person has decided, once, what [`Delivered::held`] leaves to one.
+    pub released: Arc<AtomicBool>,
 }
 
 /// A delivery under way.
@@ -126,6 +131,32 @@ struct Timing {
 }
 
 impl Delivery {
+    /// To one destination of its own.
+    pub fn of(
+        request: &PushRequest,
+        destination: Destination,
+        source: &Arc<Source>,
+        monitor: Arc<dyn Monitor>,
+    ) -> Self {
+        Self {
+            dest: 0,
+            destination,
+            policy: request.policy.clone(),
+            compress: request.compress,
+            bandwidth: request.bandwidth,
+            state_dir: request.state_dir.clone(),
+            source: Arc::clone(source),
+            meter: Arc::new(Meter::new(Arc::clone(&monitor), 1)),
+            monitor,
+            released: Arc::default(),
+        }
+    }
+
+    /// The same with somebody who can decide what is left to a person.
+    pub fn releasing(self, released: &Arc<AtomicBool>) -> Self {
+        Self { released: Arc::clone(released), ..self }
+    }
+
     /// Serves the destination to the end, whatever end that is.
     pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
         let for_replica = shutdown.clone();
@@ -165,6 +196,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         source_changed: Vec::new(),
         version: None,
         open: false,
+        held: false,
     }
 }
 
@@ -466,12 +498,12 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
-        if self.follows {
+        if self.follows && !self.delivery.released.swap(false, Ordering::Relaxed) {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
-                       replaced, or another master pushed there; nothing is changed: if this tree is the right one, stop this \
-                       daemon, push once with `synccli push`, and start it again";
-            return Err(LinkError::Source(why.to_owned()));
+                       replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
+                       with `synccli release`";
+            return Err(LinkError::Held(why.to_owned()));
         }
         let text = "it stands at a version that the index of the source does not know: it was last pushed to from \
                     elsewhere, or an index was restored, rebuilt or replaced; the trees are compared in full";
@@ -501,6 +533,7 @@ impl<'a> Session<'a> {
         let mut stats = self.stats(sent);
         let mut exact = false;
         let mut open = false;
+        let held = matches!(end, Err(LinkError::Held(_)));
         let mut refused = [0; 6];
         let heard = end.is_ok();
         match end {
@@ -551,7 +584,7 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
-        Delivered { report, source_changed: self.source_changed, version, open }
+        Delivered { report, source_changed: self.source_changed, version, open, held }
     }
 
     /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.

@@ -37,6 +37,12 @@ impl Difference {
         self.previous == Some(version.id())
     }
 
+    /// The names that changed, without those in directories that are gone.
+    pub fn names(&self) -> impl Iterator<Item = &RelPath> {
+        let changed = self.pending.iter().filter(|p| p.changes_entry()).map(|p| &p.row.path);
+        changed.chain(&self.gone_tops)
+    }
+
     /// Whether the answer to a load is known without the index: [`Difference::changes`].
     pub fn answers(&self, load: &Load) -> bool {
         match load {

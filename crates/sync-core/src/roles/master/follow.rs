@@ -1,20 +1,23 @@
 //! One replica that follows a tree: brought to the newest version, and kept there over one connection for as long as that
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::delivery::{Delivered, Delivery, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
 use super::source::Decided;
 use crate::backoff::Backoff;
+use crate::control::DeliveryStatus;
 use crate::fs;
-use crate::manifest::{Time, VersionId};
+use crate::manifest::VersionId;
 use crate::monitor::Problem;
 use crate::roles::Shutdown;
+use crate::transport::Connection;
 use crate::wire::FOLLOW;
 
 /// The newest version, which is in the master's index, and how it differs from the one before.
@@ -32,48 +35,108 @@ impl News {
     }
 }
 
-/// How a replica fares.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Following {
-    /// Whether there is a session with it.
-    pub connected: bool,
-    /// The version that it acknowledged last in this process, as the number and the identity.
-    pub version: Option<(u64, VersionId)>,
-    /// When that was.
-    pub since: Option<Time>,
-    /// What went wrong last, until a version is acknowledged.
-    pub problem: Option<String>,
-    /// When it is tried again, if it is waited for.
-    pub retry: Option<Duration>,
+/// What a follower is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// Keep the replica at the newest version.
+    #[default]
+    Follow,
+    /// Leave it alone, and keep what is known of it.
+    Pause,
+    /// Nothing any more.
+    End,
 }
 
-/// Where [`Following`] is kept for whoever asks.
-pub type Fate = Arc<Mutex<Following>>;
+/// How a replica fares.
+#[derive(Clone, Debug, Default)]
+pub struct Following {
+    /// The connection with it, if there is one.
+    pub connection: Option<Connection>,
+    /// The version that it acknowledged last in this process, as the number and the identity.
+    pub version: Option<(u64, VersionId)>,
+    /// What went wrong last, until a version is acknowledged.
+    pub problem: Option<String>,
+    /// Whether that is for a person to decide.
+    pub held: bool,
+    /// When it is tried again, if it is waited for.
+    pub retry: Option<Instant>,
+    /// What it took to bring that version to it.
+    pub delivery: Option<DeliveryStatus>,
+}
+
+/// A replica's place among those who follow, kept while tasks and connections come and go.
+pub struct Fate {
+    following: Mutex<Following>,
+    /// What its task is to do; whoever runs one listens.
+    pub wish: watch::Sender<Wish>,
+    /// Try again now instead of after the wait.
+    pub again: Notify,
+    /// Once, do not hold what is held at the replica.
+    pub released: Arc<AtomicBool>,
+    /// Told of every change here.
+    changed: watch::Sender<()>,
+}
+
+impl Fate {
+    /// Nothing is known yet. `changed` is told whenever that changes.
+    pub fn new(changed: watch::Sender<()>) -> Self {
+        let following = Mutex::default();
+        let wish = watch::channel(Wish::Follow).0;
+        Self { following, wish, again: Notify::new(), released: Arc::default(), changed }
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> Following {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Following)) {
+        change(&mut self.following.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_replace(());
+    }
+}
 
 impl Delivery {
-    /// Keeps the replica at the newest version until shutdown. What goes wrong is told to the monitor and tried again,
-    /// later each time.
-    pub async fn follow(self, mut news: watch::Receiver<Option<Arc<News>>>, fate: Fate, mut shutdown: Shutdown) {
+    /// Keeps the replica at the newest version until it is told to end. What goes wrong is told to the monitor and tried
+    /// again, later each time.
+    pub async fn follow(self, mut news: watch::Receiver<Option<Arc<News>>>, fate: Arc<Fate>) {
+        let mut wish = fate.wish.subscribe();
         let mut backoff = Backoff::default();
         loop {
-            let ended = self.keep_up(&mut news, &fate, &mut backoff, &mut shutdown).await;
-            if *shutdown.borrow() {
-                return;
+            match wish.wait_for(|wish| *wish != Wish::Pause).await.as_deref() {
+                Ok(Wish::Follow) => {}
+                _ => return,
             }
-            let wait = backoff.next(random());
-            update(&fate, |fate| {
-                fate.connected = false;
-                fate.retry = Some(wait);
-                if let Err(problem) = &ended {
+            let (halt, mut halted) = watch::channel(false);
+            let halting = async {
+                // Nobody wishes any more if its place is gone.
+                let _ = wish.wait_for(|wish| *wish != Wish::Follow).await;
+                halt.send_replace(true);
+                std::future::pending().await
+            };
+            let ended = tokio::select! {
+                ended = self.keep_up(&mut news, &fate, &mut backoff, &mut halted) => ended,
+                never = halting => match never {},
+            };
+            let is_halted = *halted.borrow();
+            let wait = if is_halted { Duration::ZERO } else { backoff.next(random()) };
+            fate.update(|fate| {
+                fate.connection = None;
+                fate.retry = (!is_halted).then(|| Instant::now() + wait);
+                if let (Err(problem), false) = (&ended, is_halted) {
                     fate.problem = Some(problem.reason.clone());
                 }
             });
+            if is_halted {
+                continue;
+            }
             if let Err(problem) = ended {
                 self.monitor.problem(Some(self.dest), &problem);
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = fate.again.notified() => {}
+                _ = wish.wait_for(|wish| *wish != Wish::Follow) => {}
             }
         }
     }
@@ -85,12 +148,12 @@ impl Delivery {
         news: &mut watch::Receiver<Option<Arc<News>>>,
         fate: &Fate,
         backoff: &mut Backoff,
-        shutdown: &mut Shutdown,
+        halted: &mut Shutdown,
     ) -> Result<(), Problem> {
-        let for_replica = shutdown.clone();
+        let for_replica = halted.clone();
         let dialed = tokio::select! {
             dialed = dial(&self.destination, &self.state_dir, &for_replica) => dialed?,
-            _ = shutdown.wait_for(|stop| *stop) => return Err(interrupted()),
+            _ = halted.wait_for(|stop| *stop) => return Err(interrupted()),
         };
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
@@ -101,17 +164,29 @@ impl Delivery {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
             };
-            update(fate, |fate| (fate.connected, fate.retry) = (true, None));
+            fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
             let (events, mut source) = mpsc::unbounded_channel();
-            let run = session.run(&mut source, shutdown, &replica);
-            let Delivered { version, open, .. } = tokio::select! {
+            let before = connection.traffic();
+            let told = Mutex::new(None);
+            let run = session.run(&mut source, halted, &replica);
+            let Delivered { version, open, held, .. } = tokio::select! {
                 delivered = run => delivered,
-                never = tell(news, acknowledged, events) => match never {},
+                never = tell(news, acknowledged, events, &told) => match never {},
             };
+            if held {
+                fate.update(|fate| fate.held = true);
+            }
             let Some(version) = version else { break Ok(()) };
             acknowledged = Some(version.id());
-            let version = Some((version.number, version.id()));
-            update(fate, |fate| (fate.version, fate.since, fate.problem) = (version, Some(fs::clock::now()), None));
+            let traffic = connection.traffic();
+            let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
+            let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
+            let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
+            fate.update(|fate| {
+                fate.version = Some((version.number, version.id()));
+                (fate.problem, fate.held) = (None, false);
+                fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
+            });
             backoff.reset();
             if !open {
                 break Ok(());
@@ -129,18 +204,16 @@ async fn tell(
     news: &mut watch::Receiver<Option<Arc<News>>>,
     acknowledged: Option<VersionId>,
     events: mpsc::UnboundedSender<SourceEvent>,
+    told: &Mutex<Option<Instant>>,
 ) -> std::convert::Infallible {
     let is_news = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| Some(news.id()) != acknowledged);
     // Whoever makes the news ends only on shutdown, which the session sees itself; nor is one heard that is over.
     if news.wait_for(is_news).await.is_ok() {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let _ = events.send(SourceEvent::Published(news.clone()));
     }
     let _events = events;
     std::future::pending().await
-}
-
-fn update(fate: &Fate, change: impl FnOnce(&mut Following)) {
-    change(&mut fate.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// For waits that shall differ; any number does if the kernel has none.

@@ -9,21 +9,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::delivery::Delivery;
 use super::error::PushError;
-use super::follow::{Fate, News};
+use super::follow::{News, Wish};
+use super::handle::{Follower, MirrorHandle, MirrorOrder, Opened, Shared};
 use super::meter::Meter;
 use super::source::{LOOKS, Source};
 use super::{Looked, look};
+use crate::control::ShareState;
+use crate::duration;
 use crate::fs::place;
 use crate::fs::watch::{Added, Events, Watch, WatchError, events_at};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
-use crate::options::PushRequest;
+use crate::options::{Destination, PushRequest};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::survey::LastLook;
@@ -55,12 +58,22 @@ pub struct MirrorConfig {
     pub rescan: Duration,
 }
 
+/// Makes what hears of a share, or of one of its replicas.
+pub type Monitors = Arc<dyn Fn(Option<&Destination>) -> Arc<dyn Monitor> + Send + Sync>;
+
 /// A tree that is mirrored.
 pub struct Mirror {
     config: MirrorConfig,
+    monitors: Monitors,
     monitor: Arc<dyn Monitor>,
-    meter: Arc<Meter>,
+    meter: Meter,
     hints: Arc<Hints>,
+    shared: Arc<Shared>,
+    orders: mpsc::UnboundedReceiver<MirrorOrder>,
+    /// The process is asked to stop.
+    stop: Arc<AtomicBool>,
+    /// What the next batch is allowed once.
+    release: bool,
 }
 
 /// What the watch has told and nobody has looked at yet.
@@ -103,37 +116,98 @@ struct Open {
     told: Option<VersionId>,
 }
 
+/// Why a tree is not served any more.
+enum Left {
+    /// The process is asked to stop.
+    Shutdown,
+    /// The tree is not where it was.
+    Gone,
+    /// What does not belong to the tree is another from now on, or it is another tree.
+    Configured,
+}
+
 impl Mirror {
-    /// A mirror that does nothing yet.
-    pub fn new(config: MirrorConfig, monitor: Arc<dyn Monitor>) -> Self {
-        let meter = Arc::new(Meter::new(Arc::clone(&monitor), config.request.destinations.len()));
-        let settle =
-            Mutex::new(Settle::new(SettleOptions { settle_max: config.settle_max, ..SettleOptions::default() }));
-        let hints =
-            Arc::new(Hints { settle, lost: AtomicBool::new(false), more: Notify::new(), began: Instant::now() });
-        Self { config, monitor, meter, hints }
+    /// A mirror that does nothing yet, and what it can be seen and told by. `changed` is told whenever its status may have
+    /// changed.
+    pub fn new(config: MirrorConfig, monitors: Monitors, changed: watch::Sender<()>) -> (Self, MirrorHandle) {
+        let monitor = monitors(None);
+        let meter = Meter::new(Arc::clone(&monitor), 0);
+        let hints = Hints {
+            settle: Mutex::new(settle(&config)),
+            lost: AtomicBool::new(false),
+            more: Notify::new(),
+            began: Instant::now(),
+        };
+        let shared = Arc::new(Shared::new(&config, changed));
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let handle = MirrorHandle::new(Arc::clone(&shared), orders);
+        let mirror = Self {
+            config,
+            monitors,
+            monitor,
+            meter,
+            hints: Arc::new(hints),
+            shared,
+            orders: ordered,
+            stop: Arc::default(),
+            release: false,
+        };
+        (mirror, handle)
     }
 
     /// Watches and publishes until shutdown.
     ///
     /// # Errors
     /// [`PushError`] if the configuration makes no sense for this machine. A source that is not there is waited for.
-    pub async fn run(self, mut shutdown: Shutdown) -> Result<(), PushError> {
+    pub async fn run(mut self, mut shutdown: Shutdown) -> Result<(), PushError> {
+        // A look that takes its time sees it between two entries.
+        let flag = tokio::spawn({
+            let (stop, mut shutdown) = (Arc::clone(&self.stop), shutdown.clone());
+            async move {
+                let _ = shutdown.wait_for(|stop| *stop).await;
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        let ended = self.mirror(&mut shutdown).await;
+        flag.abort();
+        for follower in self.shared.followers() {
+            follower.fate.wish.send_replace(Wish::End);
+        }
+        ended
+    }
+
+    async fn mirror(&mut self, shutdown: &mut Shutdown) -> Result<(), PushError> {
         while !*shutdown.borrow() {
             let wait = match block_in_place(|| self.open()) {
-                Ok(mut open) => {
-                    self.serve(&mut open, &shutdown).await;
-                    REPLACED
-                }
+                Ok(mut open) => match self.serve(&mut open, shutdown).await {
+                    Left::Shutdown => return Ok(()),
+                    Left::Gone => REPLACED,
+                    Left::Configured => Duration::ZERO,
+                },
+                Err(PushError::Stopped) => return Ok(()),
                 Err(error @ (PushError::Overlap(_) | PushError::Filter(_))) => return Err(error),
                 Err(error) => {
                     self.tell_of(&error);
                     RETRY
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = shutdown.wait_for(|stop| *stop) => {}
+            let rested = tokio::time::sleep(wait);
+            tokio::pin!(rested);
+            loop {
+                tokio::select! {
+                    () = &mut rested => break,
+                    _ = shutdown.wait_for(|stop| *stop) => break,
+                    Some(order) = self.orders.recv() => match order {
+                        MirrorOrder::Configure(config) => {
+                            self.configure(*config);
+                            break;
+                        }
+                        MirrorOrder::Look { answer, .. } => {
+                            let why = self.shared.obstacle().unwrap_or_else(|| "it is being opened; try again".to_owned());
+                            let _ = answer.send(Err(why));
+                        }
+                    },
+                }
             }
         }
         Ok(())
@@ -142,111 +216,227 @@ impl Mirror {
     /// Listens first, so that what changes while the tree is looked at is not missed.
     fn open(&self) -> Result<Open, PushError> {
         let request = &self.config.request;
-        let hints = Arc::clone(&self.hints);
-        let watch = Watch::new(&request.source, move |hint| hints.hear(hint));
         // A link to the tree keeps its index wherever it leads.
         let place = request.source.parent().zip(request.source.file_name());
         let place = place.and_then(|(dir, name)| Some(place::resolve(dir).ok()?.join(name)));
+        let watch = self.watch();
         let source = Arc::new(Source::open_as(request, place.as_deref(), &*self.monitor)?);
-        let watch = match (watch, events_at(source.root.path())) {
-            (Err(WatchError::RootGone), _) => return Err(self.failed("it is not where it was a moment ago".to_owned())),
-            (Ok(watch), Ok(Events::Complete)) => Some(watch),
-            (Ok(_), Ok(Events::Incomplete { file_system })) => {
-                self.not_watched(&format!("{file_system} does not tell of all of them"));
-                None
-            }
-            (Ok(_), Err(error)) => {
-                self.not_watched(&error.to_string());
-                None
-            }
-            (Err(error), _) => {
-                self.not_watched(&error.to_string());
-                None
-            }
-        };
+        if matches!(watch, Err(WatchError::RootGone)) {
+            return Err(self.failed("it is not where it was a moment ago".to_owned()));
+        }
+        let watch = self.watch_of(&source, watch);
         self.hints.add(Hint::Overflow);
         Ok(Open { source, watch, last: None, told: None })
     }
 
-    fn not_watched(&self, why: &str) {
-        let every = humane(UNWATCHED.min(self.config.rescan));
-        self.monitor.notice(None, &format!("changes are not heard of: {why}; the tree is looked at every {every}"));
+    fn watch(&self) -> Result<Watch, WatchError> {
+        let hints = Arc::clone(&self.hints);
+        Watch::new(&self.config.request.source, move |hint| hints.hear(hint))
     }
 
-    /// Looks at batch after batch, while every replica follows. Ends on shutdown, or when the tree is not where it was.
-    async fn serve(&self, open: &mut Open, shutdown: &Shutdown) {
-        let (news, newest) = watch::channel(None);
-        let (over, followers_end) = watch::channel(false);
-        let mut followers = JoinSet::new();
-        for delivery in self.deliveries(&open.source) {
-            followers.spawn(delivery.follow(newest.clone(), Fate::default(), followers_end.clone()));
+    /// The watch, if it tells of everything.
+    fn watch_of(&self, source: &Source, watch: Result<Watch, WatchError>) -> Option<Watch> {
+        let why = match (watch, events_at(source.root.path())) {
+            (Ok(watch), Ok(Events::Complete)) => return Some(watch),
+            (Ok(_), Ok(Events::Incomplete { file_system })) => format!("{file_system} does not tell of all of them"),
+            (Ok(_), Err(error)) => error.to_string(),
+            (Err(error), _) => error.to_string(),
+        };
+        self.not_watched(&why);
+        None
+    }
+
+    fn not_watched(&self, why: &str) {
+        let every = duration::text(UNWATCHED.min(self.config.rescan));
+        let text = format!("changes are not heard of: {why}; the tree is looked at every {every}");
+        if self.shared.watched(Some(text.clone())) {
+            self.monitor.notice(None, &text);
         }
-        let mut stop = shutdown.clone();
-        let looking = async {
-            let mut looked = Instant::now();
-            loop {
-                let now = self.hints.now();
-                let (batch, timeout) = {
-                    let mut settle = self.hints.settle();
-                    (settle.poll(now), settle.timeout())
-                };
-                if let Some(batch) = batch {
-                    match block_in_place(|| self.publish(open, batch)) {
-                        Ok(Some(version)) => drop(news.send_replace(Some(version))),
-                        Ok(None) => {}
-                        Err(Stopped::Gone) => return,
-                        Err(Stopped::Empty) => {
-                            open.last = None;
-                            let why = "it is empty, and was not before: is something not mounted? the replicas keep what \
-                                       they have; what comes into it is published";
-                            self.tell_of(&self.failed(why.to_owned()));
-                        }
-                        Err(Stopped::Failed(error)) => {
-                            self.tell_of(&error);
-                            open.last = None;
-                            tokio::time::sleep(RETRY).await;
-                            self.hints.add(Hint::Overflow);
-                        }
-                    }
-                    continue;
-                }
-                let until = timeout.map_or(self.config.rescan, |at| at.saturating_sub(now));
-                tokio::select! {
-                    () = self.hints.more.notified() => {}
-                    () = tokio::time::sleep(until) => {}
-                    () = tokio::time::sleep_until((looked + self.rescan(open)).into()) => {
-                        looked = Instant::now();
+    }
+
+    /// Looks at batch after batch, while every replica follows.
+    async fn serve(&mut self, open: &mut Open, shutdown: &mut Shutdown) -> Left {
+        let (news, newest) = watch::channel(None);
+        let (source, request) = (Arc::clone(&open.source), self.config.request.clone());
+        self.shared.opened(Some(Opened { source, newest: newest.clone(), request }));
+        let mut followers = JoinSet::new();
+        for follower in self.shared.followers() {
+            followers.spawn(self.delivery(&follower, open).follow(newest.clone(), follower.fate));
+        }
+        let mut follow = |mirror: &Self, open: &Open, new: Follower| {
+            followers.spawn(mirror.delivery(&new, open).follow(newest.clone(), new.fate));
+        };
+        let left = self.look_and_listen(open, &news, shutdown, &mut follow).await;
+        self.shared.opened(None);
+        // What is under way ends in order. Who was left alone is so in the next tree as well.
+        let wishes: Vec<_> =
+            self.shared.followers().into_iter().map(|f| (f.fate.wish.send_replace(Wish::End), f)).collect();
+        while followers.join_next().await.is_some() {}
+        if !matches!(left, Left::Shutdown) {
+            for (wish, follower) in wishes {
+                follower.fate.wish.send_replace(wish);
+            }
+        }
+        left
+    }
+
+    async fn look_and_listen(
+        &mut self,
+        open: &mut Open,
+        news: &watch::Sender<Option<Arc<News>>>,
+        shutdown: &mut Shutdown,
+        follow: &mut (dyn FnMut(&Self, &Open, Follower) + Send),
+    ) -> Left {
+        let mut looked = Instant::now();
+        loop {
+            let now = self.hints.now();
+            let (batch, timeout) = {
+                let mut settle = self.hints.settle();
+                (settle.poll(now), settle.timeout())
+            };
+            if let Some(batch) = batch {
+                match block_in_place(|| self.publish_and_tell(open, batch, news)) {
+                    Ok(()) => {}
+                    Err(Stopped::Gone) => return Left::Gone,
+                    Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
+                    // It was told; whoever can do something about it does, or it passes.
+                    Err(Stopped::Held) => {}
+                    Err(Stopped::Failed(_)) => {
+                        tokio::time::sleep(RETRY).await;
                         self.hints.add(Hint::Overflow);
                     }
                 }
+                continue;
             }
-        };
-        tokio::select! {
-            () = looking => {}
-            _ = stop.wait_for(|stop| *stop) => {}
+            let until = timeout.map_or(self.config.rescan, |at| at.saturating_sub(now));
+            tokio::select! {
+                () = self.hints.more.notified() => {}
+                () = tokio::time::sleep(until) => {}
+                () = tokio::time::sleep_until((looked + self.rescan(open)).into()) => {
+                    looked = Instant::now();
+                    match block_in_place(|| self.prove(open, news)) {
+                        Err(Stopped::Gone) => return Left::Gone,
+                        Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
+                        // The next time is early enough.
+                        Ok(()) | Err(Stopped::Held | Stopped::Failed(_)) => {}
+                    }
+                }
+                _ = shutdown.wait_for(|stop| *stop) => return Left::Shutdown,
+                Some(order) = self.orders.recv() => match order {
+                    MirrorOrder::Look { release, answer } => {
+                        self.release = release;
+                        let everything = Batch { everything: true, ..Batch::default() };
+                        let looked = block_in_place(|| self.publish_and_tell(open, everything, news));
+                        self.release = false;
+                        let why = || self.shared.obstacle().unwrap_or_else(|| "it was replaced meanwhile; try again".to_owned());
+                        let answered = if looked.is_ok() { self.shared.version().ok_or_else(why) } else { Err(why()) };
+                        let _ = answer.send(answered);
+                        match looked {
+                            Err(Stopped::Gone) => return Left::Gone,
+                            Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
+                            Err(Stopped::Failed(_)) => self.hints.add(Hint::Overflow),
+                            Ok(()) | Err(Stopped::Held) => {}
+                        }
+                    }
+                    MirrorOrder::Configure(config) => {
+                        let same = self.config.request.is_same_tree(&config.request);
+                        let new = self.configure(*config);
+                        if !same {
+                            return Left::Configured;
+                        }
+                        new.into_iter().for_each(|new| follow(self, open, new));
+                    }
+                },
+            }
         }
-        over.send_replace(true);
-        while followers.join_next().await.is_some() {}
+    }
+
+    /// Does another thing from now on; says who is new among those who follow.
+    fn configure(&mut self, config: MirrorConfig) -> Vec<Follower> {
+        let new = self.shared.configure(&config);
+        if config.settle_max != self.config.settle_max {
+            // What waits is looked at with all the rest.
+            *self.hints.settle() = settle(&config);
+            self.hints.add(Hint::Overflow);
+        }
+        self.config = config;
+        new
     }
 
     fn rescan(&self, open: &Open) -> Duration {
         if open.watch.is_some() { self.config.rescan } else { self.config.rescan.min(UNWATCHED) }
     }
 
-    fn deliveries(&self, source: &Arc<Source>) -> Vec<Delivery> {
-        let request = &self.config.request;
-        let delivery = |(dest, destination): (usize, &crate::options::Destination)| Delivery {
-            dest,
-            destination: destination.clone(),
-            policy: request.policy.clone(),
-            compress: request.compress,
-            bandwidth: request.bandwidth,
-            state_dir: request.state_dir.clone(),
-            source: Arc::clone(source),
-            meter: Arc::clone(&self.meter),
-            monitor: Arc::clone(&self.monitor),
-        };
-        request.destinations.iter().enumerate().map(delivery).collect()
+    fn delivery(&self, follower: &Follower, open: &Open) -> Delivery {
+        let monitor = (self.monitors)(Some(&follower.destination));
+        Delivery::of(&self.config.request, follower.destination.clone(), &open.source, monitor)
+            .releasing(&follower.fate.released)
+    }
+
+    /// Looks at everything to prove that nothing was missed. What is found although nobody told of it was.
+    fn prove(&self, open: &mut Open, news: &watch::Sender<Option<Arc<News>>>) -> Result<(), Stopped> {
+        let was_watched = open.watch.is_some();
+        if !was_watched {
+            // Whatever was in the way may have been removed.
+            open.watch = self.watch_of(&open.source, self.watch());
+        }
+        let before = self.shared.version();
+        let everything = Batch { everything: true, ..Batch::default() };
+        self.publish_and_tell(open, everything, news)?;
+        if was_watched && before != self.shared.version() {
+            // What just changed may still be told of.
+            std::thread::sleep(MOVING);
+            let settle = self.hints.settle();
+            let difference = news.borrow().as_ref().map(|news| Arc::clone(&news.difference));
+            let mut missed = difference.iter().flat_map(|d| d.names()).filter(|name| !settle.explains(name)).peekable();
+            if let Some(first) = missed.peek() {
+                let first = (*first).clone();
+                let count = missed.count() as u64;
+                self.shared.missed.fetch_add(count, Ordering::Relaxed);
+                let reason = format!("no event told that it changed, as of {count} names in all; please report it");
+                self.monitor.problem(None, &Problem { path: Some(first), reason });
+            }
+        }
+        // Lists of contents that no file has any more pile up.
+        open.source.index.tidy()?;
+        Ok(())
+    }
+
+    /// Publishes what a batch names, and tells all who follow; else whoever asks hears why not.
+    fn publish_and_tell(
+        &self,
+        open: &mut Open,
+        batch: Batch,
+        news: &watch::Sender<Option<Arc<News>>>,
+    ) -> Result<(), Stopped> {
+        let published = self.publish(open, batch);
+        match &published {
+            Ok(version) => {
+                self.shared.is(ShareState::Ready, None);
+                if let Some(new) = version {
+                    self.shared.published(&new.decided.version, new.decided.entries);
+                    news.send_replace(Some(Arc::clone(new)));
+                }
+            }
+            Err(Stopped::Failed(error)) => {
+                open.last = None;
+                if !matches!(error, PushError::Stopped) {
+                    self.tell_of(error);
+                }
+            }
+            Err(Stopped::Held) => open.last = None,
+            Err(Stopped::Gone) => {}
+        }
+        published.map(drop)
+    }
+
+    /// Nothing is published for a reason that a person has to look at.
+    fn hold(&self, why: String) -> Stopped {
+        if self.shared.obstacle().as_ref() != Some(&why) {
+            self.monitor.problem(None, &Problem { path: None, reason: why.clone() });
+        }
+        self.shared.is(ShareState::Held, Some(why));
+        Stopped::Held
     }
 
     /// Looks at what a batch names, and commits what was found as a version, if it is one.
@@ -264,8 +454,10 @@ impl Mirror {
         };
         let last = LastLook::of(&survey);
         let source = &open.source;
-        if survey.entries <= 1 && survey.gone.len() > 1 {
-            return Err(Stopped::Empty);
+        if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
+            let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have, and what \
+                       comes into it is published; if it is meant to be empty, say so with `synccli release`";
+            return Err(self.hold(self.failed(why.to_owned()).to_string()));
         }
         Source::report_failures(&survey, &*self.monitor);
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
@@ -294,6 +486,9 @@ impl Mirror {
         let restarted = if lost { watch.restart() } else { Ok(()) };
         let covered = restarted.and_then(|()| {
             tops.into_iter().try_for_each(|top| {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 self.cover(&open.source, watch, top, &mut |name| {
                     if names.len() <= MANY {
                         names.insert(name);
@@ -302,7 +497,9 @@ impl Mirror {
             })
         });
         match covered {
-            Ok(()) => {}
+            Ok(()) => {
+                self.shared.watched(None);
+            }
             Err(WatchError::RootGone) => return Err(self.failed("it was moved or replaced".to_owned())),
             Err(error) => {
                 self.not_watched(&error.to_string());
@@ -367,18 +564,18 @@ impl Mirror {
 
     fn look_at(&self, open: &Open, names: &BTreeSet<RelPath>) -> Result<Option<Looked>, PushError> {
         let Some(last) = &open.last else { return Ok(None) };
-        let (stop, started) = (AtomicBool::new(false), Instant::now());
-        let found = open.source.look_at(names, last, &stop, &self.meter, &mut |_, _| {}, &|_| {})?;
+        let started = Instant::now();
+        let found = open.source.look_at(names, last, &self.stop, &self.meter, &mut |_, _| {}, &|_| {})?;
         Ok(found.map(|(survey, scanned)| Looked { survey, scanned, hashed: started.elapsed().saturating_sub(scanned) }))
     }
 
     fn look(&self, open: &Open) -> Result<Looked, PushError> {
-        let stop = AtomicBool::new(false);
-        let found = look(&open.source, &stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {});
+        let stop = &self.stop;
+        let found = look(&open.source, stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {});
         match found {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
                 open.source.rebuild_index(&reason, &*self.monitor)?;
-                look(&open.source, &stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {})
+                look(&open.source, stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {})
             }
             found => found,
         }
@@ -390,7 +587,12 @@ impl Mirror {
 
     fn tell_of(&self, error: &PushError) {
         self.monitor.problem(None, &Problem { path: None, reason: error.to_string() });
+        self.shared.is(ShareState::Failed, Some(error.to_string()));
     }
+}
+
+fn settle(config: &MirrorConfig) -> Settle {
+    Settle::new(SettleOptions { settle_max: config.settle_max, ..SettleOptions::default() })
 }
 
 /// Whether the path of the tree still leads to the one that is open.
@@ -399,20 +601,12 @@ fn check_place(open: &Open) -> Result<(), Stopped> {
     if in_place && open.source.root.still_there() { Ok(()) } else { Err(Stopped::Gone) }
 }
 
-/// A time in words.
-fn humane(time: Duration) -> String {
-    match time.as_millis() {
-        millis if millis % 1000 > 0 => format!("{millis} ms"),
-        millis => format!("{} s", millis / 1000),
-    }
-}
-
 /// Why a batch was not published.
 enum Stopped {
     /// The tree is not where it was.
     Gone,
-    /// Nothing is left of it: that is not taken for a change.
-    Empty,
+    /// It waits for a person, who was told why.
+    Held,
     /// It could not be looked at now.
     Failed(PushError),
 }

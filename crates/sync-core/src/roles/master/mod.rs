@@ -9,6 +9,7 @@ mod dial;
 mod difference;
 mod error;
 mod follow;
+mod handle;
 mod meter;
 mod mirror;
 mod outgoing;
@@ -18,6 +19,7 @@ mod ring;
 mod source;
 mod splicing;
 mod stream;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +28,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub use error::PushError;
-pub use follow::Following;
-pub use mirror::{Mirror, MirrorConfig};
+pub use handle::{MirrorHandle, OrderError};
+pub use mirror::{Mirror, MirrorConfig, Monitors};
 pub(crate) use source::SOURCE_PATH;
 
 use crate::index::IndexError;
@@ -140,6 +142,7 @@ async fn push_once(
             source: Arc::clone(source),
             meter: Arc::clone(meter),
             monitor: Arc::clone(monitor),
+            released: Arc::default(),
         };
         tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));
         events.push(sender);

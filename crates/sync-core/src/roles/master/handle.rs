@@ -1,0 +1,379 @@
+//! How others see a mirror, and tell it what to do, while it works.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::follow::{Fate, Following, News, Wish};
+use super::mirror::MirrorConfig;
+use super::source::Source;
+use crate::control::{Lag, LinkStatus, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, VersionStatus};
+use crate::destination::label;
+use crate::fs;
+use crate::index::{Change, Index, IndexError, Published};
+use crate::manifest::{Time, Version};
+use crate::options::{Destination, PushRequest};
+use crate::path::escape;
+
+/// Most changed entries whose bytes are added up for a status.
+const ADDED_UP: usize = 10_000;
+
+/// What a mirror is told to do, between two batches.
+pub enum MirrorOrder {
+    /// Look at everything now, publish what changed, and say what the newest version is, or why that cannot be said.
+    Look {
+        /// Whether what is held may be published.
+        release: bool,
+        /// Who asks.
+        answer: oneshot::Sender<Result<VersionStatus, String>>,
+    },
+    /// From now on do this.
+    Configure(Box<MirrorConfig>),
+}
+
+/// How a mirror is, for whoever asks.
+pub struct Shared {
+    state: Mutex<State>,
+    /// Changes that only a look found.
+    pub missed: AtomicU64,
+    /// Told of every change.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    path: String,
+    state: ShareState,
+    reason: Option<String>,
+    unwatched: Option<String>,
+    version: Option<VersionStatus>,
+    opened: Option<Opened>,
+    followers: Vec<Follower>,
+}
+
+/// A tree that is open.
+#[derive(Clone)]
+pub struct Opened {
+    /// The tree and its index.
+    pub source: Arc<Source>,
+    /// Its newest version.
+    pub newest: watch::Receiver<Option<Arc<News>>>,
+    /// What is asked for.
+    pub request: PushRequest,
+}
+
+/// A replica and how it fares.
+#[derive(Clone)]
+pub struct Follower {
+    /// Where it is.
+    pub destination: Destination,
+    /// The rest.
+    pub fate: Arc<Fate>,
+}
+
+impl Shared {
+    /// Of a mirror that does nothing yet.
+    pub fn new(config: &MirrorConfig, changed: watch::Sender<()>) -> Self {
+        let shared = Self { state: Mutex::default(), missed: AtomicU64::new(0), changed };
+        shared.configure(config);
+        shared
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.send_replace(());
+    }
+
+    /// Takes over who follows: who is new, and who does not follow any more, which is ended.
+    pub fn configure(&self, config: &MirrorConfig) -> Vec<Follower> {
+        let mut new = Vec::new();
+        self.update(|state| {
+            state.path = escape(config.request.source.as_os_str().as_encoded_bytes());
+            let wanted = &config.request.destinations;
+            let mut before = std::mem::take(&mut state.followers);
+            for destination in wanted {
+                let known = before.iter().position(|follower| follower.destination == *destination);
+                state.followers.push(known.map(|at| before.swap_remove(at)).unwrap_or_else(|| {
+                    let fate = Arc::new(Fate::new(self.changed.clone()));
+                    let follower = Follower { destination: destination.clone(), fate };
+                    new.push(follower.clone());
+                    follower
+                }));
+            }
+            for gone in before {
+                gone.fate.wish.send_replace(Wish::End);
+            }
+        });
+        new
+    }
+
+    /// Who follows.
+    pub fn followers(&self) -> Vec<Follower> {
+        self.state().followers.clone()
+    }
+
+    /// A tree is open, or none any more.
+    pub fn opened(&self, opened: Option<Opened>) {
+        self.update(|state| state.opened = opened);
+    }
+
+    /// The tree, while one is open.
+    pub fn open(&self) -> Option<Opened> {
+        self.state().opened.clone()
+    }
+
+    /// What is being done, and why.
+    pub fn is(&self, now: ShareState, reason: Option<String>) {
+        self.update(|state| (state.state, state.reason) = (now, reason));
+    }
+
+    /// Whether changes are heard of; else why not. Says whether that is new.
+    pub fn watched(&self, unwatched: Option<String>) -> bool {
+        let mut is_new = false;
+        self.update(|state| {
+            is_new = state.unwatched != unwatched;
+            state.unwatched = unwatched;
+        });
+        is_new
+    }
+
+    /// There is this version.
+    pub fn published(&self, version: &Version, entries: u64) {
+        let version = version_status(version, entries);
+        self.update(|state| state.version = Some(version));
+    }
+
+    /// The newest version that was told.
+    pub fn version(&self) -> Option<VersionStatus> {
+        self.state().version.clone()
+    }
+
+    /// Why nothing is published, if nothing is.
+    pub fn obstacle(&self) -> Option<String> {
+        let state = self.state();
+        matches!(state.state, ShareState::Held | ShareState::Failed).then(|| state.reason.clone().unwrap_or_default())
+    }
+}
+
+/// A version in words.
+pub fn version_status(version: &Version, entries: u64) -> VersionStatus {
+    let Version { number, time, .. } = *version;
+    VersionStatus { number, id: version.id().0.to_hex(), time, entries }
+}
+
+/// A mirror that runs.
+#[derive(Clone)]
+pub struct MirrorHandle {
+    shared: Arc<Shared>,
+    orders: mpsc::UnboundedSender<MirrorOrder>,
+}
+
+/// Why a mirror did not do what it was told, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OrderError(pub String);
+
+impl MirrorHandle {
+    /// Of the mirror that has the other ends.
+    pub(super) fn new(shared: Arc<Shared>, orders: mpsc::UnboundedSender<MirrorOrder>) -> Self {
+        Self { shared, orders }
+    }
+
+    /// Looks at everything now, publishes what changed, and tries every replica at once. With `release`, what is held
+    /// goes out, once.
+    ///
+    /// # Errors
+    /// Why there is no version of what is there now.
+    pub async fn look(&self, release: bool) -> Result<VersionStatus, OrderError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || OrderError("the share is not mirrored any more".to_owned());
+        self.orders.send(MirrorOrder::Look { release, answer }).map_err(|_| ended())?;
+        let looked = answered.await.map_err(|_| ended())?.map_err(OrderError);
+        for follower in self.shared.followers() {
+            if release {
+                follower.fate.released.store(true, Ordering::Relaxed);
+            }
+            follower.fate.again.notify_one();
+        }
+        looked
+    }
+
+    /// From now on do this. What is under way goes on, unless it has no place any more.
+    pub fn configure(&self, config: MirrorConfig) {
+        // Whoever has ended does nothing.
+        let _ = self.orders.send(MirrorOrder::Configure(Box::new(config)));
+    }
+
+    /// Leaves a replica alone, or follows again. Returns its name.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn pause(&self, replica: &str, pause: bool) -> Result<String, OrderError> {
+        let wish = if pause { Wish::Pause } else { Wish::Follow };
+        let follower = self.follower(replica)?;
+        follower.fate.wish.send_replace(wish);
+        self.shared.changed.send_replace(());
+        Ok(label(&follower.destination))
+    }
+
+    /// The name of one replica, or those of all.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn names(&self, replica: Option<&str>) -> Result<Vec<String>, OrderError> {
+        match replica {
+            Some(replica) => Ok(vec![label(&self.follower(replica)?.destination)]),
+            None => Ok(self.shared.followers().iter().map(|follower| label(&follower.destination)).collect()),
+        }
+    }
+
+    /// The replica of this name, as in the configuration.
+    pub(super) fn follower(&self, replica: &str) -> Result<Follower, OrderError> {
+        let followers = self.shared.followers();
+        let found = followers.iter().find(|follower| {
+            let name = label(&follower.destination);
+            name == replica || name.split('/').next() == Some(replica)
+        });
+        found.cloned().ok_or_else(|| {
+            let known: Vec<_> = followers.iter().map(|follower| label(&follower.destination)).collect();
+            OrderError(format!("no replica {}; there are: {}", escape(replica.as_bytes()), known.join(", ")))
+        })
+    }
+
+    /// The tree that is open.
+    ///
+    /// # Errors
+    /// None is: why not.
+    pub(super) fn opened(&self) -> Result<Opened, OrderError> {
+        let why = || self.shared.obstacle().unwrap_or_else(|| "it is being opened; try again".to_owned());
+        self.shared.open().ok_or_else(|| OrderError(why()))
+    }
+
+    /// How the share and its replicas are, but for its name. Reads the index.
+    pub fn status(&self) -> ShareStatus {
+        let state = self.shared.state();
+        let (opened, version, followers) = (state.opened.clone(), state.version.clone(), state.followers.clone());
+        let status = ShareStatus {
+            name: String::new(),
+            path: state.path.clone(),
+            role: Role::Master,
+            state: state.state,
+            reason: state.reason.clone(),
+            version: None,
+            unwatched: state.unwatched.clone(),
+            missed: self.shared.missed.load(Ordering::Relaxed),
+            replicas: Vec::new(),
+        };
+        drop(state);
+        let history = opened.as_ref().and_then(|opened| History::read(&opened.source.index).ok());
+        let last = history.as_ref().and_then(|history| history.versions.last());
+        let version = version.or_else(|| last.map(|last| version_status(&last.version, last.counts.entries)));
+        let replica = |follower: &Follower| replica_status(follower, version.as_ref(), history.as_ref());
+        ShareStatus { replicas: followers.iter().map(replica).collect(), version, ..status }
+    }
+}
+
+/// What the index knows of versions and who has them.
+struct History<'a> {
+    index: &'a Index,
+    versions: Vec<Published>,
+    acks: Vec<crate::index::Ack>,
+    now: Time,
+}
+
+impl<'a> History<'a> {
+    fn read(index: &'a Index) -> Result<Self, IndexError> {
+        Ok(Self { index, versions: index.versions()?, acks: index.acks()?, now: fs::clock::now() })
+    }
+
+    /// The number of the last version that a replica acknowledged exactly, in whatever process.
+    fn acknowledged(&self, replica: &Destination) -> Option<u64> {
+        let Destination::Remote { host, port, share } = replica else { return None };
+        let name = format!("{}/{share}", crate::transport::Address::new(host.clone(), *port));
+        let of = self.acks.iter().filter(|ack| ack.exact && ack.replica == name);
+        of.max_by_key(|ack| (ack.time, ack.number)).map(|ack| ack.number)
+    }
+
+    /// What who has this version lacks.
+    fn lag(&self, has: u64) -> Result<Lag, IndexError> {
+        let missing = || self.versions.iter().filter(|published| published.version.number > has);
+        let since = missing().map(|published| published.version.time).min();
+        let seconds = since.map_or(0.0, |since| seconds_between(since, self.now));
+        let mut lag = Lag { versions: missing().count() as u64, seconds, bytes: Some(0), entries: 0 };
+        if lag.versions == 0 {
+            return Ok(lag);
+        }
+        let Some(mut changes) = self.index.changes_since(has)? else { return Ok(Lag { bytes: None, ..lag }) };
+        lag.entries = changes.remaining() as u64;
+        if changes.remaining() > ADDED_UP {
+            return Ok(Lag { bytes: None, ..lag });
+        }
+        while let Some(change) = changes.next()? {
+            if let Change::Upsert(row) = change {
+                let size = row.entry.content().map_or(0, |(size, _)| size);
+                lag.bytes = lag.bytes.map(|bytes| bytes.saturating_add(size));
+            }
+        }
+        Ok(lag)
+    }
+}
+
+fn seconds_between(from: Time, to: Time) -> f64 {
+    let seconds = |time: Time| time.sec as f64 + f64::from(time.nsec) / 1e9;
+    (seconds(to) - seconds(from)).max(0.0)
+}
+
+fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
+    let Following { connection, version, problem, held, retry, delivery } = follower.fate.get();
+    let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
+    let acknowledged =
+        version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
+    let state = match *follower.fate.wish.borrow() {
+        Wish::Pause => ReplicaState::Paused,
+        _ if held => ReplicaState::Held,
+        _ if connection.is_none() => ReplicaState::Offline,
+        _ if has_newest => ReplicaState::InSync,
+        _ => ReplicaState::CatchingUp,
+    };
+    let link = connection.map(|connection| {
+        let traffic = connection.traffic();
+        LinkStatus {
+            address: connection.remote().to_string(),
+            rtt_ms: connection.rtt().as_secs_f64() * 1e3,
+            sent: traffic.sent,
+            received: traffic.received,
+        }
+    });
+    ReplicaStatus {
+        name: label(&follower.destination),
+        state,
+        version: acknowledged,
+        lag: acknowledged.zip(history).and_then(|(has, history)| history.lag(has).ok()),
+        problem,
+        retry_seconds: retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
+        link,
+        delivery,
+    }
+}
+
+/// Whether a replica has a version or a later one of the same index.
+pub fn has(follower: &Fate, wanted: &VersionStatus) -> bool {
+    let Following { version, .. } = follower.get();
+    version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
+}
+
+impl MirrorHandle {
+    /// Those replicas that have `wanted` or a later version, and those that do not, as they are now.
+    pub fn reached(&self, wanted: &VersionStatus) -> (Vec<ReplicaStatus>, Vec<ReplicaStatus>) {
+        let status = |follower: &Follower| replica_status(follower, Some(wanted), None);
+        let (reached, behind): (Vec<_>, Vec<_>) =
+            self.shared.followers().into_iter().partition(|follower| has(&follower.fate, wanted));
+        (reached.iter().map(status).collect(), behind.iter().map(status).collect())
+    }
+}

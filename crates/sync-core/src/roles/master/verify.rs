@@ -1,0 +1,142 @@
+//! Whether a replica that follows is what it should be: a push that changes nothing, while its follower rests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::delivery::{Delivery, SourceEvent};
+use super::follow::{Fate, Wish};
+use super::handle::{Follower, MirrorHandle, Opened, OrderError};
+use crate::control::Reply;
+use crate::destination::label;
+use crate::monitor::{Item, Monitor, Problem};
+use crate::options::{Policy, PushRequest};
+
+/// How long a follower may take to come to rest.
+const REST: Duration = Duration::from_secs(10);
+
+impl MirrorHandle {
+    /// Compares a replica with the newest version: what it knows of its tree after a look at that, or with `deep` every
+    /// byte of it. Tells each difference, and in the end a [`Reply::Verified`]. Dropping the receiver ends it.
+    ///
+    /// # Errors
+    /// There is no such replica, or no version to compare it with.
+    pub fn verify(&self, replica: &str, deep: bool) -> Result<mpsc::UnboundedReceiver<Reply>, OrderError> {
+        let follower = self.follower(replica)?;
+        let opened = self.opened()?;
+        let (replies, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let name = label(&follower.destination);
+            let found =
+                Arc::new(Found { name: name.clone(), replies: replies.clone(), differs: AtomicBool::new(false) });
+            let (halt, halted) = watch::channel(false);
+            let comparing = compare(&follower, opened, deep, Arc::clone(&found), halted);
+            tokio::pin!(comparing);
+            let problems = tokio::select! {
+                problems = &mut comparing => problems,
+                () = replies.closed() => {
+                    halt.send_replace(true);
+                    comparing.await
+                }
+            };
+            let identical = problems.is_empty() && !found.differs.load(Ordering::Relaxed);
+            let _ = replies.send(Reply::Verified { replica: name, identical, problems });
+        });
+        Ok(receiver)
+    }
+}
+
+/// Says what is in the way, if something is.
+async fn compare(
+    follower: &Follower,
+    opened: Opened,
+    deep: bool,
+    found: Arc<Found>,
+    halted: watch::Receiver<bool>,
+) -> Vec<String> {
+    let Opened { source, newest, request } = opened;
+    let wanted = newest.borrow().as_ref().map(|news| (news.decided.version.number, news.id()));
+    let Some(wanted) = wanted else { return vec!["there is no version yet".to_owned()] };
+    let following = follower.fate.get();
+    if following.version != Some(wanted) {
+        let why = following.problem.map(|why| format!(": {why}")).unwrap_or_default();
+        return vec![format!("it does not have version {} yet{why}", wanted.0)];
+    }
+    if *follower.fate.wish.borrow() == Wish::Pause {
+        return vec!["it is paused: `synccli replica resume` lets it follow again".to_owned()];
+    }
+    let _resting = match Resting::begin(&follower.fate).await {
+        Some(resting) => resting,
+        None => return vec!["it is being brought to a version; try again".to_owned()],
+    };
+    let policy = Policy { dry_run: true, itemize: true, checksum: deep, ..request.policy.clone() };
+    let request = PushRequest { policy, ..request };
+    let monitor: Arc<dyn Monitor> = Arc::<Found>::clone(&found);
+    let delivery = Delivery::of(&request, follower.destination.clone(), &source, monitor);
+    let (events, heard) = mpsc::unbounded_channel();
+    let _ = events.send(SourceEvent::Published(newest));
+    let delivered = delivery.run(heard, halted).await;
+    drop(events);
+    match (delivered.report.exact, delivered.report.problems) {
+        (true, 0) => Vec::new(),
+        _ => vec!["it could not be compared in full; what was in the way is in the daemon's log".to_owned()],
+    }
+}
+
+/// A follower that is at rest for as long as this lives.
+struct Resting<'a>(&'a Fate);
+
+impl<'a> Resting<'a> {
+    /// `None` if it does not come to rest, or does not follow.
+    async fn begin(fate: &'a Fate) -> Option<Self> {
+        let follows = fate.wish.send_if_modified(|wish| {
+            let follows = *wish == Wish::Follow;
+            if follows {
+                *wish = Wish::Pause;
+            }
+            follows
+        });
+        let resting = follows.then_some(Self(fate))?;
+        let rested = tokio::time::timeout(REST, async {
+            while fate.get().connection.is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        rested.await.is_ok().then_some(resting)
+    }
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        // Unless it was told to end meanwhile.
+        self.0.wish.send_if_modified(|wish| {
+            let rests = *wish == Wish::Pause;
+            if rests {
+                *wish = Wish::Follow;
+            }
+            rests
+        });
+    }
+}
+
+/// Hears what differs.
+struct Found {
+    name: String,
+    replies: mpsc::UnboundedSender<Reply>,
+    differs: AtomicBool,
+}
+
+impl Monitor for Found {
+    fn problem(&self, _: Option<usize>, problem: &Problem) {
+        let path = problem.path.as_ref().map(ToString::to_string);
+        tracing::warn!(replica = self.name, path, "verify: {}", problem.reason);
+    }
+
+    fn item(&self, _: usize, item: &Item) {
+        self.differs.store(true, Ordering::Relaxed);
+        let (code, path) = (item.code.clone(), item.path.display());
+        let _ = self.replies.send(Reply::Differs { replica: self.name.clone(), code, path });
+    }
+}

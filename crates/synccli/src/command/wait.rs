@@ -1,0 +1,206 @@
+//! `synccli push` without DEST: the daemon publishes, this waits until the replicas have it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sync_core::control::{DeliveryStatus, Order, ReplicaState, ReplicaStatus, Reply, VersionStatus};
+
+use crate::args::{PushArgs, Wait, share_text};
+use crate::daemon::{Next, ask};
+use crate::exit::{Exit, Failure};
+use crate::output::{Sink, status, text};
+
+/// Without `--timeout`, how long a replica that cannot be reached is waited for.
+const UNREACHABLE: Duration = Duration::from_secs(30);
+
+/// How often the time is looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Has the daemon push a share, and waits.
+pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
+    args.check_for_daemon()?;
+    let started = Instant::now();
+    let mut answers = ask(state_dir, Order::Push { share: share_text(args.source.as_os_str()) })?;
+    let mut waiting = Waiting::default();
+    let say = Say { json: args.say.json, quiet: args.say.quiet, out, err };
+    loop {
+        match answers.next(Some(TICK))? {
+            Next::Reply(reply) => {
+                say.reply(&reply)?;
+                waiting.hear(reply, Instant::now());
+            }
+            Next::Silence => {}
+        }
+        let now = Instant::now();
+        let given_up = match args.timeout {
+            Some(timeout) => now - started >= timeout,
+            None => waiting.is_hopeless(now),
+        };
+        if waiting.is_enough(args.wait) || given_up {
+            break;
+        }
+    }
+    let Some(version) = &waiting.version else {
+        return Err(Failure::failed("no version was published in time; `synccli status` tells how the share is"));
+    };
+    if waiting.is_enough(args.wait) {
+        return Ok(Exit::Done);
+    }
+    let behind: Vec<String> = waiting.behind.iter().map(|(replica, _)| status::behind(replica)).collect();
+    let missing = text::plural(behind.len() as u64, "replica does", "replicas do");
+    Err(Failure::failed(format!("{missing} not have version {}: {}", version.number, behind.join("; "))))
+}
+
+/// What is known of a push that the daemon makes.
+#[derive(Default)]
+struct Waiting {
+    version: Option<VersionStatus>,
+    replicas: usize,
+    acknowledged: usize,
+    /// Who has not, and since when nobody can be heard there.
+    behind: Vec<(ReplicaStatus, Option<Instant>)>,
+}
+
+impl Waiting {
+    fn hear(&mut self, reply: Reply, now: Instant) {
+        match reply {
+            Reply::Published { version, replicas, .. } => {
+                (self.version, self.replicas) = (Some(version), usize::try_from(replicas).unwrap_or(usize::MAX));
+            }
+            Reply::Acknowledged { replica, .. } => {
+                self.acknowledged += 1;
+                self.behind.retain(|(behind, _)| behind.name != replica);
+            }
+            Reply::Behind { replica } => {
+                let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
+                let since = at.and_then(|at| self.behind.swap_remove(at).1);
+                let silent = replica.state != ReplicaState::CatchingUp;
+                self.behind.push((replica, silent.then(|| since.unwrap_or(now))));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_enough(&self, wait: Wait) -> bool {
+        self.version.is_some()
+            && match wait {
+                Wait::None => true,
+                Wait::Quorum => self.acknowledged > self.replicas / 2,
+                Wait::All => self.acknowledged >= self.replicas,
+            }
+    }
+
+    /// Whether nobody who is waited for will have it soon.
+    fn is_hopeless(&self, now: Instant) -> bool {
+        let is_hopeless = |(replica, silent): &(ReplicaStatus, Option<Instant>)| match replica.state {
+            ReplicaState::Paused | ReplicaState::Held => true,
+            ReplicaState::Offline => silent.is_some_and(|since| now - since >= UNREACHABLE),
+            ReplicaState::InSync | ReplicaState::CatchingUp => false,
+        };
+        self.version.is_some()
+            && self.acknowledged + self.behind.len() >= self.replicas
+            && self.behind.iter().all(is_hopeless)
+    }
+}
+
+/// Where it is said, and how.
+struct Say<'a> {
+    json: bool,
+    quiet: bool,
+    out: &'a Sink,
+    err: &'a Sink,
+}
+
+impl Say<'_> {
+    fn reply(&self, reply: &Reply) -> Result<(), Failure> {
+        if self.json {
+            let line = serde_json::to_string(reply).map_err(|error| Failure::failed(error.to_string()))?;
+            self.out.line(&line);
+            self.out.flush();
+            return Ok(());
+        }
+        match reply {
+            Reply::Published { share, version, .. } if !self.quiet => {
+                self.out.line(&format!("{share}: version {}, {} entries", version.number, version.entries));
+            }
+            Reply::Acknowledged { replica, delivery } if !self.quiet => {
+                let took = delivery.as_ref().map(took).unwrap_or_default();
+                self.out.line(&format!("{replica}: identical and durable{took}"));
+            }
+            Reply::Behind { replica } if replica.problem.is_some() => {
+                self.err.line(&format!("warning: {}", status::behind(replica)));
+            }
+            _ => {}
+        }
+        self.out.flush();
+        Ok(())
+    }
+}
+
+fn took(delivery: &DeliveryStatus) -> String {
+    format!(" ({} in {})", status::bytes(delivery.wire_bytes), status::seconds(delivery.seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sync_core::manifest::Time;
+
+    fn replica(name: &str, state: ReplicaState) -> Reply {
+        let name = name.to_owned();
+        let replica = ReplicaStatus {
+            name,
+            state,
+            version: None,
+            lag: None,
+            problem: None,
+            retry_seconds: None,
+            link: None,
+            delivery: None,
+        };
+        Reply::Behind { replica }
+    }
+
+    fn waiting(replicas: u64, now: Instant) -> Waiting {
+        let mut waiting = Waiting::default();
+        let version = VersionStatus { number: 3, id: String::new(), time: Time::default(), entries: 1 };
+        waiting.hear(Reply::Published { share: "www".into(), version, replicas }, now);
+        waiting
+    }
+
+    #[test]
+    fn a_quorum_is_more_than_half() {
+        let now = Instant::now();
+        for (replicas, enough) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)] {
+            let mut waiting = waiting(replicas, now);
+            for i in 1..=replicas {
+                assert!(waiting.is_enough(Wait::None));
+                assert_eq!(waiting.is_enough(Wait::Quorum), i > enough, "{i} of {replicas}");
+                assert!(!waiting.is_enough(Wait::All));
+                waiting.hear(Reply::Acknowledged { replica: i.to_string(), delivery: None }, now);
+            }
+            assert!(waiting.is_enough(Wait::All));
+        }
+        assert!(!Waiting::default().is_enough(Wait::None), "nothing was published");
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_not_waited_for_without_end() {
+        let now = Instant::now();
+        let mut waiting = waiting(2, now);
+        waiting.hear(replica("a", ReplicaState::Offline), now);
+        assert!(!waiting.is_hopeless(now + UNREACHABLE), "the other one was not heard of yet");
+        waiting.hear(replica("b", ReplicaState::CatchingUp), now);
+        assert!(!waiting.is_hopeless(now + 10 * UNREACHABLE), "the other one is at it");
+        waiting.hear(Reply::Acknowledged { replica: "b".into(), delivery: None }, now);
+        // Told again, it does not begin anew.
+        waiting.hear(replica("a", ReplicaState::Offline), now + UNREACHABLE / 2);
+        assert!(!waiting.is_hopeless(now + UNREACHABLE / 2));
+        assert!(waiting.is_hopeless(now + UNREACHABLE));
+        waiting.hear(replica("a", ReplicaState::CatchingUp), now + UNREACHABLE);
+        waiting.hear(replica("a", ReplicaState::Offline), now + UNREACHABLE);
+        assert!(!waiting.is_hopeless(now + UNREACHABLE));
+        waiting.hear(replica("a", ReplicaState::Paused), now + UNREACHABLE);
+        assert!(waiting.is_hopeless(now + UNREACHABLE));
+    }
+}

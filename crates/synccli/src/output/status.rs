@@ -1,0 +1,212 @@
+//! The daemon's status for people. Pure: what it said in, lines out.
+
+use std::time::{Duration, SystemTime};
+
+use sync_core::control::{Lag, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, Status, VersionStatus};
+
+use super::text::{self, escape_text, plural};
+
+/// All of it.
+pub fn lines(status: &Status, now: SystemTime) -> Vec<String> {
+    let mut lines = Vec::new();
+    for share in &status.shares {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(share_lines(share, now));
+    }
+    lines
+}
+
+fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
+    let what = match (share.role, share.state) {
+        (Role::Replica, ShareState::Ready) => "replica",
+        (Role::Replica, _) => "replica, not ready",
+        (Role::Master, ShareState::Ready) => "master",
+        (Role::Master, ShareState::Starting) => "master, looking at the tree",
+        (Role::Master, ShareState::Held) => "master, HELD",
+        (Role::Master, ShareState::Failed) => "master, FAILED",
+    };
+    let version = share.version.as_ref().map(|version| format!("  {}", version_text(version, now))).unwrap_or_default();
+    let mut lines = vec![format!("{}  {}  {what}{version}", share.name, share.path)];
+    lines.extend(share.reason.iter().map(|reason| format!("  {}", escape_text(reason))));
+    lines.extend(share.unwatched.iter().map(|why| format!("  {}", escape_text(why))));
+    if share.missed > 0 {
+        let missed = plural(share.missed, "change was", "changes were");
+        lines.push(format!("  {missed} found only by looking, although the tree is watched"));
+    }
+    if !share.replicas.is_empty() {
+        lines.extend(table(share.replicas.iter().map(|replica| row(replica).to_vec()).collect()));
+    }
+    lines
+}
+
+fn version_text(version: &VersionStatus, now: SystemTime) -> String {
+    let published = Duration::from_secs(u64::try_from(version.time.sec).unwrap_or(0));
+    let age = now.duration_since(SystemTime::UNIX_EPOCH + published).unwrap_or_default();
+    let time = text::time(version.time);
+    let entries = plural(version.entries, "entry", "entries");
+    format!("version {}, {entries}, {time} ({} ago)", version.number, seconds(age.as_secs_f64()))
+}
+
+/// What is said of a replica, cell by cell.
+fn row(replica: &ReplicaStatus) -> [String; 5] {
+    let version = replica.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
+    let lag = replica.lag.as_ref().filter(|lag| lag.versions > 0).map_or_else(|| "-".to_owned(), lag_text);
+    let mut rest = Vec::new();
+    if let Some(link) = &replica.link {
+        rest.push(format!("rtt {:.1} ms", link.rtt_ms));
+        if let Some(delivery) = &replica.delivery {
+            rest.push(format!("{}/s", bytes(delivery.rate() as u64)));
+        }
+    }
+    rest.extend(replica.problem.as_ref().map(|problem| escape_text(problem)));
+    rest.extend(replica.retry_seconds.map(|wait| format!("tried again in {}", seconds(wait))));
+    [replica.name.clone(), state(replica.state).to_owned(), version, lag, rest.join("; ")]
+}
+
+fn lag_text(lag: &Lag) -> String {
+    let mut parts = vec![plural(lag.versions, "version", "versions")];
+    if lag.entries > 0 {
+        parts.push(plural(lag.entries, "entry", "entries"));
+    }
+    parts.extend(lag.bytes.filter(|bytes| *bytes > 0).map(bytes));
+    parts.push(seconds(lag.seconds));
+    parts.join(", ")
+}
+
+fn state(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::InSync => "in sync",
+        ReplicaState::CatchingUp => "catching up",
+        ReplicaState::Offline => "offline",
+        ReplicaState::Held => "HELD",
+        ReplicaState::Paused => "paused",
+    }
+}
+
+/// Rows beneath their titles.
+fn table(rows: Vec<Vec<String>>) -> Vec<String> {
+    let titles = ["REPLICA", "STATE", "VERSION", "BEHIND", ""].map(str::to_owned).to_vec();
+    let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("  {}", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A replica that does not have a version, and why, in one line.
+pub fn behind(replica: &ReplicaStatus) -> String {
+    let at = replica.version.map(|version| format!(" at version {version}")).unwrap_or_default();
+    let why = replica.problem.as_ref().map(|problem| format!(": {}", escape_text(problem))).unwrap_or_default();
+    format!("{} is {}{at}{why}", replica.name, state(replica.state))
+}
+
+/// `1.2 MB`: powers of 1000, as link rates are told.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        if value < 999.5 || unit == "TB" {
+            return if unit == "B" || value >= 99.5 {
+                format!("{value:.0} {unit}")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1000.0;
+    }
+    format!("{bytes} B")
+}
+
+/// `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 days`.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.9995 => format!("{:.0} ms", s * 1e3),
+        s if s < 9.95 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sync_core::control::LinkStatus;
+    use sync_core::manifest::Time;
+
+    use super::*;
+
+    fn replica(name: &str, state: ReplicaState) -> ReplicaStatus {
+        ReplicaStatus {
+            name: name.to_owned(),
+            state,
+            version: Some(7),
+            lag: None,
+            problem: None,
+            retry_seconds: None,
+            link: None,
+            delivery: None,
+        }
+    }
+
+    #[test]
+    fn a_share_and_its_replicas_are_a_table() {
+        let link = LinkStatus { address: "192.0.2.1:7373".to_owned(), rtt_ms: 0.42, sent: 1, received: 2 };
+        let well = ReplicaStatus { link: Some(link), ..replica("web1/www", ReplicaState::InSync) };
+        let lag = Lag { versions: 2, entries: 1, bytes: Some(1_234_567), seconds: 90.0 };
+        let away = ReplicaStatus {
+            lag: Some(lag),
+            problem: Some("no answer\u{1b}".to_owned()),
+            retry_seconds: Some(4.0),
+            ..replica("web2.example:99/www", ReplicaState::Offline)
+        };
+        let version =
+            VersionStatus { number: 9, id: "ab".into(), time: Time { sec: 1_000_000_000, nsec: 0 }, entries: 1 };
+        let share = ShareStatus {
+            name: "www".into(),
+            path: "/var/www".into(),
+            role: Role::Master,
+            state: ShareState::Ready,
+            reason: None,
+            version: Some(version),
+            unwatched: None,
+            missed: 0,
+            replicas: vec![well, away],
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_300);
+        let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
+        assert_eq!(
+            lines(&status, now),
+            [
+                "www  /var/www  master  version 9, 1 entry, 2001-09-09T01:46:40Z (5 min ago)",
+                "  REPLICA              STATE    VERSION  BEHIND",
+                "  web1/www             in sync  7        -                                   rtt 0.4 ms",
+                "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; tried again in 4.0 s",
+            ]
+        );
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        let sizes = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (99_499, "99.5 kB"),
+            (999_499, "999 kB"),
+            (1 << 40, "1.1 TB"),
+        ];
+        for (number, text) in sizes {
+            assert_eq!(bytes(number), text);
+        }
+        let times =
+            [(0.0, "0 ms"), (0.0124, "12 ms"), (1.0, "1.0 s"), (61.0, "61 s"), (600.0, "10 min"), (1e6, "12 days")];
+        for (number, text) in times {
+            assert_eq!(seconds(number), text);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The shares that this machine is the master of: one mirror each, begun, changed and ended while the daemon runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sync_core::control::{Role, ShareState, ShareStatus};
+use sync_core::destination::label;
+use sync_core::monitor::Monitor;
+use sync_core::options::{Compress, Destination, Policy, PushRequest};
+use sync_core::path::escape;
+use sync_core::roles::Shutdown;
+use sync_core::roles::master::{Mirror, MirrorConfig, MirrorHandle, OrderError, PushError};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::{Master, shown};
+use crate::monitor;
+
+/// All of them, by name.
+pub struct Masters {
+    state_dir: PathBuf,
+    running: Mutex<BTreeMap<String, Running>>,
+    /// Told whenever something changes.
+    changed: watch::Sender<()>,
+}
+
+struct Running {
+    master: Master,
+    handle: MirrorHandle,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), PushError>>,
+    ended: Arc<Mutex<Option<String>>>,
+}
+
+impl Running {
+    fn start(master: Master, state_dir: &Path, changed: &watch::Sender<()>) -> Self {
+        let monitors = {
+            let share = master.name.clone();
+            move |replica: Option<&Destination>| -> Arc<dyn Monitor> {
+                Arc::new(monitor::Log::new(share.clone(), replica.map(label)))
+            }
+        };
+        let (mirror, handle) = Mirror::new(config(&master, state_dir), Arc::new(monitors), changed.clone());
+        let (stop, stopped) = watch::channel(false);
+        let ended = Arc::new(Mutex::new(None));
+        let task = tokio::spawn({
+            let (name, ended, changed) = (master.name.clone(), Arc::clone(&ended), changed.clone());
+            async move {
+                let result = mirror.run(stopped).await;
+                // The other shares go on.
+                if let Err(error) = &result {
+                    tracing::error!(share = name, "it is not mirrored: {error}");
+                    *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                    changed.send_replace(());
+                }
+                result
+            }
+        });
+        Self { master, handle, stop, task, ended }
+    }
+
+    fn ended(&self) -> Option<String> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn status(&self) -> ShareStatus {
+        let status = ShareStatus { name: self.master.name.clone(), ..self.handle.status() };
+        match self.ended() {
+            Some(reason) => {
+                ShareStatus { state: ShareState::Failed, reason: Some(reason), role: Role::Master, ..status }
+            }
+            None => status,
+        }
+    }
+
+    fn is_called(&self, share: &str) -> bool {
+        let resolved = std::fs::canonicalize(&self.master.path).is_ok_and(|path| shown(&path) == share);
+        self.master.name == share || shown(&self.master.path) == share || resolved
+    }
+}
+
+impl Masters {
+    /// Begins to mirror these shares, with indexes in the state directory.
+    pub fn start(masters: Vec<Master>, state_dir: PathBuf) -> Self {
+        let changed = watch::channel(()).0;
+        let start = |master: Master| (master.name.clone(), Running::start(master, &state_dir, &changed));
+        let running = Mutex::new(masters.into_iter().map(start).collect());
+        Self { state_dir, running, changed }
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mirrors these shares from now on, and no others. What goes on in both is not interrupted. Says what changed.
+    pub fn configure(&self, masters: Vec<Master>) -> Vec<String> {
+        let mut said = Vec::new();
+        let mut running = self.running();
+        let gone: Vec<String> =
+            running.keys().filter(|name| !masters.iter().any(|m| m.name == **name)).cloned().collect();
+        for name in gone {
+            if let Some(gone) = running.remove(&name) {
+                gone.stop.send_replace(true);
+                said.push(format!("share {name} is not mirrored any more"));
+            }
+        }
+        for master in masters {
+            match running.get_mut(&master.name) {
+                Some(known) if known.ended().is_none() => {
+                    if known.master != master {
+                        said.push(changes(&known.master, &master));
+                        known.handle.configure(config(&master, &self.state_dir));
+                        known.master = master;
+                    }
+                }
+                ended => {
+                    let again = if ended.is_some() { " again" } else { "" };
+                    said.push(format!("share {} is mirrored{again}", master.name));
+                    running.insert(master.name.clone(), Running::start(master, &self.state_dir, &self.changed));
+                }
+            }
+        }
+        said
+    }
+
+    /// How they are.
+    pub fn status(&self) -> Vec<ShareStatus> {
+        self.running().values().map(Running::status).collect()
+    }
+
+    /// The mirror of this name or path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(&self, share: &str) -> Result<(String, MirrorHandle), OrderError> {
+        let running = self.running();
+        let found = running.values().find(|running| running.is_called(share));
+        let found = found.ok_or_else(|| {
+            let known: Vec<_> =
+                running.values().map(|r| format!("{} ({})", r.master.name, shown(&r.master.path))).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            OrderError(format!("this daemon is the master of no share {}; of {known}", escape(share.as_bytes())))
+        })?;
+        match found.ended() {
+            Some(reason) => Err(OrderError(format!("share {} is not mirrored: {reason}", found.master.name))),
+            None => Ok((found.master.name.clone(), found.handle.clone())),
+        }
+    }
+
+    /// Told whenever something may have changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Waits for the end that was asked for, or until none is mirrored any more because each has failed: then a daemon
+    /// that serves nothing else has nothing to do.
+    ///
+    /// # Errors
+    /// That of the first share that failed.
+    pub async fn run(&self, mut shutdown: Shutdown, serves_others: bool) -> anyhow::Result<()> {
+        let mut changes = self.changes();
+        let all_failed = || {
+            let running = self.running();
+            !serves_others && !running.is_empty() && running.values().all(|running| running.ended().is_some())
+        };
+        while !all_failed() {
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        let running = std::mem::take(&mut *self.running());
+        for running in running.values() {
+            running.stop.send_replace(true);
+        }
+        let mut failed = Ok(());
+        for (name, running) in running {
+            let ended = running.task.await.map_err(|_| anyhow::anyhow!("a mirror ended with a panic"));
+            let ended = ended.and_then(|ended| ended.map_err(anyhow::Error::from));
+            failed = failed.and(ended.map_err(|error| error.context(format!("share {name}"))));
+        }
+        failed
+    }
+}
+
+/// What changed, in words.
+fn changes(before: &Master, after: &Master) -> String {
+    let name = &after.name;
+    let only_in = |these: &Master, those: &Master| -> Vec<String> {
+        these.replicas.iter().filter(|replica| !those.replicas.contains(replica)).map(label).collect()
+    };
+    let mut parts = Vec::new();
+    for (verb, replicas) in [("follows now", only_in(after, before)), ("is left", only_in(before, after))] {
+        parts.extend(replicas.iter().map(|replica| format!("{replica} {verb}")));
+    }
+    if before.path != after.path || before.exclude != after.exclude {
+        parts.push("it is looked at anew".to_owned());
+    }
+    if (before.settle_max, before.rescan) != (after.settle_max, after.rescan) {
+        parts.push("settle_max and rescan are taken over".to_owned());
+    }
+    format!("share {name}: {}", parts.join(", "))
+}
+
+/// What a mirror is asked for.
+fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
+    let Master { path, replicas, exclude, settle_max, rescan, .. } = master.clone();
+    let request = PushRequest {
+        source: path,
+        destinations: replicas,
+        state_dir: state_dir.to_owned(),
+        policy: Policy { rules: exclude, ..Policy::default() },
+        bandwidth: None,
+        compress: Compress::Auto,
+        history: None,
+    };
+    MirrorConfig { request, settle_max, rescan }
+}
