@@ -31,6 +31,15 @@ pub struct Problem {
     pub reason: String,
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{path}: {}", self.reason),
+            None => f.write_str(&self.reason),
+        }
+    }
+}
+
 /// One changed entry, for `--itemize-changes`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Item {

@@ -431,7 +431,11 @@ mod tests {
         assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
         assert_eq!(checked("replicas = ['web1']").unwrap().masters[0].rescan, RESCAN);
         for (bad, expected) in [
-            ("exclude = ['x']", "share www: exclude, settle_max and rescan are for a share with replicas"),
+            (
+                "exclude = ['x']",
+                "share www: a share with replicas, exclude, settle_max or rescan is one that this machine",
+            ),
+            ("replicas = []", "name who follows with replicas"),
             ("replicas = ['a', 'a:7373']", "c.toml: line 4: a:7373 is there twice"),
             ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),

@@ -184,7 +184,7 @@ mod tests {
             [
                 "www  /var/www  master  version 9, 1 entry, 2001-09-09T01:46:40Z (5 min ago)",
                 "  REPLICA              STATE    VERSION  BEHIND",
-                "  web1/www             in sync  7        -                                   rtt 0.4 ms",
+                "  web1/www             in sync  7        -                                  rtt 0.4 ms",
                 "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; tried again in 4.0 s",
             ]
         );

@@ -63,6 +63,8 @@ pub struct Delivered {
     pub open: bool,
     /// Whether it is for a person to decide that it be brought to the version.
     pub held: bool,
+    /// What went wrong last, if something did; the monitor was told.
+    pub problem: Option<Problem>,
 }
 
 /// One destination and all it needs.
@@ -114,6 +116,7 @@ pub(super) struct Session<'a> {
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
     problems: u64,
+    last_problem: Option<Problem>,
     /// Bytes of whole contents that an interrupted push had sent.
     resumed: u64,
     source_changed: Vec<Problem>,
@@ -197,6 +200,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         version: None,
         open: false,
         held: false,
+        problem: None,
     }
 }
 
@@ -254,6 +258,7 @@ impl<'a> Session<'a> {
             committed: false,
             waiting: Vec::new(),
             problems: 0,
+            last_problem: None,
             resumed: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
@@ -354,6 +359,7 @@ impl<'a> Session<'a> {
 
     fn problem(&mut self, problem: &Problem) {
         self.problems += 1;
+        self.last_problem = Some(problem.clone());
         self.delivery.monitor.problem(Some(self.delivery.dest), problem);
     }
 
@@ -584,7 +590,8 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
-        Delivered { report, source_changed: self.source_changed, version, open, held }
+        let problem = self.last_problem;
+        Delivered { report, source_changed: self.source_changed, version, open, held, problem }
     }
 
     /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.

@@ -1,7 +1,7 @@
 //! One replica that follows a tree: brought to the newest version, and kept there over one connection for as long as that
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,8 @@ pub struct Following {
     pub connection: Option<Connection>,
     /// The version that it acknowledged last in this process, as the number and the identity.
     pub version: Option<(u64, VersionId)>,
+    /// Whether that was over this connection: before, it may have been changed there.
+    pub is_current: bool,
     /// What went wrong last, until a version is acknowledged.
     pub problem: Option<String>,
     /// Whether that is for a person to decide.
@@ -90,6 +92,12 @@ impl Fate {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A person has decided: what is held there is not, once.
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Relaxed);
+        self.update(|following| following.held = false);
+    }
+
     fn update(&self, change: impl FnOnce(&mut Following)) {
         change(&mut self.following.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.send_replace(());
@@ -121,10 +129,10 @@ impl Delivery {
             let is_halted = *halted.borrow();
             let wait = if is_halted { Duration::ZERO } else { backoff.next(random()) };
             fate.update(|fate| {
-                fate.connection = None;
+                (fate.connection, fate.is_current) = (None, false);
                 fate.retry = (!is_halted).then(|| Instant::now() + wait);
                 if let (Err(problem), false) = (&ended, is_halted) {
-                    fate.problem = Some(problem.reason.clone());
+                    fate.problem = Some(problem.to_string());
                 }
             });
             if is_halted {
@@ -169,21 +177,24 @@ impl Delivery {
             let before = connection.traffic();
             let told = Mutex::new(None);
             let run = session.run(&mut source, halted, &replica);
-            let Delivered { version, open, held, .. } = tokio::select! {
+            let Delivered { version, open, held, problem, .. } = tokio::select! {
                 delivered = run => delivered,
                 never = tell(news, acknowledged, events, &told) => match never {},
             };
-            if held {
-                fate.update(|fate| fate.held = true);
-            }
-            let Some(version) = version else { break Ok(()) };
+            let Some(version) = version else {
+                fate.update(|fate| {
+                    fate.held = held;
+                    fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
+                });
+                break Ok(());
+            };
             acknowledged = Some(version.id());
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
             let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
             let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
             fate.update(|fate| {
-                fate.version = Some((version.number, version.id()));
+                (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
                 (fate.problem, fate.held) = (None, false);
                 fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });

@@ -98,13 +98,14 @@ impl Shared {
             let wanted = &config.request.destinations;
             let mut before = std::mem::take(&mut state.followers);
             for destination in wanted {
-                let known = before.iter().position(|follower| follower.destination == *destination);
-                state.followers.push(known.map(|at| before.swap_remove(at)).unwrap_or_else(|| {
-                    let fate = Arc::new(Fate::new(self.changed.clone()));
-                    let follower = Follower { destination: destination.clone(), fate };
-                    new.push(follower.clone());
-                    follower
-                }));
+                if let Some(at) = before.iter().position(|follower| follower.destination == *destination) {
+                    state.followers.push(before.swap_remove(at));
+                    continue;
+                }
+                let fate = Arc::new(Fate::new(self.changed.clone()));
+                let follower = Follower { destination: destination.clone(), fate };
+                new.push(follower.clone());
+                state.followers.push(follower);
             }
             for gone in before {
                 gone.fate.wish.send_replace(Wish::End);
@@ -197,7 +198,7 @@ impl MirrorHandle {
         let looked = answered.await.map_err(|_| ended())?.map_err(OrderError);
         for follower in self.shared.followers() {
             if release {
-                follower.fate.released.store(true, Ordering::Relaxed);
+                follower.fate.release();
             }
             follower.fate.again.notify_one();
         }
@@ -330,7 +331,7 @@ fn seconds_between(from: Time, to: Time) -> f64 {
 }
 
 fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
-    let Following { connection, version, problem, held, retry, delivery } = follower.fate.get();
+    let Following { connection, version, is_current, problem, held, retry, delivery } = follower.fate.get();
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
     let acknowledged =
         version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
@@ -338,7 +339,7 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
         Wish::Pause => ReplicaState::Paused,
         _ if held => ReplicaState::Held,
         _ if connection.is_none() => ReplicaState::Offline,
-        _ if has_newest => ReplicaState::InSync,
+        _ if has_newest && is_current => ReplicaState::InSync,
         _ => ReplicaState::CatchingUp,
     };
     let link = connection.map(|connection| {

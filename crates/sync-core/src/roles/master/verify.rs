@@ -67,9 +67,8 @@ async fn compare(
     if *follower.fate.wish.borrow() == Wish::Pause {
         return vec!["it is paused: `synccli replica resume` lets it follow again".to_owned()];
     }
-    let _resting = match Resting::begin(&follower.fate).await {
-        Some(resting) => resting,
-        None => return vec!["it is being brought to a version; try again".to_owned()],
+    let Some(_resting) = Resting::begin(&follower.fate).await else {
+        return vec!["it is being brought to a version; try again".to_owned()];
     };
     let policy = Policy { dry_run: true, itemize: true, checksum: deep, ..request.policy.clone() };
     let request = PushRequest { policy, ..request };

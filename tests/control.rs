@@ -1,0 +1,364 @@
+//! What `synccli` asks a running daemon: push without DEST, status, verify, release, reload, and who follows.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::*;
+
+/// Long enough for a loaded machine; what is waited for comes in milliseconds.
+const PATIENCE: u64 = 60;
+
+/// A replica of the share `www` at `SCRATCH/NAME`.
+fn replica(scratch: &Scratch, name: &str) -> Daemon {
+    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
+}
+
+/// What the program says on standard output, a JSON object a line.
+fn objects(ran: &Ran) -> Vec<Value> {
+    ran.out().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The share `www` as `synccli status --json` has it.
+fn status(state: &Path) -> Value {
+    let ran = synccli(state).args(&["status", "www", "--json"]).ok();
+    objects(&ran)[0]["shares"][0].clone()
+}
+
+fn waits_for_state(state: &Path, number: usize, wanted: &str) {
+    wait_for(&format!("replica {number} to be {wanted}"), PATIENCE, || {
+        // A daemon that just began does not answer yet.
+        let ran = synccli(state).args(&["status", "www", "--json"]).run();
+        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][number]["state"] == wanted
+    });
+}
+
+#[test]
+fn a_push_without_dest_returns_when_every_replica_has_it() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let replicas = [replica(&scratch, "one"), replica(&scratch, "two")];
+    let master = Daemon::master(&scratch, "m", &src, &[&replicas[0], &replicas[1]], "");
+    wait_for("the daemon to answer", PATIENCE, || synccli(&master.state).arg("status").run().status.success());
+    for round in 0..3 {
+        many(&src.join(format!("round {round}")), 300, round);
+        // By its path or by its name.
+        let ran = synccli(&master.state).arg("push").arg(if round == 1 { Path::new("www") } else { &src }).ok();
+        // Not a moment later.
+        assert_exact(&src, &scratch.path("one"));
+        assert_exact(&src, &scratch.path("two"));
+        assert_eq!(ran.out().matches("identical and durable (").count(), 2, "{ran}");
+    }
+    let before = status(&master.state)["version"]["number"].clone();
+    let ran = synccli(&master.state).args(&["push", "www", "--json", "--wait=quorum"]).ok();
+    let said = objects(&ran);
+    assert_eq!((&said[0]["type"], &said[0]["version"]["number"]), (&json!("published"), &before), "nothing changed");
+    assert_eq!(said[0]["replicas"], 2);
+    assert_eq!(said.iter().filter(|reply| reply["type"] == "acknowledged").count(), 2, "{ran}");
+    let ran = synccli(&master.state).args(&["push", "www", "--dry-run"]).code(2);
+    assert!(ran.err().contains("--dry-run is for a push to a DEST"), "{ran}");
+    let ran = synccli(&master.state).args(&["push", "elsewhere"]).code(1);
+    assert!(ran.err().contains("no share elsewhere; of www ("), "{ran}");
+}
+
+#[test]
+fn who_is_behind_is_named() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let (one, mut two, three) = (replica(&scratch, "one"), replica(&scratch, "two"), replica(&scratch, "three"));
+    let master = Daemon::master(&scratch, "m", &src, &[&one, &two, &three], "");
+    for number in 0..3 {
+        waits_for_state(&master.state, number, "in_sync");
+    }
+    two.kill();
+    write(src.join("while away"), b"12345");
+    let ran = synccli(&master.state).args(&["push", "www", "--timeout=6s"]).timeout(60).code(1);
+    assert!(ran.err().contains(&format!("1 replica does not have version 2: {}", two.dest("www"))), "{ran}");
+    assert_eq!(ran.out().matches("identical and durable").count(), 2, "{ran}");
+    synccli(&master.state).args(&["push", "www", "--wait=quorum", "--timeout=20s"]).ok();
+    synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();
+    let now = status(&master.state);
+    let away = &now["replicas"][1];
+    assert_eq!((&away["state"], &away["version"]), (&json!("offline"), &json!(1)), "{now}");
+    let lag = &away["lag"];
+    // The file, and the directory that it came into.
+    assert_eq!((&lag["versions"], &lag["entries"], &lag["bytes"]), (&json!(1), &json!(2), &json!(5)), "{now}");
+    assert!(lag["seconds"].as_f64().unwrap() > 0.0 && away["problem"].is_string(), "{now}");
+    let ran = synccli(&master.state).args(&["status", "--exit-code"]).code(3);
+    assert!(ran.out().contains("offline") && ran.out().contains("1 version, 2 entries, 5 B"), "{ran}");
+    two.up();
+    // A push does not wait for the next attempt.
+    synccli(&master.state).args(&["push", "www", "--timeout=20s"]).ok();
+    assert_exact(&src, &scratch.path("two"));
+    synccli(&master.state).args(&["status", "--exit-code"]).ok();
+}
+
+#[test]
+fn a_paused_replica_is_left_alone() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let replicas = [replica(&scratch, "one"), replica(&scratch, "two")];
+    let master = Daemon::master(&scratch, "m", &src, &[&replicas[0], &replicas[1]], "");
+    waits_for_state(&master.state, 1, "in_sync");
+    let name = replicas[1].dest("www");
+    synccli(&master.state).args(&["replica", "pause", "www", &name]).ok();
+    waits_for_state(&master.state, 1, "paused");
+    let before = snapshot(&scratch.path("two"));
+    write(src.join("news"), b"news");
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains(&format!("{name} is paused at version 1")), "{ran}");
+    assert_exact(&src, &scratch.path("one"));
+    assert_untouched(&before, &snapshot(&scratch.path("two")));
+    synccli(&master.state).args(&["replica", "resume", "www", &name]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("two"));
+    let ran = synccli(&master.state).args(&["replica", "pause", "www", "nobody"]).code(1);
+    assert!(ran.err().contains(&name), "{ran}");
+}
+
+#[test]
+fn replicas_come_and_go_while_the_daemon_runs() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let (one, two) = (replica(&scratch, "one"), replica(&scratch, "two"));
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "# ours");
+    waits_for_state(&master.state, 0, "in_sync");
+    two.pair(&master.state);
+    let address = format!("127.0.0.1:{}", two.port);
+    synccli(&master.state).args(&["replica", "add", "www", &address]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("two"));
+    let config = scratch.path("m.toml");
+    let text = || std::fs::read_to_string(&config).unwrap();
+    assert!(text().contains(&address) && text().contains("# ours"), "{}", text());
+    let again = synccli(&master.state).args(&["replica", "add", "www", &address]).code(1);
+    assert!(again.err().contains("already"), "{again}");
+    // Nobody had to connect anew.
+    assert_eq!(master.logged().matches(" connected ").count(), 2, "{}", master.logged());
+
+    synccli(&master.state).args(&["replica", "remove", "www", &address]).ok();
+    let before = snapshot(&scratch.path("two"));
+    write(src.join("later"), b"later");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+    assert_untouched(&before, &snapshot(&scratch.path("two")));
+    let last = synccli(&master.state).args(&["replica", "remove", "www", &format!("127.0.0.1:{}", one.port)]).code(1);
+    assert!(last.err().contains("only one"), "{last}");
+
+    // What makes no sense changes nothing, whoever wrote it.
+    let good = text();
+    std::fs::write(&config, good.replace("path =", "pth =")).unwrap();
+    let ran = synccli(&master.state).arg("reload").code(1);
+    assert!(ran.err().contains("line ") && ran.err().contains("nothing was changed"), "{ran}");
+    std::fs::write(&config, &good).unwrap();
+    assert!(synccli(&master.state).arg("reload").ok().out().contains("nothing changed"));
+
+    // A share more, on a signal.
+    let (more, copy) = (scratch.dir("more"), scratch.path("one"));
+    many(&more, 20, 3);
+    let text = format!("{good}\n[share.more]\npath = '{}'\nreplicas = ['{address}/www']\n", more.display());
+    std::fs::write(&config, text).unwrap();
+    master.signal(Signal::HUP);
+    wait_for("the other share", PATIENCE, || {
+        let ran = synccli(&master.state).args(&["status", "more", "--json"]).run();
+        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][0]["state"] == "held"
+    });
+    // It was another share's, and is its master's no more without a word from a person.
+    synccli(&master.state).args(&["release", "more"]).ok();
+    synccli(&master.state).args(&["push", "more"]).ok();
+    assert_exact(&more, &scratch.path("two"));
+    assert_exact(&src, &copy);
+    std::fs::write(&config, &good).unwrap();
+    let ran = synccli(&master.state).arg("reload").ok();
+    assert!(ran.out().contains("share more is not mirrored any more"), "{ran}");
+    assert!(master.is_running());
+}
+
+#[test]
+fn what_is_left_out_may_change_while_the_daemon_runs() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    write(src.join("a.swp"), b"x");
+    write(src.join("b"), b"x");
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "exclude = ['*.swp']\nsettle_max = '5s'");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(!scratch.path("one/a.swp").exists());
+    let config = scratch.path("m.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("['*.swp']", "['b']").replace("5s", "6s")).unwrap();
+    synccli(&master.state).arg("reload").ok();
+    wait_for("the new rules", PATIENCE, || {
+        synccli(&master.state).args(&["push", "www"]).run().status.success() && scratch.path("one/a.swp").exists()
+    });
+}
+
+#[test]
+fn an_emptied_tree_is_held_until_it_is_released() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let before = snapshot(&scratch.path("one"));
+    for entry in std::fs::read_dir(&src).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("is empty") && ran.err().contains("synccli release"), "{ran}");
+    assert_eq!(status(&master.state)["state"], "held");
+    assert_untouched(&before, &snapshot(&scratch.path("one")));
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_eq!(std::fs::read_dir(scratch.path("one")).unwrap().count(), 0);
+    assert_eq!(status(&master.state)["state"], "ready");
+}
+
+#[test]
+fn a_master_that_was_restored_goes_on_when_it_is_released() {
+    let scratch = Scratch::new();
+    let (src, dst, copy) = (scratch.src(), scratch.path("one"), scratch.path("copy"));
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(master.term().1.success());
+    assert!(std::process::Command::new("cp").arg("-a").arg(scratch.path("m")).arg(&copy).status().unwrap().success());
+    master.restart();
+    write(src.join("newer"), b"newer than the copy");
+    wait_for("the file", PATIENCE, || dst.join("newer").exists());
+    assert!(master.term().1.success());
+    std::fs::remove_dir_all(scratch.path("m")).unwrap();
+    std::fs::rename(&copy, scratch.path("m")).unwrap();
+    std::fs::remove_file(src.join("newer")).unwrap();
+    master.restart();
+    waits_for_state(&master.state, 0, "held");
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("does not know"), "{ran}");
+    assert!(dst.join("newer").exists());
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+    write(src.join("and on"), b"and on");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn what_differs_at_a_replica_is_named() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    write(src.join("page"), b"as it should be");
+    let (one, two) = (replica(&scratch, "one"), replica(&scratch, "two"));
+    let master = Daemon::master(&scratch, "m", &src, &[&one, &two], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    waits_for_state(&master.state, 1, "in_sync");
+    write(scratch.path("two").join("page"), b"as nobody meant");
+    write(scratch.path("two").join("extra"), b"x");
+    let ran = synccli(&master.state).args(&["verify", "www"]).code(1);
+    let name = two.dest("www");
+    for what in [" page", " extra"] {
+        assert!(ran.out().lines().any(|line| line.starts_with(&name) && line.ends_with(what)), "{what}: {ran}");
+    }
+    assert!(ran.out().contains(&format!("{}: identical", one.dest("www"))), "{ran}");
+    // The mirror goes on, and mends what it finds.
+    write(src.join("after"), b"after");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    for number in 0..2 {
+        waits_for_state(&master.state, number, "in_sync");
+    }
+    assert_exact(&src, &scratch.path("one"));
+    assert_exact(&src, &scratch.path("two"));
+    let ran = synccli(&master.state).args(&["verify", "www", "--deep"]).ok();
+    assert_eq!(ran.out().matches(": identical").count(), 2, "{ran}");
+    let ran = synccli(&master.state).args(&["verify", "www", "--json", "--replica", &name]).ok();
+    assert_eq!((&objects(&ran)[0]["identical"], &objects(&ran)[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
+}
+
+#[test]
+fn a_status_that_is_watched_shows_every_change() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let mut child = std::process::Command::new(bin("synccli"))
+        .arg("--state-dir")
+        .arg(&master.state)
+        .args(["status", "--watch", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = |wanted: &str| {
+        let is = |line: &str| {
+            let now: Value = serde_json::from_str(line).unwrap();
+            now["shares"][0]["replicas"][0]["state"] == wanted
+        };
+        assert!(lines.by_ref().take(300).any(|line| is(&line.unwrap())), "never {wanted}");
+    };
+    next("in_sync");
+    one.kill();
+    next("offline");
+    one.up();
+    next("in_sync");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn only_the_owner_is_answered_and_nonsense_does_no_harm() {
+    let scratch = Scratch::new();
+    let one = replica(&scratch, "one");
+    let socket = one.state.join("control.sock");
+    wait_for("the socket", PATIENCE, || socket.exists());
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let ask = |request: &[u8]| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        // It may answer before it has read all.
+        let _ = stream.write_all(request);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    for (request, answer) in [
+        (&b"{\"protocol\":1,\"order\":\"status\"}\n"[..], "\"shares\":[{\"name\":\"www\""),
+        (b"{\"protocol\":99,\"order\":\"dance\"}\n", "version 99 of the control protocol"),
+        (b"{\"protocol\":1,\"order\":\"dance\"}\n", "makes no sense"),
+        (b"\xff\n", "no request came"),
+        (b"[]\n", "makes no sense"),
+        (&[b'x'; 100_000], ""),
+    ] {
+        let said = ask(request);
+        assert!(said.contains(answer), "{}: {said}", request[..request.len().min(60)].escape_ascii());
+    }
+    assert!(ask(b"{\"protocol\":1,\"order\":\"push\",\"share\":\"www\"}\n").contains("master of no share"));
+    // Nobody takes its place while it runs.
+    let share = format!("www={}", scratch.path("one").display());
+    let ran = support::daemon::syncd(&one.state).args(&["--listen", "127.0.0.1:0", "--share", &share]).code(1);
+    assert!(ran.err().contains("another syncd runs"), "{ran}");
+    let ran = synccli(&scratch.path("nobody")).arg("status").code(1);
+    assert!(ran.err().contains("no syncd runs") && ran.err().contains("systemctl start syncd"), "{ran}");
+}
