@@ -20,14 +20,6 @@ pub struct Answers {
     line: Vec<u8>,
 }
 
-/// The next thing that a daemon says.
-pub enum Next {
-    /// This.
-    Reply(Reply),
-    /// Nothing within the time.
-    Silence,
-}
-
 /// Asks the daemon whose state directory this is.
 ///
 /// # Errors
@@ -61,11 +53,12 @@ fn connect(state_dir: &Path) -> io::Result<UnixStream> {
 }
 
 impl Answers {
-    /// Waits for the next reply, at most so long. What says that it failed is a failure here.
+    /// Waits for the next reply, at most so long: `None` if there was none by then. What says that it failed is a failure
+    /// here.
     ///
     /// # Errors
     /// The daemon could not do it, or it ended meanwhile.
-    pub fn next(&mut self, patience: Option<Duration>) -> Result<Next, Failure> {
+    pub fn next(&mut self, patience: Option<Duration>) -> Result<Option<Reply>, Failure> {
         // Zero would be no limit.
         let patience = patience.map(|patience| patience.max(Duration::from_millis(1)));
         self.stream.set_read_timeout(patience).map_err(|error| Failure::failed(format!("syncd: {error}")))?;
@@ -74,7 +67,7 @@ impl Answers {
             Ok(_) if self.line.ends_with(b"\n") => {}
             Ok(_) => return Err(Failure::failed("syncd ended before it was done; see its log")),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                return Ok(Next::Silence);
+                return Ok(None);
             }
             Err(error) => return Err(Failure::failed(format!("syncd: {error}"))),
         }
@@ -82,7 +75,7 @@ impl Answers {
         self.line.clear();
         match reply {
             Ok(Reply::Failed { reason }) => Err(Failure::failed(reason)),
-            Ok(reply) => Ok(Next::Reply(reply)),
+            Ok(reply) => Ok(Some(reply)),
             Err(error) => {
                 let text =
                     format!("syncd says what this synccli does not understand ({error}): use those of one release");
@@ -97,7 +90,7 @@ impl Answers {
     /// As [`Answers::next`].
     pub fn reply(&mut self) -> Result<Reply, Failure> {
         loop {
-            if let Next::Reply(reply) = self.next(None)? {
+            if let Some(reply) = self.next(None)? {
                 return Ok(reply);
             }
         }

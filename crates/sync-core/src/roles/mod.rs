@@ -15,6 +15,7 @@ mod identify;
 mod link;
 mod survey;
 mod tree;
+mod watching;
 
 /// Turns true once when the process is asked to stop; every long step looks at it.
 pub type Shutdown = tokio::sync::watch::Receiver<bool>;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sync_core::control::{DeliveryStatus, Order, ReplicaState, ReplicaStatus, Reply, VersionStatus};
 
 use crate::args::{PushArgs, Wait, share_text};
-use crate::daemon::{Next, ask};
+use crate::daemon::ask;
 use crate::exit::{Exit, Failure};
 use crate::output::{Sink, status, text};
 
@@ -24,12 +24,9 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
     let mut waiting = Waiting::default();
     let say = Say { json: args.say.json, quiet: args.say.quiet, out, err };
     loop {
-        match answers.next(Some(TICK))? {
-            Next::Reply(reply) => {
-                say.reply(&reply)?;
-                waiting.hear(reply, Instant::now());
-            }
-            Next::Silence => {}
+        if let Some(reply) = answers.next(Some(TICK))? {
+            say.reply(&reply)?;
+            waiting.hear(reply, Instant::now());
         }
         let now = Instant::now();
         let given_up = match args.timeout {

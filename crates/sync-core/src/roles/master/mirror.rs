@@ -5,11 +5,11 @@
 //! whole tree, so that a hint too many costs nothing and one that is lost is found by the next look at everything.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::delivery::Delivery;
@@ -22,7 +22,7 @@ use super::{Looked, look};
 use crate::control::ShareState;
 use crate::duration;
 use crate::fs::place;
-use crate::fs::watch::{Added, Events, Watch, WatchError, events_at};
+use crate::fs::watch::{Events, Watch, WatchError, events_at};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
@@ -30,10 +30,8 @@ use crate::options::{Destination, PushRequest};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::survey::LastLook;
+use crate::roles::watching::{self, Hints};
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
-
-/// From this many names on a look at the whole tree costs less than one at each.
-const MANY: usize = 2000;
 
 /// How long to wait before a source that could not be looked at is looked at again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -76,35 +74,6 @@ pub struct Mirror {
     release: bool,
 }
 
-/// What the watch has told and nobody has looked at yet.
-struct Hints {
-    settle: Mutex<Settle>,
-    /// Whether the watch lost some: what is watched under which path is not known any more.
-    lost: AtomicBool,
-    more: Notify,
-    began: Instant,
-}
-
-impl Hints {
-    fn now(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn settle(&self) -> MutexGuard<'_, Settle> {
-        self.settle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hear(&self, hint: Hint) {
-        self.lost.fetch_or(hint == Hint::Overflow, Ordering::Relaxed);
-        self.add(hint);
-    }
-
-    fn add(&self, hint: Hint) {
-        self.settle().hint(self.now(), hint);
-        self.more.notify_one();
-    }
-}
-
 /// A source while its top directory stays what it is.
 struct Open {
     source: Arc<Source>,
@@ -132,12 +101,7 @@ impl Mirror {
     pub fn new(config: MirrorConfig, monitors: Monitors, changed: watch::Sender<()>) -> (Self, MirrorHandle) {
         let monitor = monitors(None);
         let meter = Meter::new(Arc::clone(&monitor), 0);
-        let hints = Hints {
-            settle: Mutex::new(settle(&config)),
-            lost: AtomicBool::new(false),
-            more: Notify::new(),
-            began: Instant::now(),
-        };
+        let hints = Hints::new(settle_options(&config));
         let shared = Arc::new(Shared::new(&config, changed));
         let (orders, ordered) = mpsc::unbounded_channel();
         let handle = MirrorHandle::new(Arc::clone(&shared), orders);
@@ -146,7 +110,7 @@ impl Mirror {
             monitors,
             monitor,
             meter,
-            hints: Arc::new(hints),
+            hints,
             shared,
             orders: ordered,
             stop: Arc::default(),
@@ -356,7 +320,7 @@ impl Mirror {
         let new = self.shared.configure(&config);
         if config.settle_max != self.config.settle_max {
             // What waits is looked at with all the rest.
-            *self.hints.settle() = settle(&config);
+            *self.hints.settle() = Settle::new(settle_options(&config));
             self.hints.add(Hint::Overflow);
         }
         self.config = config;
@@ -479,69 +443,23 @@ impl Mirror {
     /// The names to look at, with all that new directories hold; `None` if it is to be everything.
     fn names_of(&self, open: &mut Open, batch: Batch) -> Result<Option<BTreeSet<RelPath>>, PushError> {
         let Some(watch) = &open.watch else { return Ok(None) };
-        let everything = batch.everything || open.last.is_none() || batch.names.len() > MANY;
-        let lost = self.hints.lost.swap(false, Ordering::Relaxed);
-        let mut names = batch.names;
-        let tops: Vec<RelPath> = if everything { vec![RelPath::root()] } else { names.iter().cloned().collect() };
-        let restarted = if lost { watch.restart() } else { Ok(()) };
-        let covered = restarted.and_then(|()| {
-            tops.into_iter().try_for_each(|top| {
-                if self.stop.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                self.cover(&open.source, watch, top, &mut |name| {
-                    if names.len() <= MANY {
-                        names.insert(name);
-                    }
-                })
-            })
-        });
-        match covered {
-            Ok(()) => {
+        let source = &open.source;
+        // Who stops does not go further down.
+        let leaves_out = |dir: &RelPath| self.stop.load(Ordering::Relaxed) || source.leaves_out(dir, true);
+        let tell = |text: &str| self.monitor.notice(None, text);
+        let everything = open.last.is_none();
+        match watching::names_of(watch, &self.hints, &source.root, batch, everything, &leaves_out, &tell) {
+            Ok(names) => {
                 self.shared.watched(None);
+                Ok(names)
             }
-            Err(WatchError::RootGone) => return Err(self.failed("it was moved or replaced".to_owned())),
+            Err(WatchError::RootGone) => Err(self.failed("it was moved or replaced".to_owned())),
             Err(error) => {
                 self.not_watched(&error.to_string());
                 open.watch = None;
-                return Ok(None);
+                Ok(None)
             }
         }
-        Ok((!everything && !lost && names.len() <= MANY).then_some(names))
-    }
-
-    /// Watches all directories from `top` down that are not watched yet; `found` gets what is in those.
-    fn cover(
-        &self,
-        source: &Source,
-        watch: &Watch,
-        top: RelPath,
-        found: &mut dyn FnMut(RelPath),
-    ) -> Result<(), WatchError> {
-        let mut tops = vec![top];
-        while let Some(dir) = tops.pop() {
-            if !dir.is_root() && source.leaves_out(&dir, true) {
-                continue;
-            }
-            match watch.add(&dir) {
-                Ok(Added::New) => {}
-                Ok(Added::Known | Added::NotADirectory) => continue,
-                Err(error) if error.is_local() => {
-                    self.monitor.notice(None, &format!("changes in {dir} are only found by looking: {error}"));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            // What cannot be listed is found by the look, which tells why.
-            for (name, may_be_dir) in source.root.names(&dir).unwrap_or_default() {
-                let Ok(path) = dir.join(&name) else { continue };
-                if may_be_dir {
-                    tops.push(path.clone());
-                }
-                found(path);
-            }
-        }
-        Ok(())
     }
 
     /// Looks at names, and at those that are told of meanwhile if some seem gone: one of them may be the new name of what
@@ -591,8 +509,8 @@ impl Mirror {
     }
 }
 
-fn settle(config: &MirrorConfig) -> Settle {
-    Settle::new(SettleOptions { settle_max: config.settle_max, ..SettleOptions::default() })
+fn settle_options(config: &MirrorConfig) -> SettleOptions {
+    SettleOptions { settle_max: config.settle_max, ..SettleOptions::default() }
 }
 
 /// Whether the path of the tree still leads to the one that is open.
