@@ -12,6 +12,7 @@ pub mod destination;
 pub mod diff;
 pub mod filter;
 pub mod hash;
+pub mod heal;
 pub mod manifest;
 pub mod monitor;
 pub mod options;

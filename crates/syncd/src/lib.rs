@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use sync_core::destination::label;
 use sync_core::options::{Compress, Policy, PushRequest};
 use sync_core::roles::master::{Mirror, MirrorConfig};
-use sync_core::roles::replica::{Daemon, DaemonConfig};
+use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
 use tokio::task::JoinSet;
 
@@ -59,7 +59,7 @@ pub fn main(argv: &[OsString]) -> u8 {
 /// # Errors
 /// A share's directory cannot be made, or what [`Daemon::run`] says.
 pub async fn run(config: Checked, shutdown: Shutdown) -> anyhow::Result<()> {
-    for (name, path) in &config.shares {
+    for ShareConfig { name, path, .. } in &config.shares {
         // One level only: a missing parent is a typing error or a mount that is not there.
         match std::fs::create_dir(path) {
             Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),

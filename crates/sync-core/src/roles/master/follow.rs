@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::delivery::{Delivered, Delivery, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
@@ -103,10 +103,11 @@ impl Delivery {
             };
             update(fate, |fate| (fate.connected, fate.retry) = (true, None));
             let (events, mut source) = mpsc::unbounded_channel();
+            let drifted = session.drifted();
             let run = session.run(&mut source, shutdown, &replica);
             let Delivered { version, open, .. } = tokio::select! {
                 delivered = run => delivered,
-                never = tell(news, acknowledged, events) => match never {},
+                never = tell(news, acknowledged, &drifted, events) => match never {},
             };
             let Some(version) = version else { break Ok(()) };
             acknowledged = Some(version.id());
@@ -124,15 +125,21 @@ impl Delivery {
     }
 }
 
-/// Tells a session when there is a version that is not the one that the replica has acknowledged, and stays.
+/// Tells a session when there is a version that is not the one that the replica has acknowledged, or any once the replica
+/// has drifted from that, and stays.
 async fn tell(
     news: &mut watch::Receiver<Option<Arc<News>>>,
     acknowledged: Option<VersionId>,
+    drifted: &Notify,
     events: mpsc::UnboundedSender<SourceEvent>,
 ) -> std::convert::Infallible {
     let is_news = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| Some(news.id()) != acknowledged);
+    let heard = tokio::select! {
+        heard = news.wait_for(is_news) => heard.map(drop),
+        () = drifted.notified() => Ok(()),
+    };
     // Whoever makes the news ends only on shutdown, which the session sees itself; nor is one heard that is over.
-    if news.wait_for(is_news).await.is_ok() {
+    if heard.is_ok() && news.wait_for(Option::is_some).await.is_ok() {
         let _ = events.send(SourceEvent::Published(news.clone()));
     }
     let _events = events;
