@@ -46,6 +46,20 @@ impl Daemon {
         Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) }
     }
 
+    /// A replica of a share `www` at `path`, with more keys of its table. Starts it and waits until it listens.
+    pub fn replica(scratch: &Scratch, name: &str, path: &Path, keys: &str) -> Daemon {
+        let (state, port) = (scratch.path(name), free_port());
+        let config = scratch.path(format!("{name}.toml"));
+        let (dir, path) = (state.display(), path.display());
+        let listen = format!("listen = ['127.0.0.1:{port}']");
+        std::fs::write(&config, format!("state_dir = '{dir}'\n{listen}\n[shares.www]\npath = '{path}'\n{keys}\n"))
+            .unwrap();
+        let args = vec!["--config".into(), config.into()];
+        let mut daemon = Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) };
+        daemon.up();
+        daemon
+    }
+
     /// The master of a share `www` at `path`, for these replicas, with more keys of its table. Starts it.
     pub fn master(scratch: &Scratch, name: &str, path: &Path, replicas: &[&Daemon], keys: &str) -> Daemon {
         let state = scratch.path(name);

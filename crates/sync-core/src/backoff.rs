@@ -8,6 +8,13 @@ const FIRST: Duration = Duration::from_millis(500);
 /// The longest one.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Between three quarters and five quarters of `time`, for what many do every so often. `random` is any number.
+pub fn jittered(time: Duration, random: u64) -> Duration {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let least = millis - millis / 4;
+    Duration::from_millis(least.saturating_add(random % (millis / 2 + 1)))
+}
+
 /// Waits that double from half a second to a minute. Each is cut by up to a half, so that many who lost the same peer do
 /// not come back to it at the same moment.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +58,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_done_every_so_often_is_done_a_quarter_earlier_or_later(millis in 0..1_u64 << 40, random: u64) {
+            let jittered = jittered(Duration::from_millis(millis), random).as_millis() as u64;
+            prop_assert!(jittered >= millis - millis / 4 && jittered <= millis + millis / 4 + 1);
+        }
+
         #[test]
         fn a_wait_is_at_least_half_of_what_it_may_be(failures in 0..100u32, random: u64) {
             let wait = Backoff { failures }.next(random);

@@ -14,6 +14,7 @@ pub mod diff;
 pub mod duration;
 pub mod filter;
 pub mod hash;
+pub mod heal;
 pub mod manifest;
 pub mod monitor;
 pub mod options;

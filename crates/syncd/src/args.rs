@@ -102,8 +102,8 @@ impl Cli {
         }
         if !options.shares.is_empty() {
             let shares = options.shares.iter().cloned();
-            raw.shares =
-                shares.map(|(name, path)| RawShare { name, path, place: "--share".to_owned(), master: None }).collect();
+            let share = |(name, path)| RawShare { name, path, place: "--share".to_owned(), ..RawShare::default() };
+            raw.shares = shares.map(share).collect();
         }
         raw.log_format = options.log_format.unwrap_or(raw.log_format);
         raw.log_level = options.log_level.unwrap_or(raw.log_level);

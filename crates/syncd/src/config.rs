@@ -11,8 +11,10 @@ use serde::Deserialize;
 use sync_core::destination;
 use sync_core::duration;
 use sync_core::filter::{Filter, Rule};
+use sync_core::heal::Heal;
 use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, default_state_dir, is_share_name};
 use sync_core::path::escape;
+use sync_core::roles::replica::ShareConfig;
 use toml::Spanned;
 
 /// What is wrong with a configuration, and where.
@@ -75,6 +77,16 @@ struct Share {
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
     rescan: Option<Spanned<String>>,
+    /// For a replica.
+    heal: Option<Spanned<Word>>,
+}
+
+/// A word, or one of the two that TOML has for itself.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected \"heal\", \"report\", \"off\", true or false")]
+enum Word {
+    Flag(bool),
+    Text(String),
 }
 
 /// What was asked for, unchecked.
@@ -93,7 +105,7 @@ pub struct Raw {
 }
 
 /// One share, and where it was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RawShare {
     /// Its name.
     pub name: String,
@@ -103,6 +115,10 @@ pub struct RawShare {
     pub place: String,
     /// What is said of a share that this machine is the master of.
     pub master: Option<RawMaster>,
+    /// See [`ShareConfig::heal`] and [`Master::rescan`]; as text, each with its place.
+    pub heal: Option<(String, String)>,
+    /// The same.
+    pub rescan: Option<(String, String)>,
 }
 
 /// What only a master has to be told of a share.
@@ -114,8 +130,6 @@ pub struct RawMaster {
     pub exclude: Vec<String>,
     /// See [`Master::settle_max`]; with its place.
     pub settle_max: Option<(String, String)>,
-    /// See [`Master::rescan`]; with its place.
-    pub rescan: Option<(String, String)>,
 }
 
 /// A share that this machine is the master of.
@@ -138,7 +152,7 @@ pub struct Master {
 /// [`Master::settle_max`] unless it is said.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 
-/// [`Master::rescan`] unless it is said.
+/// How often a share is looked at as a whole, unless it is said: [`Master::rescan`], [`ShareConfig::rescan`].
 const RESCAN: Duration = Duration::from_secs(3600);
 
 /// A configuration that makes sense: names are valid; paths are absolute, no link is left in them, none is `/`, none
@@ -153,8 +167,8 @@ pub struct Checked {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
-    /// Names and directories of the replicas here. A directory may still have to be made.
-    pub shares: Vec<(String, PathBuf)>,
+    /// The replicas here. A directory may still have to be made.
+    pub shares: Vec<ShareConfig>,
     /// What this machine is the master of. There is at least one of these or those.
     pub masters: Vec<Master>,
 }
@@ -176,15 +190,24 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         (text.into_inner(), place)
     };
     let share = |(name, share): (String, Share)| {
-        let Share { path, replicas, exclude, settle_max, rescan } = share;
-        let only_masters = !exclude.is_empty() || settle_max.is_some() || rescan.is_some();
+        let Share { path, replicas, exclude, settle_max, rescan, heal } = share;
+        let only_masters = !exclude.is_empty() || settle_max.is_some();
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
             replicas: replicas.into_iter().flatten().map(place).collect(),
             exclude,
             settle_max: settle_max.map(place),
-            rescan: rescan.map(place),
         });
-        RawShare { name, place: at(path.span().start), path: path.into_inner(), master }
+        let heal = heal.map(|heal| {
+            let place = at(heal.span().start);
+            let text = match heal.into_inner() {
+                Word::Flag(true) => "heal".to_owned(),
+                Word::Flag(false) => "off".to_owned(),
+                Word::Text(text) => text,
+            };
+            (text, place)
+        });
+        let (share_place, rescan) = (at(path.span().start), rescan.map(place));
+        RawShare { name, place: share_place, path: path.into_inner(), master, heal, rescan }
     };
     // What a relative path means would depend on where the daemon was started.
     if let Some(dir) = file.state_dir.as_ref().filter(|dir| dir.as_ref().is_relative()) {
@@ -243,7 +266,7 @@ impl Raw {
             }
             match &share.master {
                 Some(master) => masters.push(share.check_master(master)?),
-                None => shares.push((share.name.clone(), path.clone())),
+                None => shares.push(share.check_replica(path.clone())?),
             }
             places.push((&share.name, path));
         }
@@ -290,9 +313,12 @@ impl RawShare {
 
     fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
         if master.replicas.is_empty() {
-            let what = "a share with replicas, exclude, settle_max or rescan is one that this machine is the master of: name \
+            let what = "a share with replicas, exclude or settle_max is one that this machine is the master of: name \
                         who follows with replicas = [...], or leave all of them out to hold a replica";
             return Err(self.refusal(what.to_owned()));
+        }
+        if let Some((_, place)) = &self.heal {
+            return Err(refusal(place, "heal is for a share without replicas: the tree of a master is always right"));
         }
         let mut replicas = Vec::new();
         for (text, place) in &master.replicas {
@@ -304,18 +330,30 @@ impl RawShare {
         }
         let exclude: Vec<Rule> = master.exclude.iter().map(|pattern| Rule { pattern: pattern.clone() }).collect();
         Filter::new(&exclude).map_err(|error| self.refusal(error.to_string()))?;
-        let time = |given: &Option<(String, String)>, default: Duration| match given {
-            None => Ok(default),
-            Some((text, place)) => duration::parse(text).map_err(|reason| refusal(place, reason)),
-        };
         Ok(Master {
             name: self.name.clone(),
             path: self.path.clone(),
             replicas,
             exclude,
             settle_max: time(&master.settle_max, SETTLE_MAX)?,
-            rescan: time(&master.rescan, RESCAN)?,
+            rescan: time(&self.rescan, RESCAN)?,
         })
+    }
+
+    fn check_replica(&self, path: PathBuf) -> Result<ShareConfig, ConfigError> {
+        let heal = match &self.heal {
+            None => Heal::default(),
+            Some((text, place)) => match text.as_str() {
+                "heal" => Heal::Heal,
+                "report" => Heal::Report,
+                "off" => Heal::Off,
+                other => {
+                    let other = escape(other.as_bytes());
+                    return Err(refusal(place, format!("`{other}` is none of \"heal\", \"report\" and \"off\"")));
+                }
+            },
+        };
+        Ok(ShareConfig { name: self.name.clone(), path, heal, rescan: time(&self.rescan, RESCAN)? })
     }
 
     /// `HOST[:PORT][/SHARE]`, where the share is called as here unless it is said.
@@ -336,6 +374,13 @@ impl RawShare {
 
     fn refusal(&self, reason: String) -> ConfigError {
         refusal(&format!("{}: share {}", self.place, escape(self.name.as_bytes())), reason)
+    }
+}
+
+fn time(given: &Option<(String, String)>, default: Duration) -> Result<Duration, ConfigError> {
+    match given {
+        None => Ok(default),
+        Some((text, place)) => duration::parse(text).map_err(|reason| refusal(place, reason)),
     }
 }
 
@@ -430,12 +475,24 @@ mod tests {
         assert_eq!(master.path, top.join("link"));
         assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
         assert_eq!(checked("replicas = ['web1']").unwrap().masters[0].rescan, RESCAN);
+        let replica = |share: &str| {
+            let shares = checked(share).unwrap().shares;
+            (shares[0].heal, shares[0].rescan)
+        };
+        assert_eq!(replica(""), (Heal::Heal, RESCAN));
+        for (text, heal) in
+            [("'heal'", Heal::Heal), ("true", Heal::Heal), ("'report'", Heal::Report), ("'off'", Heal::Off)]
+        {
+            assert_eq!(replica(&format!("heal = {text}")).0, heal);
+        }
+        assert_eq!(replica("heal = false\nrescan = '5m'"), (Heal::Off, Duration::from_secs(300)));
         for (bad, expected) in [
-            (
-                "exclude = ['x']",
-                "share www: a share with replicas, exclude, settle_max or rescan is one that this machine",
-            ),
+            ("exclude = ['x']", "share www: a share with replicas, exclude or settle_max is one that this machine"),
             ("replicas = []", "name who follows with replicas"),
+            ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),
+            ("heal = 'on'", "c.toml: line 4: `on` is none of \"heal\", \"report\" and \"off\""),
+            ("\nheal = 1", "c.toml: line 5: expected \"heal\", \"report\""),
+            ("replicas = ['a']\nheal = true", "c.toml: line 5: heal is for a share without replicas"),
             ("replicas = ['a', 'a:7373']", "c.toml: line 4: a:7373 is there twice"),
             ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
@@ -464,7 +521,7 @@ mod tests {
             name: (*name).to_owned(),
             path: if path.starts_with('/') || path.starts_with("rel") { path.into() } else { top.join(path) },
             place: "--share".to_owned(),
-            master: None,
+            ..RawShare::default()
         };
         let raw =
             Raw { state_dir: Some(top.join(state_dir)), shares: shares.iter().map(share).collect(), ..Raw::default() };
@@ -476,7 +533,7 @@ mod tests {
         let (_dir, top) = tree();
         let checked = check(&top, "state", &[("x", "link"), ("y", "b"), ("z", "new")]).unwrap();
         let paths: Vec<_> =
-            checked.shares.iter().map(|(_, path)| path.strip_prefix(&top).unwrap().to_str().unwrap()).collect();
+            checked.shares.iter().map(|share| share.path.strip_prefix(&top).unwrap().to_str().unwrap()).collect();
         assert_eq!(paths, ["a", "b", "new"]);
         assert_eq!(checked.listen, ["0.0.0.0:7373".parse().unwrap()]);
         assert!(!top.join("new").exists(), "checking changes nothing");

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use sync_core::fs::StateDir;
-use sync_core::roles::replica::{Daemon, DaemonConfig};
+use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
 use tokio::sync::mpsc;
 
@@ -71,7 +71,7 @@ pub async fn run(
     mut hangups: mpsc::Receiver<()>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    for (name, path) in &config.shares {
+    for ShareConfig { name, path, .. } in &config.shares {
         make_share(name, path)?;
     }
     let Checked { state_dir, listen, shares, .. } = config.clone();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sync_core::control::{Role, ShareState, ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::master::OrderError;
+use sync_core::roles::replica::ShareConfig;
 use tokio::sync::Mutex;
 
 use crate::config::{Checked, shown};
@@ -43,7 +44,7 @@ impl Service {
     /// The shares that are held for other masters.
     fn held(&self) -> Vec<ShareStatus> {
         let Ok(config) = self.config.try_lock() else { return Vec::new() };
-        let held = |(name, path): &(String, PathBuf)| ShareStatus {
+        let held = |ShareConfig { name, path, .. }: &ShareConfig| ShareStatus {
             name: name.clone(),
             path: shown(path),
             role: Role::Replica,

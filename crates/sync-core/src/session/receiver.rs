@@ -100,6 +100,8 @@ pub struct Receiver {
     /// Held paths that came ahead of the announcement.
     holds: Vec<RelPath>,
     announce: Option<Announce>,
+    /// Whether the master has said anything but hello.
+    heard: bool,
     /// How many there were.
     restarts: u8,
     dry_run: bool,
@@ -137,6 +139,7 @@ impl Receiver {
             changes_received: 0,
             holds: Vec::new(),
             announce: None,
+            heard: false,
             restarts: 0,
             dry_run: false,
             estimate: false,
@@ -153,6 +156,11 @@ impl Receiver {
     /// Whether a content with this number is expected.
     pub fn expects(&self, seq: u64) -> bool {
         self.outstanding.contains_key(&seq)
+    }
+
+    /// Whether the stand is told, and the master has not told anything against it.
+    pub fn is_waiting(&self) -> bool {
+        self.state == State::Gathering && !self.heard
     }
 
     /// Takes one input.
@@ -189,6 +197,9 @@ impl Receiver {
             }
             ReceiverInput::Problems(problems) => self.tell(problems),
             ReceiverInput::Notice(text) => self.send(ToMaster::Notice(text)),
+            ReceiverInput::Drifted(stand) if self.is_waiting() => self.send(ToMaster::Drifted(stand)),
+            // The root that the plan leads to will tell.
+            ReceiverInput::Drifted(_) => {}
             ReceiverInput::Resumed(bytes) => self.send(ToMaster::Resumed(bytes)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));
@@ -239,6 +250,7 @@ impl Receiver {
 
     fn received(&mut self, message: ToReplica) -> Result<(), ProtocolError> {
         self.spend(&message)?;
+        self.heard |= self.state != State::Greeting;
         match (message, self.state) {
             (ToReplica::Place(region), State::Greeting) if self.source.is_none() => self.source = Some(region),
             (ToReplica::Hello(hello), State::Greeting) => {

@@ -11,8 +11,9 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Describe, Described, Draft, Hello, Listing, MAX_DIRS, MAX_ENTRIES, MAX_ENTRY_BYTES,
-    Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
+    Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Hello, Listing, MAX_DIRS, MAX_ENTRIES,
+    MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted,
+    in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -21,7 +22,7 @@ const PER_MESSAGE: usize = 1024;
 /// Most bytes of an offered file beside its path: digest, size, owner, mode, time.
 const OFFERED: usize = 96;
 
-/// Most notices in one session. A replica has a handful of occasions.
+/// Most notices in one session, and most drifts. A replica has a handful of occasions.
 const NOTICES: u8 = 64;
 
 /// What the driver tells the sender.
@@ -126,6 +127,8 @@ pub enum Report {
     Notice(String),
     /// So many bytes were there of what an interrupted session had sent.
     Resumed(u64),
+    /// Somebody else changed the replica's tree: bring it to the newest version, also if it has acknowledged that.
+    Drifted,
 }
 
 /// How the session ended.
@@ -190,6 +193,7 @@ pub struct Sender {
     pub(super) budget: Budget,
     /// How many there were.
     notices: u8,
+    drifts: u8,
     stand: Option<Stand>,
     version: Option<Version>,
     committed: bool,
@@ -204,7 +208,10 @@ pub struct Sender {
     loads: u64,
     /// Whether the changes came from a comparison of trees, not from the index alone.
     compared: bool,
+    /// Whether the changes were told a second time.
+    restarted: bool,
     dry_run: bool,
+    follows: bool,
     /// Directories to list, those asked for, and those waiting for our own children.
     frontier: Vec<RelPath>,
     listing: HashMap<RelPath, (Option<Digest>, Vec<Child>)>,
@@ -216,13 +223,14 @@ pub struct Sender {
 impl Sender {
     /// Opens a session with `hello`.
     pub fn new(hello: Hello) -> Self {
-        let dry_run = hello.policy.dry_run;
+        let (dry_run, follows) = (hello.policy.dry_run, hello.features & FOLLOW != 0);
         Self {
             state: State::Opening,
             outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
             contents: Contents::default(),
             budget: Budget::new(MAX_ENTRIES, u64::MAX),
             notices: 0,
+            drifts: 0,
             stand: None,
             version: None,
             committed: false,
@@ -232,7 +240,9 @@ impl Sender {
             changes: 0,
             loads: 0,
             compared: false,
+            restarted: false,
             dry_run,
+            follows,
             frontier: Vec::new(),
             listing: HashMap::new(),
             asked: 0,
@@ -318,6 +328,9 @@ impl Sender {
                 self.stand = Some(stand);
                 self.compare();
             }
+            (ToMaster::Drifted(stand), state) if self.follows && self.stand.is_some() => {
+                return self.drifted(stand, state);
+            }
             (ToMaster::Want(wants), _) => return self.wanted(wants),
             (ToMaster::Described(described), _) => return self.described(described),
             (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
@@ -346,6 +359,24 @@ impl Sender {
         }
     }
 
+    /// What was told meanwhile was told against another tree: the root that it leads to will show that, and the trees are
+    /// compared then.
+    fn drifted(&mut self, stand: Stand, state: State) -> Result<(), ProtocolError> {
+        match state {
+            _ if self.drifts == NOTICES => {
+                return Err(ProtocolError(format!("more than {NOTICES} drifts in one session")));
+            }
+            State::Opening => self.stand = Some(stand),
+            State::Loading | State::Announced if !self.restarted => self.compared = false,
+            // The replica lists what it has by now.
+            State::Descending => {}
+            state => return Err(ProtocolError(format!("unexpected drift while {state:?}"))),
+        }
+        self.drifts += 1;
+        self.outputs.push_back(SenderOutput::Report(Report::Drifted));
+        Ok(())
+    }
+
     /// Once both the replica's stand and the version are known: nothing, a diff by version, or a comparison of trees.
     fn compare(&mut self) {
         let (Some(stand), Some(version)) = (&self.stand, &self.version) else { return };
@@ -356,7 +387,7 @@ impl Sender {
             self.compared = true;
             self.state = State::Loading;
             self.load(Load::Subtree(RelPath::root()));
-        } else if let Some(known) = stand.version {
+        } else if let Some(known) = stand.version.filter(|known| *known != version.id()) {
             self.state = State::Loading;
             self.load(Load::Since(known));
         } else {
@@ -571,6 +602,7 @@ impl Sender {
             return Err(ProtocolError("the replica's tree does not add up to the announced root".to_owned()));
         } else {
             self.changes = 0;
+            self.restarted = true;
             self.send(ToReplica::Restart(()));
             self.descend();
         }
@@ -608,6 +640,7 @@ fn name(message: &ToMaster) -> &'static str {
         ToMaster::Items(_) => "items",
         ToMaster::Notice(_) => "notice",
         ToMaster::Resumed(_) => "resumed bytes",
+        ToMaster::Drifted(_) => "drift",
         ToMaster::Refuse(_) => "refusal",
         ToMaster::Described(_) => "description of an old file",
     }

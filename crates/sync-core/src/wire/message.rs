@@ -349,6 +349,9 @@ pub enum ToMaster {
     /// How many bytes the plan takes of whole contents that an interrupted session left: before the acknowledgement, if
     /// there are any.
     Resumed(u64),
+    /// Its tree is not what its stand said any more, because somebody else changed it: this is its stand now. Only to a
+    /// master that follows, and only before that has told anything.
+    Drifted(Stand),
 }
 
 macro_rules! messages {
@@ -404,6 +407,7 @@ messages!(ToMaster {
     109 => Refuse,
     110 => Described,
     111 => Resumed,
+    112 => Drifted,
 });
 
 /// Most items in a message that is a list or starts with one.

@@ -175,6 +175,7 @@ fn to_master() -> Vec<ToMaster> {
         }),
         ToMaster::Described(Described { seq: 300, parts: Parts::Gone, done: true }),
         ToMaster::Resumed(300),
+        ToMaster::Drifted(Stand { features: 1, version: None, root: digest(0x33), entries: 300 }),
     ]
 }
 
@@ -300,6 +301,7 @@ fn the_bytes_are_pinned() {
         "110 v1 ac02010904080490facd04e0817601",
         "110 v1 ac020201",
         "111 v1 ac02",
+        "112 v1 0100[33*32]ac02",
         "201 v1 02010300ac020200006162636465",
         "201 v1 0101ac02020701ac0200d80401017a737464",
         "202 v1 0001ac020300616263",
@@ -817,7 +819,7 @@ fn decode_any(kind: u16, version: u8, body: &[u8]) {
 }
 
 fn any_kind() -> impl Strategy<Value = u16> {
-    prop_oneof![1u16..13, 101u16..111, 201u16..204, any::<u16>()]
+    prop_oneof![1u16..16, 101u16..113, 201u16..204, any::<u16>()]
 }
 
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
@@ -123,6 +123,8 @@ pub(super) struct Session<'a> {
     timing: Timing,
     /// Whether another session shall follow on the connection.
     follows: bool,
+    /// Told when the replica is not at the version that it acknowledged any more.
+    drifted: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -263,7 +265,13 @@ impl<'a> Session<'a> {
             source_changed: Vec::new(),
             timing: Timing::default(),
             follows: features & FOLLOW != 0,
+            drifted: Arc::default(),
         })
+    }
+
+    /// Told when somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
+    pub fn drifted(&self) -> Arc<Notify> {
+        Arc::clone(&self.drifted)
     }
 
     /// Input by input until the sender says that it is over.
@@ -443,6 +451,10 @@ impl<'a> Session<'a> {
                 monitor.item(dest, &item);
             }
             Report::Resumed(bytes) => self.resumed = bytes,
+            Report::Drifted => {
+                monitor.notice(Some(dest), "somebody changed its tree there: it is made identical again");
+                self.drifted.notify_one();
+            }
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }
     }

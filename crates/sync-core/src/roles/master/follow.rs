@@ -176,10 +176,11 @@ impl Delivery {
             let (events, mut source) = mpsc::unbounded_channel();
             let before = connection.traffic();
             let told = Mutex::new(None);
+            let drifted = session.drifted();
             let run = session.run(&mut source, halted, &replica);
             let Delivered { version, open, held, problem, .. } = tokio::select! {
                 delivered = run => delivered,
-                never = tell(news, acknowledged, events, &told) => match never {},
+                never = tell(news, acknowledged, &drifted, events, &told) => match never {},
             };
             let Some(version) = version else {
                 fate.update(|fate| {
@@ -210,16 +211,22 @@ impl Delivery {
     }
 }
 
-/// Tells a session when there is a version that is not the one that the replica has acknowledged, and stays.
+/// Tells a session when there is a version that is not the one that the replica has acknowledged, or any once the replica
+/// has drifted from that, and stays.
 async fn tell(
     news: &mut watch::Receiver<Option<Arc<News>>>,
     acknowledged: Option<VersionId>,
+    drifted: &Notify,
     events: mpsc::UnboundedSender<SourceEvent>,
     told: &Mutex<Option<Instant>>,
 ) -> std::convert::Infallible {
     let is_news = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| Some(news.id()) != acknowledged);
+    let heard = tokio::select! {
+        heard = news.wait_for(is_news) => heard.map(drop),
+        () = drifted.notified() => Ok(()),
+    };
     // Whoever makes the news ends only on shutdown, which the session sees itself; nor is one heard that is over.
-    if news.wait_for(is_news).await.is_ok() {
+    if heard.is_ok() && news.wait_for(Option::is_some).await.is_ok() {
         *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let _ = events.send(SourceEvent::Published(news.clone()));
     }

@@ -264,7 +264,7 @@ impl Source {
             found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
         }
         let survey = found_now;
-        if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index)? {
+        if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index, false)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::lookout::Lookout;
 use super::shares::{Share, Shares};
 use crate::fs::StateDir;
+use crate::heal::Heal;
 use crate::roles::Shutdown;
 use crate::roles::pairing::{self, StateTrust};
 use crate::transport::{Arrival, BindError, Code, Listener, Purpose, Settings};
@@ -19,8 +22,21 @@ pub struct DaemonConfig {
     pub state_dir: PathBuf,
     /// UDP addresses.
     pub listen: Vec<SocketAddr>,
-    /// Names and directories.
-    pub shares: Vec<(String, PathBuf)>,
+    /// What is held here.
+    pub shares: Vec<ShareConfig>,
+}
+
+/// A share that a daemon holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// Its name.
+    pub name: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// What is done when somebody else changes it.
+    pub heal: Heal,
+    /// How often all of it is looked at, to find what no event told. Each time it is up to a quarter more or less.
+    pub rescan: Duration,
 }
 
 /// Why a daemon could not start.
@@ -45,16 +61,22 @@ impl Daemon {
     pub async fn run(config: DaemonConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
         let state = StateDir::open(&config.state_dir).map_err(|e| DaemonError::State(e.to_string()))?;
         let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
-        let share = |(name, path)| Share { name, path, state_dir: config.state_dir.clone() };
+        let share = |ShareConfig { name, path, heal, rescan }| {
+            let share = Share { name, path, state_dir: config.state_dir.clone() };
+            (share.clone(), Lookout::new(share, heal, rescan))
+        };
         let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
         let trust = Arc::new(StateTrust::new(state));
-        let mut listeners = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for address in config.listen {
             let listener = Listener::bind(address, &identity, trust.clone(), Settings::default())?;
             tracing::info!("listening on {}", listener.address());
-            listeners.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
+            tasks.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
         }
-        while listeners.join_next().await.is_some() {}
+        for lookout in shares.lookouts() {
+            tasks.spawn(lookout.run(shutdown.clone()));
+        }
+        while tasks.join_next().await.is_some() {}
         Ok(())
     }
 }

@@ -6,10 +6,12 @@ mod apply;
 mod basis;
 mod daemon;
 mod drafts;
+mod drift;
 mod expand;
 mod inputs;
 mod ledger;
 mod listing;
+mod lookout;
 mod open;
 mod shares;
 mod staging;
@@ -23,12 +25,13 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-pub use daemon::{Daemon, DaemonConfig, DaemonError};
+pub use daemon::{Daemon, DaemonConfig, DaemonError, ShareConfig};
 pub use shares::{Share, Shares};
 
 use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
+use crate::path::escape;
 use crate::region::Region;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
@@ -39,7 +42,8 @@ use crate::wire::{
 };
 use apply::Application;
 use basis::Describer;
-use open::Opened;
+use lookout::{Look, Lookout};
+use open::{OpenError, Opened};
 use staging::{Expected, Stager};
 use stand_in::StandIns;
 
@@ -136,6 +140,29 @@ impl Followed {
     }
 }
 
+/// How many paths are named of one list of problems; the master names all.
+const NAMED: usize = 20;
+
+/// For the daemon's log; a push in one process with its replica tells its monitor.
+fn log_problems(share: &str, problems: &[Problem]) {
+    for Problem { path, reason } in problems.iter().take(NAMED) {
+        let path = path.as_ref().map(|path| escape(path.as_bytes()));
+        let path = path.as_ref().map(tracing::field::display);
+        tracing::warn!(share, path, "{reason}");
+    }
+    if let more @ 1.. = problems.len().saturating_sub(NAMED) {
+        tracing::warn!(share, "and {more} more");
+    }
+}
+
+/// Waits for somewhere to look, if anybody tells.
+async fn due(lookout: Option<&Lookout>) -> Look {
+    match lookout {
+        Some(lookout) => lookout.due().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A session under way.
 struct Session {
     connection: Connection,
@@ -153,6 +180,8 @@ struct Session {
     follows: bool,
     /// Of an embedded replica it is empty.
     share: String,
+    /// What watches the share's tree.
+    lookout: Option<Arc<Lookout>>,
     /// Whether the master keeps previous contents.
     history: bool,
     opened: Option<Opened>,
@@ -188,6 +217,7 @@ impl Session {
             followed,
             follows: false,
             share: String::new(),
+            lookout: None,
             history: false,
             opened: None,
             settled,
@@ -244,6 +274,7 @@ impl Session {
                 return Err(LinkError::Interrupted);
             }
             let crowded = control.is_backed_up();
+            let lookout = self.lookout.clone().filter(|_| self.may_look());
             tokio::select! {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
@@ -262,6 +293,7 @@ impl Session {
                 Some(described) = self.described.recv(), if !crowded => {
                     self.receiver.handle(ReceiverInput::Described(described))?;
                 }
+                look = due(lookout.as_deref()) => tokio::task::block_in_place(|| self.look_again(&look))?,
                 // Shutdown without a word from the master: see the flag above.
                 () = self.interrupted.notified() => {}
             }
@@ -319,10 +351,11 @@ impl Session {
             return self.refuse(reason);
         }
         let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
+        self.lookout = self.shares.lookout(&hello.share);
         let mut notices = Vec::new();
         let opened = match again {
             Some(opened) => Ok(opened),
-            None => Opened::open(share, hello.policy, &self.stop, &mut notices),
+            None => self.open_anew(share, hello.policy, &mut notices),
         };
         for text in notices {
             self.receiver.handle(ReceiverInput::Notice(text))?;
@@ -330,6 +363,7 @@ impl Session {
         match opened {
             Ok(mut opened) => {
                 self.tell_problems(opened.take_problems())?;
+                opened.remember_policy()?;
                 let stand = opened.stand();
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
@@ -338,6 +372,51 @@ impl Session {
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
             Err(reason) => self.refuse(reason.to_string()),
         }
+    }
+
+    fn open_anew(&self, share: &Share, policy: Policy, notices: &mut Vec<String>) -> Result<Opened, OpenError> {
+        let Some(lookout) = &self.lookout else {
+            return Opened::open(share, policy, self.follows, &self.stop, notices);
+        };
+        let looks = !policy.dry_run;
+        let presence = lookout.enter(looks);
+        let mut opened = Opened::open(share, policy, self.follows, &self.stop, notices).inspect_err(|_| {
+            lookout.still_owes();
+        })?;
+        let drift = opened.take_drift();
+        if looks {
+            lookout.tell(&drift, true);
+        }
+        Ok(opened.watched_by(Some(presence)))
+    }
+
+    /// Whether nothing is told against the stand, so that it may become another one.
+    fn may_look(&self) -> bool {
+        let is_push = self.opened.as_ref().is_some_and(|opened| !opened.policy.dry_run);
+        self.follows && is_push && self.receiver.is_waiting()
+    }
+
+    /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
+    fn look_again(&mut self, look: &Look) -> Result<(), LinkError> {
+        let (Some(opened), Some(lookout)) = (&mut self.opened, &self.lookout) else { return Ok(()) };
+        let share = self.shares.find(&self.share).map_err(LinkError::Source)?;
+        if opened.root.as_ref().is_some_and(|root| !root.still_there()) {
+            let reason = format!("{} was moved, unmounted or replaced; nothing is changed", share.describe());
+            return self.refuse(reason);
+        }
+        let before = opened.tree.root;
+        match opened.look_again(share, look.names.as_ref(), lookout.heals(), &self.stop) {
+            Ok(drift) => lookout.tell(&drift, lookout.heals()),
+            Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
+            Err(error) => return self.refuse(error.to_string()),
+        }
+        let (problems, is_other) = (opened.take_problems(), opened.tree.root != before);
+        let stand = opened.stand();
+        self.tell_problems(problems)?;
+        if is_other {
+            self.receiver.handle(ReceiverInput::Drifted(stand))?;
+        }
+        Ok(())
     }
 
     fn log(&self, ack: &Ack) {
@@ -381,6 +460,9 @@ impl Session {
     fn tell_problems(&mut self, problems: Vec<Problem>) -> Result<(), LinkError> {
         if problems.is_empty() {
             return Ok(());
+        }
+        if !self.share.is_empty() {
+            log_problems(&self.share, &problems);
         }
         Ok(self.receiver.handle(ReceiverInput::Problems(problems))?)
     }

@@ -1,6 +1,6 @@
 //! An open replica: locked, looked at, its index true to its disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,21 +9,23 @@ use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
 
+use super::drift::Drift;
+use super::lookout::Presence;
 use super::shares::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
 use crate::hash::Digest;
 use crate::index::{Index, IndexError};
-use crate::manifest::{Holds, TreeHash};
+use crate::manifest::{Holds, Row, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
 use crate::plan::{MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
-use crate::roles::survey::{Survey, SurveyError, SurveyOptions, survey};
+use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree;
-use crate::wire::{FOLLOW, Offered, Stand};
+use crate::wire::{FOLLOW, Hello, Offered, Stand, ToReplica};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
 const BUSY: Duration = Duration::from_secs(10);
@@ -33,6 +35,9 @@ pub const PRIVILEGE: &str = "replica.privilege";
 
 /// Under this key an index remembers that it believes in content which nobody flushed yet.
 pub const UNFLUSHED: &str = "replica.unflushed";
+
+/// Under this key an index keeps the policy of its last push, in a hello: what is left out of a push is no drift.
+const POLICY: &str = "replica.policy";
 
 /// Why a replica could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,12 @@ pub struct Opened {
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
+    /// Whether single names can be looked at: nothing is mounted in the tree, and nothing unreadable.
+    is_plain: bool,
+    /// What the first look found.
+    drift: Drift,
+    /// Told to whoever watches the tree.
+    _presence: Option<Presence>,
     made: Made,
     _lock: Option<RootLock>,
 }
@@ -95,8 +106,54 @@ impl Drop for Made {
 }
 
 impl Opened {
-    /// Locks the share, looks at its tree and brings its index up to date with it.
+    /// Locks the share, looks at its tree and brings its index up to date with it. For a master that is there by itself and
+    /// not at somebody's order (`unattended`) it is not enough that an empty top directory is on the file system that it
+    /// was on: it has to be the same one.
     pub fn open(
+        share: &Share,
+        policy: Policy,
+        unattended: bool,
+        stop: &Arc<AtomicBool>,
+        notices: &mut Vec<String>,
+    ) -> Result<Self, OpenError> {
+        let mut opened = Self::begin(share, policy, stop, notices)?;
+        opened.adopt(&RelPath::root())?;
+        match opened.look(share, unattended, stop) {
+            Err(
+                OpenError::Index(IndexError::Damaged(reason))
+                | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason))),
+            ) => {
+                notices.push(rebuilt(&reason));
+                opened.index.rebuild()?;
+                opened.drift = opened.look(share, unattended, stop)?;
+            }
+            other => opened.drift = other?,
+        }
+        opened.left = opened.staging.as_ref().map(|staging| staging.whole()).unwrap_or_default();
+        if opened.fresh && opened.entries > 0 {
+            let text = "there was no index of the replica, or it was deleted: it is rebuilt, and every file there is read once";
+            notices.push(text.to_owned());
+        }
+        Ok(opened)
+    }
+
+    /// What somebody else has changed since the last push, at these names or everywhere. Nothing is written down.
+    pub fn inspect(
+        share: &Share,
+        names: Option<&BTreeSet<RelPath>>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Drift, OpenError> {
+        let policy = Policy { dry_run: true, ..Policy::default() };
+        let mut opened = Self::begin(share, policy, stop, &mut Vec::new())?;
+        let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
+        opened.policy = Policy { dry_run: true, checksum: false, ..policy };
+        match opened.found(share, true, stop)? {
+            Some((found, _)) => opened.drift_in(&found, names),
+            None => Ok(Drift::default()),
+        }
+    }
+
+    fn begin(
         share: &Share,
         policy: Policy,
         stop: &Arc<AtomicBool>,
@@ -111,7 +168,7 @@ impl Opened {
         let (index, fresh) = open_index(share, &policy, notices)?;
         let staging = |root: &Arc<Root>| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop)));
         let staging = root.as_ref().filter(|_| !policy.dry_run).map(staging);
-        let mut opened = Self {
+        Ok(Self {
             root,
             index,
             staging,
@@ -127,36 +184,78 @@ impl Opened {
             unmade: Vec::new(),
             problems: Vec::new(),
             complete: false,
-            fresh: false,
+            fresh,
             is_current: true,
+            is_plain: false,
+            drift: Drift::default(),
+            _presence: None,
             made,
             _lock: lock,
-        };
-        opened.adopt(&RelPath::root())?;
-        opened.fresh = fresh;
-        match opened.look(share, stop) {
-            Err(
-                OpenError::Index(IndexError::Damaged(reason))
-                | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason))),
-            ) => {
-                notices.push(rebuilt(&reason));
-                opened.index.rebuild()?;
-                opened.look(share, stop)?;
-            }
-            other => other?,
-        }
-        opened.left = opened.staging.as_ref().map(|staging| staging.whole()).unwrap_or_default();
-        if opened.fresh && opened.entries > 0 {
-            let text = "there was no index of the replica, or it was deleted: it is rebuilt, and every file there is read once";
-            notices.push(text.to_owned());
-        }
-        Ok(opened)
+        })
     }
 
     /// What the replica says it is at.
     pub fn stand(&self) -> Stand {
         let version = self.index.stand().ok().flatten().map(|stand| stand.version);
         Stand { features: FOLLOW, version, root: self.tree.root, entries: self.entries }
+    }
+
+    /// As long as it is open, who watches the tree leaves the looking to it.
+    pub fn watched_by(self, presence: Option<Presence>) -> Self {
+        Self { _presence: presence, ..self }
+    }
+
+    /// What somebody else had changed before this was opened; once.
+    pub fn take_drift(&mut self) -> Drift {
+        std::mem::take(&mut self.drift)
+    }
+
+    /// Looks again at what may have changed since, these names or everything. With `keep` what was found is written down,
+    /// and is the tree from here on; else it is told as far as it is beneath the names. For between two pushes.
+    pub fn look_again(
+        &mut self,
+        share: &Share,
+        names: Option<&BTreeSet<RelPath>>,
+        keep: bool,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Drift, OpenError> {
+        let few = match names {
+            Some(names) => self.found_at(share, names, stop)?,
+            None => None,
+        };
+        if let Some(found) = few {
+            let drift = self.drift_in(&found, None)?;
+            if keep {
+                self.take_over(found)?;
+            }
+            return Ok(drift);
+        }
+        if keep {
+            return self.look(share, true, stop);
+        }
+        match self.found(share, true, stop)? {
+            Some((found, _)) => self.drift_in(&found, names),
+            None => Ok(Drift::default()),
+        }
+    }
+
+    /// Keeps the policy for whoever looks at the tree while there is no push.
+    pub fn remember_policy(&self) -> Result<(), IndexError> {
+        let hello = Hello { features: 0, share: String::new(), policy: self.policy.clone() };
+        let policy = ToReplica::Hello(hello).encode().body;
+        if self.policy.dry_run || self.index.meta(POLICY)?.is_some_and(|known| known == policy) {
+            return Ok(());
+        }
+        self.index.set_meta(POLICY, Some(&policy))
+    }
+
+    fn last_policy(&self) -> Result<Option<Policy>, IndexError> {
+        let Some(body) = self.index.meta(POLICY)? else { return Ok(None) };
+        let empty = ToReplica::Hello(Hello { features: 0, share: String::new(), policy: Policy::default() }).encode();
+        Ok(match ToReplica::decode(empty.kind, empty.version, &body) {
+            Ok(Some(ToReplica::Hello(hello))) => Some(hello.policy),
+            _ => None,
+        })
     }
 
     /// Whether rows are believed whose content was written by somebody else and may be only in memory.
@@ -296,31 +395,35 @@ impl Opened {
     }
 
     /// Looks at the tree, hashes what is not proven, and writes down what was found.
-    fn look(&mut self, share: &Share, stop: &AtomicBool) -> Result<(), OpenError> {
-        let Some(root) = self.root.clone() else { return Ok(()) };
+    fn look(&mut self, share: &Share, unattended: bool, stop: &AtomicBool) -> Result<Drift, OpenError> {
+        let Some((found, privilege)) = self.found(share, unattended, stop)? else { return Ok(Drift::default()) };
+        let drift = self.drift_in(&found, None)?;
+        self.write_down(found, privilege)?;
+        Ok(drift)
+    }
+
+    /// What the tree is beside its rows, with our privileges if they are not what they were; `None` if there is no tree.
+    fn found(
+        &mut self,
+        share: &Share,
+        unattended: bool,
+        stop: &AtomicBool,
+    ) -> Result<Option<(Survey, Option<[u8; 1]>)>, OpenError> {
+        let Some(root) = self.root.clone() else { return Ok(None) };
         // Everything the session will believe is read here, where damage is still repaired.
         self.index.stand()?;
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
-        let rules: &[_] = if self.policy.delete_excluded { &[] } else { &self.policy.rules };
-        let filter = Filter::new(rules).map_err(|e| OpenError::Refused(e.to_string()))?;
-        let options = SurveyOptions {
-            filter: &filter,
-            one_file_system: self.policy.one_file_system,
-            leave_out: crate::fs::place::identity(&share.state_dir).into_iter().collect(),
-            checksum: self.policy.checksum,
-            reserved: Reserved::Skip,
-            reconsider_refused,
-            ignore_extras: self.policy.no_delete,
-        };
+        let filter = self.filter()?;
+        let options = SurveyOptions { reconsider_refused, ..self.survey_options(share, &filter) };
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
-        if !self.policy.checksum && found.is_unmounted(&root, &self.index)? {
+        if !self.policy.checksum && found.is_unmounted(&root, &self.index, unattended)? {
             return Err(OpenError::Refused(format!(
-                "{} is empty and on another file system than at the last push: is it not mounted? nothing was changed; \
+                "{} is empty and not the directory that it was at the last push: is it not mounted? nothing was changed; \
                  mount it, or push once with --checksum to take it as it is",
                 share.describe()
             )));
@@ -329,19 +432,59 @@ impl Opened {
         if self.adopt_on_mounts(&root, &found)? || thawed {
             found = survey_now()?;
         }
-        let options = IdentifyOptions {
-            keep: 0,
-            chunked: &|_, _| false,
-            follow: &|_, _| None,
-            draft: &|_, _, _| {},
-            stop,
-            read: &|_| {},
+        identify_all(&root, &mut found, stop)?;
+        Ok(Some((found, reconsider_refused.then_some(privilege))))
+    }
+
+    /// The same of a few names; `None` if only a look at everything can tell.
+    fn found_at(
+        &self,
+        share: &Share,
+        names: &BTreeSet<RelPath>,
+        stop: &AtomicBool,
+    ) -> Result<Option<Survey>, OpenError> {
+        let Some(root) = self.root.as_deref().filter(|_| self.is_plain && !self.policy.no_delete) else {
+            return Ok(None);
         };
-        identify(&root, &mut found, &options, Early::default(), &mut |_, _| {});
-        if stop.load(Ordering::Relaxed) {
-            return Err(SurveyError::Stopped.into());
+        let last = LastLook {
+            tree: self.tree.clone(),
+            entries: self.entries + 1,
+            linked: self.names.values().flatten().cloned().collect(),
+            apart: self.apart.iter().cloned().collect(),
+        };
+        let filter = self.filter()?;
+        let Some(mut found) = survey_names(root, &self.index, &self.survey_options(share, &filter), &last, names)?
+        else {
+            return Ok(None);
+        };
+        identify_all(root, &mut found, stop)?;
+        // What the kernel refused to make is not there, and not gone.
+        let is_told = found.failures.is_empty() && found.gone.iter().all(|row| row.tuple.is_some());
+        Ok(is_told.then_some(found))
+    }
+
+    fn filter(&self) -> Result<Filter, OpenError> {
+        let rules: &[_] = if self.policy.delete_excluded { &[] } else { &self.policy.rules };
+        Filter::new(rules).map_err(|e| OpenError::Refused(e.to_string()))
+    }
+
+    fn survey_options<'a>(&self, share: &Share, filter: &'a Filter) -> SurveyOptions<'a> {
+        SurveyOptions {
+            filter,
+            one_file_system: self.policy.one_file_system,
+            leave_out: crate::fs::place::identity(&share.state_dir).into_iter().collect(),
+            checksum: self.policy.checksum,
+            reserved: Reserved::Skip,
+            reconsider_refused: false,
+            ignore_extras: self.policy.no_delete,
         }
-        self.write_down(found, reconsider_refused.then_some(&privilege[..]))
+    }
+
+    /// What of it somebody else did. Before the first push came to its end, and after one that was cut off while it was
+    /// publishing, nobody knows.
+    fn drift_in(&self, found: &Survey, names: Option<&BTreeSet<RelPath>>) -> Result<Drift, OpenError> {
+        let known = self.index.intent()?.is_none() && self.index.stand()?.is_some();
+        Ok(if known { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
     }
 
     /// Takes over what an earlier push left on mounts below the top; says whether there was anything.
@@ -357,7 +500,8 @@ impl Opened {
         Ok(any)
     }
 
-    fn write_down(&mut self, mut found: Survey, privilege: Option<&[u8]>) -> Result<(), OpenError> {
+    fn write_down(&mut self, mut found: Survey, privilege: Option<[u8; 1]>) -> Result<(), OpenError> {
+        self.is_plain = found.failures.is_empty() && found.mounts.is_empty();
         self.holds = found.holds();
         self.apart = Holds::new(found.apart.iter().cloned());
         found.pending.retain(|p| !self.holds.covers(&p.row.path));
@@ -371,20 +515,7 @@ impl Opened {
         let Survey { pending, gone, entries, contents, names, failures, mounts, unmade, .. } = found;
         self.unmade = unmade;
         self.report(failures);
-        if !pending.is_empty() || !gone.is_empty() || privilege.is_some() {
-            self.index.write(0, |writer| -> Result<(), IndexError> {
-                gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
-                pending.iter().try_for_each(|p| writer.upsert(&p.row))?;
-                writer.set_meta(UNFLUSHED, Some(&[1]))?;
-                privilege.map_or(Ok(()), |euid| writer.set_meta(PRIVILEGE, Some(euid)))
-            })?;
-        }
-        if let (Some(staging), true) = (&self.staging, self.is_unflushed()?) {
-            let root = RelPath::root();
-            let included = std::iter::once(&root).chain(&mounts).map(|top| staging.include(top).err());
-            let failures: Vec<FsError> = included.flatten().collect();
-            self.report(failures);
-        }
+        self.write_rows(&pending, &gone, &mounts, privilege)?;
         self.contents = contents;
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
         self.names = names;
@@ -396,6 +527,56 @@ impl Opened {
         };
         Ok(())
     }
+
+    /// The same for a look at a few names, with what is known of the others.
+    fn take_over(&mut self, mut found: Survey) -> Result<(), OpenError> {
+        let tree = found.tree(&self.index, self.policy.no_delete)?;
+        let Survey { pending, gone, entries, .. } = found;
+        self.write_rows(&pending, &gone, &[], None)?;
+        // Contents that went are not taken out: a look at all finds which are left.
+        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
+        self.entries = entries.saturating_sub(1);
+        self.tree = tree;
+        Ok(())
+    }
+
+    fn write_rows(
+        &mut self,
+        pending: &[Pending],
+        gone: &[Row],
+        mounts: &[RelPath],
+        privilege: Option<[u8; 1]>,
+    ) -> Result<(), OpenError> {
+        if !pending.is_empty() || !gone.is_empty() || privilege.is_some() {
+            self.index.write(0, |writer| -> Result<(), IndexError> {
+                gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
+                pending.iter().try_for_each(|p| writer.upsert(&p.row))?;
+                writer.set_meta(UNFLUSHED, Some(&[1]))?;
+                privilege.map_or(Ok(()), |euid| writer.set_meta(PRIVILEGE, Some(&euid)))
+            })?;
+        }
+        if let (Some(staging), true) = (&self.staging, self.is_unflushed()?) {
+            let root = RelPath::root();
+            let included = std::iter::once(&root).chain(mounts).map(|top| staging.include(top).err());
+            let failures: Vec<FsError> = included.flatten().collect();
+            self.report(failures);
+        }
+        Ok(())
+    }
+}
+
+/// Reads what no row proves.
+fn identify_all(root: &Root, found: &mut Survey, stop: &AtomicBool) -> Result<(), OpenError> {
+    let options = IdentifyOptions {
+        keep: 0,
+        chunked: &|_, _| false,
+        follow: &|_, _| None,
+        draft: &|_, _, _| {},
+        stop,
+        read: &|_| {},
+    };
+    identify(root, found, &options, Early::default(), &mut |_, _| {});
+    if stop.load(Ordering::Relaxed) { Err(SurveyError::Stopped.into()) } else { Ok(()) }
 }
 
 fn step_of<'a>(steps: &'a [Step], path: &RelPath) -> Option<&'a Step> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::lookout::Lookout;
 use crate::fs::place;
 use crate::path::escape;
 use crate::region::Region;
@@ -37,19 +39,29 @@ impl Share {
     }
 }
 
-/// All shares by name.
-#[derive(Clone, Debug, Default)]
-pub struct Shares(BTreeMap<String, Share>);
+/// All shares by name, each with what watches its tree, if anything does.
+#[derive(Clone, Default)]
+pub struct Shares(BTreeMap<String, (Share, Option<Arc<Lookout>>)>);
 
 impl Shares {
     /// These shares.
-    pub fn new(shares: impl IntoIterator<Item = Share>) -> Self {
-        Self(shares.into_iter().map(|share| (share.name.clone(), share)).collect())
+    pub fn new(shares: impl IntoIterator<Item = (Share, Option<Arc<Lookout>>)>) -> Self {
+        Self(shares.into_iter().map(|(share, lookout)| (share.name.clone(), (share, lookout))).collect())
     }
 
-    /// Just this one.
+    /// Just this one, which nobody watches.
     pub fn only(share: Share) -> Self {
-        Self::new([share])
+        Self::new([(share, None)])
+    }
+
+    /// What watches the tree of the share with this name.
+    pub fn lookout(&self, name: &str) -> Option<Arc<Lookout>> {
+        self.0.get(name).and_then(|(_, lookout)| lookout.clone())
+    }
+
+    /// All that watch.
+    pub fn lookouts(&self) -> impl Iterator<Item = Arc<Lookout>> {
+        self.0.values().filter_map(|(_, lookout)| lookout.clone())
     }
 
     /// The share of this name.
@@ -57,7 +69,7 @@ impl Shares {
     /// # Errors
     /// In words for the pushing side.
     pub fn find(&self, name: &str) -> Result<&Share, String> {
-        self.0.get(name).ok_or_else(|| {
+        self.0.get(name).map(|(share, _)| share).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
             format!("there is no share named {:?} here; there are: {}", escape(name.as_bytes()), known.join(", "))
         })

@@ -182,17 +182,18 @@ impl Survey {
         dirs.filter_map(|row| Some((row.path.clone(), *before.dirs.get(&row.path)?))).collect()
     }
 
-    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one.
+    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one; or is
+    /// another directory at all, if that is enough.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn is_unmounted(&self, root: &Root, index: &Index) -> Result<bool, SurveyError> {
+    pub fn is_unmounted(&self, root: &Root, index: &Index, by_inode: bool) -> Result<bool, SurveyError> {
         if self.entries > 1 || self.gone.is_empty() {
             return Ok(false);
         }
         let known = index.row(&RelPath::root())?.and_then(|row| row.tuple);
         let now = root.stat(&RelPath::root())?.map(|stat| stat.tuple);
-        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs))
+        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs || (by_inode && known.ino != now.ino)))
     }
 
     /// Bytes that have to be read.

@@ -65,6 +65,8 @@ pub enum ReceiverInput {
     Notice(String),
     /// So many bytes were staged when the session began, and the plan uses them.
     Resumed(u64),
+    /// Somebody else changed the tree while the receiver was waiting, and this is the stand now.
+    Drifted(Stand),
     /// The replica cannot go on.
     Refuse(Refusal),
 }

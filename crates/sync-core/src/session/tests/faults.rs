@@ -163,3 +163,33 @@ fn moved_under_a_delete_limit() {
     world.policy.max_delete = Some(2);
     matrix("moved, delete limit", &world);
 }
+
+/// Somebody changes the disk of a replica that waits, and it says so: whatever the master has told against the stand before,
+/// the session ends exact.
+#[test]
+fn drift_while_the_replica_waits() {
+    let mut changed = settled();
+    changed.source().write("a", "alpha, edited").rm("d/e").write("new", "new");
+    for (name, before) in [("nothing new", settled()), ("a new version", changed), ("first push", grown())] {
+        let mut told = 0;
+        for seed in [0, 7, 1234] {
+            for at in 0..steps_of(&before, seed) {
+                let mut world = before.clone();
+                let mut push = Push::new(&world);
+                let mut choose = choice(seed);
+                for _ in 0..at {
+                    let step = choose(&push.steps());
+                    push.step(&mut world, step);
+                }
+                world.replicas[0].disk.write("b", "tampered").mkdir("stray").write("stray/x", "?");
+                if push.drift(0, &mut world.replicas[0]) {
+                    told += 1;
+                    let outcome = &push.run(&mut world, &mut choose)[0];
+                    let place = format!("{name}: step {at} of order {seed}: {outcome:#?}");
+                    assert!(outcome.is_exact() && outcome.problems.is_empty(), "{place}");
+                }
+            }
+        }
+        assert!(told > 2, "{name}: {told}");
+    }
+}

@@ -13,7 +13,9 @@ use crate::session::{
     ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
     SenderOutput, Settled, Told,
 };
-use crate::wire::{Basis, Describe, Described, Envelope, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica};
+use crate::wire::{
+    Basis, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica,
+};
 
 /// Everything that survives sessions.
 #[derive(Clone, Debug)]
@@ -275,6 +277,17 @@ impl Push {
         true
     }
 
+    /// Somebody changed the disk of a replica that waits, and it has noticed; says whether it was waiting.
+    pub fn drift(&mut self, i: usize, replica: &mut Replica) -> bool {
+        let link = &mut self.links[i];
+        let Some(opened) = link.opened.as_mut().filter(|_| link.receiver.is_waiting()) else { return false };
+        let (again, stand) = replica.open(opened.policy.clone());
+        *opened = again;
+        link.tell_receiver(ReceiverInput::Drifted(stand));
+        link.collect();
+        true
+    }
+
     /// The connection is gone: what the replica is in the middle of, it finishes; what it verified may be kept.
     pub fn cut(&mut self, i: usize, replica: &mut Replica, keep: bool) {
         let link = &mut self.links[i];
@@ -326,7 +339,7 @@ impl Link {
         Self {
             replica,
             estimates: policy.dry_run && policy.estimate,
-            sender: Sender::new(Hello { features: 0, share: "www".to_owned(), policy }),
+            sender: Sender::new(Hello { features: FOLLOW, share: "www".to_owned(), policy }),
             receiver: Receiver::new(),
             to_replica: VecDeque::new(),
             to_master: VecDeque::new(),
@@ -435,7 +448,7 @@ impl Link {
                 }
                 SenderOutput::Report(Report::Problem(problem)) => self.outcome.problems.push(problem),
                 SenderOutput::Report(Report::Item(item)) => self.outcome.items.push(item),
-                SenderOutput::Report(Report::Notice(_) | Report::Resumed(_)) => {}
+                SenderOutput::Report(Report::Notice(_) | Report::Resumed(_) | Report::Drifted) => {}
                 SenderOutput::End(end) => self.outcome.end = Some(end),
             }
         }

@@ -1,0 +1,368 @@
+//! A share's own tree, watched for as long as the daemon runs: who else changes it is found out, logged, and healed.
+//!
+//! The lookout says where to look. A session that has the share open and waits for its master looks there, and tells the
+//! master of what it found, which repairs it like any other difference. Without such a session the lookout looks itself,
+//! and changes nothing: the next session finds the same, and heals it.
+//!
+//! What the replica itself publishes is hinted at as well. It is what its rows say, and so it is no drift.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::{block_in_place, spawn_blocking};
+
+use super::drift::Drift;
+use super::open::{OpenError, Opened};
+use super::shares::Share;
+use crate::backoff::jittered;
+use crate::fs::watch::{Events, Watch, WatchError, events_at};
+use crate::fs::{self, Root, STAGING_NAME};
+use crate::heal::{Heal, Pauses};
+use crate::path::RelPath;
+use crate::roles::Shutdown;
+use crate::roles::survey::SurveyError;
+use crate::roles::watching::{self, Hints};
+use crate::settle::{Batch, Hint, SettleOptions};
+
+/// How long to wait before a directory that could not be watched is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How long a share stays without a session until the lookout looks itself: a master opens one after the other.
+const ALONE: Duration = Duration::from_secs(3);
+
+/// How often a tree is looked at of which events cannot be had, or more often if that is asked for.
+const UNWATCHED: Duration = Duration::from_secs(300);
+
+/// Watches one share.
+pub struct Lookout {
+    share: Share,
+    heal: Heal,
+    rescan: Duration,
+    hints: Arc<Hints>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    owed: Option<Look>,
+    /// How many sessions have the share open, or are about to.
+    sessions: u32,
+    /// Since when none has, as the time of hints.
+    alone: Duration,
+    /// Ends the look of the lookout itself.
+    stop: Arc<AtomicBool>,
+    pauses: Pauses,
+    /// Entries that drifted since the daemon was started.
+    total: u64,
+}
+
+/// Where somebody shall look.
+pub struct Look {
+    /// At these names; `None`: at everything.
+    pub names: Option<BTreeSet<RelPath>>,
+}
+
+impl Look {
+    const EVERYTHING: Self = Self { names: None };
+
+    fn and(self, other: Self) -> Self {
+        let names = self.names.zip(other.names).map(|(mut some, more)| {
+            some.extend(more);
+            some
+        });
+        Self { names }
+    }
+}
+
+/// A session that has the share open: then the lookout keeps away from it.
+pub struct Presence(Arc<Lookout>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let now = self.0.hints.now();
+        let mut state = self.0.state();
+        state.sessions -= 1;
+        state.alone = now;
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// The tree as it is watched, while its top stays what it is.
+struct Tree {
+    root: Root,
+    /// `None` if events cannot be had, or not of all of it.
+    watch: Option<Watch>,
+}
+
+impl Lookout {
+    /// For a share that is looked at every `rescan` as well, to find what no event told. `None` if nobody is to look.
+    pub fn new(share: Share, heal: Heal, rescan: Duration) -> Option<Arc<Self>> {
+        let hints = Hints::new(SettleOptions::default());
+        let (state, changed) = (Mutex::default(), Notify::new());
+        (heal != Heal::Off).then(|| Arc::new(Self { share, heal, rescan, hints, state, changed }))
+    }
+
+    /// Whether what drifted is healed.
+    pub fn heals(&self) -> bool {
+        self.heal == Heal::Heal
+    }
+
+    /// A session opens the share. With a look at everything, what is owed until now is done with that.
+    pub fn enter(self: &Arc<Self>, looks: bool) -> Presence {
+        let mut state = self.state();
+        state.sessions += 1;
+        state.stop.store(true, Ordering::Relaxed);
+        if looks {
+            state.owed = None;
+        }
+        drop(state);
+        Presence(Arc::clone(self))
+    }
+
+    /// The look that was announced did not take place.
+    pub fn still_owes(&self) {
+        self.owe(Look::EVERYTHING);
+    }
+
+    /// Waits until there is somewhere to look, and it is time. For a session that waits as well; cancel safe.
+    pub async fn due(&self) -> Look {
+        loop {
+            let changed = self.changed.notified();
+            let at = {
+                let mut state = self.state();
+                let at = state.owed.is_some().then(|| state.pauses.until());
+                if at.is_some_and(|at| at <= self.hints.now())
+                    && let Some(look) = state.owed.take()
+                {
+                    return look;
+                }
+                at
+            };
+            tokio::select! {
+                () = changed => {}
+                () = self.sleep_until(at) => {}
+            }
+        }
+    }
+
+    /// Logs what a look has found, and whether a session heals it. The next one waits.
+    pub fn tell(&self, drift: &Drift, healed: bool) {
+        let count = drift.count();
+        if count == 0 {
+            return;
+        }
+        let share = &*self.share.name;
+        drift.log(share);
+        let (total, restless, pause) = {
+            let mut state = self.state();
+            state.total += count;
+            let pause = state.pauses.drifted(self.hints.now());
+            (state.total, state.pauses.is_restless(), pause)
+        };
+        let then = match healed {
+            true => "it is healed from the master",
+            false if self.heals() => "no master is connected: the next session heals it",
+            false => "it is left as it is, until the next session begins with a look at the tree",
+        };
+        tracing::warn!(share, entries = count, total, "drift: somebody else changed the tree; {then}");
+        if restless {
+            tracing::warn!(share, "drift: it comes back all the time; the next look comes in {} s", pause.as_secs());
+        }
+    }
+
+    /// Watches until shutdown.
+    pub async fn run(self: Arc<Self>, mut shutdown: Shutdown) {
+        let mut said = String::new();
+        while !*shutdown.borrow() {
+            match block_in_place(|| self.listen()) {
+                Ok(mut tree) => {
+                    said.clear();
+                    self.serve(&mut tree, &mut said, &mut shutdown).await;
+                }
+                Err(why) => self.warn_once(&mut said, why),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
+        }
+    }
+
+    fn warn_once(&self, said: &mut String, why: String) {
+        if *said != why {
+            tracing::warn!(share = self.share.name, "{why}");
+            *said = why;
+        }
+    }
+
+    /// Listens first, so that what changes while the tree is looked at is not missed.
+    fn listen(&self) -> Result<Tree, String> {
+        let gone = |why: &dyn std::fmt::Display| {
+            format!("{} cannot be watched: {why}; nothing is healed before it is back", self.share.describe())
+        };
+        let hints = Arc::clone(&self.hints);
+        let watch = Watch::new(&self.share.path, move |hint| {
+            // Nobody is to look where we stage.
+            if !matches!(&hint, Hint::Changed(path) | Hint::AtRest(path) if is_staging(path)) {
+                hints.hear(hint);
+            }
+        });
+        let root = Root::open(&self.share.path).map_err(|error| gone(&error))?;
+        let watch = match (watch, events_at(root.path())) {
+            (Err(error @ WatchError::RootGone), _) => return Err(gone(&error)),
+            (Ok(watch), Ok(Events::Complete)) => Some(watch),
+            (Ok(_), Ok(Events::Incomplete { file_system })) => {
+                self.not_watched(&format!("{file_system} does not tell of all of them"));
+                None
+            }
+            (Ok(_), Err(error)) => {
+                self.not_watched(&error.to_string());
+                None
+            }
+            (Err(error), _) => {
+                self.not_watched(&error.to_string());
+                None
+            }
+        };
+        self.hints.add(Hint::Overflow);
+        Ok(Tree { root, watch })
+    }
+
+    fn not_watched(&self, why: &str) {
+        let (share, every) = (&*self.share.name, self.rescan.min(UNWATCHED).as_secs());
+        tracing::warn!(share, "changes are not heard of: {why}; the tree is looked at about every {every} s");
+    }
+
+    /// Finds out from batch after batch where to look. Ends on shutdown, or when the tree is not where it was.
+    async fn serve(&self, tree: &mut Tree, said: &mut String, shutdown: &mut Shutdown) {
+        let mut rescan = Instant::now() + self.next_rescan(tree);
+        loop {
+            let changed = self.changed.notified();
+            let now = self.hints.now();
+            let (batch, timeout) = {
+                let mut settle = self.hints.settle();
+                (settle.poll(now), settle.timeout())
+            };
+            if let Some(batch) = batch {
+                match block_in_place(|| self.take_up(tree, batch)) {
+                    Some(look) => self.owe(look),
+                    None => {
+                        let place = self.share.describe();
+                        tracing::warn!(share = self.share.name, "{place} was moved, unmounted or replaced");
+                        // Whoever has it open finds the same.
+                        self.owe(Look::EVERYTHING);
+                        return;
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                () = self.hints.more.notified() => {}
+                () = self.sleep_until(timeout) => {}
+                () = changed => {}
+                () = tokio::time::sleep_until(rescan.into()) => {
+                    rescan = Instant::now() + self.next_rescan(tree);
+                    self.hints.add(Hint::Overflow);
+                }
+                () = self.sleep_until(self.own_look()) => self.look_alone(said, shutdown).await,
+                () = over(shutdown) => return,
+            }
+        }
+    }
+
+    fn next_rescan(&self, tree: &Tree) -> Duration {
+        let every = if tree.watch.is_some() { self.rescan } else { self.rescan.min(UNWATCHED) };
+        jittered(every, fs::random().map_or(0, u64::from_le_bytes))
+    }
+
+    /// Watches what a batch names; `None` if the tree is not where it was.
+    fn take_up(&self, tree: &mut Tree, batch: Batch) -> Option<Look> {
+        let in_place = tree.root.still_there() && tree.watch.as_ref().is_none_or(Watch::is_in_place);
+        let Some(watch) = tree.watch.as_ref().filter(|_| in_place) else { return in_place.then_some(Look::EVERYTHING) };
+        let leaves_out = |dir: &RelPath| is_staging(dir);
+        let tell = |text: &str| tracing::warn!(share = self.share.name, "{text}");
+        match watching::names_of(watch, &self.hints, &tree.root, batch, false, &leaves_out, &tell) {
+            Ok(names) => Some(Look { names }),
+            Err(WatchError::RootGone) => None,
+            Err(error) => {
+                self.not_watched(&error.to_string());
+                tree.watch = None;
+                Some(Look::EVERYTHING)
+            }
+        }
+    }
+
+    fn owe(&self, look: Look) {
+        let mut state = self.state();
+        state.owed = Some(match state.owed.take() {
+            Some(owed) => owed.and(look),
+            None => look,
+        });
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// When the lookout looks itself, if there is anything to look at and no session that could.
+    fn own_look(&self) -> Option<Duration> {
+        let state = self.state();
+        let at = state.pauses.until().max(state.alone + ALONE);
+        (state.owed.is_some() && state.sessions == 0).then_some(at)
+    }
+
+    /// Looks without a session. Ends early when one opens the share.
+    async fn look_alone(&self, said: &mut String, shutdown: &mut Shutdown) {
+        let (look, stop) = {
+            let mut state = self.state();
+            state.stop = Arc::default();
+            match state.owed.take().filter(|_| state.sessions == 0) {
+                Some(look) => (look, Arc::clone(&state.stop)),
+                None => return,
+            }
+        };
+        let (share, stopped) = (self.share.clone(), Arc::clone(&stop));
+        let mut looking = spawn_blocking(move || Opened::inspect(&share, look.names.as_ref(), &stopped));
+        let found = tokio::select! {
+            found = &mut looking => found,
+            () = over(shutdown) => {
+                stop.store(true, Ordering::Relaxed);
+                looking.await
+            }
+        };
+        match found {
+            Ok(Ok(drift)) => {
+                said.clear();
+                self.tell(&drift, false);
+            }
+            // Who opened the share meanwhile looks at everything.
+            Ok(Err(OpenError::Survey(SurveyError::Stopped))) => {}
+            Ok(Err(error)) => self.warn_once(said, format!("the tree cannot be looked at: {error}")),
+            Err(error) => self.warn_once(said, format!("the look at the tree ended with a panic: {error}")),
+        }
+    }
+
+    /// Until a time of hints, if there is one.
+    async fn sleep_until(&self, at: Option<Duration>) {
+        match at {
+            Some(at) => tokio::time::sleep(at.saturating_sub(self.hints.now())).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn over(shutdown: &mut Shutdown) {
+    // An error means that nobody is left who could ask for it.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+fn is_staging(path: &RelPath) -> bool {
+    path.as_bytes().split(|&byte| byte == b'/').any(|name| name == STAGING_NAME.as_bytes())
+}

@@ -1,0 +1,268 @@
+//! A replica that somebody else writes to: it notices, and is made identical again without any change on the master.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use support::*;
+
+/// Long enough for a loaded machine; what is waited for comes in seconds at most.
+const PATIENCE: u64 = 60;
+
+/// A master with its tree, and one replica that follows.
+struct Pair {
+    scratch: Scratch,
+    src: PathBuf,
+    dst: PathBuf,
+    replica: Daemon,
+    master: Daemon,
+}
+
+/// Both with a tree of 100 files, links and directories, once they are identical. `keys` are more keys of the replica's share.
+fn pair(keys: &str) -> Pair {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    many(&src, 100, 3);
+    link_to("d000", src.join("link"));
+    write(src.join("attr"), b"attr");
+    write(src.join("hard1"), b"hard");
+    hard_link(src.join("hard1"), src.join("hard2"));
+    let replica = Daemon::replica(&scratch, "state-one", &dst, keys);
+    let master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    becomes_identical(&src, &dst);
+    // The look after the publication, too, so that it takes part in nothing that a test counts.
+    wait_for("the first session to end", PATIENCE, || replica.logged().contains(" done "));
+    std::thread::sleep(Duration::from_millis(1500));
+    Pair { scratch, src, dst, replica, master }
+}
+
+impl Pair {
+    /// Lines of the replica's log that tell of drift.
+    fn drift(&self) -> Vec<String> {
+        self.replica.logged().lines().filter(|line| line.contains("drift: ")).map(str::to_owned).collect()
+    }
+
+    /// Sessions that came to their end.
+    fn sessions(&self) -> usize {
+        self.replica.logged().matches(" done ").count()
+    }
+
+    #[track_caller]
+    fn is_healed(&self) {
+        becomes_identical(&self.src, &self.dst);
+    }
+}
+
+#[track_caller]
+fn becomes_identical(src: &Path, dst: &Path) {
+    wait_for("the replica to be identical", PATIENCE, || {
+        dst.exists() && differences(&snapshot(src), &snapshot(dst)).is_empty()
+    });
+    assert_exact(src, dst);
+}
+
+#[test]
+fn what_somebody_does_to_a_replica_is_undone() {
+    let pair = pair("");
+    let d = &pair.dst;
+    // In one breath, and each in a directory of its own: healing is the slower the more often it has to be.
+    append(d.join("d000/f00001"), b"more");
+    remove(&d.join("d000/f00002"));
+    write(d.join("d000/extra"), b"extra");
+    set_mode(d.join("d000/f00003"), 0o777);
+    std::fs::rename(d.join("d000/f00004"), d.join("renamed")).unwrap();
+    std::fs::rename(d.join("d001"), d.join("elsewhere")).unwrap();
+    link_to("elsewhere", d.join("d001"));
+    write(d.join("x/y/z"), b"deep");
+    set_mtime(d.join("attr"), 1, 1);
+    remove(&d.join("link"));
+    pair.is_healed();
+    let lines = pair.drift().join("\n");
+    for told in [
+        "changed here, and not by the master share=\"www\" path=d000/f00001",
+        "deleted here, and not by the master share=\"www\" path=d000/f00002",
+        "created here, and not by the master share=\"www\" path=d000/extra",
+        "metadata changed here, and not by the master share=\"www\" path=d000/f00003",
+    ] {
+        assert!(lines.contains(told), "{told}:\n{lines}");
+    }
+    // The connection of the beginning.
+    assert_eq!(pair.master.logged().matches(" connected ").count(), 1, "{}", pair.master.logged());
+    assert!(!pair.master.logged().contains(" WARN "), "{}", pair.master.logged());
+    assert!(pair.master.logged().contains("somebody changed its tree there"), "{}", pair.master.logged());
+    // And again, in what was healed: it is watched as before.
+    write(d.join("d001/again"), b"again");
+    pair.is_healed();
+}
+
+#[test]
+fn hard_links_and_whole_trees_are_healed() {
+    let pair = pair("");
+    let d = &pair.dst;
+    let bytes = std::fs::read(d.join("hard1")).unwrap();
+    remove(&d.join("hard1"));
+    write(d.join("hard1"), bytes);
+    pair.is_healed();
+    for entry in std::fs::read_dir(d).unwrap() {
+        remove(&entry.unwrap().path());
+    }
+    pair.is_healed();
+    // Of many only some are named.
+    let named = pair.drift().iter().filter(|line| line.contains("path=")).count();
+    assert!(named <= 40, "{named}");
+    assert!(pair.drift().iter().any(|line| line.contains("more")), "{:?}", pair.drift());
+}
+
+#[test]
+fn what_the_replica_publishes_is_no_drift() {
+    let pair = pair("");
+    let sessions = pair.sessions();
+    many(&pair.scratch.dir("elsewhere"), 3000, 7);
+    std::fs::rename(pair.scratch.path("elsewhere"), pair.src.join("moved-in")).unwrap();
+    pair.is_healed();
+    for i in 0..5 {
+        write(pair.src.join(format!("file {i}")), b"new");
+        std::fs::rename(pair.src.join("d000"), pair.src.join("d")).unwrap();
+        set_mode(pair.src.join("d"), 0o700);
+        pair.is_healed();
+        std::fs::rename(pair.src.join("d"), pair.src.join("d000")).unwrap();
+        pair.is_healed();
+    }
+    // Longer than any look waits.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(pair.drift(), [""; 0]);
+    // A session for each version, and none besides.
+    let published = pair.master.logged().matches(" published ").count();
+    assert_eq!(pair.sessions(), published, "{} at first\n{}", sessions, pair.replica.logged());
+}
+
+#[test]
+fn drift_is_only_reported_where_that_is_asked_for() {
+    let pair = pair("heal = 'report'");
+    append(pair.dst.join("d000/f00001"), b"more");
+    write(pair.dst.join("extra"), b"extra");
+    wait_for("the report", PATIENCE, || pair.drift().len() >= 3);
+    let lines = pair.drift().join("\n");
+    assert!(lines.contains("path=d000/f00001") && lines.contains("path=extra"), "{lines}");
+    let before = snapshot(&pair.dst);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_untouched(&before, &snapshot(&pair.dst));
+    // A version that has nothing to do with it leaves it alone, and one that touches it does not.
+    write(pair.src.join("other"), b"other");
+    wait_for("the new file", PATIENCE, || pair.dst.join("other").exists());
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(pair.dst.join("extra").exists());
+    append(pair.src.join("d000/f00001"), b"the master's");
+    pair.is_healed();
+    assert!(pair.replica.logged().contains("it was changed there meanwhile"), "{}", pair.replica.logged());
+}
+
+#[test]
+fn nobody_looks_where_that_is_not_wanted() {
+    let pair = pair("heal = false");
+    append(pair.dst.join("d000/f00001"), b"more");
+    let before = snapshot(&pair.dst);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_untouched(&before, &snapshot(&pair.dst));
+    assert_eq!(pair.drift(), [""; 0]);
+}
+
+#[test]
+fn a_program_that_writes_all_the_time_is_not_fought_at_full_speed() {
+    let pair = pair("");
+    let (sessions, began) = (pair.sessions(), Instant::now());
+    let file = pair.dst.join("d000/f00001");
+    let writer = watch::Hammer::start(move |turn| {
+        let _ = std::fs::write(&file, format!("written {turn}"));
+        std::thread::sleep(Duration::from_millis(20));
+    });
+    wait_for("it to be told", PATIENCE, || pair.replica.logged().contains("it comes back all the time"));
+    std::thread::sleep(Duration::from_secs(12).saturating_sub(began.elapsed()));
+    let fought = pair.sessions() - sessions;
+    let seconds = began.elapsed().as_secs() as usize;
+    assert!(fought <= 4 + seconds / 4, "{fought} sessions in {seconds} s\n{}", pair.replica.logged());
+    writer.stop();
+    pair.is_healed();
+}
+
+#[test]
+fn a_replica_without_its_master_keeps_serving_and_is_healed_when_that_is_back() {
+    let mut pair = pair("");
+    pair.master.kill();
+    append(pair.dst.join("d000/f00001"), b"more");
+    remove(&pair.dst.join("d000/f00002"));
+    wait_for("the report", PATIENCE, || pair.drift().iter().any(|line| line.contains("path=d000/f00002")));
+    assert!(pair.drift().iter().any(|line| line.contains("no master is connected")), "{:?}", pair.drift());
+    let before = snapshot(&pair.dst);
+    // A replica that starts without a master knows what it is to be, too.
+    pair.replica.kill();
+    write(pair.dst.join("while it was down"), b"x");
+    pair.replica.up();
+    wait_for("the report", PATIENCE, || pair.drift().iter().any(|line| line.contains("path=while it was down")));
+    remove(&pair.dst.join("while it was down"));
+    set_mtime(&pair.dst, mtime_of(&pair.src).0, mtime_of(&pair.src).1);
+    assert_untouched(&before, &snapshot(&pair.dst));
+    pair.master.restart();
+    pair.is_healed();
+}
+
+#[test]
+fn drift_in_a_share_that_is_pushed_to_waits_for_the_next_push() {
+    let scratch = Scratch::new();
+    let (src, dst, state) = (scratch.src(), scratch.dir("one"), scratch.state());
+    many(&src, 100, 3);
+    let replica = Daemon::replica(&scratch, "state-one", &dst, "");
+    replica.pair(&state);
+    // What is left out of a push is nobody's drift.
+    let push = || push_with(&state, &src, &[replica.dest("www")]).args(&["--exclude", "cache/"]).ok();
+    push();
+    write(dst.join("cache/page"), b"its own");
+    append(dst.join("d000/f00001"), b"more");
+    wait_for("the report", PATIENCE, || replica.logged().contains("path=d000/f00001"));
+    assert!(!replica.logged().contains("cache"), "{}", replica.logged());
+    push();
+    assert!(dst.join("cache/page").exists());
+    remove(&dst.join("cache"));
+    push();
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn a_write_in_the_way_of_an_update_loses_and_is_logged() {
+    let pair = pair("heal = 'off'");
+    append(pair.dst.join("d000/f00001"), b"local");
+    append(pair.src.join("d000/f00001"), b"the master's");
+    pair.is_healed();
+    let logged = pair.replica.logged();
+    let told =
+        logged.lines().any(|line| line.contains("it was changed there meanwhile") && line.contains("d000/f00001"));
+    assert!(told, "{logged}");
+}
+
+#[test]
+fn a_directory_that_is_not_the_one_it_was_is_left_alone() {
+    let pair = pair("");
+    let aside = pair.scratch.path("aside");
+    std::fs::rename(&pair.dst, &aside).unwrap();
+    // As the mount point of a file system that is gone.
+    mkdir(&pair.dst);
+    wait_for("the replica to tell", PATIENCE, || pair.replica.logged().contains("moved, unmounted or replaced"));
+    wait_for("the master to be refused", PATIENCE, || pair.master.logged().contains("is it not mounted?"));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(std::fs::read_dir(&pair.dst).unwrap().count(), 0, "it was filled");
+    std::fs::remove_dir(&pair.dst).unwrap();
+    std::fs::rename(&aside, &pair.dst).unwrap();
+    append(pair.dst.join("d000/f00001"), b"more");
+    pair.is_healed();
+}
