@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
@@ -22,7 +22,7 @@ use crate::path::{RelPath, escape};
 use crate::plan::{MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{Survey, SurveyError, SurveyOptions, survey};
-use crate::roles::tree;
+use crate::roles::tree::{self, Remembered};
 use crate::wire::{FOLLOW, Offered, Stand};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
@@ -60,6 +60,8 @@ pub struct Opened {
     pub policy: Policy,
     /// The hash of the tree and its directories.
     pub tree: TreeHash,
+    /// Of its directories.
+    remembered: Mutex<Remembered>,
     /// What could not be looked at here.
     pub holds: Holds,
     /// What belongs to the share's directory and not to the push, such as mounts with `--one-file-system`.
@@ -116,7 +118,8 @@ impl Opened {
             index,
             staging,
             policy,
-            tree: TreeHash { root: Digest::empty(), dirs: HashMap::new() },
+            tree: TreeHash::default(),
+            remembered: Mutex::default(),
             holds: Holds::default(),
             apart: Holds::default(),
             names: HashMap::new(),
@@ -167,6 +170,11 @@ impl Opened {
     /// Whether a row, which is an extra or not, stays out of the tree that the master is told of.
     pub fn ignores(&self, extra: bool) -> bool {
         extra && self.policy.no_delete
+    }
+
+    /// What is remembered of the directories of [`Opened::tree`].
+    pub fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there was nothing here when the session began.
@@ -365,7 +373,7 @@ impl Opened {
         let no_delete = self.policy.no_delete;
         // What is held here is as the index has it: the tree is told with it.
         let tree = match found.holds().is_empty() {
-            true => Some(found.tree(&self.index, no_delete)?),
+            true => Some(found.tree(&self.index, &mut self.remembered(), no_delete)?),
             false => None,
         };
         let Survey { pending, gone, entries, contents, names, failures, mounts, unmade, .. } = found;
