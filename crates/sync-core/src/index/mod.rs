@@ -67,7 +67,12 @@ pub struct Opened {
 struct Inner {
     /// `None` for one in memory.
     files: Option<Files>,
+    /// A connection that read a snapshot and may read another one: opening one costs as much as reading hundreds of rows.
+    // Before the writer, which folds in the log if it is closed last.
+    idle: Mutex<Option<Connection>>,
     writer: Mutex<Connection>,
+    /// How often the database was replaced.
+    rebuilt: AtomicUsize,
     /// Rows written since the log was last folded in.
     unfolded: AtomicUsize,
     // After the connection, so that it is closed under the lock. Who took the lock before may hold it, too.
@@ -187,6 +192,8 @@ impl Index {
         let failed = |fault: Fault| fault.at("rebuild", self.inner.dir());
         // Closes the old connection, because its files are about to be moved.
         *writer = schema::open_memory().map_err(failed)?;
+        self.inner.rebuilt.fetch_add(1, Ordering::Relaxed);
+        drop(self.inner.idle().take());
         if let Some(files) = &self.inner.files {
             files.move_aside()?;
             *writer = create(files).map_err(failed)?;
@@ -218,7 +225,14 @@ impl Index {
 
 impl Inner {
     fn new(files: Option<Files>, conn: Connection, lock: Option<Arc<Lock>>) -> Arc<Self> {
-        Arc::new(Self { files, writer: Mutex::new(conn), unfolded: AtomicUsize::new(0), _lock: lock })
+        Arc::new(Self {
+            files,
+            writer: Mutex::new(conn),
+            idle: Mutex::default(),
+            rebuilt: AtomicUsize::new(0),
+            unfolded: AtomicUsize::new(0),
+            _lock: lock,
+        })
     }
 
     /// The writing connection. A panic in a transaction has rolled it back, so a poisoned lock is in order.
@@ -239,18 +253,26 @@ impl Inner {
         rows::dir_of(self.files.as_ref())
     }
 
+    fn idle(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A connection of its own with a read transaction begun; the first read fixes what it sees. An index in memory
     /// cannot be shared by connections and is copied.
-    fn snapshot(&self) -> Result<Connection, IndexError> {
-        let conn = match &self.files {
-            Some(files) => schema::open_reader(&files.db),
-            None => schema::copy_to_memory(&self.writer()),
+    fn snapshot(self: &Arc<Self>) -> Result<Reader, IndexError> {
+        let rebuilt = self.rebuilt.load(Ordering::Relaxed);
+        let idle = self.idle().take();
+        let conn = match (idle, &self.files) {
+            (Some(idle), _) => Ok(idle),
+            (None, Some(files)) => schema::open_reader(&files.db),
+            (None, None) => schema::copy_to_memory(&self.writer()),
         };
         let begun = conn.and_then(|conn| {
             conn.execute_batch("BEGIN")?;
             Ok(conn)
         });
-        begun.map_err(|fault| fault.at("read", self.dir()))
+        let conn = begun.map_err(|fault| fault.at("read", self.dir()))?;
+        Ok(Reader { conn: Some(conn), rebuilt, inner: Arc::clone(self) })
     }
 
     /// Notes that rows were written, and bounds the log.
@@ -270,6 +292,43 @@ impl Inner {
         // The answer is a row with how far it got; readers in the way are no error.
         conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         Ok(())
+    }
+}
+
+/// A connection that reads a snapshot, and is kept for the next when that is over.
+struct Reader {
+    /// Until this is dropped.
+    conn: Option<Connection>,
+    /// [`Inner::rebuilt`] when it was made: the files may be others by now.
+    rebuilt: usize,
+    // Last, so that the connection above is closed while the index still holds its lock.
+    inner: Arc<Inner>,
+}
+
+impl Reader {
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, IndexError> {
+        let Some(conn) = &self.conn else {
+            return Err(Fault::Damaged("the snapshot is over".to_owned()).at("read", self.dir()));
+        };
+        query(conn).map_err(|fault| fault.at("read", self.dir()))
+    }
+
+    fn dir(&self) -> &Path {
+        self.inner.dir()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let Some(conn) = self.conn.take() else { return };
+        // What is in memory is a copy of what was then.
+        if self.inner.files.is_none() || conn.execute_batch("ROLLBACK").is_err() {
+            return;
+        }
+        let mut idle = self.inner.idle();
+        if idle.is_none() && self.inner.rebuilt.load(Ordering::Relaxed) == self.rebuilt {
+            *idle = Some(conn);
+        }
     }
 }
 

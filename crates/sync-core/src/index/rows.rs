@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use super::error::{Fault, IndexError, from_sql};
 use super::fact::{self, Shown};
 use super::sums::{Mark, Summer, exactly};
-use super::{Index, Inner};
+use super::{Index, Inner, Reader};
 use crate::hash::Digest;
 use crate::manifest::{Row, Tuple};
 use crate::path::{Key, RelPath};
@@ -37,7 +37,8 @@ pub struct Stored {
 /// Rows in tree order, pulled one at a time. It owns a connection with a read transaction: it sees the index as it was
 /// when the cursor was made, whatever is written meanwhile. Memory: one page of rows.
 pub struct RowCursor {
-    conn: Connection,
+    /// `None` if no row is wanted at all.
+    reader: Option<Reader>,
     page: Page,
     /// The key before which nothing is left to read, and whether it is still to be read itself.
     from: Vec<u8>,
@@ -46,8 +47,6 @@ pub struct RowCursor {
     end: Option<Vec<u8>>,
     exhausted: bool,
     summer: Summer,
-    // Last, so that the connection above is closed while the index still holds its lock.
-    inner: Arc<Inner>,
 }
 
 /// What the hash of a tree needs of a row.
@@ -65,11 +64,7 @@ pub struct Leaf<'a> {
 
 /// The rows as they were at one moment, whatever is written meanwhile, even by a transaction of this process that is
 /// still open.
-pub struct Snapshot {
-    conn: Connection,
-    // Last, so that the connection above is closed while the index still holds its lock.
-    inner: Arc<Inner>,
-}
+pub struct Snapshot(Reader);
 
 impl Snapshot {
     /// The row of one path.
@@ -77,8 +72,7 @@ impl Snapshot {
     /// # Errors
     /// [`IndexError`] if it cannot be read, or is not what was written.
     pub fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
-        let found =
-            find(&self.conn, path, &mut Summer::default()).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        let found = self.0.read(|conn| find(conn, path, &mut Summer::default()))?;
         Ok(found.map(|stored| stored.row))
     }
 }
@@ -152,13 +146,25 @@ impl Page {
 }
 
 impl RowCursor {
-    fn new(inner: Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
-        let conn = inner.snapshot()?;
-        let (page, summer) = (Page::default(), Summer::default());
-        let mut cursor = Self { conn, page, from, inclusive: true, end, exhausted: false, summer, inner };
+    fn new(inner: &Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
+        let reader = Some(inner.snapshot()?);
+        let mut cursor = Self { reader, from, end, exhausted: false, ..Self::empty() };
         // The first read is what fixes the snapshot.
         cursor.fill()?;
         Ok(cursor)
+    }
+
+    /// A cursor over no rows, which costs nothing.
+    pub fn empty() -> Self {
+        Self {
+            reader: None,
+            page: Page::default(),
+            from: Vec::new(),
+            inclusive: true,
+            end: None,
+            exhausted: true,
+            summer: Summer::default(),
+        }
     }
 
     /// The next row in tree order.
@@ -177,7 +183,8 @@ impl RowCursor {
     pub fn next_stored(&mut self) -> Result<Option<Stored>, IndexError> {
         self.fill_to_next()?;
         let Some((Encoded { key, hash, fact }, changed_in)) = self.page.next() else { return Ok(None) };
-        let row = fact::decode(key.as_bytes(), fact).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        let dir = || self.reader.as_ref().map_or(Path::new(""), Reader::dir);
+        let row = fact::decode(key.as_bytes(), fact).map_err(|fault| fault.at("read", dir()))?;
         self.pass();
         Ok(Some(Stored { row, hash, changed_in }))
     }
@@ -205,16 +212,19 @@ impl RowCursor {
     }
 
     fn fill(&mut self) -> Result<(), IndexError> {
-        self.read_page().map_err(|fault| fault.at("read", self.inner.dir()))
+        let Some(reader) = self.reader.take() else { return Ok(()) };
+        let filled = reader.read(|conn| self.read_page(conn));
+        self.reader = Some(reader);
+        filled
     }
 
-    fn read_page(&mut self) -> Result<(), Fault> {
+    fn read_page(&mut self, conn: &Connection) -> Result<(), Fault> {
         let sql = if self.inclusive {
             "SELECT path, fact, hash, changed_in, sum FROM entries WHERE path >= ?1 ORDER BY path"
         } else {
             "SELECT path, fact, hash, changed_in, sum FROM entries WHERE path > ?1 ORDER BY path"
         };
-        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut statement = conn.prepare_cached(sql)?;
         let mut rows = statement.query([&self.from])?;
         self.page.clear();
         while self.page.rows.len() < PAGE_ROWS && self.page.bytes.len() < PAGE_BYTES {
@@ -254,7 +264,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if they cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, IndexError> {
-        let snapshot = Snapshot { conn: self.inner.snapshot()?, inner: Arc::clone(&self.inner) };
+        let snapshot = Snapshot(self.inner.snapshot()?);
         // The first read is what fixes it.
         snapshot.row(&RelPath::root())?;
         Ok(snapshot)
@@ -265,7 +275,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn cursor(&self) -> Result<RowCursor, IndexError> {
-        RowCursor::new(self.inner.clone(), Vec::new(), None)
+        RowCursor::new(&self.inner, Vec::new(), None)
     }
 
     /// The row of `dir` and of everything beneath it, in tree order.
@@ -273,7 +283,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn cursor_beneath(&self, dir: &RelPath) -> Result<RowCursor, IndexError> {
-        RowCursor::new(self.inner.clone(), dir.to_key(), end_of(dir))
+        RowCursor::new(&self.inner, dir.to_key(), end_of(dir))
     }
 
     /// Shows every row in tree order to `visit`, until it breaks.

@@ -1,6 +1,5 @@
 //! History: lineages, versions, what changed since one, and what replicas acknowledged.
 
-use std::sync::Arc;
 use std::vec;
 
 use rusqlite::{Connection, params};
@@ -9,7 +8,7 @@ use super::error::{Fault, IndexError, from_sql, to_sql};
 use super::rows::{blob, find};
 use super::stand::{self, meta, put_meta};
 use super::sums::{Mark, Summer, exactly};
-use super::{Index, Inner, fact};
+use super::{Index, Reader, fact};
 use crate::hash::Digest;
 use crate::manifest::{Lineage, Row, Time, Version, VersionId};
 use crate::path::RelPath;
@@ -84,10 +83,9 @@ pub enum Change {
 /// Changes since a version in tree order, pulled one at a time, as of the moment it was made. Memory: the changed
 /// paths.
 pub struct ChangeCursor {
-    conn: Connection,
+    reader: Reader,
     changes: vec::IntoIter<(RelPath, Option<u64>)>,
     summer: Summer,
-    inner: Arc<Inner>,
 }
 
 impl ChangeCursor {
@@ -114,7 +112,7 @@ impl ChangeCursor {
         if let Some(version) = gone {
             return Ok(Some((Change::Delete(path), version)));
         }
-        let found = find(&self.conn, &path, &mut self.summer).map_err(|fault| fault.at("read", self.inner.dir()))?;
+        let found = self.reader.read(|conn| find(conn, &path, &mut self.summer))?;
         match found {
             Some(stored) => Ok(Some((Change::Upsert(stored.row), stored.changed_in))),
             None => Err(IndexError::Damaged(format!("the row of the change to {path} is missing"))),
@@ -184,14 +182,10 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn changes_since(&self, number: u64) -> Result<Option<ChangeCursor>, IndexError> {
-        let conn = self.inner.snapshot()?;
-        let changes = changed_paths(&conn, number).map_err(|fault| fault.at("read", self.inner.dir()))?;
-        Ok(changes.map(|changes| ChangeCursor {
-            conn,
-            changes: changes.into_iter(),
-            summer: Summer::default(),
-            inner: self.inner.clone(),
-        }))
+        let reader = self.inner.snapshot()?;
+        let changes = reader.read(|conn| changed_paths(conn, number))?;
+        let summer = Summer::default();
+        Ok(changes.map(|changes| ChangeCursor { reader, changes: changes.into_iter(), summer }))
     }
 
     /// Every acknowledgement, by replica and then by version number.

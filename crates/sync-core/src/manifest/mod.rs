@@ -8,6 +8,6 @@ mod version;
 
 pub use entry::{Entry, EntryError, Kind, MAX_XATTRS, MAX_XATTRS_BYTES, Metadata, Time, Xattrs};
 pub use holds::Holds;
-pub use merkle::{DirHasher, DirHashes, Merkle, TreeHash};
+pub use merkle::{DirHasher, DirHashes, Merkle, Preimage, TreeHash};
 pub use row::{Refused, Row, Tuple};
 pub use version::{Lineage, Version, VersionId};

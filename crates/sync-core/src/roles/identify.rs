@@ -217,6 +217,12 @@ fn read_all(
     options: &IdentifyOptions<'_>,
     done: &mut dyn FnMut(usize, Outcome),
 ) {
+    if take_some(&mut &*jobs, rows).len() == jobs.len() {
+        // One thread would take all of them: this one.
+        let stopped = || options.stop.load(Ordering::Relaxed);
+        jobs.iter().take_while(|_| !stopped()).for_each(|&i| done(i, read(root, &rows[i], options)));
+        return;
+    }
     let left = Mutex::new(jobs);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(8)).min(jobs.len());
     // A short queue: what is read ahead of its consumer is memory.

@@ -1,11 +1,11 @@
 //! A whole tree as an index holds it: its hash with changes laid over it, and the children of its directories.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::diff::Child;
 use crate::hash::Digest;
 use crate::index::{Index, IndexError, Leaf};
-use crate::manifest::{DirHasher, DirHashes, Holds, Merkle, TreeHash};
+use crate::manifest::{DirHashes, Holds, Merkle, Preimage, TreeHash};
 use crate::path::{Key, RelPath};
 
 /// What changes make of each path: the entry's hash and whether it is a directory, or nothing.
@@ -14,77 +14,174 @@ pub type Overlay<'a> = BTreeMap<&'a RelPath, Option<(Digest, bool)>>;
 /// Up to this many changes, hashing the directories above them is cheaper than a pass over all rows.
 const FEW: usize = 64;
 
-/// The same as [`hash_with`] without holds, for a tree whose hash before the changes is known: with few changes only
-/// the directories above them are hashed.
+/// With more changes it is while they lie in no more than one of so many directories.
+const SPREAD: usize = 8;
+
+/// Bytes of children that are remembered of the directories that changed last, twice: at some 50 bytes for each, a directory of
+/// 150,000 names is remembered, and one of more is read from the rows at each change to it.
+const REMEMBERED: usize = 8 << 20;
+
+/// What a directory takes beside its children.
+const EACH: usize = 200;
+
+/// The children of directories that changed not long ago, as their hashes cover them: another change there costs no reading
+/// of the rows of all. What is remembered is believed if it led to the hash that the directory has.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    recent: Generation,
+    /// Used no more since `recent` was begun.
+    older: Generation,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    dirs: HashMap<RelPath, (Digest, Preimage)>,
+    bytes: usize,
+}
+
+impl Generation {
+    fn take(&mut self, dir: &RelPath) -> Option<(Digest, Preimage)> {
+        let taken = self.dirs.remove(dir)?;
+        self.bytes -= EACH + taken.1.bytes();
+        Some(taken)
+    }
+}
+
+impl Remembered {
+    /// The children of a directory with this hash.
+    fn take(&mut self, dir: &RelPath, hash: &Digest) -> Option<Preimage> {
+        let taken = self.recent.take(dir).or_else(|| self.older.take(dir));
+        taken.filter(|(led_to, _)| led_to == hash).map(|(_, preimage)| preimage)
+    }
+
+    fn keep(&mut self, dir: RelPath, hash: Digest, preimage: Preimage) {
+        drop(self.recent.take(&dir).or_else(|| self.older.take(&dir)));
+        let bytes = EACH + preimage.bytes();
+        if bytes > REMEMBERED {
+            return;
+        }
+        if self.recent.bytes + bytes > REMEMBERED {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.bytes += bytes;
+        self.recent.dirs.insert(dir, (hash, preimage));
+    }
+}
+
+/// The same as [`hash_with`] without holds, for a tree whose hash before the changes is known: with few changes, or changes in
+/// few directories, only the directories above them are hashed.
 ///
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
 pub fn rehash(
     index: &Index,
+    remembered: &mut Remembered,
     mut before: TreeHash,
     changes: &Overlay<'_>,
     ignore_extras: bool,
 ) -> Result<TreeHash, IndexError> {
-    if changes.len() > FEW {
+    let mut above = dirs_above(changes);
+    if changes.len() > FEW && above.len() > before.dirs.about() / SPREAD {
         return hash_with(index, changes, &Holds::default(), ignore_extras);
     }
-    let mut above: BTreeSet<RelPath> = BTreeSet::new();
-    for (path, wanted) in changes {
-        above.extend(wanted.filter(|(_, is_dir)| *is_dir).map(|_| (*path).clone()));
-        let mut at = path.parent();
-        while let Some(dir) = at {
-            at = dir.parent();
-            above.insert(dir);
-        }
-    }
+    forget_gone(&mut before.dirs, changes);
     // Deepest first: a directory's hash needs those of the directories in it.
-    for dir in above.into_iter().rev() {
-        let own = match changes.get(&dir) {
-            Some(wanted) => wanted.filter(|(_, is_dir)| *is_dir).map(|(own, _)| own),
-            None => own_hash(index, &dir, ignore_extras)?,
+    while let Some((dir, children)) = above.pop_last() {
+        let known = before.dirs.get(&dir).and_then(|hash| remembered.take(&dir, hash));
+        let own = match (changes.get(&dir), &known) {
+            (Some(wanted), _) => wanted.filter(|(_, is_dir)| *is_dir).map(|(own, _)| own),
+            (None, Some(known)) => Some(known.own()),
+            (None, None) => own_hash(index, &dir, ignore_extras)?,
         };
-        match own {
+        let hash = match own {
             Some(own) => {
-                let hash = rehash_dir(index, &dir, own, &before.dirs, changes, ignore_extras)?;
-                before.dirs.insert(dir, hash);
+                let mut preimage = match known {
+                    Some(known) => known,
+                    None => read_dir(index, &dir, own, &before.dirs, ignore_extras)?,
+                };
+                preimage.set_own(own);
+                preimage.change(children.iter().map(|(name, hash)| (&**name, *hash)));
+                let hash = preimage.hash();
+                before.dirs.insert(dir.clone(), hash);
+                remembered.keep(dir.clone(), hash, preimage);
+                Some(hash)
             }
-            None => drop(before.dirs.remove(&dir)),
+            None => {
+                before.dirs.remove(&dir);
+                None
+            }
+        };
+        let became_other = matches!(changes.get(&dir), Some(Some((_, false))));
+        if let (Some(parent), false) = (dir.parent(), became_other) {
+            above.entry(parent).or_default().insert(dir.name().into(), hash);
         }
     }
     before.root = before.dirs.get(&RelPath::root()).copied().unwrap_or_else(Digest::empty);
     Ok(before)
 }
 
-/// The hash of one directory with the changes to what is directly in it. `dirs` has those of the directories in it.
-fn rehash_dir(
+/// Forgets directories that went, and all beneath them: one that comes in their place has nothing of what they had.
+fn forget_gone(dirs: &mut DirHashes, changes: &Overlay<'_>) {
+    let mut tops: Vec<&RelPath> = Vec::new();
+    let gone = changes.iter().filter(|(_, wanted)| !matches!(wanted, Some((_, true)))).map(|(path, _)| *path);
+    for path in gone.filter(|path| dirs.get(path).is_some()) {
+        if tops.last().is_none_or(|top| !path.is_beneath(top)) {
+            tops.push(path);
+        }
+    }
+    if tops.is_empty() {
+        return;
+    }
+    let goes = |dir: &RelPath| {
+        let after = tops.partition_point(|top| *top <= dir);
+        after.checked_sub(1).is_some_and(|last| dir == tops[last] || dir.is_beneath(tops[last]))
+    };
+    let gone: Vec<RelPath> = dirs.iter().map(|(dir, _)| dir).filter(|dir| goes(dir)).cloned().collect();
+    gone.iter().for_each(|dir| dirs.remove(dir));
+}
+
+/// Names in a directory with what becomes of their hashes.
+type Children = BTreeMap<Box<[u8]>, Option<Digest>>;
+
+/// The directories whose hashes change, each with what changes directly in it; of directories in it this is not the last word.
+fn dirs_above(changes: &Overlay<'_>) -> BTreeMap<RelPath, Children> {
+    let mut above: BTreeMap<RelPath, Children> = BTreeMap::new();
+    for (path, wanted) in changes {
+        if wanted.is_some_and(|(_, is_dir)| is_dir) {
+            above.entry((*path).clone()).or_default();
+        }
+        let Some(parent) = path.parent() else { continue };
+        let mut next = parent.parent();
+        let children = above.entry(parent).or_default();
+        // Where there are changes already, all above is there, too.
+        let is_first = children.is_empty();
+        children.insert(path.name().into(), wanted.map(|(hash, _)| hash));
+        while let Some(dir) = next.filter(|_| is_first) {
+            next = dir.parent();
+            above.entry(dir).or_default();
+        }
+    }
+    above
+}
+
+/// What the hash of a directory covers, as the rows are; `dirs` has the hashes of the directories in it.
+fn read_dir(
     index: &Index,
     dir: &RelPath,
     own: Digest,
     dirs: &DirHashes,
-    changes: &Overlay<'_>,
     ignore_extras: bool,
-) -> Result<Digest, IndexError> {
-    let mut hasher = DirHasher::new(own);
-    let beneath = |path: Option<&RelPath>, hash: Digest| path.and_then(|path| dirs.get(path)).copied().unwrap_or(hash);
-    let lay = |hasher: &mut DirHasher, path: &RelPath, wanted: Option<(Digest, bool)>| {
-        if let Some((hash, is_dir)) = wanted {
-            hasher.add(path.name(), beneath(is_dir.then_some(path), hash));
-        }
-    };
-    let mut changes = changes.iter().filter(|(path, _)| path.is_in(dir)).peekable();
+) -> Result<Preimage, IndexError> {
+    let mut preimage = Preimage::new(own);
     index.leaves_in(dir, &mut |leaf| {
-        while let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_gt()) {
-            lay(&mut hasher, path, *wanted);
+        if leaf.extra && ignore_extras {
+            return;
         }
-        if let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_eq()) {
-            lay(&mut hasher, path, *wanted);
-        } else if !(leaf.extra && ignore_extras) {
-            let path = if leaf.is_dir { leaf.key.to_path().ok() } else { None };
-            hasher.add(leaf.key.name(), beneath(path.as_ref(), leaf.hash));
-        }
+        let path = if leaf.is_dir { leaf.key.to_path().ok() } else { None };
+        let whole = path.and_then(|path| dirs.get(&path)).copied();
+        preimage.add(leaf.key.name(), whole.unwrap_or(leaf.hash));
     })?;
-    changes.for_each(|(path, wanted)| lay(&mut hasher, path, *wanted));
-    Ok(hasher.finish())
+    Ok(preimage)
 }
 
 /// The hash of a directory's own entry; `None` if there is no such directory.
@@ -217,23 +314,81 @@ mod tests {
         proptest::collection::btree_map((0..3u8, 0..3u8, 0..3u8), 1..5u32, 0..12)
     }
 
+    /// What makes one tree of the other; beneath what goes, nothing is told if `tops` says so.
+    fn overlay<'a>(
+        old: &'a BTreeMap<RelPath, Row>,
+        new: &'a BTreeMap<RelPath, Row>,
+        tops: bool,
+    ) -> BTreeMap<&'a RelPath, Option<(Digest, bool)>> {
+        let mut overlay: Overlay<'_> = new
+            .iter()
+            .filter(|(path, row)| old.get(*path) != Some(*row))
+            .map(|(path, row)| (path, Some((row.entry.hash(), row.entry.is_dir()))))
+            .collect();
+        let is_dir = |path: &RelPath| new.get(path).is_some_and(|row| row.entry.is_dir());
+        let gone = old.keys().filter(|path| !new.contains_key(*path));
+        let told = |path: &RelPath| !tops || path.parent().is_none_or(|parent| is_dir(&parent));
+        overlay.extend(gone.filter(|path| told(path)).map(|path| (path, None)));
+        overlay
+    }
+
+    fn write(index: &Index, old: &BTreeMap<RelPath, Row>, new: &BTreeMap<RelPath, Row>) {
+        let gone = old.keys().filter(|path| !new.contains_key(*path));
+        let written = index.write(0, |writer| -> Result<(), IndexError> {
+            gone.clone().try_for_each(|path| writer.delete(path).map(drop))?;
+            new.values().try_for_each(|row| writer.upsert(row))
+        });
+        written.unwrap();
+    }
+
     proptest! {
+        /// Version after version, each of which is kept or given up.
         #[test]
-        fn rehashing_what_changed_is_hashing_everything(old in picks(), new in picks()) {
-            let (old, new) = (tree(&old), tree(&new));
+        fn rehashing_what_changed_is_hashing_everything(
+            first in picks(),
+            versions in prop::collection::vec((picks(), any::<bool>(), any::<bool>()), 1..6),
+        ) {
             let index = Index::in_memory().unwrap();
-            index.write(0, |writer| old.values().try_for_each(|row| writer.upsert(row))).unwrap();
-            let all = hash_with(&index, &Overlay::new(), &Holds::default(), false).unwrap();
-            let mut overlay: Overlay<'_> = old.keys().filter(|p| !new.contains_key(*p)).map(|p| (p, None)).collect();
-            for (path, row) in new.iter().filter(|(path, row)| old.get(*path) != Some(*row)) {
-                overlay.insert(path, Some((row.entry.hash(), row.entry.is_dir())));
-            }
-            let whole = hash_with(&index, &overlay, &Holds::default(), false).unwrap();
-            let quick = rehash(&index, all, &overlay, false).unwrap();
-            prop_assert_eq!(whole.root, quick.root);
-            for (dir, hash) in whole.dirs {
-                prop_assert_eq!(quick.dirs.get(&dir), Some(&hash));
+            let mut old = tree(&first);
+            write(&index, &BTreeMap::new(), &old);
+            let mut hash = hash_with(&index, &Overlay::new(), &Holds::default(), false).unwrap();
+            let mut remembered = Remembered::default();
+            for (new, tops, is_kept) in versions {
+                let new = tree(&new);
+                let overlay = overlay(&old, &new, tops);
+                let whole = hash_with(&index, &overlay, &Holds::default(), false).unwrap();
+                let quick = rehash(&index, &mut remembered, hash.clone(), &overlay, false).unwrap();
+                prop_assert_eq!(whole.root, quick.root);
+                let sorted = |tree: &TreeHash| tree.dirs.iter().map(|(d, h)| (d.clone(), *h)).collect::<BTreeMap<_, _>>();
+                prop_assert_eq!(sorted(&whole), sorted(&quick));
+                if is_kept {
+                    write(&index, &old, &new);
+                    (old, hash) = (new, quick);
+                }
             }
         }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let dir = |i: usize| RelPath::new(format!("d{i}")).unwrap();
+        let children = |count: usize| {
+            let mut preimage = Preimage::new(Digest::empty());
+            (0..count).for_each(|i| preimage.add(format!("name{i:08}").as_bytes(), Digest::empty()));
+            preimage
+        };
+        let mut remembered = Remembered::default();
+        for i in 0..100 {
+            remembered.keep(dir(i), Digest::empty(), children(10_000));
+            assert!(remembered.recent.bytes <= REMEMBERED && remembered.older.bytes <= REMEMBERED);
+        }
+        assert!(remembered.take(&dir(99), &Digest::of(b"another")).is_none());
+        assert!(remembered.take(&dir(98), &Digest::empty()).is_some());
+        assert!(remembered.take(&dir(0), &Digest::empty()).is_none());
+        remembered.keep(dir(0), Digest::empty(), children(1_000_000));
+        assert!(remembered.take(&dir(0), &Digest::empty()).is_none());
+        let held: Vec<_> = (0..100).filter_map(|i| remembered.take(&dir(i), &Digest::empty())).collect();
+        assert!(!held.is_empty());
+        assert_eq!((remembered.recent.bytes, remembered.older.bytes), (0, 0));
     }
 }

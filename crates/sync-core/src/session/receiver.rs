@@ -18,7 +18,7 @@ use crate::plan::Changes;
 use crate::region::Region;
 use crate::relative;
 use crate::wire::{
-    Announce, Basis, Change, Describe, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Moved, Offered, Run, ToMaster,
+    Announce, Basis, Change, Describe, FOLLOW, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Moved, Offered, Run, ToMaster,
     ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
@@ -108,6 +108,8 @@ pub struct Receiver {
     /// Whether a dry run asks for contents all the same: none comes.
     estimate: bool,
     max_delete: bool,
+    /// Whether the master follows its tree: then what is prepared is published without a further word.
+    follows: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
     guarded: Option<Vec<(u64, Vec<Offered>)>>,
 }
@@ -144,6 +146,7 @@ impl Receiver {
             dry_run: false,
             estimate: false,
             max_delete: false,
+            follows: false,
             guarded: None,
         }
     }
@@ -185,6 +188,10 @@ impl Receiver {
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
             ReceiverInput::Guarded(root) => self.guarded(root),
             ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
+            ReceiverInput::Prepared(None) if self.follows && self.announce.as_ref().is_some_and(|a| a.committed) => {
+                self.state = State::Publishing;
+                self.outputs.push_back(ReceiverOutput::Publish);
+            }
             ReceiverInput::Prepared(None) => {
                 self.state = State::Prepared;
                 if let Some(root) = self.announce.as_ref().map(|a| a.version.root) {
@@ -258,6 +265,7 @@ impl Receiver {
                 self.dry_run = hello.policy.dry_run;
                 self.estimate = self.dry_run && hello.policy.estimate;
                 self.max_delete = hello.policy.max_delete.is_some() && !self.dry_run;
+                self.follows = hello.features & FOLLOW != 0;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.outputs.push_back(ReceiverOutput::Open(hello, self.source.take()));
             }

@@ -29,6 +29,7 @@ use crate::region::Region;
 use crate::relative::moved_dirs;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, LastLook, Pending, Survey, SurveyOptions, survey, survey_names};
+use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
 
 /// How long to wait for another push of the same source.
@@ -66,6 +67,7 @@ pub struct Source {
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
     chunks: Mutex<HashMap<Digest, Arc<[ChunkRef]>>>,
+    remembered: Mutex<Remembered>,
 }
 
 /// What every destination is brought to.
@@ -139,6 +141,7 @@ impl Source {
             policy: request.policy.clone(),
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
             chunks: Mutex::default(),
+            remembered: Mutex::default(),
         })
     }
 
@@ -331,7 +334,7 @@ impl Source {
         survey.pending.retain(|p| !holds.covers(&p.row.path));
         survey.gone.retain(|row| !holds.covers(&row.path));
         let gone_dirs = survey.gone_dirs();
-        let tree = survey.tree(&self.index, false)?;
+        let tree = survey.tree(&self.index, &mut self.remembered(), false)?;
         let Survey { pending, gone, entries, .. } = survey;
         let came = dirs_that_came(&pending).filter_map(|dir| Some((dir, *tree.dirs.get(dir)?)));
         let moved = moved_dirs(gone_dirs.iter().map(|(dir, hash)| (dir, *hash)), came);
@@ -402,6 +405,10 @@ impl Source {
     /// Chunk lists that the index does not have yet.
     fn written_soon(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[ChunkRef]>>> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A replica stands at a version that this index does not know: it was restored from an old copy, cloned, or made

@@ -13,13 +13,16 @@ use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Intent, Snapshot, Stand};
+use crate::index::{Commit, Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
 use crate::roles::tree;
 use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
+
+/// Up to this many steps are taken one after the other: starting threads for them takes longer than they do.
+const FEW: usize = 16;
 
 /// Messages about what is in its place that may wait for their rows to be written.
 const TOLD_AHEAD: usize = 8;
@@ -94,7 +97,7 @@ impl Application {
         // Hashing every changed entry takes about as long as finding out what is there for it.
         let hash = || tree_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (tree, found) = std::thread::scope(|scope| {
-            let hashing = Builder::new().spawn_scoped(scope, hash);
+            let hashing = (changes.len() > FEW).then(|| Builder::new().spawn_scoped(scope, hash)).transpose();
             let found = touched_rows(&opened.index, &changes, known).and_then(|rows| {
                 let renames = match opened.policy.no_delete {
                     true => Vec::new(),
@@ -103,7 +106,7 @@ impl Application {
                 Ok((sources(&opened.index, &changes, &rows, &renames, staged)?, renames, rows))
             });
             let joined = |hashing: ScopedJoinHandle<'_, _>| hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
-            (hashing.map_or_else(|_| hash(), joined), found)
+            (hashing.ok().flatten().map_or_else(hash, joined), found)
         });
         let (tree, ((sources, complete), renames, mut rows)) = (tree?, found?);
         let root = tree.root;
@@ -330,8 +333,14 @@ impl Application {
         let (sender, placed) = mpsc::channel();
         let mut instead = Vec::new();
         let (written, failures) = std::thread::scope(|scope| {
-            let spawn = |publisher| Builder::new().spawn_scoped(scope, || carry_out(publisher, staging, sender));
-            let mut publishing = match publisher.map(spawn).transpose() {
+            let carry_out = |publisher| match steps.len() <= FEW {
+                true => Ok(Publishing::Over(carry_out(publisher, staging, sender))),
+                false => {
+                    let thread = Builder::new().spawn_scoped(scope, || carry_out(publisher, staging, sender));
+                    thread.map(Publishing::UnderWay)
+                }
+            };
+            let mut publishing = match publisher.map(carry_out).transpose() {
                 Ok(publishing) => publishing,
                 Err(error) => return (Err(Reason(format!("cannot start a thread to publish: {error}"))), Vec::new()),
             };
@@ -459,6 +468,22 @@ fn prepare_and_commit(
     intent: &Intent,
     failures: &mut Vec<FsError>,
 ) -> Result<Publisher, Reason> {
+    let mut conclude = |commit: &mut Commit<'_>, mut publisher: Publisher| {
+        failures.append(&mut publisher.take_failures());
+        if publisher.was_stopped() {
+            return Err(Reason(STOPPED.to_owned()));
+        }
+        staging.flush().map_err(|error| Reason(error.to_string()))?;
+        commit.set_intent(intent)?;
+        Ok(publisher)
+    };
+    if steps.len() <= FEW {
+        publisher.prepare();
+        return index.commit_with(0, |commit| {
+            moved.iter().try_for_each(|dir| commit.copy_beneath(&dir.from, &dir.to))?;
+            conclude(commit, publisher)
+        });
+    }
     let mut ledger = Ledger::new(steps, BTreeMap::new());
     let (sender, ready) = mpsc::sync_channel(TOLD_AHEAD);
     // Nobody listens any more when the index failed.
@@ -475,14 +500,8 @@ fn prepare_and_commit(
             let ready: Receiver<Vec<Ready>> = ready;
             moved.iter().try_for_each(|dir| commit.copy_beneath(&dir.from, &dir.to))?;
             ready.iter().flatten().try_for_each(|ready| ledger.write_ready(commit, ready))?;
-            let mut publisher = preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned()))?;
-            failures.append(&mut publisher.take_failures());
-            if publisher.was_stopped() {
-                return Err(Reason(STOPPED.to_owned()));
-            }
-            staging.flush().map_err(|error| Reason(error.to_string()))?;
-            commit.set_intent(intent)?;
-            Ok(publisher)
+            let publisher = preparing.join().map_err(|_| Reason("preparing ended with a panic".to_owned()))?;
+            conclude(commit, publisher)
         })
     })
 }
@@ -519,8 +538,17 @@ fn carry_out_rest(rest: &mut Publisher, staging: Option<&Staging>) -> Result<(),
     if rest.was_stopped() { Err(Reason(STOPPED.to_owned())) } else { Ok(()) }
 }
 
-fn ended(publishing: ScopedJoinHandle<'_, Ended>) -> Result<Ended, Reason> {
-    publishing.join().map_err(|_| Reason("publishing ended with a panic".to_owned()))
+/// What publishes, or did.
+enum Publishing<'scope> {
+    UnderWay(ScopedJoinHandle<'scope, Ended>),
+    Over(Ended),
+}
+
+fn ended(publishing: Publishing<'_>) -> Result<Ended, Reason> {
+    match publishing {
+        Publishing::UnderWay(thread) => thread.join().map_err(|_| Reason("publishing ended with a panic".to_owned())),
+        Publishing::Over(ended) => Ok(ended),
+    }
 }
 
 fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed)> {

@@ -73,7 +73,9 @@ pub fn in_place_of(
     let one = |((_, file), row): (&(u64, Offered), Option<Row>)| {
         row.and_then(|row| basis(root, file, row, master, stop)).unwrap_or_default()
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len() / FILES_PER_THREAD);
+    let most = files.len() / FILES_PER_THREAD;
+    // Asking for it reads files of the kernel's.
+    let threads = if most < 2 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(most) };
     if threads < 2 {
         return files.iter().zip(rows).map(one).collect();
     }

@@ -155,7 +155,7 @@ pub fn tree_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<T
         changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
     let ignore_extras = opened.policy.no_delete;
     match holds.is_empty() {
-        true => tree::rehash(&opened.index, opened.tree.clone(), &overlay, ignore_extras),
+        true => tree::rehash(&opened.index, &mut opened.remembered(), opened.tree.clone(), &overlay, ignore_extras),
         false => tree::hash_with(&opened.index, &overlay, holds, ignore_extras),
     }
 }

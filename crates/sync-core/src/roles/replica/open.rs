@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
@@ -24,7 +24,7 @@ use crate::path::{RelPath, escape};
 use crate::plan::{MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
-use crate::roles::tree;
+use crate::roles::tree::{self, Remembered};
 use crate::wire::{FOLLOW, Hello, Offered, Stand, ToReplica};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
@@ -65,6 +65,8 @@ pub struct Opened {
     pub policy: Policy,
     /// The hash of the tree and its directories.
     pub tree: TreeHash,
+    /// Of its directories.
+    remembered: Mutex<Remembered>,
     /// What could not be looked at here.
     pub holds: Holds,
     /// What belongs to the share's directory and not to the push, such as mounts with `--one-file-system`.
@@ -173,7 +175,8 @@ impl Opened {
             index,
             staging,
             policy,
-            tree: TreeHash { root: Digest::empty(), dirs: HashMap::new() },
+            tree: TreeHash::default(),
+            remembered: Mutex::default(),
             holds: Holds::default(),
             apart: Holds::default(),
             names: HashMap::new(),
@@ -266,6 +269,11 @@ impl Opened {
     /// Whether a row, which is an extra or not, stays out of the tree that the master is told of.
     pub fn ignores(&self, extra: bool) -> bool {
         extra && self.policy.no_delete
+    }
+
+    /// What is remembered of the directories of [`Opened::tree`].
+    pub fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there was nothing here when the session began.
@@ -509,7 +517,7 @@ impl Opened {
         let no_delete = self.policy.no_delete;
         // What is held here is as the index has it: the tree is told with it.
         let tree = match found.holds().is_empty() {
-            true => Some(found.tree(&self.index, no_delete)?),
+            true => Some(found.tree(&self.index, &mut self.remembered(), no_delete)?),
             false => None,
         };
         let Survey { pending, gone, entries, contents, names, failures, mounts, unmade, .. } = found;
@@ -530,7 +538,7 @@ impl Opened {
 
     /// The same for a look at a few names, with what is known of the others.
     fn take_over(&mut self, mut found: Survey) -> Result<(), OpenError> {
-        let tree = found.tree(&self.index, self.policy.no_delete)?;
+        let tree = found.tree(&self.index, &mut self.remembered(), self.policy.no_delete)?;
         let Survey { pending, gone, entries, .. } = found;
         self.write_rows(&pending, &gone, &[], None)?;
         // Contents that went are not taken out: a look at all finds which are left.

@@ -11,7 +11,7 @@ use crate::hash::Digest;
 use crate::index::{Index, IndexError};
 use crate::manifest::{Holds, Kind, Metadata, Row, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
-use crate::roles::tree;
+use crate::roles::tree::{self, Remembered};
 
 /// A path whose row is missing, or no longer true.
 #[derive(Clone, Debug)]
@@ -153,11 +153,16 @@ impl Survey {
     }
 
     /// The hash of the tree as it was found, without extras if asked. The index still is what it was before the look, and
-    /// what is pending does not change any more.
+    /// what is pending does not change any more. `remembered` is of the same tree.
     ///
     /// # Errors
     /// [`IndexError`] if the rows cannot be read.
-    pub fn tree(&mut self, index: &Index, ignore_extras: bool) -> Result<TreeHash, IndexError> {
+    pub fn tree(
+        &mut self,
+        index: &Index,
+        remembered: &mut Remembered,
+        ignore_extras: bool,
+    ) -> Result<TreeHash, IndexError> {
         let holds = self.holds();
         for Pending { row, before, .. } in &mut self.pending {
             before.iter_mut().for_each(|before| before.now = Some(row.entry.hash()));
@@ -170,7 +175,7 @@ impl Survey {
         let overlay: tree::Overlay<'_> = gone.chain(self.pending.iter().map(|p| (&p.row.path, found(p)))).collect();
         match before {
             Some(before) if overlay.is_empty() => Ok(before),
-            Some(before) => tree::rehash(index, before, &overlay, ignore_extras),
+            Some(before) => tree::rehash(index, remembered, before, &overlay, ignore_extras),
             None => tree::hash_with(index, &overlay, &holds, ignore_extras),
         }
     }

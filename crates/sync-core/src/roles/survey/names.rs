@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::found::recognise_moved_inodes;
 use super::{Survey, SurveyError, SurveyOptions, Walk};
 use crate::fs::{self, FsError, Root, STAGING_NAME, Seen, Stat};
-use crate::index::{Index, IndexError, Stored};
+use crate::index::{Index, IndexError, RowCursor, Stored};
 use crate::manifest::{Row, TreeHash};
 use crate::path::{KeyBuf, RelPath};
 
@@ -60,7 +60,7 @@ pub fn survey_names(
         options,
         started: fs::clock::now(),
         has_waited: true,
-        rows: index.cursor()?,
+        rows: RowCursor::empty(),
         groups: HashMap::new(),
         kept: None,
         merkle: None,

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::roles::identify::{Early, IdentifyOptions, identify};
+use crate::roles::tree::Remembered;
 
 fn look(top: &std::path::Path) -> Survey {
     let filter = Filter::new(&[]).unwrap();
@@ -127,7 +128,8 @@ proptest! {
         let mut first = look();
         read_all(&root, &mut first);
         let last = LastLook::of(&first).unwrap();
-        let last = LastLook { tree: first.tree(&index, false).unwrap(), ..last };
+        let mut remembered = Remembered::default();
+        let last = LastLook { tree: first.tree(&index, &mut remembered, false).unwrap(), ..last };
         index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
 
         let names = after.iter().enumerate().flat_map(|(round, deed)| act(top.path(), 100 + round, deed)).collect();
@@ -139,7 +141,7 @@ proptest! {
         prop_assert_eq!(some.entries, all.entries);
         let gone = |survey: &Survey| survey.gone.iter().map(|row| row.path.clone()).collect::<Vec<_>>();
         prop_assert_eq!(gone(&some), gone(&all));
-        prop_assert_eq!(some.tree(&index, false).unwrap().root, all.tree(&index, false).unwrap().root);
+        prop_assert_eq!(some.tree(&index, &mut remembered, false).unwrap().root, all.tree(&index, &mut remembered, false).unwrap().root);
     }
 }
 

@@ -131,7 +131,7 @@ impl Master {
             let (old, new) = (hash(before.iter()), hash(self.entries().iter()));
             let dirs = |tree: &TreeHash, other: &TreeHash| {
                 let mut dirs: Vec<_> = tree.dirs.iter().map(|(dir, hash)| (dir.clone(), *hash)).collect();
-                dirs.retain(|(dir, _)| !other.dirs.contains_key(dir));
+                dirs.retain(|(dir, _)| other.dirs.get(dir).is_none());
                 dirs.sort();
                 dirs
             };
@@ -197,7 +197,7 @@ pub fn children<'a>(
             own = entry.is_dir().then_some(hash);
         } else if path.parent().as_ref() == Some(dir) {
             let is_dir = entry.is_dir();
-            let whole = if is_dir { tree.dirs[path] } else { hash };
+            let whole = if is_dir { *tree.dirs.get(path).unwrap() } else { hash };
             children.push(Child { name: path.name().into(), hash: whole, own: hash, is_dir });
         }
     }

@@ -1,0 +1,496 @@
+#!/usr/bin/env python3
+"""Measures a mirror: a `syncd` that watches a tree, and replicas that follow it, all on this machine.
+
+    cargo build --release --workspace
+    benches/latency.py --tree /some/real/tree
+    benches/latency.py --tree /some/real/tree --dir /var/tmp --only latency    # on a disk
+
+    latency   small files are written over at --rate changes a second, whatever becomes of those before: milliseconds from
+              before the file is opened until the replica's file has the new content. Beside it `lsyncd` with a delay of 0 to an
+              `rsync --daemon`, on the same tree with the same changes
+    idle      nothing changes for --idle seconds: CPU time and wakeups of both daemons
+    burst     --burst new files are copied into the tree: from the first write until all are at the replica. Beside it the same
+              copy and then `rsync -a` by hand, to an `rsync --daemon`
+    replicas  CPU time of the master for a change with 1 and with 8 replicas
+    memory    a made tree of --many files: memory of both daemons, its peak in the first copy, and at rest
+
+The observer looks every 0.2 ms. CPU times are of all threads, in nanoseconds of the scheduler; wakeups are voluntary context
+switches. After each workload the trees are compared by `rsync --checksum`. The state of the daemons is in --dir, too.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import random
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import compare
+
+# Milliseconds; per cent of a core; ratios; bytes.
+GOALS = {"p50": 5.0, "p99": 20.0, "idle": 0.1, "burst": 1.5, "replicas": 1.5, "memory": 100e6}
+
+PATIENCE = 120
+
+
+class Process(compare.Daemon):
+    def __init__(self, argv, log):
+        super().__init__(argv, open(log, "w"))
+        self.log = log
+
+    def tasks(self):
+        return pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+
+    def used(self):
+        """CPU seconds and wakeups of the threads that there are."""
+        cpu, wakeups = 0, 0
+        for task in self.tasks():
+            try:
+                cpu += int((task / "schedstat").read_text().split()[0])
+                wakeups += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M).group(1))
+            except OSError:
+                pass
+        return cpu / 1e9, wakeups
+
+    def memory(self):
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return {k: int(re.search(rf"{k}:\s+(\d+)", status).group(1)) * 1024 for k in ("VmHWM", "VmRSS")}
+
+
+class Mirror:
+    name = "syncd"
+
+    def __init__(self, work, args, src, replicas=1):
+        self.work, self.src, self.bin = work / "mirror", src, args.bin
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.dsts = [self.work / f"dst{i}" for i in range(replicas)]
+        self.replicas, ports = [], []
+        for i, dst in enumerate(self.dsts):
+            dst.mkdir(parents=True)
+            ports.append(compare.free_port(socket.SOCK_DGRAM))
+            state = self.work / f"replica{i}"
+            argv = [self.bin / "syncd", "--state-dir", state, "--listen", f"127.0.0.1:{ports[i]}", "--share", f"d={dst}"]
+            self.replicas.append(Process(argv, self.work / f"replica{i}.log"))
+        time.sleep(0.5)
+        for i, port in enumerate(ports):
+            token = compare.run([self.bin / "syncd", "--state-dir", self.work / f"replica{i}", "invite"]).stdout.strip()
+            pair = [self.bin / "synccli", "--state-dir", self.work / "master", "pair", f"127.0.0.1:{port}", token]
+            compare.run(pair)
+        self.config = self.work / "master.toml"
+        addresses = json.dumps([f"127.0.0.1:{port}" for port in ports])
+        self.config.write_text(
+            f'state_dir = "{self.work / "master"}"\n[shares.d]\npath = "{src}"\nreplicas = {addresses}\n'
+        )
+        self.start_master()
+
+    def start_master(self):
+        self.master = Process([self.bin / "syncd", "--config", self.config], self.work / "master.log")
+
+    def processes(self):
+        return {"master": self.master, "replica": self.replicas[0]}
+
+    def stop(self):
+        for process in [self.master, *self.replicas]:
+            process.stop()
+
+
+class Lsyncd:
+    name = "lsyncd"
+
+    def __init__(self, work, args, src):
+        self.work, self.src = work / "lsyncd", src
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.dsts = [self.work / "dst"]
+        self.dsts[0].mkdir(parents=True)
+        self.target = Rsyncd(self.work, self.dsts[0])
+        config = self.work / "lsyncd.lua"
+        config.write_text(
+            f'settings {{ nodaemon = true, statusFile = "{self.work / "status"}" }}\n'
+            f'sync {{ default.rsync, source = "{src}/", target = "{self.target.url}", delay = 0,\n'
+            "       rsync = { archive = true, compress = false, whole_file = false } }\n"
+        )
+        self.master = Process(["lsyncd", config], self.work / "lsyncd.log")
+
+    def processes(self):
+        return {"master": self.master}
+
+    def stop(self):
+        self.master.stop()
+        self.target.stop()
+
+
+class Rsyncd:
+    def __init__(self, work, dst):
+        port = compare.free_port(socket.SOCK_STREAM)
+        config = work / "rsyncd.conf"
+        user = "uid=0\ngid=0\n" if os.geteuid() == 0 else ""
+        config.write_text(f"port={port}\naddress=127.0.0.1\nuse chroot=no\n{user}[d]\npath={dst}\nread only=no\n")
+        self.url = f"rsync://127.0.0.1:{port}/d/"
+        self.process = Process(["rsync", "--daemon", "--no-detach", "--config", config], work / "rsyncd.log")
+        time.sleep(0.5)
+
+    def stop(self):
+        self.process.stop()
+
+
+def wait_for(condition, what):
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > PATIENCE:
+            raise SystemExit(f"{what}: not after {PATIENCE} s")
+        time.sleep(0.02)
+
+
+def settle(mirror):
+    """Until a new file has arrived everywhere: then all before it has, and the tree is watched."""
+    time.sleep(2)
+    marker = f".marker{time.time_ns()}"
+    (mirror.src / marker).write_text(marker)
+    wait_for(lambda: all((dst / marker).exists() for dst in mirror.dsts), f"{mirror.name} has copied the tree")
+    (mirror.src / marker).unlink()
+    wait_for(lambda: not any((dst / marker).exists() for dst in mirror.dsts), f"{mirror.name} has removed a file")
+    time.sleep(3)
+
+
+def differences(mirror):
+    time.sleep(1)
+    return [line for dst in mirror.dsts for line in compare.same(mirror.src, dst).splitlines()[:5]]
+
+
+class Changes(threading.Thread):
+    """Writes over one small file after the other, at a rate."""
+
+    def __init__(self, src, count, rate, seed):
+        super().__init__(daemon=True)
+        files = sorted(os.path.relpath(p, src) for p in compare.files_below(src))
+        source = random.Random(seed)
+        self.src, self.rate, self.source = src, rate, source
+        self.files = source.sample(files, count)
+        self.waiting, self.lock, self.done = {}, threading.Lock(), False
+
+    def run(self):
+        begun = time.perf_counter()
+        for i, name in enumerate(self.files):
+            time.sleep(max(0, begun + i / self.rate - time.perf_counter()))
+            body = f"change {i} of {name}\n".encode() * 5 + os.urandom(16)
+            at = time.perf_counter()
+            with self.lock:
+                self.waiting[name] = (at, body)
+            with open(self.src / name, "wb") as f:
+                f.write(body)
+        self.done = True
+
+
+def visible(path, body):
+    try:
+        return os.stat(path).st_size == len(body) and path.read_bytes() == body
+    except FileNotFoundError:
+        return False
+
+
+def latencies(mirror, args, count, rate, seed):
+    """Milliseconds until each change was at the last of the replicas."""
+    changes = Changes(mirror.src, count, rate, seed)
+    changes.start()
+    took = []
+    ended = time.monotonic() + count / rate + PATIENCE
+    while not changes.done or changes.waiting:
+        with changes.lock:
+            waiting = list(changes.waiting.items())
+        for name, (at, body) in waiting:
+            if all(visible(dst / name, body) for dst in mirror.dsts):
+                took.append((time.perf_counter() - at) * 1000)
+                with changes.lock:
+                    del changes.waiting[name]
+        if time.monotonic() > ended:
+            raise SystemExit(f"{mirror.name}: {len(waiting)} changes did not arrive")
+        time.sleep(0.0002)
+    return took
+
+
+def quantiles(took):
+    took = sorted(took)
+    at = lambda part: took[min(len(took) - 1, int(part * len(took)))]
+    return {"p50": statistics.median(took), "p90": at(0.9), "p99": at(0.99), "max": took[-1]}
+
+
+def used(mirror):
+    return {who: process.used() for who, process in mirror.processes().items()}
+
+
+def used_since(mirror, before):
+    now = used(mirror)
+    return {who: [now[who][i] - before[who][i] for i in (0, 1)] for who in now}
+
+
+def fresh(args, work):
+    src = work / "src"
+    shutil.rmtree(src, ignore_errors=True)
+    compare.run(["cp", "-a", args.tree, src])
+    return src
+
+
+# ---- the workloads: each a list of samples
+
+
+def latency(args, work):
+    kinds = [Mirror] + ([Lsyncd] if shutil.which("lsyncd") else [])
+    if len(kinds) == 1:
+        print("SKIPPED: lsyncd: it is not installed", file=sys.stderr)
+    samples = []
+    for turn in range(args.runs):
+        for kind in kinds if turn % 2 == 0 else kinds[::-1]:
+            mirror = kind(work, args, fresh(args, work))
+            try:
+                settle(mirror)
+                before = used(mirror)
+                took = latencies(mirror, args, args.changes, args.rate, turn)
+                cost = {who: seconds for who, (seconds, _) in used_since(mirror, before).items()}
+                sample = {"peer": mirror.name, "turn": turn, **quantiles(took), "cpu": cost, "ms": [round(t, 2) for t in took]}
+                samples.append({**sample, "differences": differences(mirror)})
+            finally:
+                mirror.stop()
+    return samples
+
+
+def idle(args, work):
+    mirror = Mirror(work, args, fresh(args, work))
+    try:
+        settle(mirror)
+        time.sleep(10)
+        before = used(mirror)
+        time.sleep(args.idle)
+        since = used_since(mirror, before)
+        return [
+            {"peer": who, "seconds": args.idle, "percent": 100 * cpu / args.idle, "wakeups": wakeups / args.idle}
+            for who, (cpu, wakeups) in since.items()
+        ]
+    finally:
+        mirror.stop()
+
+
+def burst(args, work):
+    new = work / "new"
+    new.mkdir()
+    for i in range(args.burst):
+        if i % 500 == 0:
+            (new / f"burst{i // 500:03}").mkdir()
+        (new / f"burst{i // 500:03}" / f"file{i:06}.txt").write_bytes(f"line {i}\n".encode() * (20 + i % 300))
+    wanted = {here.name: len(list(here.iterdir())) for here in new.iterdir()}
+
+    def arrived(dst):
+        def in_place(name, count):
+            try:
+                return sum(1 for _ in os.scandir(dst / name)) == count
+            except FileNotFoundError:
+                return False
+
+        return lambda: all(in_place(name, count) for name, count in wanted.items())
+
+    def copy(src):
+        begun = time.monotonic()
+        compare.run(["cp", "-a", f"{new}/.", f"{src}/"])
+        return time.monotonic() - begun
+
+    samples = []
+    for turn in range(args.runs):
+        mirror = Mirror(work, args, fresh(args, work))
+        try:
+            settle(mirror)
+            begun = time.monotonic()
+            writing = copy(mirror.src)
+            wait_for(arrived(mirror.dsts[0]), "the burst is at the replica")
+            wall = time.monotonic() - begun
+            samples.append({"peer": "syncd", "turn": turn, "write": writing, "wall": wall, "differences": differences(mirror)})
+        finally:
+            mirror.stop()
+        src, dst = fresh(args, work), work / "by-hand"
+        shutil.rmtree(dst, ignore_errors=True)
+        (dst / "d").mkdir(parents=True)
+        daemon = Rsyncd(dst, dst / "d")
+        try:
+            push = ["rsync", "-a", f"{src}/", daemon.url]
+            compare.run(push)
+            time.sleep(1.1)
+            begun = time.monotonic()
+            writing = copy(src)
+            compare.run(push)
+            samples.append({"peer": "rsync", "turn": turn, "write": writing, "wall": time.monotonic() - begun})
+        finally:
+            daemon.stop()
+    return samples
+
+
+def replicas(args, work):
+    samples = []
+    for count in (1, 8):
+        mirror = Mirror(work, args, fresh(args, work), count)
+        try:
+            settle(mirror)
+            before = mirror.master.used()[0]
+            took = latencies(mirror, args, args.changes // 2, 5, 0)
+            cpu = (mirror.master.used()[0] - before) / len(took)
+            samples.append({"peer": f"{count} replicas", "cpu_ms": cpu * 1000, **quantiles(took), "differences": differences(mirror)})
+        finally:
+            mirror.stop()
+    return samples
+
+
+def memory(args, work):
+    tree = work / "many"
+    compare.synthetic(tree, args.many)
+    mirror = Mirror(work, args, tree)
+    try:
+        settle(mirror)
+        time.sleep(10)
+        first = {who: process.memory() for who, process in mirror.processes().items()}
+        mirror.master.stop()
+        mirror.start_master()
+        settle(mirror)
+        latencies(mirror, args, 100, 10, 0)
+        later = mirror.master.memory()
+        samples = [
+            {"peer": who, "when": "first copy", "peak": m["VmHWM"], "at_rest": m["VmRSS"]} for who, m in first.items()
+        ]
+        samples.append({"peer": "master", "when": "started again, 100 changes", "peak": later["VmHWM"], "at_rest": later["VmRSS"]})
+        later = mirror.replicas[0].memory()
+        samples.append({"peer": "replica", "when": "100 changes", "peak": later["VmHWM"], "at_rest": later["VmRSS"]})
+        samples[0]["differences"] = differences(mirror)
+        return samples
+    finally:
+        mirror.stop()
+
+
+WORKLOADS = {"latency": latency, "idle": idle, "burst": burst, "replicas": replicas, "memory": memory}
+
+
+# ---- what is printed
+
+
+def verdict(what, value):
+    return f"   goal {GOALS[what] / 1e6 if what == 'memory' else GOALS[what]:g}: {'met' if value <= GOALS[what] else 'NOT MET'}"
+
+
+def medians(samples, peer, keys):
+    return {key: statistics.median(s[key] for s in samples if s["peer"] == peer) for key in keys}
+
+
+def table(workload, samples):
+    peers = dict.fromkeys(s["peer"] for s in samples)
+    lines = []
+    if workload == "latency":
+        keys = ("p50", "p90", "p99", "max")
+        found = {peer: medians(samples, peer, keys) for peer in peers}
+        for peer, m in found.items():
+            line = f"latency   {peer:10} " + " ".join(f"{key} {m[key]:8.2f} ms" for key in keys)
+            if peer == "syncd":
+                line += f"   p50{verdict('p50', m['p50'])}   p99{verdict('p99', m['p99'])}"
+            lines.append(line)
+        if "lsyncd" in found:
+            ratio = " ".join(f"{key} {found['syncd'][key] / found['lsyncd'][key]:.3f}" for key in keys)
+            lines.append(f"latency   of lsyncd   {ratio}")
+    elif workload == "idle":
+        for s in samples:
+            lines.append(
+                f"idle      {s['peer']:10} {s['percent']:.3f} % of a core, {s['wakeups']:.1f} wakeups a second{verdict('idle', s['percent'])}"
+            )
+    elif workload == "burst":
+        ours, theirs = (medians(samples, peer, ("write", "wall")) for peer in ("syncd", "rsync"))
+        ratio = ours["wall"] / theirs["wall"]
+        lines.append(f"burst     syncd      {ours['wall']:.2f} s, of which {ours['write']:.2f} s were writing")
+        lines.append(f"burst     rsync      {theirs['wall']:.2f} s, of which {theirs['write']:.2f} s were writing")
+        lines.append(f"burst     of rsync   {ratio:.2f}{verdict('burst', ratio)}")
+    elif workload == "replicas":
+        for s in samples:
+            lines.append(f"replicas  {s['peer']:10} {s['cpu_ms']:.2f} ms of the master's CPU a change; p50 {s['p50']:.2f} ms at the last")
+        ratio = samples[1]["cpu_ms"] / samples[0]["cpu_ms"]
+        lines.append(f"replicas  8 of 1     {ratio:.2f}{verdict('replicas', ratio)}")
+    else:
+        for s in samples:
+            lines.append(
+                f"memory    {s['peer']:10} {s['when']}: peak {s['peak'] / 1e6:.1f} MB, at rest {s['at_rest'] / 1e6:.1f} MB"
+                f"{verdict('memory', s['peak'])}"
+            )
+    wrong = [s for s in samples if s.get("differences")]
+    lines += [f"DIFFERS: {workload} {s['peer']}: {s['differences']}" for s in wrong]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", "--runs", type=int, default=1, help="rounds of latency and burst; medians are taken over them")
+    parser.add_argument("--tree", type=pathlib.Path, help="a real tree (default: a made one of --files files)")
+    parser.add_argument("--files", type=int, default=43_000, help="size of the made tree")
+    parser.add_argument("--changes", type=int, default=400, help="changes of latency; half as many for replicas")
+    parser.add_argument("--rate", type=float, default=20, help="changes a second")
+    parser.add_argument("--burst", type=int, default=10_000, help="files of the burst")
+    parser.add_argument("--idle", type=int, default=60, help="seconds without a change")
+    parser.add_argument("--many", type=int, default=200_000, help="files of the tree for the memory figure")
+    parser.add_argument("--only", action="append", choices=WORKLOADS, help="only this workload")
+    parser.add_argument("--bin", type=pathlib.Path, default=compare.HERE.parent / "target/release", help="where the binaries are")
+    default_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    parser.add_argument("--dir", default=default_dir, help="where trees and state are: a tmpfs, or a disk")
+    parser.add_argument("--results", type=pathlib.Path, default=compare.HERE / "results")
+    args = parser.parse_args()
+    if not shutil.which("rsync"):
+        raise SystemExit("rsync is not installed")
+    for name in ("synccli", "syncd"):
+        if not (args.bin / name).is_file():
+            raise SystemExit(f"{args.bin / name} is not there: cargo build --release --workspace")
+    args.bin = args.bin.resolve()
+    with tempfile.TemporaryDirectory(dir=args.dir, prefix="latency-") as work:
+        work = pathlib.Path(work)
+        what = str(args.tree)
+        if args.tree is None:
+            what = f"made, {args.files} files"
+            args.tree = work / "tree"
+            compare.synthetic(args.tree, args.files)
+        begun = datetime.datetime.now(datetime.timezone.utc)
+        kind = compare.run(["stat", "-f", "-c", "%T", args.dir]).stdout.strip()
+        facts = {
+            "date": begun.isoformat(timespec="seconds"),
+            "command": " ".join(sys.argv),
+            "machine": compare.machine(),
+            "versions": {**compare.versions(args.bin), "lsyncd": lsyncd_version()},
+            "tree": {"what": what, **compare.tree_size(args.tree)},
+            "dir": f"{args.dir} ({kind})",
+            "runs": args.runs,
+        }
+        samples, tables = {}, ""
+        for workload in args.only or WORKLOADS:
+            here = work / workload
+            here.mkdir()
+            samples[workload] = WORKLOADS[workload](args, here)
+            tables += table(workload, samples[workload])
+            print(table(workload, samples[workload]), file=sys.stderr, flush=True)
+            shutil.rmtree(here)
+    text = f"{json.dumps(facts, indent=1)}\n\n{tables}"
+    print(text)
+    args.results.mkdir(parents=True, exist_ok=True)
+    stem = args.results / f"{begun.strftime('%Y-%m-%d-%H%M%S')}-mirror-{kind.replace('/', '-')}"
+    stem.with_suffix(".json").write_text(json.dumps({**facts, "samples": samples}) + "\n")
+    stem.with_suffix(".txt").write_text(text)
+    print(f"written: {stem}.json, {stem}.txt", file=sys.stderr)
+    if "DIFFERS" in tables:
+        raise SystemExit("a replica differs from its source")
+
+
+def lsyncd_version():
+    try:
+        return compare.run(["lsyncd", "--version"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()
