@@ -290,11 +290,13 @@ impl Mirror {
         let everything = batch.everything || open.last.is_none() || batch.names.len() > MANY;
         let lost = self.hints.lost.swap(false, Ordering::Relaxed);
         let mut names = batch.names;
-        let tops: Vec<RelPath> = if everything { vec![RelPath::root()] } else { names.iter().cloned().collect() };
+        let tops: Vec<RelPath> = std::iter::once(RelPath::root()).chain(names.iter().cloned()).collect();
+        // Which names were told of is not known, and some may be directories that nobody watches yet.
+        let throughout = batch.everything && !lost;
         let restarted = if lost { watch.restart() } else { Ok(()) };
         let covered = restarted.and_then(|()| {
             tops.into_iter().try_for_each(|top| {
-                self.cover(&open.source, watch, top, &mut |name| {
+                self.cover(&open.source, watch, top, throughout, &mut |name| {
                     if names.len() <= MANY {
                         names.insert(name);
                     }
@@ -313,12 +315,14 @@ impl Mirror {
         Ok((!everything && !lost && names.len() <= MANY).then_some(names))
     }
 
-    /// Watches all directories from `top` down that are not watched yet; `found` gets what is in those.
+    /// Watches all directories from `top` down that are not watched yet; `found` gets what is in those. What is beneath one
+    /// that is watched was covered when it was new, but for what was made there since: that is looked for `throughout`.
     fn cover(
         &self,
         source: &Source,
         watch: &Watch,
         top: RelPath,
+        throughout: bool,
         found: &mut dyn FnMut(RelPath),
     ) -> Result<(), WatchError> {
         let mut tops = vec![top];
@@ -328,6 +332,7 @@ impl Mirror {
             }
             match watch.add(&dir) {
                 Ok(Added::New) => {}
+                Ok(Added::Known) if throughout => {}
                 Ok(Added::Known | Added::NotADirectory) => continue,
                 Err(error) if error.is_local() => {
                     self.monitor.notice(None, &format!("changes in {dir} are only found by looking: {error}"));
