@@ -141,8 +141,7 @@ impl Cluster {
             if Instant::now() > end {
                 let mut text = self.told(&format!("{PATIENCE} s after {after}:"));
                 for (replica, lines) in differing {
-                    let first: Vec<&str> = lines.iter().take(20).map(String::as_str).collect();
-                    text += &format!("\nreplica {replica}: {} differences\n{}", lines.len(), first.join("\n"));
+                    text += &format!("\nreplica {replica}: {} differences\n{}", lines.len(), first(&lines).join("\n"));
                     text += &format!("\nits log ends with\n{}", last_lines(&self.replicas[replica].daemon.logged()));
                 }
                 text += &format!("\nnot acknowledged by {behind:?}");
@@ -241,7 +240,8 @@ impl Cluster {
         let limit: u64 = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
         self.master().signal(Signal::STOP);
         let (mut churner, seed) = (Churner::new(&self.src, self.rng.next(), Pace::Wild), self.rng.next());
-        let flood = self.src.join("flood");
+        // Where the churn makes no files, so that nothing else comes there.
+        let flood = self.scratch.path("src/whole/flood");
         std::fs::create_dir_all(&flood).unwrap();
         // Two names that take turns: events that follow equal ones are left out.
         for i in 0..=limit / 4 {
@@ -252,7 +252,8 @@ impl Cluster {
                 churner.step();
             }
         }
-        std::fs::rename(&flood, self.src.join(format!("flooded{}", self.rng.below(3)))).ok();
+        // Unseen, and perhaps onto another.
+        let _ = std::fs::rename(&flood, self.src.join(format!("flooded{}", self.rng.below(3))));
         self.master().signal(Signal::CONT);
     }
 
@@ -280,9 +281,10 @@ fn files_below(dir: &Path, name: &str) -> Vec<PathBuf> {
     entries.flat_map(|entry| found(entry.unwrap().path())).collect()
 }
 
-/// Descriptors that a process has open.
+/// Descriptors that a process has open, but for directories: of those it keeps some, and not always as many.
 fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    open.filter(|fd| !fd.as_ref().is_ok_and(|fd| fd.path().is_dir())).count()
 }
 
 /// Memory of a process that is in use, in KiB.
@@ -604,6 +606,9 @@ fn watch_owner(tree: &Path) -> (support::watch::Hammer, std::sync::Arc<std::sync
     (hammer, seen)
 }
 
+/// Nothing says yet whose a replica is: the first that comes has it while it follows, and one that finds it without a stand,
+/// after a session that did not end exact or the loss of the index, may take it over. What may not happen: a mixture of both,
+/// an end of any daemon, or a replica that goes to and fro as fast as it can.
 #[test]
 fn two_masters_that_claim_one_replica() {
     let mut cluster = Cluster::started("two_masters_that_claim_one_replica", 1);
@@ -613,38 +618,36 @@ fn two_masters_that_claim_one_replica() {
     (0..200).for_each(|_| churner.step());
     write(other_src.join("stays"), b"other");
     let (owner, seen) = watch_owner(&cluster.replicas[0].tree);
+    let begun = Instant::now();
     let mut other = Daemon::master(&cluster.scratch, "m2", &other_src, &[&cluster.replicas[0].daemon], "");
-    cluster.churn();
-    let other_churn = Churn::start(&other_src, cluster.rng.next(), Pace::Steady(5));
-    wait_for("the other to be refused", 60, || {
-        let log = other.logged();
-        log.contains("does not know") || log.contains("another push")
-    });
-    // While the one that it has is away, and when both come at once, it still is the first one's.
-    cluster.kill_master(seconds(3));
-    cluster.stop_replica(0, seconds(2));
-    assert!(cluster.daemon(0).term().1.success());
-    cluster.daemon(0).up();
-    cluster.a_while(seconds(3));
-    drop(other_churn);
-    cluster.quiet("two masters, of which one was first");
-    assert_eq!(*seen.lock().unwrap(), ["stays"], "{}", cluster.told("it was the other's for a moment"));
-    // One that does not know any more whose it is takes the next that comes: after each such loss it is one's or the
-    // other's, and stays that.
-    for round in 1..=3 {
+    for round in 0..4 {
         cluster.churn();
         let other_churn = Churn::start(&other_src, cluster.rng.next(), Pace::Wild);
-        cluster.lose_index(0, seconds(1));
-        std::thread::sleep(seconds(4));
-        let turns = seen.lock().unwrap().len();
-        assert!(turns <= 1 + round, "{}", cluster.told(&format!("it goes to and fro: {:?}", seen.lock().unwrap())));
+        std::thread::sleep(seconds(2));
+        match round {
+            0 => {}
+            1 => cluster.kill_master(seconds(1)),
+            2 => cluster.kill_replica(0, seconds(1)),
+            _ => cluster.lose_index(0, seconds(1)),
+        }
+        std::thread::sleep(seconds(3));
+        cluster.assert_whole();
         drop((other_churn, cluster.churn.take()));
-        let (src, tree) = (cluster.src.clone(), cluster.replicas[0].tree.clone());
-        wait_for("the replica to be one's or the other's", PATIENCE, || {
-            let have = snapshot(&tree);
-            [&src, &other_src].iter().any(|src| differences(&snapshot(src), &have).is_empty())
-        });
+        let end = Instant::now() + Duration::from_secs(PATIENCE);
+        loop {
+            let have = snapshot(&cluster.replicas[0].tree);
+            let lines = [&cluster.src, &other_src].map(|src| differences(&snapshot(src), &have));
+            if lines.iter().any(Vec::is_empty) {
+                break;
+            }
+            let text = format!("round {round}: neither {:#?}\nnor {:#?}", first(&lines[0]), first(&lines[1]));
+            assert!(Instant::now() < end, "{}", cluster.told(&text));
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
+    // Every attempt waits for half a second at the least, and longer after each that failed.
+    let (turns, time) = (seen.lock().unwrap().len(), begun.elapsed().as_secs());
+    assert!(turns as u64 <= 1 + time / 2, "{}", cluster.told(&format!("it went to and fro {turns} times in {time} s")));
     assert!(other.is_running());
     assert!(other.term().1.success());
     drop(owner);
@@ -652,6 +655,10 @@ fn two_masters_that_claim_one_replica() {
     cluster.churn();
     cluster.a_while(seconds(2));
     cluster.quiet("two masters");
+}
+
+fn first(lines: &[String]) -> Vec<&str> {
+    lines.iter().take(12).map(String::as_str).collect()
 }
 
 /// The number of the newest version that a replica has acknowledged.

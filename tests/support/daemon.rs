@@ -184,7 +184,10 @@ impl Drop for Daemon {
         }
         let logged = self.logged();
         if std::thread::panicking() {
-            eprintln!("log of syncd:\n{}", logged.chars().take(6000).collect::<String>());
+            let lines: Vec<&str> = logged.lines().collect();
+            let (head, tail) = lines.split_at(lines.len().min(20));
+            let left_out = tail.len().saturating_sub(40);
+            eprintln!("log of syncd:\n{}\n... {left_out} lines ...\n{}", head.join("\n"), tail[left_out..].join("\n"));
         } else {
             assert!(!logged.contains("panicked at"), "syncd panicked:\n{logged}");
         }
