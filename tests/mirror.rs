@@ -96,6 +96,29 @@ fn many_files_at_once_arrive() {
     becomes_identical(&src, &dst);
 }
 
+/// Whatever makes a look at everything necessary: each directory that came with it is watched from then on.
+#[test]
+fn what_comes_with_a_look_at_everything_is_watched() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    let replica = replica(&scratch, "one");
+    let _master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    write(src.join("first"), b"first");
+    becomes_identical(&src, &dst);
+    // A name that cannot be published: from now on each batch takes a look at everything.
+    write(src.join(STAGING), b"reserved");
+    let same = |what: &str| {
+        let same = || std::fs::read(src.join(what)).unwrap() == std::fs::read(dst.join(what)).unwrap_or_default();
+        wait_for(what, PATIENCE, same);
+    };
+    write(src.join("beside"), b"beside");
+    same("beside");
+    mkdir(src.join("empty"));
+    wait_for("a directory", PATIENCE, || dst.join("empty").is_dir());
+    write(src.join("empty/file"), b"made in a directory that came with a look at everything");
+    same("empty/file");
+}
+
 #[test]
 fn what_changed_while_nobody_watched_is_published_at_start() {
     let scratch = Scratch::new();

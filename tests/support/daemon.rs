@@ -14,6 +14,10 @@ use super::{Ran, Run, Scratch, bin, signal_child, synccli, wait_for};
 pub struct Daemon {
     child: Option<Child>,
     args: Vec<OsString>,
+    /// The command that puts it where it runs, such as another network namespace.
+    behind: Vec<OsString>,
+    /// The address that it listens on.
+    pub host: String,
     pub port: u16,
     pub state: PathBuf,
     pub log: PathBuf,
@@ -34,16 +38,35 @@ impl Daemon {
 
     /// Only sets it up.
     pub fn new(scratch: &Scratch, name: &str, shares: &[(&str, &Path)]) -> Daemon {
+        Daemon::new_at(scratch, name, shares, "127.0.0.1", Vec::new())
+    }
+
+    /// The same at another address, started behind a command.
+    pub fn new_at(
+        scratch: &Scratch,
+        name: &str,
+        shares: &[(&str, &Path)],
+        host: &str,
+        behind: Vec<OsString>,
+    ) -> Daemon {
         let state = scratch.path(name);
         let port = free_port();
         let mut args: Vec<OsString> = vec!["--state-dir".into(), state.clone().into()];
-        args.extend(["--listen".into(), format!("127.0.0.1:{port}").into()]);
+        args.extend(["--listen".into(), format!("{host}:{port}").into()]);
         for (share, path) in shares {
             let mut value = OsString::from(format!("{share}="));
             value.push(path);
             args.extend(["--share".into(), value]);
         }
-        Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) }
+        Daemon {
+            child: None,
+            args,
+            behind,
+            host: host.to_owned(),
+            port,
+            state,
+            log: scratch.path(format!("{name}.log")),
+        }
     }
 
     /// A replica of a share `www` at `path`, with more keys of its table. Starts it and waits until it listens.
@@ -67,12 +90,13 @@ impl Daemon {
             replica.pair(&state);
         }
         let config = scratch.path(format!("{name}.toml"));
-        let replicas: Vec<String> = replicas.iter().map(|replica| format!("127.0.0.1:{}", replica.port)).collect();
+        let replicas: Vec<String> = replicas.iter().map(|replica| replica.address()).collect();
         let (dir, path) = (state.display(), path.display());
         let text = format!("state_dir = '{dir}'\n[share.www]\npath = '{path}'\nreplicas = {replicas:?}\n{keys}\n");
         std::fs::write(&config, text).unwrap();
         let args = vec!["--config".into(), config.into()];
-        let mut daemon = Daemon { child: None, args, port: 0, state, log: scratch.path(format!("{name}.log")) };
+        let (behind, host, log) = (Vec::new(), String::new(), scratch.path(format!("{name}.log")));
+        let mut daemon = Daemon { child: None, args, behind, host, port: 0, state, log };
         daemon.child = Some(daemon.spawn());
         daemon
     }
@@ -84,8 +108,10 @@ impl Daemon {
 
     fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = Command::new(bin("syncd"));
-        command.args(&self.args).env_remove("RUST_LOG").stdin(Stdio::null());
+        let syncd = bin("syncd").into_os_string();
+        let mut words = self.behind.iter().chain([&syncd]).chain(&self.args);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env_remove("RUST_LOG").stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         command.spawn().unwrap()
     }
@@ -94,7 +120,7 @@ impl Daemon {
     pub fn up(&mut self) {
         let mut child = self.spawn();
         let end = Instant::now() + Duration::from_secs(20);
-        while !self.listens() {
+        while !self.listens(child.id()) {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < end, "syncd does not listen ({ended:?}):\n{}", self.logged());
             std::thread::sleep(Duration::from_millis(5));
@@ -102,18 +128,26 @@ impl Daemon {
         self.child = Some(child);
     }
 
-    /// Whether somebody holds the port.
-    fn listens(&self) -> bool {
-        UdpSocket::bind(("127.0.0.1", self.port)).is_err()
+    /// Whether somebody in the network namespace of this process holds the port.
+    fn listens(&self, pid: u32) -> bool {
+        let port = format!(":{:04X} ", self.port);
+        ["udp", "udp6"].iter().any(|table| {
+            std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).is_ok_and(|sockets| sockets.contains(&port))
+        })
     }
 
     pub fn logged(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// `127.0.0.1:PORT/SHARE`.
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// `HOST:PORT/SHARE`.
     pub fn dest(&self, share: &str) -> String {
-        format!("127.0.0.1:{}/{share}", self.port)
+        format!("{}/{share}", self.address())
     }
 
     /// `syncd --state-dir R invite`: the token.
@@ -126,7 +160,7 @@ impl Daemon {
     /// Pairs the master whose state directory this is.
     pub fn pair(&self, master: &Path) -> Ran {
         let token = self.invite();
-        pair(master, self.port, &token).ok()
+        synccli(master).args(&["pair", &self.address(), &token]).ok()
     }
 
     pub fn pid(&self) -> u32 {
@@ -172,7 +206,10 @@ impl Drop for Daemon {
         }
         let logged = self.logged();
         if std::thread::panicking() {
-            eprintln!("log of syncd:\n{}", logged.chars().take(6000).collect::<String>());
+            let lines: Vec<&str> = logged.lines().collect();
+            let (head, tail) = lines.split_at(lines.len().min(20));
+            let left_out = tail.len().saturating_sub(40);
+            eprintln!("log of syncd:\n{}\n... {left_out} lines ...\n{}", head.join("\n"), tail[left_out..].join("\n"));
         } else {
             assert!(!logged.contains("panicked at"), "syncd panicked:\n{logged}");
         }

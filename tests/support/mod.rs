@@ -9,9 +9,11 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part of this")]
 
 pub mod build;
+pub mod churn;
 pub mod daemon;
 pub mod damage;
 pub mod disks;
+pub mod netns;
 pub mod run;
 pub mod tree;
 pub mod watch;

@@ -74,12 +74,14 @@ pub fn names_of(
     let everything = everything || batch.everything || batch.names.len() > MANY;
     let lost = hints.lost.swap(false, Ordering::Relaxed);
     let mut names = batch.names;
-    let tops: Vec<RelPath> = if everything { vec![RelPath::root()] } else { names.iter().cloned().collect() };
+    let tops: Vec<RelPath> = std::iter::once(RelPath::root()).chain(names.iter().cloned()).collect();
+    // Which names were told of is not known, and some may be directories that nobody watches yet.
+    let throughout = batch.everything && !lost;
     if lost {
         watch.restart()?;
     }
     tops.into_iter().try_for_each(|top| {
-        cover(watch, root, top, leaves_out, tell, &mut |name| {
+        cover(watch, root, top, throughout, leaves_out, tell, &mut |name| {
             if names.len() <= MANY {
                 names.insert(name);
             }
@@ -88,11 +90,13 @@ pub fn names_of(
     Ok((!everything && !lost && names.len() <= MANY).then_some(names))
 }
 
-/// Watches all directories from `top` down that are not watched yet; `found` gets what is in those.
+/// Watches all directories from `top` down that are not watched yet; `found` gets what is in those. What is beneath one
+/// that is watched was covered when it was new, but for what was made there since: that is looked for `throughout`.
 fn cover(
     watch: &Watch,
     root: &Root,
     top: RelPath,
+    throughout: bool,
     leaves_out: &dyn Fn(&RelPath) -> bool,
     tell: &dyn Fn(&str),
     found: &mut dyn FnMut(RelPath),
@@ -104,6 +108,7 @@ fn cover(
         }
         match watch.add(&dir) {
             Ok(Added::New) => {}
+            Ok(Added::Known) if throughout => {}
             Ok(Added::Known | Added::NotADirectory) => continue,
             Err(error) if error.is_local() => {
                 tell(&format!("changes in {dir} are only found by looking: {error}"));
