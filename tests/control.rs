@@ -271,7 +271,9 @@ fn what_differs_at_a_replica_is_named() {
     let src = scratch.src();
     many(&src, 60, 1);
     write(src.join("page"), b"as it should be");
-    let (one, two) = (replica(&scratch, "one"), replica(&scratch, "two"));
+    let one = replica(&scratch, "one");
+    // It would mend what is to be found.
+    let two = Daemon::replica(&scratch, "state-two", &scratch.dir("two"), "heal = 'off'");
     let master = Daemon::master(&scratch, "m", &src, &[&one, &two], "");
     waits_for_state(&master.state, 0, "in_sync");
     waits_for_state(&master.state, 1, "in_sync");

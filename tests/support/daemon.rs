@@ -78,7 +78,8 @@ impl Daemon {
         std::fs::write(&config, format!("state_dir = '{dir}'\n{listen}\n[shares.www]\npath = '{path}'\n{keys}\n"))
             .unwrap();
         let args = vec!["--config".into(), config.into()];
-        let mut daemon = Daemon { child: None, args, port, state, log: scratch.path(format!("{name}.log")) };
+        let (behind, host, log) = (Vec::new(), "127.0.0.1".to_owned(), scratch.path(format!("{name}.log")));
+        let mut daemon = Daemon { child: None, args, behind, host, port, state, log };
         daemon.up();
         daemon
     }
