@@ -13,6 +13,7 @@ pub mod destination;
 pub mod diff;
 pub mod duration;
 pub mod filter;
+pub mod guard;
 pub mod hash;
 pub mod heal;
 pub mod manifest;

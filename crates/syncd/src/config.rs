@@ -11,6 +11,7 @@ use serde::Deserialize;
 use sync_core::destination;
 use sync_core::duration;
 use sync_core::filter::{Filter, Rule};
+use sync_core::guard::MaxDelete;
 use sync_core::heal::Heal;
 use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, default_state_dir, is_share_name};
 use sync_core::path::escape;
@@ -76,6 +77,7 @@ struct Share {
     #[serde(default)]
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
+    max_delete: Option<Spanned<Amount>>,
     rescan: Option<Spanned<String>>,
     /// For a replica.
     heal: Option<Spanned<Word>>,
@@ -86,6 +88,14 @@ struct Share {
 #[serde(untagged, expecting = "expected \"heal\", \"report\", \"off\", true or false")]
 enum Word {
     Flag(bool),
+    Text(String),
+}
+
+/// A number or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a number of entries, a percentage such as \"50%\", or \"off\"")]
+enum Amount {
+    Number(u64),
     Text(String),
 }
 
@@ -119,6 +129,8 @@ pub struct RawShare {
     pub heal: Option<(String, String)>,
     /// The same.
     pub rescan: Option<(String, String)>,
+    /// See [`Master::max_delete`].
+    pub max_delete: Option<(String, String)>,
 }
 
 /// What only a master has to be told of a share.
@@ -147,6 +159,8 @@ pub struct Master {
     pub settle_max: Duration,
     /// How often all of it is looked at.
     pub rescan: Duration,
+    /// How much of it may be deleted unless a person says so.
+    pub max_delete: MaxDelete,
 }
 
 /// [`Master::settle_max`] unless it is said.
@@ -190,7 +204,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         (text.into_inner(), place)
     };
     let share = |(name, share): (String, Share)| {
-        let Share { path, replicas, exclude, settle_max, rescan, heal } = share;
+        let Share { path, replicas, exclude, settle_max, rescan, heal, max_delete } = share;
         let only_masters = !exclude.is_empty() || settle_max.is_some();
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
             replicas: replicas.into_iter().flatten().map(place).collect(),
@@ -207,7 +221,15 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
             (text, place)
         });
         let (share_place, rescan) = (at(path.span().start), rescan.map(place));
-        RawShare { name, place: share_place, path: path.into_inner(), master, heal, rescan }
+        let max_delete = max_delete.map(|amount| {
+            let place = at(amount.span().start);
+            let text = match amount.into_inner() {
+                Amount::Number(number) => number.to_string(),
+                Amount::Text(text) => text,
+            };
+            (text, place)
+        });
+        RawShare { name, place: share_place, path: path.into_inner(), master, heal, max_delete, rescan }
     };
     // What a relative path means would depend on where the daemon was started.
     if let Some(dir) = file.state_dir.as_ref().filter(|dir| dir.as_ref().is_relative()) {
@@ -337,6 +359,7 @@ impl RawShare {
             exclude,
             settle_max: time(&master.settle_max, SETTLE_MAX)?,
             rescan: time(&self.rescan, RESCAN)?,
+            max_delete: self.max_delete()?,
         })
     }
 
@@ -353,7 +376,15 @@ impl RawShare {
                 }
             },
         };
-        Ok(ShareConfig { name: self.name.clone(), path, heal, rescan: time(&self.rescan, RESCAN)? })
+        let (rescan, max_delete) = (time(&self.rescan, RESCAN)?, self.max_delete()?);
+        Ok(ShareConfig { name: self.name.clone(), path, heal, max_delete, rescan })
+    }
+
+    fn max_delete(&self) -> Result<MaxDelete, ConfigError> {
+        match &self.max_delete {
+            None => Ok(MaxDelete::default()),
+            Some((text, place)) => text.parse().map_err(|reason: String| refusal(place, reason)),
+        }
     }
 
     /// `HOST[:PORT][/SHARE]`, where the share is called as here unless it is said.
@@ -475,6 +506,16 @@ mod tests {
         assert_eq!(master.path, top.join("link"));
         assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
         assert_eq!(checked("replicas = ['web1']").unwrap().masters[0].rescan, RESCAN);
+        for (text, most) in [
+            ("", MaxDelete::Percent(50)),
+            ("max_delete = 7", MaxDelete::Count(7)),
+            ("max_delete = '8%'", MaxDelete::Percent(8)),
+            ("max_delete = 'off'", MaxDelete::Unlimited),
+        ] {
+            assert_eq!(checked(text).unwrap().shares[0].max_delete, most);
+            let master = checked(&format!("replicas = ['web1']\n{text}")).unwrap().masters.remove(0);
+            assert_eq!(master.max_delete, most);
+        }
         let replica = |share: &str| {
             let shares = checked(share).unwrap().shares;
             (shares[0].heal, shares[0].rescan)
@@ -490,6 +531,8 @@ mod tests {
             ("exclude = ['x']", "share www: a share with replicas, exclude or settle_max is one that this machine"),
             ("replicas = []", "name who follows with replicas"),
             ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),
+            ("max_delete = '101%'", "c.toml: line 4: `101%` is no limit"),
+            ("max_delete = -1", "c.toml: line 4: expected a number of entries, a percentage"),
             ("heal = 'on'", "c.toml: line 4: `on` is none of \"heal\", \"report\" and \"off\""),
             ("\nheal = 1", "c.toml: line 5: expected \"heal\", \"report\""),
             ("replicas = ['a']\nheal = true", "c.toml: line 5: heal is for a share without replicas"),

@@ -197,15 +197,16 @@ fn changes(before: &Master, after: &Master) -> String {
     if before.path != after.path || before.exclude != after.exclude {
         parts.push("it is looked at anew".to_owned());
     }
-    if (before.settle_max, before.rescan) != (after.settle_max, after.rescan) {
-        parts.push("settle_max and rescan are taken over".to_owned());
+    let rest = |master: &Master| (master.settle_max, master.rescan, master.max_delete);
+    if rest(before) != rest(after) {
+        parts.push("settle_max, rescan and max_delete are taken over".to_owned());
     }
     format!("share {name}: {}", parts.join(", "))
 }
 
 /// What a mirror is asked for.
 fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
-    let Master { path, replicas, exclude, settle_max, rescan, .. } = master.clone();
+    let Master { path, replicas, exclude, settle_max, rescan, max_delete, .. } = master.clone();
     let request = PushRequest {
         source: path,
         destinations: replicas,
@@ -215,5 +216,5 @@ fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
         compress: Compress::Auto,
         history: None,
     };
-    MirrorConfig { request, settle_max, rescan }
+    MirrorConfig { request, settle_max, max_delete, rescan }
 }

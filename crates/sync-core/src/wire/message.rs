@@ -33,10 +33,14 @@ pub const HISTORY: u64 = 1;
 /// changes. Feature of a replica: it stays open for them.
 pub const FOLLOW: u64 = 2;
 
+/// A bit of [`Hello::features`]: a person has decided that what the replica's own guard against deletions would hold is
+/// meant.
+pub const RELEASED: u64 = 4;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do: [`HISTORY`], [`FOLLOW`].
+    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,

@@ -28,7 +28,9 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, ToMaster, ToReplica};
+use crate::wire::{
+    Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica,
+};
 
 /// How long a replica may take to end a session before the next.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -227,7 +229,8 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.was_empty());
-        let features = features | if keeps { HISTORY } else { 0 };
+        let released = delivery.released.load(Ordering::Relaxed);
+        let features = features | if keeps { HISTORY } else { 0 } | if released { RELEASED } else { 0 };
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         let control = Control::open(&connection).await?;
         if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
@@ -516,7 +519,7 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
-        if self.follows && !self.delivery.released.swap(false, Ordering::Relaxed) {
+        if self.follows && !self.delivery.released.load(Ordering::Relaxed) {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
                        replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
@@ -551,7 +554,11 @@ impl<'a> Session<'a> {
         let mut stats = self.stats(sent);
         let mut exact = false;
         let mut open = false;
-        let held = matches!(end, Err(LinkError::Held(_)));
+        let held = match &end {
+            Err(LinkError::Held(_)) => true,
+            Ok(End::Refused(refusal)) => refusal.max_delete,
+            _ => false,
+        };
         let mut refused = [0; 6];
         let heard = end.is_ok();
         match end {
@@ -574,6 +581,8 @@ impl<'a> Session<'a> {
                     stats.reused_bytes += sent.copied;
                 }
                 if !self.delivery.policy.dry_run {
+                    // What was decided was this version.
+                    self.delivery.released.store(false, Ordering::Relaxed);
                     self.record(&ack, identical, replica);
                 }
                 if !exact && self.problems == 0 && self.source_changed.is_empty() {

@@ -1,5 +1,8 @@
 //! What a version changes, told in parts.
 
+use std::collections::{BTreeSet, HashMap};
+
+use crate::hash::Digest;
 use crate::manifest::{Row, Version, VersionId};
 use crate::path::RelPath;
 use crate::roles::survey::Pending;
@@ -35,6 +38,30 @@ impl Difference {
     /// Whether the version is the last one, and only what proves its entries changed.
     pub fn is_of(&self, version: &Version) -> bool {
         self.previous == Some(version.id())
+    }
+
+    /// How many entries go, without those that only get another name: in a directory that moved as a whole, or a file whose
+    /// content comes elsewhere. Looks at all that comes if more than `few` go.
+    pub fn deletes(&self, few: u64) -> u64 {
+        let gone = self.gone.len() as u64;
+        if gone <= few {
+            return gone;
+        }
+        let mut came: HashMap<Digest, u64> = HashMap::new();
+        for p in self.pending.iter().filter(|p| p.before.is_none()) {
+            if let Some((_, digest)) = p.row.entry.content() {
+                *came.entry(digest).or_default() += 1;
+            }
+        }
+        let moved: BTreeSet<&RelPath> = self.moved.iter().map(|moved| &moved.from).collect();
+        let has_moved = |path: &RelPath| {
+            moved.range::<RelPath, _>(..=path).next_back().is_some_and(|from| *from == path || path.is_beneath(from))
+        };
+        let mut comes_elsewhere = |row: &Row| {
+            let place = row.entry.content().and_then(|(_, digest)| came.get_mut(&digest)).filter(|places| **places > 0);
+            place.map(|places| *places -= 1).is_some()
+        };
+        self.gone.iter().filter(|row| !has_moved(&row.path) && !comes_elsewhere(row)).count() as u64
     }
 
     /// The names that changed, without those in directories that are gone.

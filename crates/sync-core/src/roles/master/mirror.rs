@@ -5,24 +5,26 @@
 //! whole tree, so that a hint too many costs nothing and one that is lost is found by the next look at everything.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::delivery::Delivery;
+use super::difference::Difference;
 use super::error::PushError;
 use super::follow::{News, Wish};
 use super::handle::{Follower, MirrorHandle, MirrorOrder, Opened, Shared};
 use super::meter::Meter;
-use super::source::{LOOKS, Source};
+use super::source::{Decided, LOOKS, Source};
 use super::{Looked, look};
 use crate::control::ShareState;
 use crate::duration;
 use crate::fs::place;
 use crate::fs::watch::{Events, Watch, WatchError, events_at};
+use crate::guard::{DeleteGuard, MaxDelete, Step};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
@@ -52,6 +54,8 @@ pub struct MirrorConfig {
     pub request: PushRequest,
     /// The longest that a file that is written all the time waits to be published.
     pub settle_max: Duration,
+    /// How much of it a version may delete unless a person says so.
+    pub max_delete: MaxDelete,
     /// How often the whole tree is looked at to prove that no change was missed.
     pub rescan: Duration,
 }
@@ -70,6 +74,8 @@ pub struct Mirror {
     orders: mpsc::UnboundedReceiver<MirrorOrder>,
     /// The process is asked to stop.
     stop: Arc<AtomicBool>,
+    /// What was deleted lately.
+    guard: Mutex<DeleteGuard>,
     /// What the next batch is allowed once.
     release: bool,
 }
@@ -103,6 +109,7 @@ impl Mirror {
         let meter = Meter::new(Arc::clone(&monitor), 0);
         let hints = Hints::new(settle_options(&config));
         let shared = Arc::new(Shared::new(&config, changed));
+        let guard = Mutex::new(DeleteGuard::new(config.max_delete));
         let (orders, ordered) = mpsc::unbounded_channel();
         let handle = MirrorHandle::new(Arc::clone(&shared), orders);
         let mirror = Self {
@@ -114,6 +121,7 @@ impl Mirror {
             shared,
             orders: ordered,
             stop: Arc::default(),
+            guard,
             release: false,
         };
         (mirror, handle)
@@ -323,6 +331,7 @@ impl Mirror {
             *self.hints.settle() = Settle::new(settle_options(&config));
             self.hints.add(Hint::Overflow);
         }
+        self.guard().allow(config.max_delete);
         self.config = config;
         new
     }
@@ -427,7 +436,11 @@ impl Mirror {
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
         // A tree that was replaced while it was looked at may be half gone.
         check_place(open)?;
+        let step = self.guarded(source, &decided, &difference)?;
         source.commit(&decided, &difference, &*self.monitor)?;
+        if let Some(step) = step {
+            self.guard().passed(self.hints.now(), step, self.release);
+        }
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
         source.keep_contents(&difference)?;
@@ -438,6 +451,28 @@ impl Mirror {
         open.told = Some(id);
         tracing::info!(version = decided.version.number, entries = decided.entries, "published");
         Ok(Some(Arc::new(News { decided: Arc::new(decided), difference: Arc::new(difference) })))
+    }
+
+    fn guard(&self) -> MutexGuard<'_, DeleteGuard> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the number of entries changes with a version, if it is a new one; held if too much would go.
+    fn guarded(&self, source: &Source, decided: &Decided, difference: &Difference) -> Result<Option<Step>, Stopped> {
+        if difference.is_of(&decided.version) {
+            return Ok(None);
+        }
+        let before = source.index.latest_version()?.map_or(0, |published| published.counts.entries);
+        let most = self.config.max_delete.of(before);
+        let step = Step { before, deletes: difference.deletes(most), after: decided.entries };
+        match self.guard().check(self.hints.now(), step) {
+            Err(error) if !self.release => {
+                let why =
+                    format!("{error}; the replicas keep what they have: if it is meant, say so with `synccli release`");
+                Err(self.hold(self.failed(why).to_string()))
+            }
+            _ => Ok(Some(step)),
+        }
     }
 
     /// The names to look at, with all that new directories hold; `None` if it is to be everything.

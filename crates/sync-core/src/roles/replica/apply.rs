@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::open::{Opened, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
+use crate::guard;
 use crate::hash::Digest;
 use crate::index::{Commit, Index, IndexError, Intent, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
@@ -47,6 +48,8 @@ pub struct Application {
     /// The tree that the plan leads to, if all of it comes true.
     tree: TreeHash,
     stats: ReplicaStats,
+    /// How the number of entries changes.
+    step: guard::Step,
     items: Vec<Item>,
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
@@ -124,6 +127,8 @@ impl Application {
             false => Vec::new(),
         };
         let refusal = too_many_deletes(opened, &plan);
+        let (before, deletes) = (opened.entries(), plan.deletes);
+        let step = guard::Step { before, deletes, after: (before + stats.created).saturating_sub(deletes) };
         let announce = announce.clone();
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
@@ -138,6 +143,7 @@ impl Application {
             root,
             tree,
             stats,
+            step,
             items,
             refusal,
             publisher,
@@ -170,6 +176,11 @@ impl Application {
     pub fn refusal(&self) -> Option<Refusal> {
         // A plan that does not even lead to the announced root will be made anew.
         self.refusal.clone().filter(|_| self.root == self.announce.version.root)
+    }
+
+    /// How the number of entries changes.
+    pub fn step(&self) -> guard::Step {
+        self.step
     }
 
     /// The version that it is for.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::lookout::Lookout;
-use super::shares::{Share, Shares};
+use super::shares::{Guard, Held, Share, Shares};
 use crate::fs::StateDir;
+use crate::guard::MaxDelete;
 use crate::heal::Heal;
 use crate::roles::Shutdown;
 use crate::roles::pairing::{self, StateTrust};
@@ -35,6 +36,8 @@ pub struct ShareConfig {
     pub path: PathBuf,
     /// What is done when somebody else changes it.
     pub heal: Heal,
+    /// How much of it a master that follows its tree may delete unless a person says so.
+    pub max_delete: MaxDelete,
     /// How often all of it is looked at, to find what no event told. Each time it is up to a quarter more or less.
     pub rescan: Duration,
 }
@@ -61,9 +64,9 @@ impl Daemon {
     pub async fn run(config: DaemonConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
         let state = StateDir::open(&config.state_dir).map_err(|e| DaemonError::State(e.to_string()))?;
         let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
-        let share = |ShareConfig { name, path, heal, rescan }| {
+        let share = |ShareConfig { name, path, heal, max_delete, rescan }| {
             let share = Share { name, path, state_dir: config.state_dir.clone() };
-            (share.clone(), Lookout::new(share, heal, rescan))
+            Held { lookout: Lookout::new(share.clone(), heal, rescan), guard: Guard::new(max_delete), share }
         };
         let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
         let trust = Arc::new(StateTrust::new(state));

@@ -38,7 +38,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, Refusal, ReplicaStats, ToReplica, Wanted,
+    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica, Wanted,
 };
 use apply::Application;
 use basis::Describer;
@@ -178,6 +178,8 @@ struct Session {
     followed: Option<Followed>,
     /// Whether the master may open another session when this one is over.
     follows: bool,
+    /// Whether a person there has decided that what the guard would hold is meant.
+    released: bool,
     /// Of an embedded replica it is empty.
     share: String,
     /// What watches the share's tree.
@@ -216,6 +218,7 @@ impl Session {
             interrupted: Arc::default(),
             followed,
             follows: false,
+            released: false,
             share: String::new(),
             lookout: None,
             history: false,
@@ -341,6 +344,7 @@ impl Session {
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
         self.follows = hello.features & FOLLOW != 0;
+        self.released = hello.features & RELEASED != 0;
         let share = match self.shares.find(&hello.share) {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
@@ -544,13 +548,22 @@ impl Session {
         let copied = self.stager.copied_bytes();
         let known = std::mem::take(&mut self.expanded);
         let mut planned = Application::plan(self.opened()?, announce, changes, known, copied)?;
-        if let Some(refusal) = planned.refusal() {
+        if let Some(refusal) = planned.refusal().or_else(|| self.too_much(&planned)) {
             return Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?);
         }
         let (root, items) = (planned.root(), planned.items());
         let (missing, changes) = planned.take_missing();
         self.application = Some(planned);
         Ok(self.receiver.handle(ReceiverInput::Planned { root, items, missing, changes })?)
+    }
+
+    /// Whether a master that follows its tree would take away too much, and no person has decided that.
+    fn too_much(&self, planned: &Application) -> Option<Refusal> {
+        let guard = self.shares.guard(&self.share).filter(|_| self.follows && !self.released)?;
+        let error = guard.check(planned.step()).err()?;
+        let reason =
+            format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
+        Some(Refusal { max_delete: true, reason })
     }
 
     fn prepare(&mut self) -> Result<(), LinkError> {
@@ -575,11 +588,14 @@ impl Session {
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
-        let published = application.publish(opened, &self.ending);
+        let (published, step) = (application.publish(opened, &self.ending), application.step());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {
             Ok(ack) => {
+                if let Some(guard) = self.shares.guard(&self.share) {
+                    guard.passed(step, self.released || !self.follows);
+                }
                 self.tell_before(&ack)?;
                 Ok(self.receiver.handle(ReceiverInput::Published(ack))?)
             }

@@ -281,6 +281,11 @@ impl Opened {
         self.entries == 0
     }
 
+    /// How many entries there are, without the top.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
     /// Problems since this was last called.
     pub fn take_problems(&mut self) -> Vec<Problem> {
         let staging = self.staging.as_ref().map(|staging| staging.take_problems()).unwrap_or_default();

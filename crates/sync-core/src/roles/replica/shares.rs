@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::lookout::Lookout;
 use crate::fs::place;
+use crate::guard::{DeleteGuard, MaxDelete, Step, TooMuch};
 use crate::path::escape;
 use crate::region::Region;
 
@@ -39,29 +41,68 @@ impl Share {
     }
 }
 
-/// All shares by name, each with what watches its tree, if anything does.
+/// A share and who cares for it.
+#[derive(Clone)]
+pub struct Held {
+    /// The share.
+    pub share: Share,
+    /// What watches its tree, if anything does.
+    pub lookout: Option<Arc<Lookout>>,
+    /// What a master that follows its tree may delete.
+    pub guard: Arc<Guard>,
+}
+
+/// A [`DeleteGuard`] with its clock.
+pub struct Guard {
+    guard: Mutex<DeleteGuard>,
+    began: Instant,
+}
+
+impl Guard {
+    /// Nothing is known of the tree yet.
+    pub fn new(most: MaxDelete) -> Arc<Self> {
+        Arc::new(Self { guard: Mutex::new(DeleteGuard::new(most)), began: Instant::now() })
+    }
+
+    /// As [`DeleteGuard::check`].
+    pub fn check(&self, step: Step) -> Result<(), TooMuch> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).check(self.began.elapsed(), step)
+    }
+
+    /// As [`DeleteGuard::passed`].
+    pub fn passed(&self, step: Step, released: bool) {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).passed(self.began.elapsed(), step, released);
+    }
+}
+
+/// All shares by name.
 #[derive(Clone, Default)]
-pub struct Shares(BTreeMap<String, (Share, Option<Arc<Lookout>>)>);
+pub struct Shares(BTreeMap<String, Held>);
 
 impl Shares {
     /// These shares.
-    pub fn new(shares: impl IntoIterator<Item = (Share, Option<Arc<Lookout>>)>) -> Self {
-        Self(shares.into_iter().map(|(share, lookout)| (share.name.clone(), (share, lookout))).collect())
+    pub fn new(shares: impl IntoIterator<Item = Held>) -> Self {
+        Self(shares.into_iter().map(|held| (held.share.name.clone(), held)).collect())
     }
 
-    /// Just this one, which nobody watches.
+    /// Just this one, which nobody watches, and nobody follows.
     pub fn only(share: Share) -> Self {
-        Self::new([(share, None)])
+        Self::new([Held { share, lookout: None, guard: Guard::new(MaxDelete::Unlimited) }])
     }
 
     /// What watches the tree of the share with this name.
     pub fn lookout(&self, name: &str) -> Option<Arc<Lookout>> {
-        self.0.get(name).and_then(|(_, lookout)| lookout.clone())
+        self.0.get(name).and_then(|held| held.lookout.clone())
+    }
+
+    /// What may be deleted of the share with this name.
+    pub fn guard(&self, name: &str) -> Option<Arc<Guard>> {
+        self.0.get(name).map(|held| Arc::clone(&held.guard))
     }
 
     /// All that watch.
     pub fn lookouts(&self) -> impl Iterator<Item = Arc<Lookout>> {
-        self.0.values().filter_map(|(_, lookout)| lookout.clone())
+        self.0.values().filter_map(|held| held.lookout.clone())
     }
 
     /// The share of this name.
@@ -69,7 +110,7 @@ impl Shares {
     /// # Errors
     /// In words for the pushing side.
     pub fn find(&self, name: &str) -> Result<&Share, String> {
-        self.0.get(name).map(|(share, _)| share).ok_or_else(|| {
+        self.0.get(name).map(|held| &held.share).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
             format!("there is no share named {:?} here; there are: {}", escape(name.as_bytes()), known.join(", "))
         })
