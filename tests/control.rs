@@ -235,6 +235,86 @@ fn an_emptied_tree_is_held_until_it_is_released() {
     assert_eq!(status(&master.state)["state"], "ready");
 }
 
+fn remove(dir: &Path, names: std::ops::Range<usize>) {
+    names.for_each(|i| std::fs::remove_file(dir.join(format!("{i}"))).unwrap());
+}
+
+#[test]
+fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    // One by one in versions of their own.
+    for i in 0..5 {
+        remove(&src, 19 * i..19 * (i + 1));
+        synccli(&master.state).args(&["push", "www"]).ok();
+    }
+    assert_exact(&src, &scratch.path("one"));
+    let before = snapshot(&scratch.path("one"));
+    remove(&src, 95..110);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("110 of 201 entries would be deleted, counted over an hour"), "{ran}");
+    assert_eq!(status(&master.state)["state"], "held");
+    // Whatever else changes goes with what is held.
+    write(src.join("new"), b"new");
+    synccli(&master.state).args(&["push", "www"]).code(1);
+    assert_untouched(&before, &snapshot(&scratch.path("one")));
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+    // It was let out once; at once is too much as well.
+    (200..400).for_each(|i| write(src.join(format!("{i}")), b"x"));
+    synccli(&master.state).args(&["push", "www"]).ok();
+    let before = snapshot(&scratch.path("one"));
+    remove(&src, 200..360);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("160 of 292 entries would be deleted, more than max_delete = 50%"), "{ran}");
+    assert_untouched(&before, &snapshot(&scratch.path("one")));
+    // What comes back is no deletion.
+    (200..360).for_each(|i| write(src.join(format!("{i}")), b"y"));
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+    // Another name is none either.
+    mkdir(src.join("archive"));
+    (200..400).for_each(|i| std::fs::rename(src.join(format!("{i}")), src.join(format!("archive/{i}"))).unwrap());
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+}
+
+#[test]
+fn a_replica_has_a_guard_of_its_own() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    (0..60).for_each(|i| write(src.join(format!("{i}")), b"x"));
+    let one = Daemon::replica(&scratch, "state-one", &dst, "max_delete = 10");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
+    waits_for_state(&master.state, 0, "in_sync");
+    remove(&src, 0..10);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    let before = snapshot(&dst);
+    // Its count goes on where it was.
+    remove(&src, 10..11);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("11 of 60 entries would be deleted, counted over an hour"), "{ran}");
+    assert!(ran.err().contains("is HELD at version 2"), "{ran}");
+    assert_untouched(&before, &snapshot(&dst));
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+    remove(&src, 11..40);
+    synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(dst.join("11").exists());
+    // A person who pushes by hand means it.
+    synccli(&master.state).args(&["replica", "pause", "www", &one.dest("www")]).ok();
+    let hand = scratch.path("hand");
+    one.pair(&hand);
+    synccli(&hand).arg("push").arg(&src).arg(one.dest("www")).ok();
+    assert_exact(&src, &dst);
+}
+
 #[test]
 fn a_master_that_was_restored_goes_on_when_it_is_released() {
     let scratch = Scratch::new();

@@ -184,7 +184,8 @@ impl Delivery {
             };
             let Some(version) = version else {
                 fate.update(|fate| {
-                    fate.held = held;
+                    // A session that was open before it was released did not say so: the next one does.
+                    fate.held = held && !self.released.load(Ordering::Relaxed);
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
                 break Ok(());

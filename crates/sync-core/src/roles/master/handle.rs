@@ -192,16 +192,16 @@ impl MirrorHandle {
     /// # Errors
     /// Why there is no version of what is there now.
     pub async fn look(&self, release: bool) -> Result<VersionStatus, OrderError> {
+        let followers = self.shared.followers();
+        if release {
+            // What is published now may be held there as well.
+            followers.iter().for_each(|follower| follower.fate.release());
+        }
         let (answer, answered) = oneshot::channel();
         let ended = || OrderError("the share is not mirrored any more".to_owned());
         self.orders.send(MirrorOrder::Look { release, answer }).map_err(|_| ended())?;
         let looked = answered.await.map_err(|_| ended())?.map_err(OrderError);
-        for follower in self.shared.followers() {
-            if release {
-                follower.fate.release();
-            }
-            follower.fate.again.notify_one();
-        }
+        followers.iter().for_each(|follower| follower.fate.again.notify_one());
         looked
     }
 
