@@ -49,9 +49,9 @@ impl Pauses {
         pause
     }
 
-    /// Whether the last pause was longer than the first, because the share does not rest.
+    /// Whether the share drifted three times or more without a rest.
     pub fn is_restless(&self) -> bool {
-        self.last.is_some_and(|(_, pause)| pause > FIRST)
+        self.last.is_some_and(|(_, pause)| pause > FIRST * 2)
     }
 }
 
@@ -79,6 +79,10 @@ mod tests {
             .collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
         assert!(pauses.is_restless());
+        let mut twice = Pauses::default();
+        twice.drifted(secs(1));
+        twice.drifted(secs(2));
+        assert!(!twice.is_restless());
         now += secs(60) * (REST - 1) - Duration::from_millis(1);
         assert_eq!(pauses.drifted(now), secs(60), "it has not rested");
         now += secs(60) * REST;

@@ -9,7 +9,7 @@ use std::thread::{Builder, ScopedJoinHandle};
 
 use super::inputs::{sources, touched_rows, tree_after};
 use super::ledger::Ledger;
-use super::open::{Opened, PRIVILEGE, UNFLUSHED};
+use super::open::{Opened, POLICY, PRIVILEGE, UNFLUSHED};
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::guard;
@@ -338,6 +338,7 @@ impl Application {
             opened.completed();
             return Ok(self.ack([0; 6]));
         }
+        let policy = opened.encoded_policy();
         let (index, staging, steps) = (opened.index.clone(), opened.staging.clone(), Arc::clone(&self.steps));
         let mut ledger = Ledger::new(&steps, marks);
         let observer = publisher.as_ref().map(Publisher::observer);
@@ -390,6 +391,7 @@ impl Application {
                 let stand = self.stand(opened, self.root).filter(|_| foreseen);
                 commit.set_meta(PRIVILEGE, Some(&privilege()))?;
                 commit.set_meta(UNFLUSHED, None)?;
+                commit.set_meta(POLICY, Some(&policy))?;
                 commit.set_stand(stand.as_ref())?;
                 if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
             });
@@ -432,7 +434,8 @@ impl Application {
     /// Whether the index says already what a push without steps leads to.
     fn stands_already(&self, opened: &Opened) -> Result<bool, IndexError> {
         let stand = self.stand(opened, self.root);
-        Ok(stand.is_some() && opened.index.stand()? == stand && !opened.is_unflushed()?)
+        let same_policy = || Ok(opened.index.meta(POLICY)? == Some(opened.encoded_policy()));
+        Ok(stand.is_some() && opened.index.stand()? == stand && !opened.is_unflushed()? && same_policy()?)
     }
 
     /// Paths whose rows change their mark: whether they are extras now.

@@ -12,6 +12,8 @@ const NAMED: usize = 20;
 #[derive(Debug, Default)]
 pub struct Drift {
     first: Vec<(RelPath, &'static str)>,
+    /// Entries beneath a directory that came or went, which is told for all.
+    beneath: u64,
     count: u64,
 }
 
@@ -40,11 +42,17 @@ impl Drift {
             .filter_map(|(path, ..)| path.parent())
             .collect();
         let mut drift = Self::default();
+        let mut whole: Option<(&RelPath, &str)> = None;
         for (path, what, follows) in all {
             if (follows && explained.contains(path)) || !names.is_none_or(|names| is_within(path, names)) {
                 continue;
             }
             drift.count += 1;
+            if whole.is_some_and(|(top, with)| what == with && path.is_beneath(top)) {
+                drift.beneath += 1;
+                continue;
+            }
+            whole = Some((path, what)).filter(|_| what == "created" || what == "deleted");
             if drift.first.len() < NAMED {
                 drift.first.push((path.clone(), what));
             }
@@ -63,7 +71,7 @@ impl Drift {
             let path = escape(path.as_bytes());
             tracing::warn!(share, %path, "drift: {what} here, and not by the master");
         }
-        if let more @ 1.. = self.count - self.first.len() as u64 {
+        if let more @ 1.. = self.count - self.beneath - self.first.len() as u64 {
             tracing::warn!(share, "drift: and {more} more");
         }
     }
@@ -79,4 +87,93 @@ fn is_within(path: &RelPath, names: &BTreeSet<RelPath>) -> bool {
         at = above.parent();
     }
     false
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the test changes the files that are looked at")]
+mod tests {
+    use std::fs;
+    use std::ops::ControlFlow;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::filter::Filter;
+    use crate::fs::{Reserved, Root};
+    use crate::index::Index;
+    use crate::roles::identify::{Early, IdentifyOptions, identify};
+    use crate::roles::survey::{SurveyOptions, survey};
+
+    fn look(top: &Path, index: &Index) -> Survey {
+        let (filter, root, stop) = (Filter::new(&[]).unwrap(), Root::open(top).unwrap(), AtomicBool::new(false));
+        let options = SurveyOptions {
+            filter: &filter,
+            one_file_system: false,
+            leave_out: Vec::new(),
+            checksum: false,
+            reserved: Reserved::Skip,
+            reconsider_refused: false,
+            ignore_extras: false,
+        };
+        let mut found = survey(&root, index, &options, &|_| ControlFlow::Continue(()), &mut |_, _| {}).unwrap();
+        let options = IdentifyOptions {
+            keep: 0,
+            chunked: &|_, _| false,
+            follow: &|_, _| None,
+            draft: &|_, _, _| {},
+            stop: &stop,
+            read: &|_| {},
+        };
+        identify(&root, &mut found, &options, Early::default(), &mut |_, _| {});
+        found
+    }
+
+    fn names(drift: &Drift) -> Vec<(String, &'static str)> {
+        drift.first.iter().map(|(path, what)| (path.display(), *what)).collect()
+    }
+
+    #[test]
+    fn each_thing_that_somebody_did_is_named_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        for dir in ["a", "gone/deep", "mode"] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        for file in ["a/edited", "a/same", "a/touched", "gone/deep/file"] {
+            fs::write(at(file), file).unwrap();
+        }
+        let index = Index::in_memory().unwrap();
+        let found = look(temp.path(), &index);
+        index.write(0, |writer| found.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+        assert_eq!(Drift::of(&look(temp.path(), &index), None, false).count(), 0);
+
+        fs::write(at("a/edited"), "edited otherwise").unwrap();
+        fs::write(at("a/new"), "new").unwrap();
+        fs::create_dir_all(at("made/in")).unwrap();
+        fs::remove_dir_all(at("gone")).unwrap();
+        fs::set_permissions(at("mode"), PermissionsExt::from_mode(0o700)).unwrap();
+        // Another tuple, and nothing that a master would want otherwise.
+        let time = fs::metadata(at("a/same")).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(at("a/same")).unwrap().set_modified(time).unwrap();
+        let found = look(temp.path(), &index);
+        let drift = Drift::of(&found, None, false);
+        let all = [
+            ("a/edited", "changed"),
+            ("a/new", "created"),
+            ("made", "created"),
+            ("mode", "metadata changed"),
+            ("gone", "deleted"),
+        ];
+        assert_eq!(names(&drift), all.map(|(path, what)| (path.to_owned(), what)));
+        // With what lies in the directories that came and went, and without those whose time only follows.
+        assert_eq!((drift.count(), drift.beneath), (8, 3));
+
+        let asked = BTreeSet::from(["", "a/new", "gone"].map(|path| RelPath::new(path).unwrap()));
+        let some = Drift::of(&found, Some(&asked), false);
+        assert_eq!(names(&some), [("a/new".to_owned(), "created"), ("gone".to_owned(), "deleted")]);
+        // A replica that keeps what the master does not have may have more.
+        let kept = names(&Drift::of(&found, None, true));
+        assert!(!kept.iter().any(|(_, what)| *what == "created") && kept.len() == 3, "{kept:?}");
+    }
 }

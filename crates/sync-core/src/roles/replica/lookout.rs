@@ -33,6 +33,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How long a share stays without a session until the lookout looks itself: a master opens one after the other.
 const ALONE: Duration = Duration::from_secs(3);
 
+/// How long the first hint waits for others: who changes one thing often changes more.
+const GATHER: Duration = Duration::from_millis(300);
+
 /// How often a tree is looked at of which events cannot be had, or more often if that is asked for.
 const UNWATCHED: Duration = Duration::from_secs(300);
 
@@ -49,6 +52,8 @@ pub struct Lookout {
 #[derive(Default)]
 struct State {
     owed: Option<Look>,
+    /// When there is enough of it to look.
+    gathered: Duration,
     /// How many sessions have the share open, or are about to.
     sessions: u32,
     /// Since when none has, as the time of hints.
@@ -135,7 +140,7 @@ impl Lookout {
             let changed = self.changed.notified();
             let at = {
                 let mut state = self.state();
-                let at = state.owed.is_some().then(|| state.pauses.until());
+                let at = state.owed.is_some().then(|| state.gathered.max(state.pauses.until()));
                 if at.is_some_and(|at| at <= self.hints.now())
                     && let Some(look) = state.owed.take()
                 {
@@ -171,7 +176,7 @@ impl Lookout {
         };
         tracing::warn!(share, entries = count, total, "drift: somebody else changed the tree; {then}");
         if restless {
-            tracing::warn!(share, "drift: it comes back all the time; the next look comes in {} s", pause.as_secs());
+            tracing::warn!(share, "drift: it comes again and again; the next look comes in {} s", pause.as_secs());
         }
     }
 
@@ -301,7 +306,10 @@ impl Lookout {
         let mut state = self.state();
         state.owed = Some(match state.owed.take() {
             Some(owed) => owed.and(look),
-            None => look,
+            None => {
+                state.gathered = self.hints.now() + GATHER;
+                look
+            }
         });
         drop(state);
         self.changed.notify_waiters();

@@ -367,7 +367,6 @@ impl Session {
         match opened {
             Ok(mut opened) => {
                 self.tell_problems(opened.take_problems())?;
-                opened.remember_policy()?;
                 let stand = opened.stand();
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);

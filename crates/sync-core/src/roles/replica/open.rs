@@ -36,8 +36,8 @@ pub const PRIVILEGE: &str = "replica.privilege";
 /// Under this key an index remembers that it believes in content which nobody flushed yet.
 pub const UNFLUSHED: &str = "replica.unflushed";
 
-/// Under this key an index keeps the policy of its last push, in a hello: what is left out of a push is no drift.
-const POLICY: &str = "replica.policy";
+/// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
+pub const POLICY: &str = "replica.policy";
 
 /// Why a replica could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -242,14 +242,10 @@ impl Opened {
         }
     }
 
-    /// Keeps the policy for whoever looks at the tree while there is no push.
-    pub fn remember_policy(&self) -> Result<(), IndexError> {
+    /// The policy as it is kept for whoever looks at the tree while there is no push.
+    pub fn encoded_policy(&self) -> Vec<u8> {
         let hello = Hello { features: 0, share: String::new(), policy: self.policy.clone() };
-        let policy = ToReplica::Hello(hello).encode().body;
-        if self.policy.dry_run || self.index.meta(POLICY)?.is_some_and(|known| known == policy) {
-            return Ok(());
-        }
-        self.index.set_meta(POLICY, Some(&policy))
+        ToReplica::Hello(hello).encode().body
     }
 
     fn last_policy(&self) -> Result<Option<Policy>, IndexError> {
@@ -493,10 +489,10 @@ impl Opened {
         }
     }
 
-    /// What of it somebody else did. Before the first push came to its end, and after one that was cut off while it was
+    /// What of it somebody else did. Before the first push has come to its end, and after one that was cut off while it was
     /// publishing, nobody knows.
     fn drift_in(&self, found: &Survey, names: Option<&BTreeSet<RelPath>>) -> Result<Drift, OpenError> {
-        let known = self.index.intent()?.is_none() && self.index.stand()?.is_some();
+        let known = self.index.intent()?.is_none() && self.index.meta(POLICY)?.is_some();
         Ok(if known { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
     }
 
