@@ -334,7 +334,7 @@ impl Application {
         let mut instead = Vec::new();
         let (written, failures) = std::thread::scope(|scope| {
             let carry_out = |publisher| match steps.len() <= FEW {
-                true => Ok(Publishing::Over(carry_out(publisher, staging, sender))),
+                true => Ok(Publishing::Over(Box::new(carry_out(publisher, staging, sender)))),
                 false => {
                     let thread = Builder::new().spawn_scoped(scope, || carry_out(publisher, staging, sender));
                     thread.map(Publishing::UnderWay)
@@ -544,13 +544,13 @@ fn carry_out_rest(rest: &mut Publisher, staging: Option<&Staging>) -> Result<(),
 /// What publishes, or did.
 enum Publishing<'scope> {
     UnderWay(ScopedJoinHandle<'scope, Ended>),
-    Over(Ended),
+    Over(Box<Ended>),
 }
 
 fn ended(publishing: Publishing<'_>) -> Result<Ended, Reason> {
     match publishing {
         Publishing::UnderWay(thread) => thread.join().map_err(|_| Reason("publishing ended with a panic".to_owned())),
-        Publishing::Over(ended) => Ok(ended),
+        Publishing::Over(ended) => Ok(*ended),
     }
 }
 
