@@ -47,6 +47,10 @@ use schema::Look;
 /// Rows written after which the log is folded into the database without being asked, to bound its size.
 const CHECKPOINT_ROWS: usize = 100_000;
 
+/// A transaction counts as so many rows beside its own: it writes whole pages to the log, some 25 KB for a single row. So a
+/// mirror's log stays below 100 MB.
+const TRANSACTION_ROWS: usize = 50;
+
 /// An open index. Clones are handles to the same one; it is closed, and its lock let go, with the last of them and of
 /// its cursors.
 #[derive(Clone)]
@@ -277,6 +281,7 @@ impl Inner {
 
     /// Notes that rows were written, and bounds the log.
     fn grown(&self, conn: &Connection, rows: usize) -> Result<(), Fault> {
+        let rows = rows + TRANSACTION_ROWS;
         if self.unfolded.fetch_add(rows, Ordering::Relaxed) + rows > CHECKPOINT_ROWS {
             match self.fold(conn) {
                 // What was written is in the log, and read from there. More is folded in when there is room again.

@@ -359,3 +359,40 @@ fn rows_are_peeked_at_and_passed_in_order_across_pages() {
     }
     assert!(cursor.peek().unwrap().is_none() && cursor.next().unwrap().is_none());
 }
+
+/// The connection of a cursor that is over serves the next one, which must see what was written since, and none of an index
+/// that was given up.
+#[test]
+fn a_cursor_sees_what_is_there_when_it_is_made() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = Index::open(temp.path(), Duration::ZERO).unwrap().index;
+    upsert(&index, 1, &[dir("")]);
+    assert_eq!(all(&index).len(), 1);
+    upsert(&index, 2, &[file("a", 1)]);
+    let before = index.cursor().unwrap();
+    upsert(&index, 3, &[file("b", 1)]);
+    assert_eq!(all(&index).len(), 3);
+    drop(before);
+    assert_eq!(all(&index).len(), 3);
+    let old = index.cursor().unwrap();
+    index.rebuild().unwrap();
+    drop(old);
+    assert!(all(&index).is_empty(), "rows of an index that was given up");
+}
+
+/// Every version of a mirror is a transaction of a row or two.
+#[test]
+fn the_log_of_many_small_transactions_is_folded_in() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = Index::open(temp.path(), Duration::ZERO).unwrap().index;
+    let log = || std::fs::metadata(temp.path().join("index.db-wal")).unwrap().len();
+    let rounds = |count: usize| {
+        for i in 0..count {
+            index.write(1, |writer| writer.upsert(&file("f", i as u64))).unwrap();
+        }
+    };
+    rounds(super::super::CHECKPOINT_ROWS / super::super::TRANSACTION_ROWS);
+    let most = log();
+    rounds(super::super::CHECKPOINT_ROWS / super::super::TRANSACTION_ROWS);
+    assert!(log() < most * 3 / 2, "{} bytes of log after {most}", log());
+}

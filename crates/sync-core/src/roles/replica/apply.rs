@@ -491,14 +491,17 @@ fn prepare_and_commit(
         commit.set_intent(intent)?;
         Ok(publisher)
     };
+    let mut ledger = Ledger::new(steps, BTreeMap::new());
     if steps.len() <= FEW {
+        let (sender, ready) = mpsc::channel();
+        publisher.tell_ready(Box::new(move |some| drop(sender.send(some))));
         publisher.prepare();
         return index.commit_with(0, |commit| {
             moved.iter().try_for_each(|dir| commit.copy_beneath(&dir.from, &dir.to))?;
+            ready.iter().flatten().try_for_each(|ready| ledger.write_ready(commit, ready))?;
             conclude(commit, publisher)
         });
     }
-    let mut ledger = Ledger::new(steps, BTreeMap::new());
     let (sender, ready) = mpsc::sync_channel(TOLD_AHEAD);
     // Nobody listens any more when the index failed.
     publisher.tell_ready(Box::new(move |some| drop(sender.send(some))));

@@ -15,7 +15,7 @@ use crate::session::{
     Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told,
 };
 use crate::wire::{
-    Ack, Announce, Change, Describe, Described, Hello, Listing, MAX_CHUNKS, Moved, Offered, Parts, Refusal,
+    Ack, Announce, Change, Describe, Described, FOLLOW, Hello, Listing, MAX_CHUNKS, Moved, Offered, Parts, Refusal,
     ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted,
 };
 
@@ -664,6 +664,30 @@ pub(super) fn stand() -> Stand {
 pub(super) fn announce() -> Announce {
     let version = super::master::Master::new().commit().version;
     Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0, committed: true }
+}
+
+/// The master's word is waited for by whoever does not follow, and where the version may still be forgotten.
+#[test]
+fn who_follows_publishes_a_committed_version_without_a_further_word() {
+    for (features, committed) in [(0, false), (0, true), (FOLLOW, false), (FOLLOW, true)] {
+        let mut receiver = Receiver::new();
+        let hello = Hello { features, ..hello() };
+        receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello))).unwrap();
+        receiver.handle(ReceiverInput::Opened(stand())).unwrap();
+        let announce = Announce { committed, ..announce() };
+        receiver.handle(ReceiverInput::Received(ToReplica::Announce(announce.clone()))).unwrap();
+        let root = announce.version.root;
+        let planned = ReceiverInput::Planned { root, items: Vec::new(), missing: Vec::new(), changes: Changes::new() };
+        receiver.handle(planned).unwrap();
+        while receiver.poll().is_some() {}
+        receiver.handle(ReceiverInput::Prepared(None)).unwrap();
+        let expected = match (features, committed) {
+            (FOLLOW, true) => ReceiverOutput::Publish,
+            _ => ReceiverOutput::Send(ToMaster::Prepared(root)),
+        };
+        assert_eq!(receiver.poll(), Some(expected), "features {features}, committed {committed}");
+        assert_eq!(receiver.poll(), None);
+    }
 }
 
 #[test]
