@@ -47,6 +47,9 @@ use schema::Look;
 /// Rows written after which the log is folded into the database without being asked, to bound its size.
 const CHECKPOINT_ROWS: usize = 100_000;
 
+/// As how many rows a transaction counts at the least: it takes whole pages of the log, some ten for a single row of a version.
+const COMMIT_ROWS: usize = 200;
+
 /// An open index. Clones are handles to the same one; it is closed, and its lock let go, with the last of them and of
 /// its cursors.
 #[derive(Clone)]
@@ -253,8 +256,9 @@ impl Inner {
         begun.map_err(|fault| fault.at("read", self.dir()))
     }
 
-    /// Notes that rows were written, and bounds the log.
+    /// Notes a transaction that wrote this many rows, and bounds the log.
     fn grown(&self, conn: &Connection, rows: usize) -> Result<(), Fault> {
+        let rows = rows.max(COMMIT_ROWS);
         if self.unfolded.fetch_add(rows, Ordering::Relaxed) + rows > CHECKPOINT_ROWS {
             match self.fold(conn) {
                 // What was written is in the log, and read from there. More is folded in when there is room again.
