@@ -146,7 +146,9 @@ impl Churner {
         loop {
             let mut names: Vec<OsString> =
                 std::fs::read_dir(&path).ok()?.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
-            names.retain(|name| path != self.top || ![WHOLE, "stays", "mounted", STAGING].iter().any(|stays| name == stays));
+            names.retain(|name| {
+                path != self.top || ![WHOLE, "stays", "mounted", STAGING].iter().any(|stays| name == stays)
+            });
             names.sort();
             if names.is_empty() {
                 return (path != self.top).then_some(path);

@@ -58,7 +58,15 @@ impl Daemon {
             value.push(path);
             args.extend(["--share".into(), value]);
         }
-        Daemon { child: None, args, behind, host: host.to_owned(), port, state, log: scratch.path(format!("{name}.log")) }
+        Daemon {
+            child: None,
+            args,
+            behind,
+            host: host.to_owned(),
+            port,
+            state,
+            log: scratch.path(format!("{name}.log")),
+        }
     }
 
     /// The master of a share `www` at `path`, for these replicas, with more keys of its table. Starts it.
