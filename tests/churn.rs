@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use support::churn::{Churn, Churner, Pace, Rng, seconds, seed, torn};
 use support::netns::{Cable, Cut as CableCut, cables};
+use support::watch::{Hammer, Queue};
 use support::*;
 
 /// How long a tree at rest may take to be everywhere. Who failed again and again is waited for up to a minute.
@@ -237,13 +238,16 @@ impl Cluster {
 
     /// Stops the master while more happens than its queue holds.
     fn overflow(&mut self) {
-        let limit: u64 =
-            std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
-        self.master().signal(Signal::STOP);
-        let (mut churner, seed) = (Churner::new(&self.src, self.rng.next(), Pace::Wild), self.rng.next());
-        // Where the churn makes no files, so that nothing else comes there.
+        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: u64 = limit.trim().parse().unwrap();
+        // Where the churn makes no files, so that nothing else comes there; and watched before it begins.
         let flood = self.scratch.path("src/whole/flood");
-        std::fs::create_dir_all(&flood).unwrap();
+        mkdir(&flood);
+        let has_it = |replica: &Replica| replica.tree.join("whole/flood").is_dir();
+        wait_for("a directory", PATIENCE, || self.replicas.iter().any(has_it));
+        self.master().signal(Signal::STOP);
+        let queue = Queue::of(&flood);
+        let (mut churner, seed) = (Churner::new(&self.src, self.rng.next(), Pace::Wild), self.rng.next());
         // Two names that take turns: events that follow equal ones are left out.
         for i in 0..=limit / 4 {
             for name in ["one", "two"] {
@@ -253,6 +257,7 @@ impl Cluster {
                 churner.step();
             }
         }
+        assert!(queue.overflowed(), "{}", self.told("the flood is too small"));
         // Unseen, and perhaps onto another.
         let _ = std::fs::rename(&flood, self.src.join(format!("flooded{}", self.rng.below(3))));
         self.master().signal(Signal::CONT);
@@ -293,6 +298,21 @@ fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// How often a test that can go on for hours does what it does.
+fn rounds(otherwise: u32) -> u32 {
+    std::env::var("SYNC_CHURN_ROUNDS").map_or(otherwise, |set| set.parse().expect("SYNC_CHURN_ROUNDS is a number"))
+}
+
+#[test]
+fn nothing_but_changes() {
+    let mut cluster = Cluster::started("nothing_but_changes", 3);
+    for round in 1..=rounds(6) {
+        cluster.churn();
+        cluster.a_while(seconds(2));
+        cluster.quiet(&format!("round {round}"));
+    }
 }
 
 #[test]
@@ -593,10 +613,10 @@ fn a_master_whose_index_is_yesterdays() {
 }
 
 /// Whose tree a replica shows, each time that changes.
-fn watch_owner(tree: &Path) -> (support::watch::Hammer, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+fn watch_owner(tree: &Path) -> (Hammer, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     let (seen, file) = (std::sync::Arc::new(std::sync::Mutex::new(Vec::new())), tree.join("stays"));
     let told = std::sync::Arc::clone(&seen);
-    let hammer = support::watch::Hammer::start(move |_| {
+    let hammer = Hammer::start(move |_| {
         if let Ok(owner) = std::fs::read_to_string(&file) {
             let mut seen: std::sync::MutexGuard<'_, Vec<String>> = told.lock().unwrap();
             if seen.last() != Some(&owner) {
@@ -723,8 +743,7 @@ fn what_was_acknowledged_outlives_a_power_cut() {
 #[test]
 fn everything_at_once() {
     let mut cluster = Cluster::started("everything_at_once", 3);
-    let rounds = std::env::var("SYNC_CHURN_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
-    for round in 1..=rounds {
+    for round in 1..=rounds(2) {
         cluster.churn();
         let mut done = Vec::new();
         for _ in 0..=cluster.rng.below(4) {
@@ -765,20 +784,25 @@ fn soak() {
     cluster.quiet("the first version");
     let path = std::env::var_os("SYNC_SOAK_CSV").map_or_else(|| cluster.scratch.path("soak.csv"), PathBuf::from);
     let mut csv = std::fs::File::create(path).unwrap();
-    writeln!(csv, "seconds,process,resident_kib,descriptors,threads,cpu_ticks").unwrap();
+    writeln!(csv, "seconds,process,resident_kib,descriptors,threads,cpu_ticks,index_bytes").unwrap();
     let seed = cluster.rng.next();
     cluster.churn = Some(Churn::start(&cluster.src, seed, Pace::Steady(rate)));
     let mut pids = vec![("master".to_owned(), cluster.master().pid())];
     pids.extend(cluster.replicas.iter().enumerate().map(|(i, r)| (format!("replica{i}"), r.daemon.pid())));
+    let mut states = vec![cluster.scratch.path("m")];
+    states.extend(cluster.replicas.iter().map(|replica| replica.daemon.state.clone()));
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); pids.len()];
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(u64::from(minutes) * 60) {
-        for ((name, pid), samples) in pids.iter().zip(&mut samples) {
+        for (((name, pid), samples), state) in pids.iter().zip(&mut samples).zip(&states) {
             let sample = Sample { resident: resident(*pid), descriptors: descriptors(*pid) };
             let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
             let (seconds, ticks) = (begun.elapsed().as_secs(), cpu_ticks(*pid));
             let Sample { resident, descriptors } = sample;
-            writeln!(csv, "{seconds},{name},{resident},{descriptors},{threads},{ticks}").unwrap();
+            let databases =
+                ["index.db", "index.db-wal"].iter().flat_map(|name| files_below(&state.join("index"), name));
+            let index: u64 = databases.map(|path| path.metadata().map_or(0, |meta| meta.len())).sum();
+            writeln!(csv, "{seconds},{name},{resident},{descriptors},{threads},{ticks},{index}").unwrap();
             samples.push(sample);
         }
         std::thread::sleep(Duration::from_secs(10));

@@ -64,6 +64,29 @@ impl Opens {
     }
 }
 
+/// A queue of what is written in one directory, which nobody empties.
+pub struct Queue(OwnedFd);
+
+impl Queue {
+    pub fn of(dir: &Path) -> Queue {
+        let queue = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&queue, dir, WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE).unwrap();
+        Queue(queue)
+    }
+
+    /// Whether there was more than it holds: then every queue that was told of this lost some as well.
+    pub fn overflowed(&self) -> bool {
+        let mut buffer = [MaybeUninit::uninit(); 1 << 16];
+        let mut reader = Reader::new(&self.0, &mut buffer);
+        while let Ok(event) = reader.next() {
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 /// Runs the command and tells how many bytes it read by read calls, from `/proc/PID/io` of a shell that waits for it.
 /// `None` where the kernel does not account for it.
 pub fn bytes_read(run: &mut Run) -> Option<u64> {

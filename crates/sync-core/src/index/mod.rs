@@ -47,9 +47,8 @@ use schema::Look;
 /// Rows written after which the log is folded into the database without being asked, to bound its size.
 const CHECKPOINT_ROWS: usize = 100_000;
 
-/// A transaction counts as so many rows beside its own: it writes whole pages to the log, some 25 KB for a single row. So a
-/// mirror's log stays below 100 MB.
-const TRANSACTION_ROWS: usize = 50;
+/// As how many rows a transaction counts at the least: it takes whole pages of the log, some ten for a single row of a version.
+const COMMIT_ROWS: usize = 200;
 
 /// An open index. Clones are handles to the same one; it is closed, and its lock let go, with the last of them and of
 /// its cursors.
@@ -279,9 +278,9 @@ impl Inner {
         Ok(Reader { conn: Some(conn), rebuilt, inner: Arc::clone(self) })
     }
 
-    /// Notes that rows were written, and bounds the log.
+    /// Notes a transaction that wrote this many rows, and bounds the log.
     fn grown(&self, conn: &Connection, rows: usize) -> Result<(), Fault> {
-        let rows = rows + TRANSACTION_ROWS;
+        let rows = rows.max(COMMIT_ROWS);
         if self.unfolded.fetch_add(rows, Ordering::Relaxed) + rows > CHECKPOINT_ROWS {
             match self.fold(conn) {
                 // What was written is in the log, and read from there. More is folded in when there is room again.

@@ -193,7 +193,16 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn acks(&self) -> Result<Vec<Ack>, IndexError> {
-        self.read(acks)
+        self.read(|conn| acks(conn, "", []))
+    }
+
+    /// What `replica` acknowledged of `version`, if it did.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn ack(&self, replica: &str, version: VersionId) -> Result<Option<Ack>, IndexError> {
+        let one = "WHERE replica = ?1 AND version = ?2";
+        self.read(|conn| Ok(acks(conn, one, rusqlite::params![replica, version.0.0])?.pop()))
     }
 
     /// Records what a replica acknowledged, durably.
@@ -376,11 +385,12 @@ pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> R
     Ok(())
 }
 
-fn acks(conn: &Connection) -> Result<Vec<Ack>, Fault> {
-    let mut statement = conn.prepare(
-        "SELECT replica, version, number, root, sec, nsec, exact, sum FROM acks ORDER BY replica, number, sec",
-    )?;
-    let mut rows = statement.query([])?;
+/// All, or those that a condition leaves.
+fn acks(conn: &Connection, condition: &str, values: impl rusqlite::Params) -> Result<Vec<Ack>, Fault> {
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT replica, version, number, root, sec, nsec, exact, sum FROM acks {condition} ORDER BY replica, number, sec",
+    ))?;
+    let mut rows = statement.query(values)?;
     let mut summer = Summer::default();
     let mut acks = Vec::new();
     while let Some(row) = rows.next()? {

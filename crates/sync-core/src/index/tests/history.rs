@@ -127,6 +127,22 @@ fn acknowledgements_are_kept_by_replica_and_version() {
         index.record_ack(&ack).unwrap();
     }
     assert_eq!(index.acks().unwrap(), [ack("a", 1, true), ack("a", 2, true), ack("b", 2, true)]);
+    let one = ack("a", 2, true);
+    assert_eq!(index.ack("a", one.version).unwrap(), Some(one));
+    assert_eq!(index.ack("b", ack("b", 1, true).version).unwrap(), None);
+}
+
+/// A mirror commits a row or two at a time, for months.
+#[test]
+fn the_log_stays_small_however_many_versions_there_are() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    index.mint_lineage([1; 16], None).unwrap();
+    for i in 0..3000 {
+        publish(&index, vec![file("f", i)], &[]);
+    }
+    let log = std::fs::metadata(temp.path().join("index.db-wal")).unwrap().len();
+    assert!(log < 32 << 20, "{log} bytes");
 }
 
 #[test]

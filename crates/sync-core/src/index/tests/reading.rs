@@ -391,8 +391,8 @@ fn the_log_of_many_small_transactions_is_folded_in() {
             index.write(1, |writer| writer.upsert(&file("f", i as u64))).unwrap();
         }
     };
-    rounds(super::super::CHECKPOINT_ROWS / super::super::TRANSACTION_ROWS);
+    rounds(super::super::CHECKPOINT_ROWS / super::super::COMMIT_ROWS);
     let most = log();
-    rounds(super::super::CHECKPOINT_ROWS / super::super::TRANSACTION_ROWS);
+    rounds(super::super::CHECKPOINT_ROWS / super::super::COMMIT_ROWS);
     assert!(log() < most * 3 / 2, "{} bytes of log after {most}", log());
 }

@@ -664,10 +664,10 @@ impl<'a> Session<'a> {
             exact,
         };
         let index = &self.delivery.source.index;
-        let known =
-            |acks: Vec<IndexedAck>| acks.iter().any(|a| IndexedAck { time: indexed.time, ..a.clone() } == indexed);
         let recorded = tokio::task::block_in_place(|| -> Result<(), IndexError> {
-            if known(index.acks()?) { Ok(()) } else { index.record_ack(&indexed) }
+            let known = index.ack(&indexed.replica, indexed.version)?;
+            let is_known = known.is_some_and(|known| IndexedAck { time: indexed.time, ..known } == indexed);
+            if is_known { Ok(()) } else { index.record_ack(&indexed) }
         });
         if let Err(error) = recorded {
             let text = format!("the acknowledgement could not be recorded: {error}");

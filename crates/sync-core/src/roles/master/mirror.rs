@@ -415,6 +415,7 @@ impl Mirror {
     /// Looks at what a batch names, and commits what was found as a version, if it is one.
     fn publish(&self, open: &mut Open, batch: Batch) -> Result<Option<Arc<News>>, Stopped> {
         check_place(open)?;
+        let everything = batch.everything;
         let found = match self.names_of(open, batch)? {
             Some(names) => self.look_until_quiet(open, names)?,
             None => None,
@@ -444,6 +445,10 @@ impl Mirror {
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
         source.keep_contents(&difference)?;
+        // As seldom as all of the tree is looked at for its own sake: what it costs grows with the tree.
+        if everything && let Err(error) = source.index.tidy() {
+            self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
+        }
         let id = decided.version.id();
         if open.told == Some(id) {
             return Ok(None);
