@@ -92,15 +92,18 @@ pub async fn run(
     // A machine that only is a master listens to nobody.
     let serves = !shares.is_empty();
     let daemon = async {
-        if serves { Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown.clone()).await } else { Ok(()) }
+        if serves {
+            Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown.clone()).await?;
+        }
+        Ok(())
     };
-    let (daemon, mirrors) = tokio::join!(daemon, service.masters.run(shutdown.clone(), serves));
+    // Who cannot listen has nothing to stay for.
+    let ended = tokio::try_join!(daemon, service.masters.run(shutdown.clone(), serves));
     reloading.abort();
     answering.abort();
     // The socket goes with it.
     let _ = answering.await;
-    daemon?;
-    mirrors
+    ended.map(drop)
 }
 
 /// Makes a share's directory if it is missing. One level only: a missing parent is a typing error or a mount that is not
