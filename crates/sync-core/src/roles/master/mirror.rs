@@ -370,8 +370,6 @@ impl Mirror {
                 self.monitor.problem(None, &Problem { path: Some(first), reason });
             }
         }
-        // Lists of contents that no file has any more pile up.
-        open.source.index.tidy()?;
         Ok(())
     }
 
