@@ -523,8 +523,9 @@ fn a_mount_inside_the_share_that_goes_away() {
         // What is on it stays on the replicas, whatever happens around it.
         let kept: Vec<Tree> = cluster.replicas.iter().map(|r| snapshot(&r.tree.join(MOUNTED))).collect();
         cluster.churn();
-        // Lazily: directories that the master keeps open would make it busy, perhaps for long.
-        tool("umount", &[OsStr::new("-l"), mounted.as_os_str()]);
+        wait_for("the unmounting of what the master looks at", 20, || {
+            std::process::Command::new("umount").arg(&mounted).output().unwrap().status.success()
+        });
         std::thread::sleep(seconds(3));
         if round == 1 {
             cluster.kill_master(Duration::ZERO);

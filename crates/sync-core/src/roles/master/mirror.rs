@@ -398,6 +398,8 @@ impl Mirror {
             Err(Stopped::Held) => open.last = None,
             Err(Stopped::Gone) => {}
         }
+        // A directory that is held open keeps a file system in the tree from being unmounted.
+        open.source.root.forget(&RelPath::root());
         published.map(drop)
     }
 
