@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::config::{Checked, shown};
 use crate::masters::Masters;
+use crate::notify::Notifier;
 
 /// Reads the configuration again.
 pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
@@ -19,6 +20,8 @@ pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
 pub struct Service {
     /// The shares that this machine is the master of.
     pub masters: Masters,
+    /// Hears how the daemon is.
+    pub notifier: Notifier,
     /// All that was asked for, as far as it is not replaced while the daemon runs.
     config: Mutex<Checked>,
     /// Its file, if it has one.
@@ -28,9 +31,9 @@ pub struct Service {
 
 impl Service {
     /// A daemon that does what the configuration says.
-    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>) -> Self {
+    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>, notifier: Notifier) -> Self {
         let masters = Masters::start(config.masters.clone(), config.state_dir.clone());
-        Self { masters, config: Mutex::new(config), file, reload }
+        Self { masters, notifier, config: Mutex::new(config), file, reload }
     }
 
     /// How its shares are, by name.
@@ -86,6 +89,7 @@ impl Service {
         let Some(reload) = &self.reload else {
             return Err(OrderError("this daemon has no configuration file to read again".to_owned()));
         };
+        let _reloading = self.notifier.reloading();
         let mut config = self.config.lock().await;
         let kept = "; nothing was changed";
         let new = reload().map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
