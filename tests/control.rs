@@ -245,7 +245,7 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     let src = scratch.src();
     (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
     let one = replica(&scratch, "one");
-    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
     waits_for_state(&master.state, 0, "in_sync");
     // One by one in versions of their own.
     for i in 0..5 {
@@ -254,7 +254,10 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     }
     assert_exact(&src, &scratch.path("one"));
     let before = snapshot(&scratch.path("one"));
+    // In one version, however slow this is.
+    master.signal(Signal::STOP);
     remove(&src, 95..110);
+    master.signal(Signal::CONT);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("110 of 201 entries would be deleted, counted over an hour"), "{ran}");
     assert_eq!(status(&master.state)["state"], "held");
@@ -269,7 +272,9 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     (200..400).for_each(|i| write(src.join(format!("{i}")), b"x"));
     synccli(&master.state).args(&["push", "www"]).ok();
     let before = snapshot(&scratch.path("one"));
+    master.signal(Signal::STOP);
     remove(&src, 200..360);
+    master.signal(Signal::CONT);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("160 of 292 entries would be deleted, more than max_delete = 50%"), "{ran}");
     assert_untouched(&before, &snapshot(&scratch.path("one")));

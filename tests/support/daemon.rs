@@ -86,6 +86,18 @@ impl Daemon {
 
     /// The master of a share `www` at `path`, for these replicas, with more keys of its table. Starts it.
     pub fn master(scratch: &Scratch, name: &str, path: &Path, replicas: &[&Daemon], keys: &str) -> Daemon {
+        Daemon::master_behind(scratch, name, path, replicas, keys, Vec::new())
+    }
+
+    /// The same started behind a command.
+    pub fn master_behind(
+        scratch: &Scratch,
+        name: &str,
+        path: &Path,
+        replicas: &[&Daemon],
+        keys: &str,
+        behind: Vec<OsString>,
+    ) -> Daemon {
         let state = scratch.path(name);
         for replica in replicas {
             replica.pair(&state);
@@ -96,13 +108,18 @@ impl Daemon {
         let text = format!("state_dir = '{dir}'\n[share.www]\npath = '{path}'\nreplicas = {replicas:?}\n{keys}\n");
         std::fs::write(&config, text).unwrap();
         let args = vec!["--config".into(), config.into()];
-        let (behind, host, log) = (Vec::new(), String::new(), scratch.path(format!("{name}.log")));
+        let (host, log) = (String::new(), scratch.path(format!("{name}.log")));
         let mut daemon = Daemon { child: None, args, behind, host, port: 0, state, log };
         daemon.child = Some(daemon.spawn());
         daemon
     }
 
-    /// Starts a master again.
+    /// Has it listen at another address as well.
+    pub fn listen_at(&mut self, address: &str) {
+        self.args.extend(["--listen".into(), address.into()]);
+    }
+
+    /// Starts a master again, or a replica without waiting until it listens.
     pub fn restart(&mut self) {
         self.child = Some(self.spawn());
     }

@@ -149,7 +149,9 @@ impl DeleteGuard {
         if released {
             self.peaks.clear();
         }
-        let (this, entries) = (part(now), if released { step.after } else { step.before.max(step.after) });
+        // What was there before the first is known from nowhere else. Later on it may hold what nobody published.
+        let first = self.peaks.is_empty() && !released;
+        let (this, entries) = (part(now), if first { step.before.max(step.after) } else { step.after });
         match self.peaks.back_mut() {
             Some((part, peak)) if *part == this => *peak = (*peak).max(entries),
             _ => self.peaks.push_back((this, entries)),

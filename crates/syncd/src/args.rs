@@ -81,7 +81,9 @@ impl Cli {
     /// The configuration file, if there is one.
     pub fn file(&self) -> Option<PathBuf> {
         let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
-        self.options.config.clone().or_else(default)
+        let file = self.options.config.clone().or_else(default)?;
+        // Others have another working directory.
+        Some(std::path::absolute(&file).unwrap_or(file))
     }
 
     /// The configuration file with what the command line puts in its place.

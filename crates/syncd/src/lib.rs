@@ -12,6 +12,7 @@ mod control;
 mod log;
 mod masters;
 mod monitor;
+mod notify;
 mod service;
 mod signals;
 
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 use args::Verb;
 use config::{Checked, Raw, shown};
 use control::Socket;
+use notify::Notifier;
 use service::{Reload, Service};
 
 /// It did what it was asked, and ended because it was asked.
@@ -62,7 +64,7 @@ pub fn main(argv: &[OsString]) -> u8 {
 /// `synccli reload` does; `file` is where it comes from.
 ///
 /// # Errors
-/// A share's directory cannot be made, another daemon runs with the state directory, what [`Daemon::run`] says, or why a
+/// A share's directory cannot be made, another daemon runs with the state directory, what [`Daemon::listen`] says, or why a
 /// share could not be mirrored.
 pub async fn run(
     config: Checked,
@@ -77,7 +79,10 @@ pub async fn run(
     let Checked { state_dir, listen, shares, .. } = config.clone();
     StateDir::open(&state_dir)?;
     let socket = Socket::bind(&state_dir).await?;
-    let service = Arc::new(Service::start(config, file, reload));
+    // A machine that only is a master listens to nobody.
+    let daemon =
+        if shares.is_empty() { None } else { Some(Daemon::listen(DaemonConfig { state_dir, listen, shares })?) };
+    let service = Arc::new(Service::start(config, file, reload, Notifier::from_env()));
     let answering = tokio::spawn(socket.serve(Arc::clone(&service), shutdown.clone()));
     let reloading = tokio::spawn({
         let service = Arc::clone(&service);
@@ -89,21 +94,34 @@ pub async fn run(
             }
         }
     });
-    // A machine that only is a master listens to nobody.
-    let serves = !shares.is_empty();
+    let telling = service.notifier.is_heard().then(|| {
+        let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
+        let alive = Arc::clone(&service);
+        service.notifier.ready(&tokio::task::block_in_place(|| service.status()));
+        let alive = tokio::spawn(async move { notify::keep_alive(&alive).await });
+        (alive, tokio::spawn(async move { notify::follow(&service, shutdown).await }))
+    });
+    let serves = daemon.is_some();
     let daemon = async {
-        if serves {
-            Daemon::run(DaemonConfig { state_dir, listen, shares }, shutdown.clone()).await?;
+        if let Some(daemon) = daemon {
+            daemon.run(shutdown.clone()).await;
         }
-        Ok(())
     };
-    // Who cannot listen has nothing to stay for.
-    let ended = tokio::try_join!(daemon, service.masters.run(shutdown.clone(), serves));
+    let ((), mirrors) = tokio::join!(daemon, service.masters.run(shutdown.clone(), serves));
+    if let Some((alive, following)) = telling {
+        alive.abort();
+        if *shutdown.borrow() {
+            // That it ends is said before it has ended.
+            let _ = following.await;
+        } else {
+            following.abort();
+        }
+    }
     reloading.abort();
     answering.abort();
     // The socket goes with it.
     let _ = answering.await;
-    ended.map(drop)
+    mirrors
 }
 
 /// Makes a share's directory if it is missing. One level only: a missing parent is a typing error or a mount that is not

@@ -121,6 +121,8 @@ impl Masters {
                 }
             }
         }
+        drop(running);
+        self.changed.send_replace(());
         said
     }
 

@@ -9,8 +9,9 @@ use sync_core::roles::master::OrderError;
 use sync_core::roles::replica::ShareConfig;
 use tokio::sync::Mutex;
 
-use crate::config::{Checked, shown};
+use crate::config::{Checked, Master, shown};
 use crate::masters::Masters;
+use crate::notify::Notifier;
 
 /// Reads the configuration again.
 pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
@@ -19,6 +20,8 @@ pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
 pub struct Service {
     /// The shares that this machine is the master of.
     pub masters: Masters,
+    /// Hears how the daemon is.
+    pub notifier: Notifier,
     /// All that was asked for, as far as it is not replaced while the daemon runs.
     config: Mutex<Checked>,
     /// Its file, if it has one.
@@ -28,9 +31,9 @@ pub struct Service {
 
 impl Service {
     /// A daemon that does what the configuration says.
-    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>) -> Self {
+    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>, notifier: Notifier) -> Self {
         let masters = Masters::start(config.masters.clone(), config.state_dir.clone());
-        Self { masters, config: Mutex::new(config), file, reload }
+        Self { masters, notifier, config: Mutex::new(config), file, reload }
     }
 
     /// How its shares are, by name.
@@ -86,9 +89,23 @@ impl Service {
         let Some(reload) = &self.reload else {
             return Err(OrderError("this daemon has no configuration file to read again".to_owned()));
         };
+        let _reloading = self.notifier.reloading();
         let mut config = self.config.lock().await;
         let kept = "; nothing was changed";
         let new = reload().map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
+        let is_held = |master: &Master| {
+            let path = std::fs::canonicalize(&master.path).unwrap_or_else(|_| master.path.clone());
+            config
+                .shares
+                .iter()
+                .any(|held| held.name == master.name || held.path.starts_with(&path) || path.starts_with(&held.path))
+        };
+        if let Some(master) = new.masters.iter().find(|master| is_held(master)) {
+            let name = &master.name;
+            let why =
+                format!("share {name} is held for another master here: only a restart makes this machine its master");
+            return Err(OrderError(format!("{why}{kept}")));
+        }
         let mut said = self.masters.configure(new.masters.clone());
         let restart = [
             ("state_dir", config.state_dir != new.state_dir),

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use sync_core::control::{Order, Reply, Role};
@@ -52,7 +52,10 @@ fn edit(
     match tell(Order::Reload, state_dir, out) {
         Ok(exit) => Ok(exit),
         Err(refusal) => {
-            replace(&file, &before).map_err(|error| failed(&error))?;
+            // Unless somebody has written it meanwhile.
+            if fs::read_to_string(&file).is_ok_and(|now| now == document.to_string()) {
+                replace(&file, &before).map_err(|error| failed(&error))?;
+            }
             Err(refusal)
         }
     }
@@ -123,15 +126,16 @@ fn remove(replicas: &mut Array, share: &str, replica: &str) -> Result<(), String
 /// Puts text into the place of a file, whole or not at all.
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let meta = fs::metadata(file)?;
-    let temporary = file.with_extension("toml.new");
-    let write = || {
-        let mut new = fs::File::create(&temporary)?;
+    let temporary = file.with_extension(format!("toml.{}", std::process::id()));
+    let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut write = || {
         new.set_permissions(fs::Permissions::from_mode(meta.mode() & 0o7777))?;
         // Only root can give it to somebody else, and then should.
         let _ = fchown(&new, Some(meta.uid()), Some(meta.gid()));
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
-        fs::rename(&temporary, file)
+        fs::rename(&temporary, file)?;
+        fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

@@ -125,6 +125,8 @@ pub(super) struct Session<'a> {
     timing: Timing,
     /// Whether another session shall follow on the connection.
     follows: bool,
+    /// Whether the replica was told that a person has decided: that is over when it acknowledges.
+    said_released: bool,
     /// Told when the replica is not at the version that it acknowledged any more.
     drifted: Arc<Notify>,
 }
@@ -268,6 +270,7 @@ impl<'a> Session<'a> {
             source_changed: Vec::new(),
             timing: Timing::default(),
             follows: features & FOLLOW != 0,
+            said_released: released,
             drifted: Arc::default(),
         })
     }
@@ -581,8 +584,9 @@ impl<'a> Session<'a> {
                     stats.reused_bytes += sent.copied;
                 }
                 if !self.delivery.policy.dry_run {
-                    // What was decided was this version.
-                    self.delivery.released.store(false, Ordering::Relaxed);
+                    if self.said_released {
+                        self.delivery.released.store(false, Ordering::Relaxed);
+                    }
                     self.record(&ack, identical, replica);
                 }
                 if !exact && self.problems == 0 && self.source_changed.is_empty() {

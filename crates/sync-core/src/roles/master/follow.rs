@@ -41,6 +41,8 @@ pub enum Wish {
     /// Keep the replica at the newest version.
     #[default]
     Follow,
+    /// Leave it alone for a moment.
+    Rest,
     /// Leave it alone, and keep what is known of it.
     Pause,
     /// Nothing any more.
@@ -92,10 +94,15 @@ impl Fate {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A person has decided: what is held there is not, once.
-    pub fn release(&self) {
-        self.released.store(true, Ordering::Relaxed);
+    /// A person has decided, or not any more: what is held there is not, once.
+    pub fn release(&self, released: bool) {
+        self.released.store(released, Ordering::Relaxed);
+    }
+
+    /// It is tried again, now: whether it is held is to be found out anew.
+    pub fn try_again(&self) {
         self.update(|following| following.held = false);
+        self.again.notify_one();
     }
 
     fn update(&self, change: impl FnOnce(&mut Following)) {
@@ -111,7 +118,7 @@ impl Delivery {
         let mut wish = fate.wish.subscribe();
         let mut backoff = Backoff::default();
         loop {
-            match wish.wait_for(|wish| *wish != Wish::Pause).await.as_deref() {
+            match wish.wait_for(|wish| !matches!(wish, Wish::Rest | Wish::Pause)).await.as_deref() {
                 Ok(Wish::Follow) => {}
                 _ => return,
             }

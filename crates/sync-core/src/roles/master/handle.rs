@@ -195,13 +195,19 @@ impl MirrorHandle {
         let followers = self.shared.followers();
         if release {
             // What is published now may be held there as well.
-            followers.iter().for_each(|follower| follower.fate.release());
+            followers.iter().for_each(|follower| follower.fate.release(true));
         }
         let (answer, answered) = oneshot::channel();
         let ended = || OrderError("the share is not mirrored any more".to_owned());
         self.orders.send(MirrorOrder::Look { release, answer }).map_err(|_| ended())?;
         let looked = answered.await.map_err(|_| ended())?.map_err(OrderError);
-        followers.iter().for_each(|follower| follower.fate.again.notify_one());
+        for follower in &followers {
+            let is_due = looked.as_ref().is_ok_and(|version| !has(&follower.fate, version));
+            if release && !is_due {
+                follower.fate.release(false);
+            }
+            follower.fate.try_again();
+        }
         looked
     }
 
@@ -218,7 +224,16 @@ impl MirrorHandle {
     pub fn pause(&self, replica: &str, pause: bool) -> Result<String, OrderError> {
         let wish = if pause { Wish::Pause } else { Wish::Follow };
         let follower = self.follower(replica)?;
-        follower.fate.wish.send_replace(wish);
+        let taken = follower.fate.wish.send_if_modified(|now| {
+            let goes_on = *now != Wish::End;
+            if goes_on {
+                *now = wish;
+            }
+            goes_on
+        });
+        if !taken {
+            return Err(OrderError("the tree is being opened anew; try again".to_owned()));
+        }
         self.shared.changed.send_replace(());
         Ok(label(&follower.destination))
     }
@@ -272,6 +287,10 @@ impl MirrorHandle {
             replicas: Vec::new(),
         };
         drop(state);
+        // Only who is behind makes it worth reading.
+        let newest = version.as_ref();
+        let is_behind = |follower: &Follower| newest.is_none_or(|newest| !has(&follower.fate, newest));
+        let opened = opened.filter(|_| followers.iter().any(is_behind));
         let history = opened.as_ref().and_then(|opened| History::read(&opened.source.index).ok());
         let last = history.as_ref().and_then(|history| history.versions.last());
         let version = version.or_else(|| last.map(|last| version_status(&last.version, last.counts.entries)));
@@ -335,8 +354,10 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
     let acknowledged =
         version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
-    let state = match *follower.fate.wish.borrow() {
+    let wish = *follower.fate.wish.borrow();
+    let state = match wish {
         Wish::Pause => ReplicaState::Paused,
+        Wish::Rest if has_newest => ReplicaState::InSync,
         _ if held => ReplicaState::Held,
         _ if connection.is_none() => ReplicaState::Offline,
         _ if has_newest && is_current => ReplicaState::InSync,
@@ -363,10 +384,11 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
     }
 }
 
-/// Whether a replica has a version or a later one of the same index.
+/// Whether a replica has a version or a later one, which it acknowledged over the connection that there is: so the numbers are
+/// of one index.
 pub fn has(follower: &Fate, wanted: &VersionStatus) -> bool {
-    let Following { version, .. } = follower.get();
-    version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
+    let Following { version, is_current, .. } = follower.get();
+    is_current && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
 }
 
 impl MirrorHandle {

@@ -246,7 +246,8 @@ impl Mirror {
         while followers.join_next().await.is_some() {}
         if !matches!(left, Left::Shutdown) {
             for (wish, follower) in wishes {
-                follower.fate.wish.send_replace(wish);
+                // A comparison ends with the tree that it was made for.
+                follower.fate.wish.send_replace(if wish == Wish::Rest { Wish::Follow } else { wish });
             }
         }
         left
@@ -260,29 +261,42 @@ impl Mirror {
         follow: &mut (dyn FnMut(&Self, &Open, Follower) + Send),
     ) -> Left {
         let mut looked = Instant::now();
+        // What is held, or could not be looked at, is not looked at again and again.
+        let mut rests = None;
         loop {
+            // A tree that never rests must not keep anybody waiting.
+            if let Ok(order) = self.orders.try_recv() {
+                if let Some(left) = self.obey(order, open, news, follow) {
+                    return left;
+                }
+                continue;
+            }
+            if *shutdown.borrow() {
+                return Left::Shutdown;
+            }
             let now = self.hints.now();
+            let is_resting = rests.is_some_and(|until| Instant::now() < until);
             let (batch, timeout) = {
                 let mut settle = self.hints.settle();
-                (settle.poll(now), settle.timeout())
+                (if is_resting { None } else { settle.poll(now) }, settle.timeout())
             };
             if let Some(batch) = batch {
-                match block_in_place(|| self.publish_and_tell(open, batch, news)) {
-                    Ok(()) => {}
+                let published = block_in_place(|| self.publish_and_tell(open, batch, news));
+                rests = published.is_err().then(|| Instant::now() + RETRY);
+                match published {
                     Err(Stopped::Gone) => return Left::Gone,
                     Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
                     // It was told; whoever can do something about it does, or it passes.
-                    Err(Stopped::Held) => {}
-                    Err(Stopped::Failed(_)) => {
-                        tokio::time::sleep(RETRY).await;
-                        self.hints.add(Hint::Overflow);
-                    }
+                    Ok(()) | Err(Stopped::Held) => {}
+                    Err(Stopped::Failed(_)) => self.hints.add(Hint::Overflow),
                 }
                 continue;
             }
             let until = timeout.map_or(self.config.rescan, |at| at.saturating_sub(now));
+            let until =
+                rests.map_or(until, |rests: Instant| until.max(rests.saturating_duration_since(Instant::now())));
             tokio::select! {
-                () = self.hints.more.notified() => {}
+                () = self.hints.more.notified(), if !is_resting => {}
                 () = tokio::time::sleep(until) => {}
                 () = tokio::time::sleep_until((looked + self.rescan(open)).into()) => {
                     looked = Instant::now();
@@ -294,31 +308,53 @@ impl Mirror {
                     }
                 }
                 _ = shutdown.wait_for(|stop| *stop) => return Left::Shutdown,
-                Some(order) = self.orders.recv() => match order {
-                    MirrorOrder::Look { release, answer } => {
-                        self.release = release;
-                        let everything = Batch { everything: true, ..Batch::default() };
-                        let looked = block_in_place(|| self.publish_and_tell(open, everything, news));
-                        self.release = false;
-                        let why = || self.shared.obstacle().unwrap_or_else(|| "it was replaced meanwhile; try again".to_owned());
-                        let answered = if looked.is_ok() { self.shared.version().ok_or_else(why) } else { Err(why()) };
-                        let _ = answer.send(answered);
-                        match looked {
-                            Err(Stopped::Gone) => return Left::Gone,
-                            Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
-                            Err(Stopped::Failed(_)) => self.hints.add(Hint::Overflow),
-                            Ok(()) | Err(Stopped::Held) => {}
-                        }
+                Some(order) = self.orders.recv() => {
+                    if let Some(left) = self.obey(order, open, news, follow) {
+                        return left;
                     }
-                    MirrorOrder::Configure(config) => {
-                        let same = self.config.request.is_same_tree(&config.request);
-                        let new = self.configure(*config);
-                        if !same {
-                            return Left::Configured;
-                        }
-                        new.into_iter().for_each(|new| follow(self, open, new));
+                }
+            }
+        }
+    }
+
+    /// Does what was ordered; says if the tree is not served any more for that.
+    fn obey(
+        &mut self,
+        order: MirrorOrder,
+        open: &mut Open,
+        news: &watch::Sender<Option<Arc<News>>>,
+        follow: &mut (dyn FnMut(&Self, &Open, Follower) + Send),
+    ) -> Option<Left> {
+        match order {
+            // Who does not wait any more has changed his mind.
+            MirrorOrder::Look { answer, .. } if answer.is_closed() => None,
+            MirrorOrder::Look { release, answer } => {
+                self.release = release;
+                let everything = Batch { everything: true, ..Batch::default() };
+                let looked = block_in_place(|| self.publish_and_tell(open, everything, news));
+                self.release = false;
+                let why =
+                    || self.shared.obstacle().unwrap_or_else(|| "it was replaced meanwhile; try again".to_owned());
+                let answered = if looked.is_ok() { self.shared.version().ok_or_else(why) } else { Err(why()) };
+                let _ = answer.send(answered);
+                match looked {
+                    Err(Stopped::Gone) => Some(Left::Gone),
+                    Err(Stopped::Failed(PushError::Stopped)) => Some(Left::Shutdown),
+                    Err(Stopped::Failed(_)) => {
+                        self.hints.add(Hint::Overflow);
+                        None
                     }
-                },
+                    Ok(()) | Err(Stopped::Held) => None,
+                }
+            }
+            MirrorOrder::Configure(config) => {
+                let same = self.config.request.is_same_tree(&config.request);
+                let new = self.configure(*config);
+                if !same {
+                    return Some(Left::Configured);
+                }
+                new.into_iter().for_each(|new| follow(self, open, new));
+                None
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::delivery::{Delivery, SourceEvent};
-use super::follow::{Fate, Wish};
+use super::follow::{Fate, News, Wish};
 use super::handle::{Follower, MirrorHandle, Opened, OrderError};
 use crate::control::Reply;
 use crate::destination::label;
@@ -32,15 +32,27 @@ impl MirrorHandle {
             let found =
                 Arc::new(Found { name: name.clone(), replies: replies.clone(), differs: AtomicBool::new(false) });
             let (halt, halted) = watch::channel(false);
+            let mut newest = opened.newest.clone();
+            let id = |newest: &watch::Receiver<Option<Arc<News>>>| newest.borrow().as_ref().map(|news| news.id());
+            let wanted = id(&newest);
             let comparing = compare(&follower, opened, deep, Arc::clone(&found), halted);
             tokio::pin!(comparing);
-            let problems = tokio::select! {
+            // The tree may be opened anew, which waits for all who have it open.
+            let closed = async { while newest.changed().await.is_ok() {} };
+            let mut problems = tokio::select! {
                 problems = &mut comparing => problems,
                 () = replies.closed() => {
                     halt.send_replace(true);
                     comparing.await
                 }
+                () = closed => {
+                    halt.send_replace(true);
+                    comparing.await
+                }
             };
+            if found.differs.load(Ordering::Relaxed) && id(&newest) != wanted {
+                problems.push("the share changed meanwhile, so this may be no more than that; try again".to_owned());
+            }
             let identical = problems.is_empty() && !found.differs.load(Ordering::Relaxed);
             let _ = replies.send(Reply::Verified { replica: name, identical, problems });
         });
@@ -93,7 +105,7 @@ impl<'a> Resting<'a> {
         let follows = fate.wish.send_if_modified(|wish| {
             let follows = *wish == Wish::Follow;
             if follows {
-                *wish = Wish::Pause;
+                *wish = Wish::Rest;
             }
             follows
         });
@@ -109,9 +121,9 @@ impl<'a> Resting<'a> {
 
 impl Drop for Resting<'_> {
     fn drop(&mut self) {
-        // Unless it was told to end meanwhile.
+        // Unless it was told something else meanwhile.
         self.0.wish.send_if_modified(|wish| {
-            let rests = *wish == Wish::Pause;
+            let rests = *wish == Wish::Rest;
             if rests {
                 *wish = Wish::Follow;
             }

@@ -54,14 +54,18 @@ pub enum DaemonError {
 }
 
 /// A long-running replica.
-pub struct Daemon;
+pub struct Daemon {
+    listeners: Vec<Listener>,
+    trust: Arc<StateTrust>,
+    shares: Arc<Shares>,
+}
 
 impl Daemon {
-    /// Serves until `shutdown`; pushes under way end with nothing half done.
+    /// Listens at every address; who comes is let in by [`Daemon::run`]. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`DaemonError`] if it cannot start.
-    pub async fn run(config: DaemonConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
+    pub fn listen(config: DaemonConfig) -> Result<Self, DaemonError> {
         let state = StateDir::open(&config.state_dir).map_err(|e| DaemonError::State(e.to_string()))?;
         let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
         let share = |ShareConfig { name, path, heal, max_delete, rescan }| {
@@ -70,17 +74,26 @@ impl Daemon {
         };
         let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
         let trust = Arc::new(StateTrust::new(state));
-        let mut tasks = JoinSet::new();
+        let mut listeners = Vec::new();
         for address in config.listen {
             let listener = Listener::bind(address, &identity, trust.clone(), Settings::default())?;
             tracing::info!("listening on {}", listener.address());
+            listeners.push(listener);
+        }
+        Ok(Self { listeners, trust, shares })
+    }
+
+    /// Serves until `shutdown`; pushes under way end with nothing half done.
+    pub async fn run(self, shutdown: Shutdown) {
+        let Self { listeners, trust, shares } = self;
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
             tasks.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
         }
         for lookout in shares.lookouts() {
             tasks.spawn(lookout.run(shutdown.clone()));
         }
         while tasks.join_next().await.is_some() {}
-        Ok(())
     }
 }
 

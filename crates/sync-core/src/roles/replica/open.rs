@@ -21,7 +21,7 @@ use crate::manifest::{Holds, Row, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
-use crate::plan::{MovedDir, Step};
+use crate::plan::{Action, MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree::{self, Remembered};
@@ -341,6 +341,8 @@ impl Opened {
         }
         for step in steps {
             match (&step.old, &step.new) {
+                // It was there under another name.
+                _ if matches!(step.action, Action::MoveDir { .. }) => {}
                 (None, Some(_)) => self.entries += 1,
                 (Some(_), None) => self.entries = self.entries.saturating_sub(1),
                 _ => {}
