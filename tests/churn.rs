@@ -28,6 +28,9 @@ use support::*;
 /// How long a tree at rest may take to be everywhere. Who failed again and again is waited for up to a minute.
 const PATIENCE: u64 = 150;
 
+/// The churn takes away most of its small tree now and then.
+const UNGUARDED: &str = "max_delete = 'off'";
+
 struct Replica {
     daemon: Daemon,
     tree: PathBuf,
@@ -73,13 +76,11 @@ impl Cluster {
 
     /// A replica with this tree, whose state is `SCRATCH/STATE`.
     fn add(&mut self, tree: PathBuf, state: &str) {
-        let share = [("www", tree.as_path())];
-        let mut daemon = match self.cables.get(self.replicas.len()) {
-            Some(cable) => Daemon::new_at(&self.scratch, state, &share, &cable.host, cable.behind()),
-            None => Daemon::new(&self.scratch, state, &share),
+        let (host, behind) = match self.cables.get(self.replicas.len()) {
+            Some(cable) => (cable.host.as_str(), cable.behind()),
+            None => ("127.0.0.1", Vec::new()),
         };
-        // Not on a disk that a test fills or cuts.
-        daemon.log = self.scratch.path(format!("{}.log", state.replace('/', "-")));
+        let mut daemon = Daemon::replica_at(&self.scratch, state, &tree, UNGUARDED, host, behind);
         daemon.up();
         self.replicas.push(Replica { daemon, tree });
     }
@@ -87,7 +88,8 @@ impl Cluster {
     /// Starts the master, with more keys of the share's table.
     fn start(&mut self, keys: &str) {
         let daemons: Vec<&Daemon> = self.replicas.iter().map(|replica| &replica.daemon).collect();
-        self.master = Some(Daemon::master(&self.scratch, "m", &self.src, &daemons, keys));
+        let keys = format!("{UNGUARDED}\n{keys}");
+        self.master = Some(Daemon::master(&self.scratch, "m", &self.src, &daemons, &keys));
     }
 
     fn master(&mut self) -> &mut Daemon {
@@ -641,7 +643,7 @@ fn two_masters_that_claim_one_replica() {
     write(other_src.join("stays"), b"other");
     let (owner, seen) = watch_owner(&cluster.replicas[0].tree);
     let begun = Instant::now();
-    let mut other = Daemon::master(&cluster.scratch, "m2", &other_src, &[&cluster.replicas[0].daemon], "");
+    let mut other = Daemon::master(&cluster.scratch, "m2", &other_src, &[&cluster.replicas[0].daemon], UNGUARDED);
     for round in 0..4 {
         cluster.churn();
         let other_churn = Churn::start(&other_src, cluster.rng.next(), Pace::Wild);

@@ -119,6 +119,31 @@ fn what_comes_with_a_look_at_everything_is_watched() {
     same("empty/file");
 }
 
+/// What happens in a directory while it has another name is told under that name, which nobody finds when it looks.
+#[test]
+fn what_goes_while_its_directory_is_called_otherwise_is_missed_by_nobody() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    for i in 0..40 {
+        write(src.join(format!("g/{i}")), b"x");
+        write(src.join(format!("g/sub/{i}")), b"x");
+    }
+    let replica = replica(&scratch, "one");
+    let _master = Daemon::master(&scratch, "m", &src, &[&replica], "");
+    becomes_identical(&src, &dst);
+    for i in 0..40 {
+        std::fs::rename(src.join("g"), src.join("k")).unwrap();
+        std::fs::remove_file(src.join(format!("k/{i}"))).unwrap();
+        std::fs::remove_file(src.join(format!("k/sub/{i}"))).unwrap();
+        std::fs::rename(src.join("k"), src.join("g")).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(i % 7 * 10));
+        if i % 8 == 0 {
+            becomes_identical(&src, &dst);
+        }
+    }
+    becomes_identical(&src, &dst);
+}
+
 #[test]
 fn what_changed_while_nobody_watched_is_published_at_start() {
     let scratch = Scratch::new();

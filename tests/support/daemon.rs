@@ -71,17 +71,30 @@ impl Daemon {
 
     /// A replica of a share `www` at `path`, with more keys of its table. Starts it and waits until it listens.
     pub fn replica(scratch: &Scratch, name: &str, path: &Path, keys: &str) -> Daemon {
+        let mut daemon = Daemon::replica_at(scratch, name, path, keys, "127.0.0.1", Vec::new());
+        daemon.up();
+        daemon
+    }
+
+    /// Only sets it up, at an address, to be started behind a command.
+    pub fn replica_at(
+        scratch: &Scratch,
+        name: &str,
+        path: &Path,
+        keys: &str,
+        host: &str,
+        behind: Vec<OsString>,
+    ) -> Daemon {
         let (state, port) = (scratch.path(name), free_port());
-        let config = scratch.path(format!("{name}.toml"));
+        // Not on a disk that a test fills or cuts.
+        let aside = name.replace('/', "-");
+        let (config, log) = (scratch.path(format!("{aside}.toml")), scratch.path(format!("{aside}.log")));
         let (dir, path) = (state.display(), path.display());
-        let listen = format!("listen = ['127.0.0.1:{port}']");
+        let listen = format!("listen = ['{host}:{port}']");
         std::fs::write(&config, format!("state_dir = '{dir}'\n{listen}\n[shares.www]\npath = '{path}'\n{keys}\n"))
             .unwrap();
         let args = vec!["--config".into(), config.into()];
-        let (behind, host, log) = (Vec::new(), "127.0.0.1".to_owned(), scratch.path(format!("{name}.log")));
-        let mut daemon = Daemon { child: None, args, behind, host, port, state, log };
-        daemon.up();
-        daemon
+        Daemon { child: None, args, behind, host: host.to_owned(), port, state, log }
     }
 
     /// The master of a share `www` at `path`, for these replicas, with more keys of its table. Starts it.

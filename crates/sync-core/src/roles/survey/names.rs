@@ -52,7 +52,12 @@ pub fn survey_names(
 ) -> Result<Option<Survey>, SurveyError> {
     // A name that comes or goes changes the time of its directory.
     let parents = names.iter().filter_map(RelPath::parent);
-    let paths: Vec<RelPath> = names.iter().cloned().chain(parents).collect::<BTreeSet<_>>().into_iter().collect();
+    let mut paths: BTreeSet<RelPath> = names.iter().cloned().chain(parents).collect();
+    // A directory that is named itself may have had another name for a moment, under which its changes were told.
+    for dir in names.iter().filter(|dir| !dir.is_root()) {
+        index.leaves_in(dir, &mut |leaf| paths.extend(leaf.key.to_path()))?;
+    }
+    let paths: Vec<RelPath> = paths.into_iter().collect();
     let rows = index.rows_for(&paths)?;
     let mut found = |_, _: &super::Pending| {};
     let mut walk = Walk {
