@@ -373,7 +373,7 @@ pub struct ReplicaArgs {
     pub verb: ReplicaVerb,
 }
 
-/// What is done with a replica. It is called as in the configuration: HOST[:PORT], or HOST[:PORT]/SHARE if the share has
+/// What is done with a replica. It is called as in the configuration: `HOST[:PORT]`, or `HOST[:PORT]/SHARE` if the share has
 /// another name there.
 #[derive(Debug, Subcommand)]
 pub enum ReplicaVerb {
