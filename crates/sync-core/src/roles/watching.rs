@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::fs::Root;
-use crate::fs::watch::{Added, Watch, WatchError};
+use crate::fs::watch::{Added, Events, Watch, WatchError, events_at};
 use crate::path::RelPath;
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
 
@@ -53,6 +53,19 @@ impl Hints {
     pub fn add(&self, hint: Hint) {
         self.settle().hint(self.now(), hint);
         self.more.notify_one();
+    }
+}
+
+/// The watch of a tree, if it tells of all changes.
+///
+/// # Errors
+/// Why it does not.
+pub fn complete(watch: Result<Watch, WatchError>, root: &Root) -> Result<Watch, String> {
+    match (watch, events_at(root.path())) {
+        (Ok(watch), Ok(Events::Complete)) => Ok(watch),
+        (Ok(_), Ok(Events::Incomplete { file_system })) => Err(format!("{file_system} does not tell of all of them")),
+        (Ok(_), Err(error)) => Err(error.to_string()),
+        (Err(error), _) => Err(error.to_string()),
     }
 }
 

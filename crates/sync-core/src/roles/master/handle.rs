@@ -129,18 +129,23 @@ impl Shared {
         self.state().opened.clone()
     }
 
-    /// What is being done, and why.
+    /// What is being done, and why. Nobody is woken up for what is known.
     pub fn is(&self, now: ShareState, reason: Option<String>) {
-        self.update(|state| (state.state, state.reason) = (now, reason));
+        let is_known = {
+            let state = self.state();
+            state.state == now && state.reason == reason
+        };
+        if !is_known {
+            self.update(|state| (state.state, state.reason) = (now, reason));
+        }
     }
 
     /// Whether changes are heard of; else why not. Says whether that is new.
     pub fn watched(&self, unwatched: Option<String>) -> bool {
-        let mut is_new = false;
-        self.update(|state| {
-            is_new = state.unwatched != unwatched;
-            state.unwatched = unwatched;
-        });
+        let is_new = self.state().unwatched != unwatched;
+        if is_new {
+            self.update(|state| state.unwatched = unwatched);
+        }
         is_new
     }
 
@@ -271,6 +276,14 @@ impl MirrorHandle {
         self.shared.open().ok_or_else(|| OrderError(why()))
     }
 
+    /// Those replicas that have `wanted` or a later version, and those that do not, as they are now.
+    pub fn reached(&self, wanted: &VersionStatus) -> (Vec<ReplicaStatus>, Vec<ReplicaStatus>) {
+        let status = |follower: &Follower| replica_status(follower, Some(wanted), None);
+        let (reached, behind): (Vec<_>, Vec<_>) =
+            self.shared.followers().into_iter().partition(|follower| has(&follower.fate, wanted));
+        (reached.iter().map(status).collect(), behind.iter().map(status).collect())
+    }
+
     /// How the share and its replicas are, but for its name. Reads the index.
     pub fn status(&self) -> ShareStatus {
         let state = self.shared.state();
@@ -389,14 +402,4 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
 pub fn has(follower: &Fate, wanted: &VersionStatus) -> bool {
     let Following { version, is_current, .. } = follower.get();
     is_current && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
-}
-
-impl MirrorHandle {
-    /// Those replicas that have `wanted` or a later version, and those that do not, as they are now.
-    pub fn reached(&self, wanted: &VersionStatus) -> (Vec<ReplicaStatus>, Vec<ReplicaStatus>) {
-        let status = |follower: &Follower| replica_status(follower, Some(wanted), None);
-        let (reached, behind): (Vec<_>, Vec<_>) =
-            self.shared.followers().into_iter().partition(|follower| has(&follower.fate, wanted));
-        (reached.iter().map(status).collect(), behind.iter().map(status).collect())
-    }
 }

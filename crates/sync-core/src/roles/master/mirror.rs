@@ -20,10 +20,11 @@ use super::handle::{Follower, MirrorHandle, MirrorOrder, Opened, Shared};
 use super::meter::Meter;
 use super::source::{Decided, LOOKS, Source};
 use super::{Looked, look};
+use crate::backoff::jittered;
 use crate::control::ShareState;
 use crate::duration;
-use crate::fs::place;
-use crate::fs::watch::{Events, Watch, WatchError, events_at};
+use crate::fs::watch::{Watch, WatchError};
+use crate::fs::{self, place};
 use crate::guard::{DeleteGuard, MaxDelete, Step};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
@@ -56,7 +57,8 @@ pub struct MirrorConfig {
     pub settle_max: Duration,
     /// How much of it a version may delete unless a person says so.
     pub max_delete: MaxDelete,
-    /// How often the whole tree is looked at to prove that no change was missed.
+    /// How often the whole tree is looked at to prove that no change was missed. Each time it is up to a quarter sooner or
+    /// later.
     pub rescan: Duration,
 }
 
@@ -196,7 +198,7 @@ impl Mirror {
         if matches!(watch, Err(WatchError::RootGone)) {
             return Err(self.failed("it is not where it was a moment ago".to_owned()));
         }
-        let watch = self.watch_of(&source, watch);
+        let watch = self.complete(watch, &source);
         self.hints.add(Hint::Overflow);
         Ok(Open { source, watch, last: None, told: None })
     }
@@ -207,15 +209,8 @@ impl Mirror {
     }
 
     /// The watch, if it tells of everything.
-    fn watch_of(&self, source: &Source, watch: Result<Watch, WatchError>) -> Option<Watch> {
-        let why = match (watch, events_at(source.root.path())) {
-            (Ok(watch), Ok(Events::Complete)) => return Some(watch),
-            (Ok(_), Ok(Events::Incomplete { file_system })) => format!("{file_system} does not tell of all of them"),
-            (Ok(_), Err(error)) => error.to_string(),
-            (Err(error), _) => error.to_string(),
-        };
-        self.not_watched(&why);
-        None
+    fn complete(&self, watch: Result<Watch, WatchError>, source: &Source) -> Option<Watch> {
+        watching::complete(watch, &source.root).inspect_err(|why| self.not_watched(why)).ok()
     }
 
     fn not_watched(&self, why: &str) {
@@ -260,9 +255,9 @@ impl Mirror {
         shutdown: &mut Shutdown,
         follow: &mut (dyn FnMut(&Self, &Open, Follower) + Send),
     ) -> Left {
-        let mut looked = Instant::now();
+        let mut rescan = Instant::now() + self.next_rescan(open);
         // What is held, or could not be looked at, is not looked at again and again.
-        let mut rests = None;
+        let mut rests = Instant::now();
         loop {
             // A tree that never rests must not keep anybody waiting.
             if let Ok(order) = self.orders.try_recv() {
@@ -274,15 +269,25 @@ impl Mirror {
             if *shutdown.borrow() {
                 return Left::Shutdown;
             }
+            if rescan <= Instant::now() {
+                let proven = block_in_place(|| self.prove(open, news));
+                rescan = Instant::now() + self.next_rescan(open);
+                match proven {
+                    Err(Stopped::Gone) => return Left::Gone,
+                    Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
+                    // The next time is early enough.
+                    Ok(()) | Err(Stopped::Held | Stopped::Failed(_)) => {}
+                }
+            }
             let now = self.hints.now();
-            let is_resting = rests.is_some_and(|until| Instant::now() < until);
+            let is_resting = Instant::now() < rests && self.shared.obstacle().is_some();
             let (batch, timeout) = {
                 let mut settle = self.hints.settle();
                 (if is_resting { None } else { settle.poll(now) }, settle.timeout())
             };
             if let Some(batch) = batch {
                 let published = block_in_place(|| self.publish_and_tell(open, batch, news));
-                rests = published.is_err().then(|| Instant::now() + RETRY);
+                rests = Instant::now() + RETRY;
                 match published {
                     Err(Stopped::Gone) => return Left::Gone,
                     Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
@@ -292,21 +297,14 @@ impl Mirror {
                 }
                 continue;
             }
-            let until = timeout.map_or(self.config.rescan, |at| at.saturating_sub(now));
-            let until =
-                rests.map_or(until, |rests: Instant| until.max(rests.saturating_duration_since(Instant::now())));
+            let due = match timeout {
+                _ if is_resting => rests,
+                Some(at) => Instant::now() + at.saturating_sub(now),
+                None => rescan,
+            };
             tokio::select! {
                 () = self.hints.more.notified(), if !is_resting => {}
-                () = tokio::time::sleep(until) => {}
-                () = tokio::time::sleep_until((looked + self.rescan(open)).into()) => {
-                    looked = Instant::now();
-                    match block_in_place(|| self.prove(open, news)) {
-                        Err(Stopped::Gone) => return Left::Gone,
-                        Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
-                        // The next time is early enough.
-                        Ok(()) | Err(Stopped::Held | Stopped::Failed(_)) => {}
-                    }
-                }
+                () = tokio::time::sleep_until(due.min(rescan).into()) => {}
                 _ = shutdown.wait_for(|stop| *stop) => return Left::Shutdown,
                 Some(order) = self.orders.recv() => {
                     if let Some(left) = self.obey(order, open, news, follow) {
@@ -372,8 +370,10 @@ impl Mirror {
         new
     }
 
-    fn rescan(&self, open: &Open) -> Duration {
-        if open.watch.is_some() { self.config.rescan } else { self.config.rescan.min(UNWATCHED) }
+    /// Until the next look at everything: masters that began at one moment do not go on so.
+    fn next_rescan(&self, open: &Open) -> Duration {
+        let every = if open.watch.is_some() { self.config.rescan } else { self.config.rescan.min(UNWATCHED) };
+        jittered(every, fs::random().map_or(0, u64::from_le_bytes))
     }
 
     fn delivery(&self, follower: &Follower, open: &Open) -> Delivery {
@@ -387,7 +387,7 @@ impl Mirror {
         let was_watched = open.watch.is_some();
         if !was_watched {
             // Whatever was in the way may have been removed.
-            open.watch = self.watch_of(&open.source, self.watch());
+            open.watch = self.complete(self.watch(), &open.source);
         }
         let before = self.shared.version();
         let everything = Batch { everything: true, ..Batch::default() };

@@ -37,15 +37,17 @@ impl MirrorHandle {
             let wanted = id(&newest);
             let comparing = compare(&follower, opened, deep, Arc::clone(&found), halted);
             tokio::pin!(comparing);
-            // The tree may be opened anew, which waits for all who have it open.
-            let closed = async { while newest.changed().await.is_ok() {} };
+            // Nobody listens, or the tree is opened anew, which waits for all who have it open.
+            let over = async {
+                let closed = async { while newest.changed().await.is_ok() {} };
+                tokio::select! {
+                    () = replies.closed() => {}
+                    () = closed => {}
+                }
+            };
             let mut problems = tokio::select! {
                 problems = &mut comparing => problems,
-                () = replies.closed() => {
-                    halt.send_replace(true);
-                    comparing.await
-                }
-                () = closed => {
+                () = over => {
                     halt.send_replace(true);
                     comparing.await
                 }

@@ -18,7 +18,7 @@ use super::drift::Drift;
 use super::open::{OpenError, Opened};
 use super::shares::Share;
 use crate::backoff::jittered;
-use crate::fs::watch::{Events, Watch, WatchError, events_at};
+use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, Root, STAGING_NAME};
 use crate::heal::{Heal, Pauses};
 use crate::path::RelPath;
@@ -210,32 +210,24 @@ impl Lookout {
         let gone = |why: &dyn std::fmt::Display| {
             format!("{} cannot be watched: {why}; nothing is healed before it is back", self.share.describe())
         };
+        let watch = self.watch();
+        let root = Root::open(&self.share.path).map_err(|error| gone(&error))?;
+        if let Err(error @ WatchError::RootGone) = &watch {
+            return Err(gone(error));
+        }
+        let watch = watching::complete(watch, &root).inspect_err(|why| self.not_watched(why)).ok();
+        self.hints.add(Hint::Overflow);
+        Ok(Tree { root, watch })
+    }
+
+    fn watch(&self) -> Result<Watch, WatchError> {
         let hints = Arc::clone(&self.hints);
-        let watch = Watch::new(&self.share.path, move |hint| {
+        Watch::new(&self.share.path, move |hint| {
             // Nobody is to look where we stage.
             if !matches!(&hint, Hint::Changed(path) | Hint::AtRest(path) if is_staging(path)) {
                 hints.hear(hint);
             }
-        });
-        let root = Root::open(&self.share.path).map_err(|error| gone(&error))?;
-        let watch = match (watch, events_at(root.path())) {
-            (Err(error @ WatchError::RootGone), _) => return Err(gone(&error)),
-            (Ok(watch), Ok(Events::Complete)) => Some(watch),
-            (Ok(_), Ok(Events::Incomplete { file_system })) => {
-                self.not_watched(&format!("{file_system} does not tell of all of them"));
-                None
-            }
-            (Ok(_), Err(error)) => {
-                self.not_watched(&error.to_string());
-                None
-            }
-            (Err(error), _) => {
-                self.not_watched(&error.to_string());
-                None
-            }
-        };
-        self.hints.add(Hint::Overflow);
-        Ok(Tree { root, watch })
+        })
     }
 
     fn not_watched(&self, why: &str) {
@@ -271,6 +263,10 @@ impl Lookout {
                 () = self.sleep_until(timeout) => {}
                 () = changed => {}
                 () = tokio::time::sleep_until(rescan.into()) => {
+                    // Whatever was in the way may have been removed.
+                    if tree.watch.is_none() {
+                        tree.watch = watching::complete(self.watch(), &tree.root).ok();
+                    }
                     rescan = Instant::now() + self.next_rescan(tree);
                     self.hints.add(Hint::Overflow);
                 }

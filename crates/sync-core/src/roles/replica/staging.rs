@@ -454,14 +454,14 @@ impl Files {
 impl Open {
     fn begin(root: &Root, staging: &Arc<Staging>, drafts: &Drafts, seq: u64, expected: &Expected, offset: u64) -> Self {
         let Expected { file, basis, .. } = expected;
+        // An old file that cannot be used is no failure: what was to be taken of it does not match then, and is sent.
+        let basis = basis.as_ref().and_then(|(path, tuple)| BasisFile::open(root, path, tuple).ok());
         // What goes on behind a part has no use for a draft.
         let begun = match drafts.finish(seq).filter(|_| offset == 0) {
             Some(drafted) => staging.begin_drafted(&file.digest, file.size, &file.path, drafted),
             None if offset == 0 => staging.begin(&file.digest, file.size, &file.path),
             None => staging.begin_at(&file.digest, file.size, &file.path, offset),
         };
-        // An old file that cannot be used is no failure: what was to be taken of it does not match then, and is sent.
-        let basis = basis.as_ref().and_then(|(path, tuple)| BasisFile::open(root, path, tuple).ok());
         let (path, likely, stands_in) = (file.path.clone(), file.likely, expected.has_stand_in());
         let (incoming, failed) = match begun {
             Ok(incoming) => (incoming, None),
