@@ -10,6 +10,7 @@ use super::Index;
 use super::error::{Fault, IndexError, from_sql};
 use super::rows::blob;
 use super::sums::{Mark, Summer, exactly};
+use super::versions;
 use crate::chunk::ChunkRef;
 use crate::hash::Digest;
 
@@ -60,18 +61,24 @@ impl Index {
         self.read(|conn| find(conn, digest))
     }
 
-    /// Work for when nobody waits: forgets chunk lists that no row needs, once they are many, and folds the log into
-    /// the database as far as no reader is in the way.
+    /// Work for when nobody waits: forgets old versions, and chunk lists that no row needs, once they are many, and folds
+    /// the log into the database as far as no reader is in the way.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read or written.
     pub fn tidy(&self) -> Result<(), IndexError> {
-        let (lists, kept) = self.read(|conn| {
+        let (lists, kept, history) = self.read(|conn| {
             let lists = conn.query_row("SELECT count(*) FROM contents", [], |row| row.get(0))?;
-            Ok((from_sql(lists)?, super::stand::number(conn, KEPT)?))
+            let history = conn.query_row("SELECT count(*) FROM versions", [], |row| row.get(0))?;
+            Ok((from_sql(lists)?, super::stand::number(conn, KEPT)?, from_sql(history)?))
         })?;
         if lists > PRUNE_FROM.max(2 * kept) {
             self.prune_contents()?;
+        }
+        if history > versions::VERSIONS {
+            self.write(0, |writer| {
+                versions::forget_versions(writer.conn, versions::VERSIONS).map_err(|fault| fault.at("write", writer.dir))
+            })?;
         }
         self.checkpoint()
     }

@@ -21,6 +21,9 @@ const OLDEST_DIFFABLE: &str = "index.oldest_diffable";
 /// How many tombstones are kept.
 pub(super) const TOMBSTONES: u64 = 200_000;
 
+/// How many versions are kept, besides those that a replica acknowledged last.
+pub(super) const VERSIONS: u64 = 10_000;
+
 /// What one version did to the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -188,12 +191,21 @@ impl Index {
         Ok(changes.map(|changes| ChangeCursor { reader, changes: changes.into_iter(), summer }))
     }
 
+    /// Of each replica, the acknowledgement of the last version that it said to hold exactly.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn last_acks(&self) -> Result<Vec<Ack>, IndexError> {
+        // With `max`, SQLite takes the other columns from the row that has it.
+        self.read(|conn| acks(conn, "max(number)", "WHERE exact = 1 GROUP BY replica", []))
+    }
+
     /// Every acknowledgement, by replica and then by version number.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn acks(&self) -> Result<Vec<Ack>, IndexError> {
-        self.read(|conn| acks(conn, "", []))
+        self.read(|conn| acks(conn, "number", "", []))
     }
 
     /// What `replica` acknowledged of `version`, if it did.
@@ -202,7 +214,7 @@ impl Index {
     /// [`IndexError`] if the index cannot be read.
     pub fn ack(&self, replica: &str, version: VersionId) -> Result<Option<Ack>, IndexError> {
         let one = "WHERE replica = ?1 AND version = ?2";
-        self.read(|conn| Ok(acks(conn, one, rusqlite::params![replica, version.0.0])?.pop()))
+        self.read(|conn| Ok(acks(conn, "number", one, rusqlite::params![replica, version.0.0])?.pop()))
     }
 
     /// Records what a replica acknowledged, durably.
@@ -358,6 +370,24 @@ pub(super) fn forget_tombstones(conn: &Connection, keep: u64, summer: &mut Summe
     put_meta(conn, OLDEST_DIFFABLE, Some(&oldest.to_le_bytes()), summer)
 }
 
+/// Forgets all versions but the newest `keep` and those that a replica acknowledged last, with all other acknowledgements
+/// of what is forgotten: what a replica stands at stays known, however long it is away.
+pub(super) fn forget_versions(conn: &Connection, keep: u64) -> Result<(), Fault> {
+    let newest: i64 = conn.query_row("SELECT ifnull(max(number), 0) FROM versions", [], |row| row.get(0))?;
+    let until = to_sql(from_sql(newest)?.saturating_sub(keep))?;
+    conn.execute(
+        "DELETE FROM acks WHERE number <= ?1 AND EXISTS (
+             SELECT 1 FROM acks AS later
+             WHERE later.replica = acks.replica AND later.exact >= acks.exact AND later.number > acks.number)",
+        [until],
+    )?;
+    conn.execute(
+        "DELETE FROM versions WHERE number <= ?1 AND id NOT IN (SELECT version FROM acks WHERE number <= ?1)",
+        [until],
+    )?;
+    Ok(())
+}
+
 fn ack_sum(ack: &Ack, summer: &mut Summer) -> [u8; 8] {
     let (number, exact) = (ack.number.to_le_bytes(), [u8::from(ack.exact)]);
     let time = (ack.time.sec.to_le_bytes(), ack.time.nsec.to_le_bytes());
@@ -386,9 +416,10 @@ pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> R
 }
 
 /// All, or those that a condition leaves.
-fn acks(conn: &Connection, condition: &str, values: impl rusqlite::Params) -> Result<Vec<Ack>, Fault> {
+fn acks(conn: &Connection, number: &str, condition: &str, values: impl rusqlite::Params) -> Result<Vec<Ack>, Fault> {
     let mut statement = conn.prepare_cached(&format!(
-        "SELECT replica, version, number, root, sec, nsec, exact, sum FROM acks {condition} ORDER BY replica, number, sec",
+        "SELECT replica, version, {number}, root, sec, nsec, exact, sum FROM acks {condition}
+         ORDER BY replica, number, sec",
     ))?;
     let mut rows = statement.query(values)?;
     let mut summer = Summer::default();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunk::ChunkRef;
-use crate::index::versions::forget_tombstones;
+use crate::index::versions::{forget_tombstones, forget_versions};
 use crate::index::{Ack, Batch, Change, Counts, IndexError, Intent, Stand, StandChange};
 use crate::manifest::{Version, VersionId};
 
@@ -130,6 +130,30 @@ fn acknowledgements_are_kept_by_replica_and_version() {
     let one = ack("a", 2, true);
     assert_eq!(index.ack("a", one.version).unwrap(), Some(one));
     assert_eq!(index.ack("b", ack("b", 1, true).version).unwrap(), None);
+}
+
+#[test]
+fn forgotten_versions_are_old_and_nobody_stands_there() {
+    let index = with_lineage();
+    let versions: Vec<_> = (0..9).map(|_| publish(&index, vec![], &[])).collect();
+    let ack = |replica: &str, number: u64, exact| {
+        let Version { root, time, .. } = versions[number as usize - 1];
+        let version = versions[number as usize - 1].id();
+        Ack { replica: replica.to_owned(), version, number, root, time, exact }
+    };
+    let kept = [ack("away", 3, true), ack("away", 4, false), ack("here", 7, true), ack("here", 8, true)];
+    let gone = [ack("away", 1, false), ack("away", 2, true), ack("here", 1, true), ack("here", 5, false)];
+    kept.iter().chain(&gone).for_each(|ack| index.record_ack(ack).unwrap());
+    index
+        .commit_with(0, |commit| {
+            forget_versions(commit.conn, 3).map_err(|fault| fault.at("write", std::path::Path::new("")))
+        })
+        .unwrap();
+    let numbers: Vec<_> = index.versions().unwrap().iter().map(|published| published.version.number).collect();
+    assert_eq!(numbers, [3, 4, 7, 8, 9]);
+    assert_eq!(index.acks().unwrap(), kept);
+    assert_eq!(index.last_acks().unwrap(), [ack("away", 3, true), ack("here", 8, true)]);
+    assert_eq!(publish(&index, vec![], &[]).number, 10);
 }
 
 /// A mirror commits a row or two at a time, for months.

@@ -322,15 +322,14 @@ struct History<'a> {
 
 impl<'a> History<'a> {
     fn read(index: &'a Index) -> Result<Self, IndexError> {
-        Ok(Self { index, versions: index.versions()?, acks: index.acks()?, now: fs::clock::now() })
+        Ok(Self { index, versions: index.versions()?, acks: index.last_acks()?, now: fs::clock::now() })
     }
 
     /// The number of the last version that a replica acknowledged exactly, in whatever process.
     fn acknowledged(&self, replica: &Destination) -> Option<u64> {
         let Destination::Remote { host, port, share } = replica else { return None };
         let name = format!("{}/{share}", crate::transport::Address::new(host.clone(), *port));
-        let of = self.acks.iter().filter(|ack| ack.exact && ack.replica == name);
-        of.max_by_key(|ack| (ack.time, ack.number)).map(|ack| ack.number)
+        self.acks.iter().find(|ack| ack.replica == name).map(|ack| ack.number)
     }
 
     /// What who has this version lacks.
