@@ -78,6 +78,31 @@ fn every_change_is_on_every_replica() {
     assert_eq!(master.logged().matches(" connected ").count(), 2, "{}", master.logged());
 }
 
+/// It is paired at the first, which names it, and answers at the second.
+#[test]
+fn a_replica_is_found_at_another_of_its_addresses() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    let mut before = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&before], "");
+    write(src.join("a"), b"at the first");
+    becomes_identical(&src, &dst);
+    master.kill();
+    before.kill();
+    let now = replica(&scratch, "one");
+    assert_ne!(before.address(), now.address());
+    let config = scratch.path("m.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (one, both) = (format!("[{:?}]", before.address()), format!("[{:?}]", [before.address(), now.address()]));
+    assert!(text.contains(&one), "{text}");
+    std::fs::write(&config, text.replace(&one, &both)).unwrap();
+    write(src.join("a"), b"at the second");
+    master.restart();
+    becomes_identical(&src, &dst);
+    let status = synccli(&master.state).arg("status").ok();
+    assert!(status.out().contains(&before.address()), "{status}");
+}
+
 #[test]
 fn many_files_at_once_arrive() {
     let scratch = Scratch::new();

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, is_share_name};
+use crate::options::{DEFAULT_PORT, Destination, HostPort, MAX_SHARE_NAME, is_share_name};
 use crate::path::escape;
 
 /// Why text is no destination. The message says what to write instead; names in it are escaped.
@@ -25,7 +25,40 @@ pub fn parse(text: OsString) -> Result<Destination, Refusal> {
         let rule = format!("a share is 1 to {MAX_SHARE_NAME} of A-Z a-z 0-9 . _ -");
         return Err(format!("`{}` is no share name ({rule}); {hint}", escape(share.as_bytes())));
     }
-    Ok(Destination::Remote { host, port, share: share.to_owned() })
+    Ok(Destination::Remote { host, port, share: share.to_owned(), also: Vec::new() })
+}
+
+/// Most addresses of one replica.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// A replica in the configuration of a share: `HOST[:PORT][/SHARE]`, where the share is called as here unless it is said,
+/// and further addresses `HOST[:PORT]` of the same machine.
+pub fn replica(addresses: &[impl AsRef<str>], share: &str) -> Result<Destination, Refusal> {
+    let (first, others) = addresses.split_first().ok_or("a replica without an address")?;
+    let first = first.as_ref();
+    let whole = if first.contains('/') { first.to_owned() } else { format!("{first}/{share}") };
+    let mut destination = parse(whole.into())?;
+    let Destination::Remote { also, .. } = &mut destination else {
+        return Err(format!("{} is no replica: write HOST[:PORT] or HOST[:PORT]/SHARE", escape(first.as_bytes())));
+    };
+    if addresses.len() > MAX_ADDRESSES {
+        return Err(format!("{} has more than {MAX_ADDRESSES} addresses", escape(first.as_bytes())));
+    }
+    *also = others.iter().map(|other| other.as_ref().parse()).collect::<Result<_, _>>()?;
+    Ok(destination)
+}
+
+/// A destination under each of its addresses alone.
+pub fn addresses(destination: &Destination) -> Vec<Destination> {
+    match destination {
+        Destination::Path(_) => vec![destination.clone()],
+        Destination::Remote { host, port, share, also } => {
+            let first = HostPort { host: host.clone(), port: *port };
+            let alone =
+                |HostPort { host, port }| Destination::Remote { host, port, share: share.clone(), also: Vec::new() };
+            std::iter::once(first).chain(also.iter().cloned()).map(alone).collect()
+        }
+    }
 }
 
 fn is_path(text: &[u8]) -> bool {
@@ -36,20 +69,11 @@ fn is_path(text: &[u8]) -> bool {
 pub fn label(destination: &Destination) -> String {
     match destination {
         Destination::Path(path) => escape(path.as_os_str().as_bytes()),
-        Destination::Remote { host, port, share } => {
+        Destination::Remote { host, port, share, .. } => {
             let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
             if *port == DEFAULT_PORT { format!("{host}/{share}") } else { format!("{host}:{port}/{share}") }
         }
     }
-}
-
-/// `HOST[:PORT]`: a name, an IPv4 address, or an IPv6 address in brackets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// Without brackets.
-    pub host: String,
-    /// UDP.
-    pub port: u16,
 }
 
 impl FromStr for HostPort {
@@ -110,7 +134,7 @@ mod tests {
     use super::*;
 
     fn remote(host: &str, port: u16, share: &str) -> Destination {
-        Destination::Remote { host: host.into(), port, share: share.into() }
+        Destination::Remote { host: host.into(), port, share: share.into(), also: Vec::new() }
     }
 
     #[test]
@@ -120,6 +144,27 @@ mod tests {
         }
         let bytes = OsString::from_vec(b"./\xff".to_vec());
         assert_eq!(parse(bytes.clone()), Ok(Destination::Path(bytes.into())));
+    }
+
+    #[test]
+    fn a_replica_may_have_several_addresses() {
+        let also = |found: Destination| addresses(&found).iter().map(label).collect::<Vec<_>>();
+        assert_eq!(
+            also(replica(&["web1", "10.0.0.7:99", "[::1]"], "www").unwrap()),
+            ["web1/www", "10.0.0.7:99/www", "[::1]/www"]
+        );
+        assert_eq!(also(replica(&["web1:5/site"], "www").unwrap()), ["web1:5/site"]);
+        let many = vec!["a"; MAX_ADDRESSES + 1];
+        for (bad, why) in [
+            (&[][..], "without an address"),
+            (&["web1", "web2/www"], "no host"),
+            (&["web1", ""], "no host"),
+            (&["./web1"], "no replica"),
+            (&many, "more than 8 addresses"),
+        ] {
+            let refusal = replica(bad, "www").unwrap_err();
+            assert!(refusal.contains(why), "{bad:?}: {refusal}");
+        }
     }
 
     #[test]

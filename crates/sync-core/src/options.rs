@@ -55,7 +55,18 @@ pub enum Destination {
         port: u16,
         /// The share's name.
         share: String,
+        /// Further addresses of the same machine, tried after the first, which names it.
+        also: Vec<HostPort>,
     },
+}
+
+/// `HOST[:PORT]`: a name, an IPv4 address, or an IPv6 address in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Without brackets.
+    pub host: String,
+    /// UDP.
+    pub port: u16,
 }
 
 /// The UDP port `syncd` listens on unless told otherwise.

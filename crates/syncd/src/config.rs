@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use sync_core::destination;
+use sync_core::destination::{self, label};
 use sync_core::duration;
 use sync_core::filter::{Filter, Rule};
 use sync_core::guard::MaxDelete;
@@ -73,7 +73,7 @@ struct File {
 struct Share {
     path: Spanned<PathBuf>,
     /// With replicas this machine is the share's master, without it is a replica.
-    replicas: Option<Vec<Spanned<String>>>,
+    replicas: Option<Vec<Spanned<Addresses>>>,
     #[serde(default)]
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
@@ -81,6 +81,14 @@ struct Share {
     rescan: Option<Spanned<String>>,
     /// For a replica.
     heal: Option<Spanned<Word>>,
+}
+
+/// Where one replica is: an address, or several of one machine.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected \"HOST[:PORT]\", or a list of such addresses of one machine")]
+enum Addresses {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// A word, or one of the two that TOML has for itself.
@@ -136,8 +144,8 @@ pub struct RawShare {
 /// What only a master has to be told of a share.
 #[derive(Debug, Default)]
 pub struct RawMaster {
-    /// Who follows, as text, each with its place.
-    pub replicas: Vec<(String, String)>,
+    /// Who follows: the addresses of each as text, with their place.
+    pub replicas: Vec<(Vec<String>, String)>,
     /// gitignore patterns.
     pub exclude: Vec<String>,
     /// See [`Master::settle_max`]; with its place.
@@ -203,11 +211,18 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         let place = at(text.span().start);
         (text.into_inner(), place)
     };
+    let addresses = |addresses: Spanned<Addresses>| {
+        let place = at(addresses.span().start);
+        match addresses.into_inner() {
+            Addresses::One(address) => (vec![address], place),
+            Addresses::Several(several) => (several, place),
+        }
+    };
     let share = |(name, share): (String, Share)| {
         let Share { path, replicas, exclude, settle_max, rescan, heal, max_delete } = share;
         let only_masters = !exclude.is_empty() || settle_max.is_some();
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
-            replicas: replicas.into_iter().flatten().map(place).collect(),
+            replicas: replicas.into_iter().flatten().map(addresses).collect(),
             exclude,
             settle_max: settle_max.map(place),
         });
@@ -343,10 +358,14 @@ impl RawShare {
             return Err(refusal(place, "heal is for a share without replicas: the tree of a master is always right"));
         }
         let mut replicas = Vec::new();
-        for (text, place) in &master.replicas {
-            let replica = self.replica(text).map_err(|reason| refusal(place, reason))?;
-            if replicas.contains(&replica) {
-                return Err(refusal(place, format!("{} is there twice", escape(text.as_bytes()))));
+        let mut known = Vec::new();
+        for (addresses, place) in &master.replicas {
+            let replica = destination::replica(addresses, &self.name).map_err(|reason| refusal(place, reason))?;
+            for address in destination::addresses(&replica) {
+                if known.contains(&address) {
+                    return Err(refusal(place, format!("{} is there twice", label(&address))));
+                }
+                known.push(address);
             }
             replicas.push(replica);
         }
@@ -385,12 +404,6 @@ impl RawShare {
             None => Ok(MaxDelete::default()),
             Some((text, place)) => text.parse().map_err(|reason: String| refusal(place, reason)),
         }
-    }
-
-    /// `HOST[:PORT][/SHARE]`, where the share is called as here unless it is said.
-    fn replica(&self, text: &str) -> Result<Destination, String> {
-        let whole = if text.contains('/') { text.to_owned() } else { format!("{text}/{}", self.name) };
-        destination::parse(whole.into())
     }
 
     fn keeps_apart_from(&self, name: &str, other: &Path, path: &Path) -> Result<(), ConfigError> {
@@ -498,8 +511,12 @@ mod tests {
         let checked_good = checked(good).unwrap();
         assert_eq!(checked_good.shares, []);
         let [master] = &checked_good.masters[..] else { panic!("one master") };
-        let replica =
-            |host: &str, port, share: &str| Destination::Remote { host: host.into(), port, share: share.into() };
+        let replica = |host: &str, port, share: &str| Destination::Remote {
+            host: host.into(),
+            port,
+            share: share.into(),
+            also: Vec::new(),
+        };
         let replicas = [replica("web1", DEFAULT_PORT, "www"), replica("web2", 99, "www"), replica("::1", 7, "other")];
         assert_eq!(master.replicas, replicas);
         // The link stays: it may lead elsewhere one day.
@@ -536,7 +553,12 @@ mod tests {
             ("heal = 'on'", "c.toml: line 4: `on` is none of \"heal\", \"report\" and \"off\""),
             ("\nheal = 1", "c.toml: line 5: expected \"heal\", \"report\""),
             ("replicas = ['a']\nheal = true", "c.toml: line 5: heal is for a share without replicas"),
-            ("replicas = ['a', 'a:7373']", "c.toml: line 4: a:7373 is there twice"),
+            ("replicas = ['a', 'a:7373']", "c.toml: line 4: a/www is there twice"),
+            ("replicas = ['a', ['b', 'a']]", "c.toml: line 4: a/www is there twice"),
+            ("replicas = [['a', 'b c']]", "c.toml: line 4: `b c` is no host"),
+            ("replicas = [[]]", "c.toml: line 4: a replica without an address"),
+            ("replicas = [1]", "c.toml: line 4: expected \"HOST[:PORT]\", or a list"),
+            ("replicas = ['/srv']", "c.toml: line 4: /srv is no replica"),
             ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
             ("replicas = ['a']\nsettle_max = '0s'", "c.toml: line 5: `0s` is no time"),

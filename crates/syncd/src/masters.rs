@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::control::{Role, ShareState, ShareStatus};
-use sync_core::destination::label;
+use sync_core::destination::{addresses, label};
 use sync_core::monitor::Monitor;
 use sync_core::options::{Compress, Destination, Policy, PushRequest};
 use sync_core::path::escape;
@@ -190,7 +190,8 @@ impl Masters {
 fn changes(before: &Master, after: &Master) -> String {
     let name = &after.name;
     let only_in = |these: &Master, those: &Master| -> Vec<String> {
-        these.replicas.iter().filter(|replica| !those.replicas.contains(replica)).map(label).collect()
+        let only_here = these.replicas.iter().filter(|replica| !those.replicas.contains(replica));
+        only_here.map(|replica| addresses(replica).iter().map(label).collect::<Vec<_>>().join(" or ")).collect()
     };
     let mut parts = Vec::new();
     for (verb, replicas) in [("follows now", only_in(after, before)), ("is left", only_in(before, after))] {

@@ -77,7 +77,8 @@ impl Index {
         }
         if history > versions::VERSIONS {
             self.write(0, |writer| {
-                versions::forget_versions(writer.conn, versions::VERSIONS).map_err(|fault| fault.at("write", writer.dir))
+                versions::forget_versions(writer.conn, versions::VERSIONS)
+                    .map_err(|fault| fault.at("write", writer.dir))
             })?;
         }
         self.checkpoint()

@@ -1,4 +1,4 @@
-//! The side that dials: every address of a name is tried, and every way to fail has its own words.
+//! The side that dials: every address of every name is tried, and every way to fail has its own words.
 
 use std::future::Future;
 use std::io;
@@ -36,25 +36,35 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// Connects to `to`, which must prove the key `expected`, and waits until it lets us in.
+/// Connects to the machine that is at `to` and at `also`, which must prove the key `expected`, and waits until it lets us in. The
+/// first that answers is used; each has a head start on the next.
 pub async fn connect(
     to: &Address,
+    also: &[Address],
     identity: &Identity,
     expected: PeerId,
     purpose: Purpose,
     settings: Settings,
 ) -> Result<Connection, ConnectError> {
-    let call = Call { to: to.clone(), identity: identity.clone(), expected, purpose, settings };
-    let addresses = resolve(to, settings.handshake).await?;
-    let mut addresses = addresses.into_iter();
+    let call = |to: &Address| Call { to: to.clone(), identity: identity.clone(), expected, purpose, settings };
+    let addresses: Vec<_> = std::iter::once(to).chain(also).map(|to| call(to).any_address()).collect();
+    let seconds = settings.handshake.as_secs();
+    race(addresses.into_iter()).await.unwrap_or(Err(ConnectError::Unreachable { to: to.clone(), seconds }))
+}
+
+/// The first attempt that succeeds, each begun when the one before has failed or after [`STAGGER`]; else how the one failed
+/// that says most. `None` if there is none.
+async fn race<Attempt>(mut waiting: impl ExactSizeIterator<Item = Attempt>) -> Option<Result<Connection, ConnectError>>
+where
+    Attempt: Future<Output = Result<Connection, ConnectError>> + Send + 'static,
+{
     let mut attempts = JoinSet::new();
     let mut failure: Option<ConnectError> = None;
     loop {
-        if let Some(address) = addresses.next() {
-            let call = call.clone();
-            attempts.spawn(async move { call.attempt(address).await });
+        if let Some(attempt) = waiting.next() {
+            attempts.spawn(attempt);
         }
-        let ended = if addresses.len() > 0 {
+        let ended = if waiting.len() > 0 {
             let Ok(ended) = tokio::time::timeout(STAGGER, attempts.join_next()).await else {
                 continue;
             };
@@ -63,15 +73,13 @@ pub async fn connect(
             attempts.join_next().await
         };
         match ended {
-            Some(Ok(Ok(connection))) => return Ok(connection),
+            Some(Ok(Ok(connection))) => return Some(Ok(connection)),
             Some(Ok(Err(error))) => failure = Some(more_telling(failure, error)),
             // A panic in an attempt: the others go on.
             Some(Err(_)) => {}
-            None => break,
+            None => return failure.map(Err),
         }
     }
-    let seconds = settings.handshake.as_secs();
-    Err(failure.unwrap_or(ConnectError::Unreachable { to: call.to, seconds }))
 }
 
 async fn resolve(to: &Address, patience: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
@@ -99,7 +107,7 @@ async fn resolve(to: &Address, patience: Duration) -> Result<Vec<SocketAddr>, Co
 fn more_telling(before: Option<ConnectError>, now: ConnectError) -> ConnectError {
     fn rank(error: &ConnectError) -> u8 {
         match error {
-            ConnectError::Socket { .. } | ConnectError::NoRoute { .. } => 0,
+            ConnectError::Resolve { .. } | ConnectError::Socket { .. } | ConnectError::NoRoute { .. } => 0,
             ConnectError::NotListening { .. } => 1,
             ConnectError::Unreachable { .. } => 2,
             _ => 3,
@@ -112,6 +120,14 @@ fn more_telling(before: Option<ConnectError>, now: ConnectError) -> ConnectError
 }
 
 impl Call {
+    /// Every address of the name.
+    async fn any_address(self) -> Result<Connection, ConnectError> {
+        let addresses = resolve(&self.to, self.settings.handshake).await?;
+        let raced = race(addresses.into_iter().map(|address| self.clone().attempt(address))).await;
+        let seconds = self.settings.handshake.as_secs();
+        raced.unwrap_or(Err(ConnectError::Unreachable { to: self.to, seconds }))
+    }
+
     /// One address, within the handshake's deadline.
     async fn attempt(self, address: SocketAddr) -> Result<Connection, ConnectError> {
         let to = self.to.clone();

@@ -15,8 +15,9 @@ use sync_core::path::escape;
 
 pub use filters::{Filter, rules};
 use sync_core::destination;
-pub use sync_core::destination::{HostPort, label};
+pub use sync_core::destination::label;
 use sync_core::duration;
+pub use sync_core::options::HostPort;
 
 use crate::exit::Failure;
 
@@ -385,6 +386,9 @@ pub enum ReplicaVerb {
         /// Who.
         #[arg(value_name = "HOST[:PORT][/SHARE]")]
         replica: String,
+        /// Further addresses of the same machine, used where the first does not answer.
+        #[arg(value_name = "HOST[:PORT]")]
+        also: Vec<String>,
     },
     /// Let a replica follow no longer; it keeps what it has.
     Remove {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 
 use sync_core::control::{Order, Reply, Role};
-use sync_core::destination::label;
+use sync_core::destination::{self, label};
 use sync_core::options::Destination;
 use sync_core::path::escape;
 use toml_edit::{Array, DocumentMut, Value};
@@ -27,18 +27,21 @@ pub fn run(args: ReplicaArgs, state_dir: &Path, out: &Sink) -> Result<Exit, Fail
         ReplicaVerb::Resume { share, replica } => {
             tell(Order::Resume { share: share_text(&share), replica }, state_dir, out)
         }
-        ReplicaVerb::Add { share, replica } => edit(&share_text(&share), &replica, state_dir, out, add),
-        ReplicaVerb::Remove { share, replica } => edit(&share_text(&share), &replica, state_dir, out, remove),
+        ReplicaVerb::Add { share, replica, also } => {
+            let addresses = [vec![replica], also].concat();
+            edit(&share_text(&share), &addresses, state_dir, out, add)
+        }
+        ReplicaVerb::Remove { share, replica } => edit(&share_text(&share), &[replica], state_dir, out, remove),
     }
 }
 
 /// Changes the replicas of a share in the configuration, and has it read. What the daemon refuses is taken back.
 fn edit(
     share: &str,
-    replica: &str,
+    addresses: &[String],
     state_dir: &Path,
     out: &Sink,
-    change: impl FnOnce(&mut Array, &str, &str) -> Result<(), String>,
+    change: impl FnOnce(&mut Array, &str, &[String]) -> Result<(), String>,
 ) -> Result<Exit, Failure> {
     let (share, file) = configuration(share, state_dir)?;
     let name = escape(file.as_os_str().as_encoded_bytes());
@@ -47,7 +50,7 @@ fn edit(
     let mut document: DocumentMut = before.parse().map_err(|error: toml_edit::TomlError| failed(&error.message()))?;
     let replicas = replicas_of(&mut document, &share)
         .ok_or_else(|| failed(&format!("it has no `replicas` in a table [shares.{share}]")))?;
-    change(replicas, &share, replica).map_err(|reason| Failure::failed(format!("{reason}; nothing was changed")))?;
+    change(replicas, &share, addresses).map_err(|reason| Failure::failed(format!("{reason}; nothing was changed")))?;
     replace(&file, &document.to_string()).map_err(|error| failed(&error))?;
     match tell(Order::Reload, state_dir, out) {
         Ok(exit) => Ok(exit),
@@ -83,33 +86,34 @@ fn replicas_of<'a>(document: &'a mut DocumentMut, share: &str) -> Option<&'a mut
     document.get_mut(table)?.get_mut(share)?.get_mut("replicas")?.as_array_mut()
 }
 
-/// As the daemon tells replicas apart.
-fn named(share: &str, text: &str) -> Result<Destination, String> {
-    let whole = if text.contains('/') { text.to_owned() } else { format!("{text}/{share}") };
-    sync_core::destination::parse(whole.into())
-}
-
+/// As the daemon tells replicas apart: by every address of each.
 fn position(replicas: &Array, share: &str, wanted: &Destination) -> Option<usize> {
-    let is_wanted = |value: &Value| value.as_str().and_then(|text| named(share, text).ok()).as_ref() == Some(wanted);
+    let is_wanted = |value: &Value| {
+        let texts: Vec<_> = match value {
+            Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+            one => one.as_str().into_iter().collect(),
+        };
+        destination::replica(&texts, share).is_ok_and(|found| destination::addresses(&found).contains(wanted))
+    };
     replicas.iter().position(is_wanted)
 }
 
-fn add(replicas: &mut Array, share: &str, replica: &str) -> Result<(), String> {
-    let wanted = named(share, replica)?;
-    if !matches!(wanted, Destination::Remote { .. }) {
-        return Err(format!("{} is no replica: write HOST[:PORT] or HOST[:PORT]/SHARE", label(&wanted)));
-    }
-    match position(replicas, share, &wanted) {
-        Some(_) => Err(format!("{} follows share {share} already", label(&wanted))),
-        None => {
-            replicas.push(replica);
-            Ok(())
+fn add(replicas: &mut Array, share: &str, addresses: &[String]) -> Result<(), String> {
+    let wanted = destination::replica(addresses, share)?;
+    for address in destination::addresses(&wanted) {
+        if position(replicas, share, &address).is_some() {
+            return Err(format!("{} follows share {share} already", label(&address)));
         }
     }
+    match addresses {
+        [one] => replicas.push(one),
+        several => replicas.push(several.iter().collect::<Array>()),
+    }
+    Ok(())
 }
 
-fn remove(replicas: &mut Array, share: &str, replica: &str) -> Result<(), String> {
-    let wanted = named(share, replica)?;
+fn remove(replicas: &mut Array, share: &str, addresses: &[String]) -> Result<(), String> {
+    let wanted = destination::replica(addresses, share)?;
     let at = position(replicas, share, &wanted)
         .ok_or_else(|| format!("{} does not follow share {share}: `synccli status` lists who does", label(&wanted)))?;
     if replicas.len() == 1 {
@@ -148,31 +152,39 @@ mod tests {
                         \"web1\", # first\n    \"web2:7373/www\",\n]\n";
 
     fn edited(
-        change: impl FnOnce(&mut Array, &str, &str) -> Result<(), String>,
-        replica: &str,
+        change: impl FnOnce(&mut Array, &str, &[String]) -> Result<(), String>,
+        addresses: &[&str],
     ) -> Result<String, String> {
         let mut document: DocumentMut = FILE.parse().unwrap();
-        change(replicas_of(&mut document, "www").unwrap(), "www", replica)?;
+        let addresses: Vec<_> = addresses.iter().map(|&address| address.to_owned()).collect();
+        change(replicas_of(&mut document, "www").unwrap(), "www", &addresses)?;
         Ok(document.to_string())
     }
 
     #[test]
     fn the_rest_of_the_file_stays_as_it_is_written() {
-        let added = edited(add, "web3:99").unwrap();
+        let added = edited(add, &["web3:99"]).unwrap();
         assert!(added.starts_with(&FILE[..FILE.find("\n]").unwrap() - 1]), "{added}");
         assert!(added.contains("web3:99") && added.contains("# the site") && added.contains("# first"), "{added}");
-        let removed = edited(remove, "web2").unwrap();
+        let removed = edited(remove, &["web2"]).unwrap();
         assert!(removed.contains("web1") && !removed.contains("web2"), "{removed}");
+        let several = edited(add, &["web3", "10.0.0.3:99"]).unwrap();
+        assert!(several.contains(r#"["web3", "10.0.0.3:99"]"#), "{several}");
+        let mut document: DocumentMut = several.parse().unwrap();
+        let replicas = replicas_of(&mut document, "www").unwrap();
+        assert!(add(replicas, "www", &["web4".to_owned(), "10.0.0.3:99".to_owned()]).is_err());
+        remove(replicas, "www", &["10.0.0.3:99".to_owned()]).unwrap();
+        assert_eq!(replicas.len(), 2);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        assert!(edited(add, "web2").unwrap_err().contains("already"), "the same in other words");
-        assert!(edited(add, "/var/www").unwrap_err().contains("no replica"));
-        assert!(edited(add, "we b").is_err());
-        assert!(edited(remove, "web3").unwrap_err().contains("does not follow"));
+        assert!(edited(add, &["web2"]).unwrap_err().contains("already"), "the same in other words");
+        assert!(edited(add, &["/var/www"]).unwrap_err().contains("no replica"));
+        assert!(edited(add, &["we b"]).is_err());
+        assert!(edited(remove, &["web3"]).unwrap_err().contains("does not follow"));
         let mut one = Array::new();
         one.push("web1");
-        assert!(remove(&mut one, "www", "web1").unwrap_err().contains("only one"));
+        assert!(remove(&mut one, "www", &["web1".to_owned()]).unwrap_err().contains("only one"));
     }
 }

@@ -40,7 +40,7 @@ pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdo
             let replica = escape(place.as_os_str().as_encoded_bytes());
             Ok(Dialed { connection: ends.dialed, share: String::new(), replica, embedded: Some(embedded) })
         }
-        Destination::Remote { host, port, share } => {
+        Destination::Remote { host, port, share, also } => {
             // Whoever is paired has a state directory and an identity: nothing needs to be made here.
             let state = StateDir::at(state_dir);
             let address = Address::new(host.clone(), *port);
@@ -56,9 +56,10 @@ pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdo
                 return Err(failed(format!("not paired with {address}: {}{hint}", how_to_pair(&address))));
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
-            let connection = transport::connect(&address, &identity, pinned, Purpose::Session, Settings::default())
-                .await
-                .map_err(|e| failed(e.to_string()))?;
+            let also: Vec<_> = also.iter().map(|also| Address::new(also.host.clone(), also.port)).collect();
+            let connecting =
+                transport::connect(&address, &also, &identity, pinned, Purpose::Session, Settings::default());
+            let connection = connecting.await.map_err(|e| failed(e.to_string()))?;
             let replica = format!("{address}/{share}");
             Ok(Dialed { connection, share: share.clone(), replica, embedded: None })
         }

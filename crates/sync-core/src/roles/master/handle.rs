@@ -10,7 +10,7 @@ use super::follow::{Fate, Following, News, Wish};
 use super::mirror::MirrorConfig;
 use super::source::Source;
 use crate::control::{Lag, LinkStatus, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, VersionStatus};
-use crate::destination::label;
+use crate::destination::{addresses, label};
 use crate::fs;
 use crate::index::{Change, Index, IndexError, Published};
 use crate::manifest::{Time, Version};
@@ -257,10 +257,8 @@ impl MirrorHandle {
     /// The replica of this name, as in the configuration.
     pub(super) fn follower(&self, replica: &str) -> Result<Follower, OrderError> {
         let followers = self.shared.followers();
-        let found = followers.iter().find(|follower| {
-            let name = label(&follower.destination);
-            name == replica || name.split('/').next() == Some(replica)
-        });
+        let is_meant = |name: String| name == replica || name.split('/').next() == Some(replica);
+        let found = followers.iter().find(|follower| addresses(&follower.destination).iter().map(label).any(is_meant));
         found.cloned().ok_or_else(|| {
             let known: Vec<_> = followers.iter().map(|follower| label(&follower.destination)).collect();
             OrderError(format!("no replica {}; there are: {}", escape(replica.as_bytes()), known.join(", ")))
@@ -327,7 +325,7 @@ impl<'a> History<'a> {
 
     /// The number of the last version that a replica acknowledged exactly, in whatever process.
     fn acknowledged(&self, replica: &Destination) -> Option<u64> {
-        let Destination::Remote { host, port, share } = replica else { return None };
+        let Destination::Remote { host, port, share, .. } = replica else { return None };
         let name = format!("{}/{share}", crate::transport::Address::new(host.clone(), *port));
         self.acks.iter().find(|ack| ack.replica == name).map(|ack| ack.number)
     }
