@@ -464,11 +464,12 @@ fn a_peer_that_was_killed_and_restarted_is_noticed_before_the_idle_timeout() {
 fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (master, replica) = (identity(), identity());
+    let lively = Settings { keep_alive: Duration::from_secs(1), ..Settings::default() };
     for dialer_survives in [true, false] {
         let (survivor, victim) = (runtime(), runtime());
         let (listens, dials) = if dialer_survives { (&victim, &survivor) } else { (&survivor, &victim) };
         let trust: Arc<dyn Trust> = Arc::new(Only(master.id()));
-        let mut host = listens.block_on(async { Host::start(&replica, trust, Settings::default()) });
+        let mut host = listens.block_on(async { Host::start(&replica, trust, lively) });
         let dialed = dials.block_on(dial(&host, &master, Purpose::Session)).unwrap();
         let accepted = listens.block_on(host.next()).unwrap();
         let (left, lost) = if dialer_survives { (dialed, accepted) } else { (accepted, dialed) };
@@ -485,7 +486,7 @@ fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
             drop(host);
         }
         survivor.block_on(async {
-            let closed = tokio::time::timeout(Duration::from_secs(5), left.closed()).await.unwrap();
+            let closed = tokio::time::timeout(Duration::from_secs(15), left.closed()).await.unwrap();
             assert_eq!(closed, Closed::Vanished);
             assert_eq!(waiting.await.unwrap(), Some(StreamError::Lost(Closed::Vanished)));
         });

@@ -27,7 +27,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(10), idle: Duration::from_secs(30), keep_alive: Duration::from_secs(3) }
+        Self { handshake: Duration::from_secs(10), idle: Duration::from_secs(30), keep_alive: Duration::from_secs(5) }
     }
 }
 

@@ -18,8 +18,8 @@ use super::tuning::{self, Settings};
 
 /// How long an answer to a knock is listened for.
 const LISTEN: Duration = Duration::from_secs(1);
-/// How often a connection is looked at.
-const ROUND: Duration = Duration::from_secs(1);
+/// How often a connection is looked at. Each time wakes a machine that may have nothing else to do.
+const ROUND: Duration = Duration::from_secs(2);
 
 /// A socket that only ever sends one byte to `address` and hears what the system says about it.
 async fn knocker(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -101,18 +101,23 @@ async fn watch(connection: quinn::Connection, settings: Settings, fate: Fate) {
         true => ROUND,
         false => settings.keep_alive * 5 / 2,
     };
-    let mut heard = (connection.stats().udp_rx.datagrams, Instant::now());
+    let datagrams = || {
+        let stats = connection.stats();
+        (stats.udp_rx.datagrams, stats.udp_tx.datagrams)
+    };
+    let (mut received, mut sent) = datagrams();
+    let mut heard = Instant::now();
     loop {
         sleep(ROUND).await;
         if connection.close_reason().is_some() {
             return;
         }
-        let received = connection.stats().udp_rx.datagrams;
-        if received != heard.0 {
-            heard = (received, Instant::now());
-        } else if heard.1.elapsed() >= silence && refuses(connection.remote_address()).await {
-            // A last look: it may have spoken while we knocked.
-            if connection.stats().udp_rx.datagrams == received {
+        let now = datagrams();
+        if now.0 != received {
+            ((received, sent), heard) = (now, Instant::now());
+        } else if now.1 != sent && heard.elapsed() >= silence && refuses(connection.remote_address()).await {
+            // Nobody who is not spoken to answers. A last look: it may have spoken while we knocked.
+            if datagrams().0 == received {
                 let _ = fate.0.set(Closed::Vanished);
                 connection.close(VarInt::from_u32(0), b"");
                 return;
