@@ -35,7 +35,7 @@ use rusqlite::Connection;
 
 pub use error::IndexError;
 pub use fact::Shown;
-pub use rows::{Encoded, Leaf, RowCursor, Snapshot, Stored};
+pub use rows::{Encoded, Leaf, RowCursor, Rows, Snapshot, Stored};
 pub use stand::{Intent, Stand};
 pub use versions::{Ack, Change, ChangeCursor, Counts, Next, Published};
 pub use writer::{Batch, Commit, StandChange, Writer};

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::error::{Fault, IndexError, from_sql};
 use super::fact::{self, Shown};
 use super::sums::{Mark, Summer, exactly};
-use super::{Index, Inner, Reader};
+use super::{Index, Reader};
 use crate::hash::Digest;
 use crate::manifest::{Row, Tuple};
 use crate::path::{Key, RelPath};
@@ -34,11 +34,11 @@ pub struct Stored {
     pub changed_in: u64,
 }
 
-/// Rows in tree order, pulled one at a time. It owns a connection with a read transaction: it sees the index as it was
-/// when the cursor was made, whatever is written meanwhile. Memory: one page of rows.
+/// Rows in tree order, pulled one at a time: as they were at one moment, whatever is written meanwhile. Memory: one page of
+/// rows.
 pub struct RowCursor {
     /// `None` if no row is wanted at all.
-    reader: Option<Reader>,
+    snapshot: Option<Snapshot>,
     page: Page,
     /// The key before which nothing is left to read, and whether it is still to be read itself.
     from: Vec<u8>,
@@ -62,18 +62,70 @@ pub struct Leaf<'a> {
     pub extra: bool,
 }
 
-/// The rows as they were at one moment, whatever is written meanwhile, even by a transaction of this process that is
-/// still open.
-pub struct Snapshot(Reader);
+/// The index as it was at one moment, whatever is written meanwhile, even by a transaction of this process that is still
+/// open. A connection of its own with a read transaction, which clones and cursors share. While there is one the log of the
+/// database is not begun anew: for work that ends.
+#[derive(Clone)]
+pub struct Snapshot(Arc<Mutex<Reader>>);
 
 impl Snapshot {
+    /// Every row in tree order, to be pulled; see [`RowCursor`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor(&self) -> Result<RowCursor, IndexError> {
+        RowCursor::new(self.clone(), Vec::new(), None)
+    }
+
+    /// The row of `dir` and of everything beneath it, in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor_beneath(&self, dir: &RelPath) -> Result<RowCursor, IndexError> {
+        RowCursor::new(self.clone(), dir.to_key(), end_of(dir))
+    }
+
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, IndexError> {
+        // A query that panicked has changed nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(query)
+    }
+}
+
+/// What can be looked up: an index, or one as it was at one moment.
+pub trait Rows {
     /// The row of one path.
     ///
     /// # Errors
     /// [`IndexError`] if it cannot be read, or is not what was written.
-    pub fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
-        let found = self.0.read(|conn| find(conn, path, &mut Summer::default()))?;
-        Ok(found.map(|stored| stored.row))
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError>;
+
+    /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for
+    /// each child directory, not for what lies beneath it. Several times as fast as reading rows, because sums are not
+    /// checked and nothing is decoded: for rows that were read in this session. The index is locked meanwhile: `visit`
+    /// must not call its methods.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be read.
+    fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError>;
+}
+
+impl Rows for Index {
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
+        self.read(|conn| Ok(find(conn, path, &mut Summer::default())?.map(|stored| stored.row)))
+    }
+
+    fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
+        self.read(|conn| leaves_in(conn, dir, visit))
+    }
+}
+
+impl Rows for Snapshot {
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
+        self.read(|conn| Ok(find(conn, path, &mut Summer::default())?.map(|stored| stored.row)))
+    }
+
+    fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
+        self.read(|conn| leaves_in(conn, dir, visit))
     }
 }
 
@@ -146,9 +198,8 @@ impl Page {
 }
 
 impl RowCursor {
-    fn new(inner: &Arc<Inner>, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
-        let reader = Some(inner.snapshot()?);
-        let mut cursor = Self { reader, from, end, exhausted: false, ..Self::empty() };
+    fn new(snapshot: Snapshot, from: Vec<u8>, end: Option<Vec<u8>>) -> Result<Self, IndexError> {
+        let mut cursor = Self { snapshot: Some(snapshot), from, end, exhausted: false, ..Self::empty() };
         // The first read is what fixes the snapshot.
         cursor.fill()?;
         Ok(cursor)
@@ -157,7 +208,7 @@ impl RowCursor {
     /// A cursor over no rows, which costs nothing.
     pub fn empty() -> Self {
         Self {
-            reader: None,
+            snapshot: None,
             page: Page::default(),
             from: Vec::new(),
             inclusive: true,
@@ -183,8 +234,8 @@ impl RowCursor {
     pub fn next_stored(&mut self) -> Result<Option<Stored>, IndexError> {
         self.fill_to_next()?;
         let Some((Encoded { key, hash, fact }, changed_in)) = self.page.next() else { return Ok(None) };
-        let dir = || self.reader.as_ref().map_or(Path::new(""), Reader::dir);
-        let row = fact::decode(key.as_bytes(), fact).map_err(|fault| fault.at("read", dir()))?;
+        let Some(snapshot) = &self.snapshot else { return Ok(None) };
+        let row = snapshot.read(|_| fact::decode(key.as_bytes(), fact))?;
         self.pass();
         Ok(Some(Stored { row, hash, changed_in }))
     }
@@ -212,10 +263,8 @@ impl RowCursor {
     }
 
     fn fill(&mut self) -> Result<(), IndexError> {
-        let Some(reader) = self.reader.take() else { return Ok(()) };
-        let filled = reader.read(|conn| self.read_page(conn));
-        self.reader = Some(reader);
-        filled
+        let Some(snapshot) = self.snapshot.clone() else { return Ok(()) };
+        snapshot.read(|conn| self.read_page(conn))
     }
 
     fn read_page(&mut self, conn: &Connection) -> Result<(), Fault> {
@@ -259,15 +308,20 @@ impl RowCursor {
 }
 
 impl Index {
-    /// The rows as they are now.
+    /// The index as it is now.
     ///
     /// # Errors
-    /// [`IndexError`] if they cannot be read.
+    /// [`IndexError`] if it cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, IndexError> {
-        let snapshot = Snapshot(self.inner.snapshot()?);
+        let snapshot = self.begin_snapshot()?;
         // The first read is what fixes it.
         snapshot.row(&RelPath::root())?;
         Ok(snapshot)
+    }
+
+    /// A snapshot that the first read fixes.
+    pub(super) fn begin_snapshot(&self) -> Result<Snapshot, IndexError> {
+        Ok(Snapshot(Arc::new(Mutex::new(self.inner.snapshot()?))))
     }
 
     /// Every row in tree order, to be pulled; see [`RowCursor`].
@@ -275,7 +329,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn cursor(&self) -> Result<RowCursor, IndexError> {
-        RowCursor::new(&self.inner, Vec::new(), None)
+        self.begin_snapshot()?.cursor()
     }
 
     /// The row of `dir` and of everything beneath it, in tree order.
@@ -283,7 +337,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn cursor_beneath(&self, dir: &RelPath) -> Result<RowCursor, IndexError> {
-        RowCursor::new(&self.inner, dir.to_key(), end_of(dir))
+        self.begin_snapshot()?.cursor_beneath(dir)
     }
 
     /// Shows every row in tree order to `visit`, until it breaks.
@@ -300,18 +354,10 @@ impl Index {
         Ok(())
     }
 
-    /// The row of one path.
+    /// As [`Rows::row`]; `None` also while somebody writes, who may take long.
     ///
     /// # Errors
-    /// [`IndexError`] if the index cannot be read.
-    pub fn row(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
-        self.read(|conn| Ok(find(conn, path, &mut Summer::default())?.map(|stored| stored.row)))
-    }
-
-    /// As [`Index::row`]; `None` also while somebody writes, who may take long.
-    ///
-    /// # Errors
-    /// As [`Index::row`].
+    /// As [`Rows::row`].
     pub fn row_unless_busy(&self, path: &RelPath) -> Result<Option<Row>, IndexError> {
         let Some(conn) = self.inner.writer_if_free() else { return Ok(None) };
         let found = find(&conn, path, &mut Summer::default()).map_err(|fault| fault.at("read", self.inner.dir()))?;
@@ -360,18 +406,7 @@ impl Index {
         })
     }
 
-    /// What the hash of the tree needs of the entries directly in `dir`, in order of their names. Costs a look-up for
-    /// each child directory, not for what lies beneath it. Several times as fast as reading rows, because sums are not
-    /// checked and nothing is decoded: for rows that were read in this session. The index is locked meanwhile: `visit`
-    /// must not call its methods.
-    ///
-    /// # Errors
-    /// [`IndexError`] if the index cannot be read.
-    pub fn leaves_in(&self, dir: &RelPath, visit: &mut dyn FnMut(Leaf<'_>)) -> Result<(), IndexError> {
-        self.read(|conn| leaves_in(conn, dir, visit))
-    }
-
-    /// All rows in tree order, as [`Index::leaves_in`] reads them. The index is locked meanwhile: `visit` must not call
+    /// All rows in tree order, as [`Rows::leaves_in`] reads them. The index is locked meanwhile: `visit` must not call
     /// its methods.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::error::{Fault, IndexError, from_sql, to_sql};
 use super::rows::{blob, find};
 use super::stand::{self, meta, put_meta};
 use super::sums::{Mark, Summer, exactly};
-use super::{Index, Reader, fact};
+use super::{Index, Snapshot, fact};
 use crate::hash::Digest;
 use crate::manifest::{Lineage, Row, Time, Version, VersionId};
 use crate::path::RelPath;
@@ -86,7 +86,7 @@ pub enum Change {
 /// Changes since a version in tree order, pulled one at a time, as of the moment it was made. Memory: the changed
 /// paths.
 pub struct ChangeCursor {
-    reader: Reader,
+    snapshot: Snapshot,
     changes: vec::IntoIter<(RelPath, Option<u64>)>,
     summer: Summer,
 }
@@ -115,7 +115,7 @@ impl ChangeCursor {
         if let Some(version) = gone {
             return Ok(Some((Change::Delete(path), version)));
         }
-        let found = self.reader.read(|conn| find(conn, &path, &mut self.summer))?;
+        let found = self.snapshot.read(|conn| find(conn, &path, &mut self.summer))?;
         match found {
             Some(stored) => Ok(Some((Change::Upsert(stored.row), stored.changed_in))),
             None => Err(IndexError::Damaged(format!("the row of the change to {path} is missing"))),
@@ -166,10 +166,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn version(&self, id: VersionId) -> Result<Option<Published>, IndexError> {
-        self.read(|conn| {
-            let mut found = published(conn, "WHERE id = ?1", &[&id.0.0])?;
-            Ok(found.pop())
-        })
+        self.read(|conn| with_id(conn, id))
     }
 
     /// The whole history, oldest first.
@@ -185,10 +182,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn changes_since(&self, number: u64) -> Result<Option<ChangeCursor>, IndexError> {
-        let reader = self.inner.snapshot()?;
-        let changes = reader.read(|conn| changed_paths(conn, number))?;
-        let summer = Summer::default();
-        Ok(changes.map(|changes| ChangeCursor { reader, changes: changes.into_iter(), summer }))
+        self.begin_snapshot()?.changes_since(number)
     }
 
     /// Of each replica, the acknowledgement of the last version that it said to hold exactly.
@@ -226,6 +220,34 @@ impl Index {
     }
 }
 
+impl Snapshot {
+    /// As [`Index::latest_version`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn latest_version(&self) -> Result<Option<Published>, IndexError> {
+        self.read(latest)
+    }
+
+    /// As [`Index::version`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn version(&self, id: VersionId) -> Result<Option<Published>, IndexError> {
+        self.read(|conn| with_id(conn, id))
+    }
+
+    /// As [`Index::changes_since`].
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn changes_since(&self, number: u64) -> Result<Option<ChangeCursor>, IndexError> {
+        let changes = self.read(|conn| changed_paths(conn, number))?;
+        let (snapshot, summer) = (self.clone(), Summer::default());
+        Ok(changes.map(|changes| ChangeCursor { snapshot, changes: changes.into_iter(), summer }))
+    }
+}
+
 pub(super) fn mint(
     conn: &Connection,
     random: [u8; 16],
@@ -246,6 +268,10 @@ fn minted(conn: &Connection) -> Result<Option<(Lineage, Option<VersionId>)>, Fau
 
 fn latest(conn: &Connection) -> Result<Option<Published>, Fault> {
     Ok(published(conn, "ORDER BY number DESC LIMIT 1", &[])?.pop())
+}
+
+fn with_id(conn: &Connection, id: VersionId) -> Result<Option<Published>, Fault> {
+    Ok(published(conn, "WHERE id = ?1", &[&id.0.0])?.pop())
 }
 
 /// The sum of a version's row. The id stands for lineage, number, parent and root, which are checked against it.

@@ -47,6 +47,9 @@ pub enum LinkError {
     /// Our side failed.
     #[error("{0}")]
     Source(String),
+    /// The index has another version by now.
+    #[error("a newer version came before this one was told; it is brought that one")]
+    Superseded,
     /// It is for a person to decide whether to go on.
     #[error("{0}")]
     Held(String),
@@ -57,7 +60,7 @@ impl LinkError {
     pub fn code(&self) -> Code {
         match self {
             Self::Wire(_) | Self::Protocol(_) => Code::Protocol,
-            Self::Interrupted | Self::NoSource => Code::Cancelled,
+            Self::Interrupted | Self::NoSource | Self::Superseded => Code::Cancelled,
             _ => Code::Internal,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::diff::Child;
 use crate::hash::Digest;
-use crate::index::{Index, IndexError, Leaf};
+use crate::index::{Index, IndexError, Leaf, Rows};
 use crate::manifest::{DirHashes, Holds, Merkle, Preimage, TreeHash};
 use crate::path::{Key, RelPath};
 
@@ -185,8 +185,8 @@ fn read_dir(
 }
 
 /// The hash of a directory's own entry; `None` if there is no such directory.
-fn own_hash(index: &Index, dir: &RelPath, ignore_extras: bool) -> Result<Option<Digest>, IndexError> {
-    let row = index.row(dir)?.filter(|row| row.entry.is_dir() && !(row.extra && ignore_extras));
+fn own_hash(rows: &impl Rows, dir: &RelPath, ignore_extras: bool) -> Result<Option<Digest>, IndexError> {
+    let row = rows.row(dir)?.filter(|row| row.entry.is_dir() && !(row.extra && ignore_extras));
     Ok(row.map(|row| row.entry.hash()))
 }
 
@@ -242,16 +242,16 @@ fn lay(merkle: &mut Merkle, closed: &mut Option<Vec<u8>>, path: &RelPath, wanted
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
 pub fn children(
-    index: &Index,
+    rows: &impl Rows,
     dirs: &DirHashes,
     dir: &RelPath,
     holds: &Holds,
     ignore_extras: bool,
 ) -> Result<Option<(Digest, Vec<Child>)>, IndexError> {
-    let own = own_hash(index, dir, ignore_extras)?.filter(|_| !holds.covers(dir));
+    let own = own_hash(rows, dir, ignore_extras)?.filter(|_| !holds.covers(dir));
     let Some(own) = own else { return Ok(None) };
     let mut children = Vec::new();
-    index.leaves_in(dir, &mut |Leaf { key, hash: own, is_dir, extra }| {
+    rows.leaves_in(dir, &mut |Leaf { key, hash: own, is_dir, extra }| {
         let path = if is_dir || !holds.is_empty() { key.to_path().ok() } else { None };
         if (extra && ignore_extras) || path.as_ref().is_some_and(|path| holds.covers(path)) {
             return;

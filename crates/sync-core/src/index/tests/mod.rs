@@ -13,7 +13,7 @@ mod speed;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Index, IndexError, Opened};
+use super::{Index, IndexError, Opened, Rows as _};
 use crate::hash::Digest;
 use crate::manifest::{Entry, Kind, Refused, Row, Time, Tuple};
 use crate::path::RelPath;

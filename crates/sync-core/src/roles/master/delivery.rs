@@ -1,7 +1,7 @@
 //! One destination of a push, from the first packet to the acknowledgement: drives a [`Sender`] with what the network,
 //! the source and the index say.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use super::follow::News;
 use super::meter::Meter;
 use super::outgoing::{Estimate, SendFailure};
 use super::source::{Decided, Source};
+use super::telling::{Telling, Unknown};
 use crate::fs;
-use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
-use crate::manifest::{Row, Version};
+use crate::index::{Ack as IndexedAck, IndexError, Snapshot};
+use crate::manifest::Version;
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, PushRequest, Stats};
 use crate::path::RelPath;
@@ -28,15 +29,10 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
-use crate::wire::{
-    Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica,
-};
+use crate::wire::{Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica};
 
 /// How long a replica may take to end a session before the next.
 const GOODBYE: Duration = Duration::from_secs(5);
-
-/// Changes in one message.
-const CHANGES_PER_MESSAGE: usize = 512;
 
 /// What the source tells every delivery.
 #[derive(Clone)]
@@ -112,8 +108,14 @@ pub(super) struct Session<'a> {
     decided: Option<Arc<Decided>>,
     /// Until the changes are announced.
     difference: Option<Arc<Difference>>,
-    /// How far its changes were told, while they are.
-    telling: Option<usize>,
+    /// Changes that are being told.
+    telling: Option<Telling>,
+    /// What is told after them.
+    loads: VecDeque<Load>,
+    /// The index as it was at the version, once it was asked and until the changes are announced.
+    rows: Option<Snapshot>,
+    /// Whether versions go on coming.
+    is_mirror: bool,
     committed: bool,
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
@@ -262,6 +264,9 @@ impl<'a> Session<'a> {
             decided: None,
             difference: None,
             telling: None,
+            loads: VecDeque::new(),
+            rows: None,
+            is_mirror: false,
             committed: false,
             waiting: Vec::new(),
             problems: 0,
@@ -295,8 +300,8 @@ impl<'a> Session<'a> {
             }
             let input = tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => break Err(LinkError::Interrupted),
-                message = self.control.next_or_room(self.telling.is_some()) => match message {
+                () = async { drop(shutdown.wait_for(|stop| *stop).await) } => break Err(LinkError::Interrupted),
+                message = self.control.next_or_room(self.telling.is_some() || !self.loads.is_empty()) => match message {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
@@ -305,10 +310,7 @@ impl<'a> Session<'a> {
                 Some((ask, old)) = self.asks.recv() => Ok(SenderInput::Describe(ask, old)),
                 // Who follows is brought to the newest version there is when it has said where it stands.
                 event = source.recv(), if !self.committed && (!self.follows || self.sender.stand().is_some()) => match event {
-                    Some(event) => match self.source_event(event) {
-                        Some(input) => Ok(input),
-                        None => continue,
-                    },
+                    Some(event) => self.source_event(event, shutdown).await,
                     // The source failed as a whole, and said why.
                     None => break Err(LinkError::NoSource),
                 },
@@ -320,8 +322,8 @@ impl<'a> Session<'a> {
         self.conclude(end, replica).await
     }
 
-    fn source_event(&mut self, event: SourceEvent) -> Option<SenderInput> {
-        Some(match event {
+    async fn source_event(&mut self, event: SourceEvent, shutdown: &mut Shutdown) -> Result<SenderInput, LinkError> {
+        Ok(match event {
             SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
             SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
             SourceEvent::Decided(decided, difference) => {
@@ -336,15 +338,42 @@ impl<'a> Session<'a> {
                 self.committed = true;
                 SenderInput::Committed
             }
-            SourceEvent::Published(newest) => {
-                let News { decided, difference } = &*newest.borrow().clone()?;
-                self.committed = true;
-                self.contents.source_read();
-                let (version, holds) = (decided.version.clone(), decided.holds.clone());
-                (self.decided, self.difference) = (Some(Arc::clone(decided)), Some(Arc::clone(difference)));
-                SenderInput::Decided { version, holds, committed: true }
-            }
+            SourceEvent::Published(newest) => self.take_newest(newest, shutdown).await?,
         })
+    }
+
+    /// Takes the newest version there is, and the index as it is at that version unless the difference says what the replica
+    /// lacks.
+    async fn take_newest(
+        &mut self,
+        mut newest: watch::Receiver<Option<Arc<News>>>,
+        shutdown: &mut Shutdown,
+    ) -> Result<SenderInput, LinkError> {
+        self.is_mirror = true;
+        loop {
+            let news = newest.borrow_and_update().clone();
+            if let Some(news) = news {
+                let has = self.sender.stand().and_then(|stand| stand.version);
+                let says = |has| news.difference.as_ref().is_some_and(|d| d.answers(&Load::Since(has)));
+                let rows = match has.is_some_and(|has| has == news.id() || says(has)) {
+                    true => None,
+                    false => Some(tokio::task::block_in_place(|| self.delivery.source.index.snapshot())?),
+                };
+                let at = rows.as_ref().map(Snapshot::latest_version).transpose()?.flatten();
+                if rows.is_none() || at.is_some_and(|at| at.version.id() == news.id()) {
+                    self.contents.source_read();
+                    (self.committed, self.rows) = (true, rows);
+                    let (version, holds) = (news.decided.version.clone(), news.decided.holds.clone());
+                    (self.decided, self.difference) = (Some(Arc::clone(&news.decided)), news.difference.clone());
+                    return Ok(SenderInput::Decided { version, holds, committed: true });
+                }
+            }
+            // There is one in the index that will be told in a moment.
+            tokio::select! {
+                changed = newest.changed() => changed.map_err(|_| LinkError::NoSource)?,
+                _ = shutdown.wait_for(|stop| *stop) => return Err(LinkError::Interrupted),
+            }
+        }
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -386,7 +415,7 @@ impl<'a> Session<'a> {
                         ToReplica::Announce(announce) => {
                             let Announce { changes, contents, .. } = announce;
                             tracing::info!(dest = self.delivery.dest, changes, contents, "announced");
-                            self.difference = None;
+                            (self.difference, self.rows) = (None, None);
                         }
                         ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
                         ToReplica::Publish(_) => {
@@ -398,11 +427,11 @@ impl<'a> Session<'a> {
                     }
                     self.send(&message)?;
                 }
-                SenderOutput::Load(load) if self.difference.as_ref().is_some_and(|d| d.answers(&load)) => {
-                    self.telling = Some(0);
-                }
-                SenderOutput::Load(load) if !self.committed => self.waiting.push(SenderOutput::Load(load)),
-                SenderOutput::Load(load) => tokio::task::block_in_place(|| self.load(&load))?,
+                SenderOutput::Load(load) => match self.difference.as_ref().filter(|d| d.answers(&load)) {
+                    Some(difference) => self.telling = Some(Telling::Difference(Arc::clone(difference), 0)),
+                    None if !self.committed => self.waiting.push(SenderOutput::Load(load)),
+                    None => self.loads.push_back(load),
+                },
                 SenderOutput::LoadChildren(dir) if !self.committed => {
                     self.waiting.push(SenderOutput::LoadChildren(dir));
                 }
@@ -428,8 +457,8 @@ impl<'a> Session<'a> {
         self.control.send_as(message.encode(), packing)
     }
 
-    /// The next thing to do. What waited for the index comes first once the version is in it; changes that are known
-    /// without are told some at a time, when nothing else is to do.
+    /// The next thing to do. What waited for the index comes first once the version is in it; changes are told some
+    /// at a time, when nothing else is to do.
     fn next_output(&mut self) -> Result<Option<SenderOutput>, LinkError> {
         if let Some(waited) = if self.committed { self.waiting.pop() } else { None } {
             return Ok(Some(waited));
@@ -438,13 +467,20 @@ impl<'a> Session<'a> {
             if let Some(output) = self.sender.poll() {
                 return Ok(Some(output));
             }
-            let (Some(from), Some(difference)) = (self.telling, &self.difference) else { return Ok(None) };
             if self.control.is_backed_up() {
                 return Ok(None);
             }
-            let (told, next) = difference.changes(from, CHANGES_PER_MESSAGE);
-            self.telling = next;
-            self.sender.handle(SenderInput::Changes { told, done: next.is_none() })?;
+            if let Some(telling) = &mut self.telling {
+                let (told, done) = tokio::task::block_in_place(|| telling.next())?;
+                if done {
+                    self.telling = None;
+                }
+                self.sender.handle(SenderInput::Changes { told, done })?;
+            } else if let Some(load) = self.loads.pop_front() {
+                tokio::task::block_in_place(|| self.load(&load))?;
+            } else {
+                return Ok(None);
+            }
         }
     }
 
@@ -465,60 +501,33 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Reads changes from the index and hands them to the sender, some at a time.
+    /// Has changes told that the index knows.
     fn load(&mut self, load: &Load) -> Result<(), LinkError> {
-        let index = &self.delivery.source.index;
-        let mut batch = Vec::new();
-        match load {
-            Load::Entry(path) => batch.extend(index.row(path)?.map(upsert)),
-            Load::Subtree(top) => {
-                let mut rows = index.cursor_beneath(top)?;
-                batch.extend(index.row(top)?.map(upsert));
-                while let Some(row) = rows.next()? {
-                    if row.path != *top {
-                        batch.push(upsert(row));
-                    }
-                    self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
-                }
+        match Telling::from_rows(self.rows()?, load)? {
+            Ok(telling) => {
+                self.telling = Some(telling);
+                Ok(())
             }
-            Load::Since(version) => {
-                let Some(published) = index.version(*version)? else {
-                    return self.unknown_version(*version);
-                };
-                let mut changes = match index.changes_since(published.version.number) {
-                    Ok(Some(changes)) => changes,
-                    // Forgotten, or damaged: the trees themselves tell what differs.
-                    Ok(None) | Err(IndexError::Damaged(_)) => {
-                        return Ok(self.sender.handle(SenderInput::UnknownVersion)?);
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                let mut gone: Option<RelPath> = None;
-                while let Some(change) = changes.next()? {
-                    batch.push(match change {
-                        IndexedChange::Upsert(row) => upsert(row),
-                        // It goes with its directory.
-                        IndexedChange::Delete(path) if gone.as_ref().is_some_and(|top| path.is_beneath(top)) => {
-                            continue;
-                        }
-                        IndexedChange::Delete(path) => {
-                            gone = Some(path.clone());
-                            Change { path, entry: None }
-                        }
-                    });
-                    self.flush(&mut batch, CHANGES_PER_MESSAGE)?;
-                }
-            }
+            Err(Unknown::Version(version)) => self.unknown_version(version),
+            Err(Unknown::Changes) => Ok(self.sender.handle(SenderInput::UnknownVersion)?),
         }
-        Ok(self.sender.handle(SenderInput::Changes { told: batch.into(), done: true })?)
     }
 
-    fn flush(&mut self, batch: &mut Vec<Change>, limit: usize) -> Result<(), LinkError> {
-        if batch.len() >= limit {
-            let changes = std::mem::take(batch);
-            self.sender.handle(SenderInput::Changes { told: changes.into(), done: false })?;
-        }
-        Ok(())
+    /// The index as it was at the version that is told.
+    fn rows(&mut self) -> Result<&Snapshot, LinkError> {
+        let rows = match self.rows.take() {
+            Some(rows) => rows,
+            None => {
+                let rows = self.delivery.source.index.snapshot()?;
+                let wanted = self.decided.as_ref().map(|decided| decided.version.id());
+                // A push is alone with its index.
+                if self.is_mirror && rows.latest_version()?.map(|latest| latest.version.id()) != wanted {
+                    return Err(LinkError::Superseded);
+                }
+                rows
+            }
+        };
+        Ok(self.rows.insert(rows))
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
@@ -541,7 +550,7 @@ impl<'a> Session<'a> {
     fn load_children(&mut self, dir: RelPath) -> Result<(), LinkError> {
         let Some(decided) = self.decided.clone() else { return Ok(()) };
         let Decided { tree, holds, .. } = &*decided;
-        let found = tree::children(&self.delivery.source.index, &tree.dirs, &dir, holds, false)?;
+        let found = tree::children(self.rows()?, &tree.dirs, &dir, holds, false)?;
         let (own, children) = found.map_or((None, Vec::new()), |(own, children)| (Some(own), children));
         Ok(self.sender.handle(SenderInput::Children { dir, own, children })?)
     }
@@ -678,10 +687,6 @@ impl<'a> Session<'a> {
             self.delivery.monitor.notice(Some(self.delivery.dest), &text);
         }
     }
-}
-
-fn upsert(row: Row) -> Change {
-    Change { path: row.path, entry: Some(row.entry) }
 }
 
 fn fill(stats: &mut Stats, ack: &Ack) {

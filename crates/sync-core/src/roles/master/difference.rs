@@ -35,6 +35,16 @@ impl Difference {
         Self { previous, pending, gone, gone_tops, moved }
     }
 
+    /// How many rows it concerns.
+    pub fn len(&self) -> usize {
+        self.pending.len() + self.gone.len()
+    }
+
+    /// Whether directories came that are what others were.
+    pub fn has_moves(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// Whether the version is the last one, and only what proves its entries changed.
     pub fn is_of(&self, version: &Version) -> bool {
         self.previous == Some(version.id())

@@ -292,7 +292,7 @@ impl Mirror {
                     Err(Stopped::Gone) => return Left::Gone,
                     Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
                     // It was told; whoever can do something about it does, or it passes.
-                    Ok(()) | Err(Stopped::Held) => {}
+                    Ok(_) | Err(Stopped::Held) => {}
                     Err(Stopped::Failed(_)) => self.hints.add(Hint::Overflow),
                 }
                 continue;
@@ -342,7 +342,7 @@ impl Mirror {
                         self.hints.add(Hint::Overflow);
                         None
                     }
-                    Ok(()) | Err(Stopped::Held) => None,
+                    Ok(_) | Err(Stopped::Held) => None,
                 }
             }
             MirrorOrder::Configure(config) => {
@@ -391,12 +391,11 @@ impl Mirror {
         }
         let before = self.shared.version();
         let everything = Batch { everything: true, ..Batch::default() };
-        self.publish_and_tell(open, everything, news)?;
+        let difference = self.publish_and_tell(open, everything, news)?;
         if was_watched && before != self.shared.version() {
             // What just changed may still be told of.
             std::thread::sleep(MOVING);
             let settle = self.hints.settle();
-            let difference = news.borrow().as_ref().map(|news| Arc::clone(&news.difference));
             let mut missed = difference.iter().flat_map(|d| d.names()).filter(|name| !settle.explains(name)).peekable();
             if let Some(first) = missed.peek() {
                 let first = (*first).clone();
@@ -409,20 +408,20 @@ impl Mirror {
         Ok(())
     }
 
-    /// Publishes what a batch names, and tells all who follow; else whoever asks hears why not.
+    /// Publishes what a batch names, and tells all who follow; else whoever asks hears why not. Returns what is new.
     fn publish_and_tell(
         &self,
         open: &mut Open,
         batch: Batch,
         news: &watch::Sender<Option<Arc<News>>>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Option<Arc<Difference>>, Stopped> {
         let published = self.publish(open, batch);
         match &published {
             Ok(version) => {
                 self.shared.is(ShareState::Ready, None);
-                if let Some(new) = version {
-                    self.shared.published(&new.decided.version, new.decided.entries);
-                    news.send_replace(Some(Arc::clone(new)));
+                if let Some((decided, difference)) = version {
+                    self.shared.published(&decided.version, decided.entries);
+                    news.send_replace(Some(Arc::new(News::new(Arc::clone(decided), difference))));
                 }
             }
             Err(Stopped::Failed(error)) => {
@@ -436,7 +435,7 @@ impl Mirror {
         }
         // A directory that is held open keeps a file system in the tree from being unmounted.
         open.source.root.forget(&RelPath::root());
-        published.map(drop)
+        Ok(published?.map(|(_, difference)| difference))
     }
 
     /// Nothing is published for a reason that a person has to look at.
@@ -449,7 +448,7 @@ impl Mirror {
     }
 
     /// Looks at what a batch names, and commits what was found as a version, if it is one.
-    fn publish(&self, open: &mut Open, batch: Batch) -> Result<Option<Arc<News>>, Stopped> {
+    fn publish(&self, open: &mut Open, batch: Batch) -> Result<Option<New>, Stopped> {
         check_place(open)?;
         let everything = batch.everything;
         let found = match self.names_of(open, batch)? {
@@ -491,7 +490,7 @@ impl Mirror {
         }
         open.told = Some(id);
         tracing::info!(version = decided.version.number, entries = decided.entries, "published");
-        Ok(Some(Arc::new(News { decided: Arc::new(decided), difference: Arc::new(difference) })))
+        Ok(Some((Arc::new(decided), Arc::new(difference))))
     }
 
     fn guard(&self) -> MutexGuard<'_, DeleteGuard> {
@@ -594,6 +593,9 @@ fn check_place(open: &Open) -> Result<(), Stopped> {
     let in_place = open.watch.as_ref().is_none_or(Watch::is_in_place);
     if in_place && open.source.root.still_there() { Ok(()) } else { Err(Stopped::Gone) }
 }
+
+/// A version, and how it differs from the one before.
+type New = (Arc<Decided>, Arc<Difference>);
 
 /// Why a batch was not published.
 enum Stopped {

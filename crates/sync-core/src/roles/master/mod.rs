@@ -19,6 +19,7 @@ mod ring;
 mod source;
 mod splicing;
 mod stream;
+mod telling;
 mod verify;
 
 use std::sync::Arc;

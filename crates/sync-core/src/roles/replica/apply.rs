@@ -14,7 +14,7 @@ use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::guard;
 use crate::hash::Digest;
-use crate::index::{Commit, Index, IndexError, Intent, Snapshot, Stand};
+use crate::index::{Commit, Index, IndexError, Intent, Rows as _, Snapshot, Stand};
 use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;

@@ -2,7 +2,7 @@
 //! same name in the directory beside the one that is new with it, such as the last release.
 
 use crate::chunk::pieces::MIN_PIECES;
-use crate::index::Index;
+use crate::index::{Index, Rows as _};
 use crate::manifest::Row;
 use crate::path::RelPath;
 use crate::similar::likeness;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::{Share, Shares, serve};
 use crate::fs::{StateDir, place};
 use crate::hash::Digest;
-use crate::index::Index;
+use crate::index::{Index, Rows as _};
 use crate::manifest::{Entry, Kind, Lineage, Merkle, Time, Version};
 use crate::options::Policy;
 use crate::path::RelPath;

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use super::SurveyError;
 use crate::fs::{FsError, Root};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError};
+use crate::index::{Index, IndexError, Rows as _};
 use crate::manifest::{Holds, Kind, Metadata, Row, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
 use crate::roles::tree::{self, Remembered};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::found::recognise_moved_inodes;
 use super::{Survey, SurveyError, SurveyOptions, Walk};
 use crate::fs::{self, FsError, Root, STAGING_NAME, Seen, Stat};
-use crate::index::{Index, IndexError, RowCursor, Stored};
+use crate::index::{Index, IndexError, RowCursor, Rows as _, Stored};
 use crate::manifest::{Row, TreeHash};
 use crate::path::{KeyBuf, RelPath};
 
