@@ -14,6 +14,8 @@ mod support;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use support::*;
 
@@ -101,6 +103,46 @@ fn a_replica_is_found_at_another_of_its_addresses() {
     becomes_identical(&src, &dst);
     let status = synccli(&master.state).arg("status").ok();
     assert!(status.out().contains(&before.address()), "{status}");
+}
+
+/// What is told of one version while the next ones come must be of that version: else such a replica never catches up.
+#[test]
+fn a_replica_catches_up_with_a_master_that_never_rests() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 3000, 3);
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    becomes_identical(&src, &dst);
+    let busy = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0_u32;
+            while busy.load(Ordering::Relaxed) {
+                round += 1;
+                write(src.join(format!("busy-{}", round % 50)), &round.to_le_bytes());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        // Without an index it has to be compared directory by directory.
+        one.kill();
+        for file in ["index.db", "index.db-wal", "index.db-shm"] {
+            let _ = std::fs::remove_file(one.state.join("index/share-www").join(file));
+        }
+        assert!(!one.state.join("index/share-www/index.db").exists());
+        one.up();
+        let caught_up = Instant::now() + Duration::from_secs(PATIENCE);
+        let mut status;
+        loop {
+            status = synccli(&master.state).arg("status").ok();
+            if status.out().contains("in sync") || Instant::now() > caught_up {
+                break;
+            }
+        }
+        busy.store(false, Ordering::Relaxed);
+        assert!(status.out().contains("in sync"), "{status}");
+    });
+    becomes_identical(&src, &dst);
 }
 
 #[test]

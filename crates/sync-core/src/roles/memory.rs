@@ -17,3 +17,19 @@ pub fn return_what_is_freed() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
     }
 }
+
+/// Bytes on the wire after which a session may leave tens of megabytes that are free and not given back.
+const MUCH: u64 = 4 << 20;
+
+/// Gives back what is free between small things that live long, after a session that took so many bytes on the wire:
+/// milliseconds, for a daemon that may be idle for months then. Elsewhere than with glibc this does nothing.
+#[allow(unsafe_code)]
+pub fn trim_after(bytes: u64) {
+    if bytes >= MUCH {
+        #[cfg(target_env = "gnu")]
+        // SAFETY: `malloc_trim` takes a number, and may be called by any thread at any time.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}

@@ -68,6 +68,10 @@ struct Outstanding {
 /// A content that could not be stored, by its size and number, and why if it may not be tried again after all.
 type SetAside = (Outstanding, Option<Problem>);
 
+/// Contents that are asked for at once, but for the rest of a message. Both sides keep something of each until it has come;
+/// so many small files are under way for seconds on most links.
+pub(super) const MOST_WANTED: usize = 1 << 15;
+
 /// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
 #[derive(Debug)]
 pub struct Receiver {
@@ -83,6 +87,8 @@ pub struct Receiver {
     considering: u64,
     /// Wanted contents that are not dealt with.
     outstanding: HashMap<u64, Outstanding>,
+    /// What is asked about once fewer are, with the number of the first.
+    postponed: VecDeque<(u64, Vec<Offered>)>,
     /// What could not be stored while others filled the disk: tried once more when all else is done, the smallest first.
     set_aside: BTreeMap<(u64, u64), SetAside>,
     /// What was offered ahead of all changes, by number; nothing once it was told to be as offered, or all was announced.
@@ -131,6 +137,7 @@ impl Receiver {
             next_seq: 0,
             considering: 0,
             outstanding: HashMap::default(),
+            postponed: VecDeque::new(),
             set_aside: BTreeMap::new(),
             offered: Vec::new(),
             missing: Missing::default(),
@@ -438,8 +445,19 @@ impl Receiver {
     }
 
     fn ask_about(&mut self, first: u64, files: Vec<Offered>) {
-        self.considering += 1;
-        self.outputs.push_back(ReceiverOutput::Consider(first, files));
+        self.postponed.push_back((first, files));
+        self.ask_more();
+    }
+
+    fn ask_more(&mut self) {
+        // How many of these are wanted shows before the next are taken.
+        if self.considering == 0
+            && self.outstanding.len() < MOST_WANTED
+            && let Some((first, files)) = self.postponed.pop_front()
+        {
+            self.considering += 1;
+            self.outputs.push_back(ReceiverOutput::Consider(first, files));
+        }
     }
 
     fn want(&mut self, wants: Vec<(Wanted, Offered)>) {
@@ -548,6 +566,7 @@ impl Receiver {
     }
 
     fn plan_when_complete(&mut self) {
+        self.ask_more();
         let waiting = self.guarded.is_some() || self.considering > 0 || !self.outstanding.is_empty();
         if self.state != State::Completing || waiting {
             return;

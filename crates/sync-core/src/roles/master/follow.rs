@@ -16,7 +16,7 @@ use crate::control::DeliveryStatus;
 use crate::fs;
 use crate::manifest::VersionId;
 use crate::monitor::Problem;
-use crate::roles::Shutdown;
+use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
 use crate::wire::FOLLOW;
 
@@ -219,6 +219,7 @@ impl Delivery {
                 fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });
             backoff.reset();
+            memory::trim_after(wire_bytes);
             if !open {
                 break Ok(());
             }

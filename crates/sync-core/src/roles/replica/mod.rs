@@ -33,8 +33,8 @@ use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::escape;
 use crate::region::Region;
-use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
+use crate::roles::{Shutdown, memory};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
@@ -111,8 +111,10 @@ async fn serve_one(
         }
     };
     let interrupt = tokio::spawn(interrupt);
+    let before = connection.traffic().received;
     let followed = session.run(control).await;
     interrupt.abort();
+    memory::trim_after(connection.traffic().received.saturating_sub(before));
     followed
 }
 

@@ -11,6 +11,7 @@ use crate::manifest::{Entry, Holds, Metadata, Version};
 use crate::monitor::{How, Item, Problem};
 use crate::path::RelPath;
 use crate::plan::Changes;
+use crate::session::receiver::MOST_WANTED;
 use crate::session::{
     Budget, End, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told,
 };
@@ -971,6 +972,51 @@ fn only_awaited_contents_are_unavailable() {
     assert!(error.contains("content 1 is said to be unavailable"), "{error}");
     to(&mut receiver, unavailable(0)).unwrap();
     assert!(to(&mut receiver, unavailable(0)).is_err());
+}
+
+/// What is kept of a content until it has come is kept of so many: a first push of a million files asks for no more at once.
+#[test]
+fn as_many_contents_as_are_under_way_are_asked_for_at_once() {
+    const FILES: u64 = MOST_WANTED as u64 + 10_000;
+    let mut receiver = gathering();
+    let (mut wanted, mut came) = (0, 0);
+    // Answers what it asks about; returns how many it has wanted, and whether it plans.
+    let mut answer = |receiver: &mut Receiver| {
+        let mut plans = false;
+        while let Some(output) = receiver.poll() {
+            match output {
+                ReceiverOutput::Consider(first, files) => {
+                    let wants = (first..).map(Wanted::whole).zip(files).collect();
+                    receiver.handle(ReceiverInput::Considered(wants)).unwrap();
+                }
+                ReceiverOutput::Send(ToMaster::Want(wants)) => wanted += wants.len() as u64,
+                ReceiverOutput::Plan(..) => plans = true,
+                _ => {}
+            }
+        }
+        (wanted, plans)
+    };
+    for first in (0..FILES).step_by(1000) {
+        let file = |seq: u64| Offered {
+            path: path(&seq.to_string()),
+            digest: Digest::of(&seq.to_le_bytes()),
+            size: 1,
+            likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
+        };
+        let files = (first..FILES.min(first + 1000)).map(file).collect();
+        receiver.handle(ReceiverInput::Received(ToReplica::Offer(files))).unwrap();
+        answer(&mut receiver);
+    }
+    let most = MOST_WANTED as u64 + 1000;
+    assert!((MOST_WANTED as u64..most).contains(&answer(&mut receiver).0));
+    receiver.handle(ReceiverInput::Received(ToReplica::Announce(Announce { contents: FILES, ..announce() }))).unwrap();
+    while came < FILES {
+        receiver.handle(ReceiverInput::Settled(came, Settled::Staged)).unwrap();
+        came += 1;
+        let (wanted, plans) = answer(&mut receiver);
+        assert!(wanted - came <= most, "{came} came");
+        assert_eq!(plans, came == FILES, "{came} came");
+    }
 }
 
 fn outputs(receiver: &mut Receiver) -> Vec<ReceiverOutput> {
