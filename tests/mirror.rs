@@ -105,23 +105,35 @@ fn a_replica_is_found_at_another_of_its_addresses() {
     assert!(status.out().contains(&before.address()), "{status}");
 }
 
+/// Ends what goes on while it is set, also when a test fails.
+struct Rest<'a>(&'a AtomicBool);
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// What is told of one version while the next ones come must be of that version: else such a replica never catches up.
 #[test]
 fn a_replica_catches_up_with_a_master_that_never_rests() {
     let scratch = Scratch::new();
     let (src, dst) = (scratch.src(), scratch.path("one"));
-    many(&src, 3000, 3);
+    let file = |n: u32| src.join(format!("dir-{}/file-{n}", n % 40));
+    (0..40).for_each(|n| std::fs::create_dir(src.join(format!("dir-{n}"))).unwrap());
+    (0..4000).for_each(|n| write(file(n), b"as it was"));
     let mut one = replica(&scratch, "one");
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");
     becomes_identical(&src, &dst);
     let busy = AtomicBool::new(true);
     std::thread::scope(|scope| {
+        let rest = Rest(&busy);
         scope.spawn(|| {
             let mut round = 0_u32;
             while busy.load(Ordering::Relaxed) {
                 round += 1;
-                write(src.join(format!("busy-{}", round % 50)), &round.to_le_bytes());
-                std::thread::sleep(Duration::from_millis(5));
+                write(file(round * 7 % 4000), &round.to_le_bytes());
+                std::thread::sleep(Duration::from_millis(1));
             }
         });
         // Without an index it has to be compared directory by directory.
@@ -139,7 +151,7 @@ fn a_replica_catches_up_with_a_master_that_never_rests() {
                 break;
             }
         }
-        busy.store(false, Ordering::Relaxed);
+        drop(rest);
         assert!(status.out().contains("in sync"), "{status}");
     });
     becomes_identical(&src, &dst);
