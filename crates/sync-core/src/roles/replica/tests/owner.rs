@@ -135,9 +135,13 @@ impl Played {
     }
 
     async fn stand(&mut self) -> Stand {
-        match self.control.next().await.unwrap() {
-            ToMaster::Stand(stand) => stand,
-            other => panic!("{other:?}"),
+        loop {
+            match self.control.next().await.unwrap() {
+                ToMaster::Stand(stand) => return stand,
+                // That its index was rebuilt.
+                ToMaster::Notice(_) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
