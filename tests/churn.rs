@@ -622,7 +622,7 @@ fn a_master_whose_index_is_yesterdays() {
 
 /// Whose tree a replica shows, each time that changes.
 fn watch_owner(tree: &Path) -> (Hammer, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
-    let (seen, file) = (std::sync::Arc::new(std::sync::Mutex::new(Vec::new())), tree.join("stays"));
+    let (seen, file) = (std::sync::Arc::new(std::sync::Mutex::new(Vec::new())), tree.join("whose"));
     let told = std::sync::Arc::clone(&seen);
     let hammer = Hammer::start(move |_| {
         if let Ok(owner) = std::fs::read_to_string(&file) {
@@ -641,12 +641,12 @@ fn watch_owner(tree: &Path) -> (Hammer, std::sync::Arc<std::sync::Mutex<Vec<Stri
 #[test]
 fn two_masters_that_claim_one_replica() {
     let mut cluster = Cluster::started("two_masters_that_claim_one_replica", 1);
-    write(cluster.src.join("stays"), b"the first's");
+    write(cluster.src.join("whose"), b"the first's");
     cluster.quiet("the first version");
     let other_src = cluster.scratch.path("other");
     let mut churner = Churner::new(&other_src, cluster.rng.next(), Pace::Wild);
     (0..200).for_each(|_| churner.step());
-    write(other_src.join("stays"), b"the other's");
+    write(other_src.join("whose"), b"the other's");
     let (owner, seen) = watch_owner(&cluster.replicas[0].tree);
     let mut other = Daemon::master(&cluster.scratch, "m2", &other_src, &[&cluster.replicas[0].daemon], UNGUARDED);
     for round in 0..4 {
@@ -689,7 +689,7 @@ fn two_masters_that_claim_one_replica() {
     push_by_hand(&mut cluster, &["--adopt"]);
     cluster.churn();
     cluster.a_while(seconds(2));
-    write(other_src.join("stays"), b"the other's, later");
+    write(other_src.join("whose"), b"the other's, later");
     cluster.quiet("two masters");
     let seen = seen.lock().unwrap().clone();
     assert_eq!(seen, ["the first's", "the other's", "the first's"], "{}", cluster.told("it went to and fro"));

@@ -15,6 +15,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::*;
 
@@ -169,11 +170,14 @@ fn a_replica_that_is_adopted_is_the_other_masters_for_good() {
 /// A tree that is held itself is given to nobody new.
 #[test]
 fn a_master_whose_tree_is_held_adopts_nothing() {
-    let claimed = Claimed::new();
+    let mut claimed = Claimed::new();
     claimed.belongs_to(0, "at once");
+    // At once, however slow this is.
+    claimed.masters[1].signal(Signal::STOP);
     for entry in std::fs::read_dir(&claimed.src[1]).unwrap() {
         remove(&entry.unwrap().path());
     }
+    claimed.masters[1].signal(Signal::CONT);
     claimed.asks(1, &["push", "www"]).code(1);
     let ran = claimed.asks(1, &["release", "www", "--adopt"]).code(1);
     assert!(ran.err().contains("is empty"), "{ran}");
