@@ -83,8 +83,8 @@ pub enum Hold {
 pub struct Permits {
     /// What [`Hold::Release`] asks. Over when the replica acknowledges.
     pub released: AtomicBool,
-    /// What [`Hold::Adoption`] asks. Over with the session that it lets in, whatever comes of that: nobody takes back what
-    /// was adopted from here meanwhile.
+    /// What [`Hold::Adoption`] asks. Over when the replica may have published: what is adopted from here after that is not
+    /// taken back.
     pub adopts: AtomicBool,
 }
 
@@ -148,6 +148,8 @@ pub(super) struct Session<'a> {
     said_released: bool,
     /// Whether the replica was told to make the share this master's.
     said_adopts: bool,
+    /// Whether it was told what to publish.
+    announced: bool,
     /// Told when the replica is not at the version that it acknowledged any more.
     drifted: Arc<Notify>,
 }
@@ -295,6 +297,7 @@ impl<'a> Session<'a> {
             follows: features & FOLLOW != 0,
             said_released: released,
             said_adopts: adopts,
+            announced: false,
             drifted: Arc::default(),
         })
     }
@@ -411,6 +414,7 @@ impl<'a> Session<'a> {
                             let Announce { changes, contents, .. } = announce;
                             tracing::info!(dest = self.delivery.dest, changes, contents, "announced");
                             self.difference = None;
+                            self.announced = true;
                         }
                         ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
                         ToReplica::Publish(_) => {
@@ -578,7 +582,7 @@ impl<'a> Session<'a> {
             Some(Closed::ByPeer { code: Code::NotOwner, reason }) => LinkError::NotOwner(reason),
             _ => error,
         });
-        self.conclude_adoption();
+        self.conclude_adoption(&end);
         let mut in_order = false;
         if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. })) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
@@ -650,10 +654,13 @@ impl<'a> Session<'a> {
         Delivered { report, source_changed: self.source_changed, version, open, hold, problem }
     }
 
-    /// A replica that says where it stands has let this master in.
-    fn conclude_adoption(&self) {
+    /// What was said of adoption is used up once the replica may have published.
+    fn conclude_adoption(&self, end: &Result<End, LinkError>) {
         let Some(stand) = self.sender.stand().filter(|_| self.said_adopts) else { return };
-        self.delivery.permits.adopts.store(false, Ordering::Relaxed);
+        // What does not lead to the announced root is not published.
+        if self.announced && !matches!(end, Err(LinkError::Protocol(_))) {
+            self.delivery.permits.adopts.store(false, Ordering::Relaxed);
+        }
         if stand.features & ADOPT == 0 {
             let text = "its release does not know whose a share is: there is nothing to adopt, and any other master may push there";
             self.delivery.monitor.notice(Some(self.delivery.dest), text);
