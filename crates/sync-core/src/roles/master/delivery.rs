@@ -743,3 +743,6 @@ fn fill(stats: &mut Stats, ack: &Ack) {
     stats.moved_bytes = ack.stats.moved_bytes;
     stats.reused_bytes = [stats.old_file_bytes, stats.copied_bytes, stats.moved_bytes].iter().sum();
 }
+
+#[cfg(test)]
+mod tests;
