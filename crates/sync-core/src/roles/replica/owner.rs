@@ -179,8 +179,8 @@ impl Admission {
         inner.adopter = Some((self.number, self.peer));
         let (share, peer) = (&*self.ownership.share, self.peer);
         tracing::warn!(share, %peer, %owner, "adopts the share: it is its own from its first publication on");
-        for connection in inner.admitted.values().filter(|connection| connection.peer() != peer).cloned() {
-            let reason = self.ownership.left_to(peer, false);
+        for connection in inner.admitted.values().filter(|connection| connection.peer() != peer) {
+            let (connection, reason) = (connection.clone(), self.ownership.left_to(peer, false));
             tokio::spawn(async move { connection.close(Code::NotOwner, &reason).await });
         }
     }
