@@ -316,7 +316,7 @@ fn a_replica_has_a_guard_of_its_own() {
     synccli(&master.state).args(&["replica", "pause", "www", &one.dest("www")]).ok();
     let hand = scratch.path("hand");
     one.pair(&hand);
-    synccli(&hand).arg("push").arg(&src).arg(one.dest("www")).ok();
+    synccli(&hand).args(&["push", "--adopt"]).arg(&src).arg(one.dest("www")).ok();
     assert_exact(&src, &dst);
 }
 

@@ -147,7 +147,7 @@ impl Churner {
             let mut names: Vec<OsString> =
                 std::fs::read_dir(&path).ok()?.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
             names.retain(|name| {
-                path != self.top || ![WHOLE, "stays", "mounted", STAGING].iter().any(|stays| name == stays)
+                path != self.top || ![WHOLE, "stays", "whose", "mounted", STAGING].iter().any(|stays| name == stays)
             });
             names.sort();
             if names.is_empty() {

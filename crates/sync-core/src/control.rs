@@ -59,6 +59,11 @@ pub enum Order {
         /// Which.
         share: String,
     },
+    /// Make this machine the owner of the replicas that are held because another one is, once. Nothing else is let out.
+    Adopt {
+        /// Which share.
+        share: String,
+    },
     /// Leave a replica alone until [`Order::Resume`] or the daemon's end.
     Pause {
         /// Which share.
@@ -173,6 +178,9 @@ pub struct ShareStatus {
     pub unwatched: Option<String>,
     /// Changes that only a look found although the tree is watched, since the daemon began.
     pub missed: u64,
+    /// On a replica, the id of the master that owns the share, if one does.
+    #[serde(default)]
+    pub owner: Option<String>,
     /// On a master, who follows.
     pub replicas: Vec<ReplicaStatus>,
 }

@@ -83,6 +83,8 @@ pub struct PushRequest {
     pub state_dir: PathBuf,
     /// What both sides must know.
     pub policy: Policy,
+    /// Whether shares of daemons become this master's if they are another one's.
+    pub adopt: bool,
     /// Bytes per second on the wire for each destination.
     pub bandwidth: Option<u64>,
     /// Compression on the wire.

@@ -181,6 +181,12 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
             let version = mirror.look(true).await?;
             Ok(format!("share {name} is released; its newest version is {}", version.number))
         }
+        Order::Adopt { share } => {
+            let (name, mirror) = service.masters.find(&share)?;
+            let (replicas, version) = mirror.adopt().await?;
+            let (replicas, number) = (replicas.join(", "), version.number);
+            Ok(format!("share {name}: this machine takes over {replicas}; its newest version is {number}"))
+        }
         Order::Pause { share, replica } => {
             let name = service.masters.find(&share)?.1.pause(&replica, true)?;
             Ok(format!("{name} is left alone until `synccli replica resume`, or until the daemon ends"))

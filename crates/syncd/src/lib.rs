@@ -82,7 +82,8 @@ pub async fn run(
     // A machine that only is a master listens to nobody.
     let daemon =
         if shares.is_empty() { None } else { Some(Daemon::listen(DaemonConfig { state_dir, listen, shares })?) };
-    let service = Arc::new(Service::start(config, file, reload, Notifier::from_env()));
+    let shares = daemon.as_ref().map(Daemon::shares).unwrap_or_default();
+    let service = Arc::new(Service::start(config, shares, file, reload, Notifier::from_env()));
     let answering = tokio::spawn(socket.serve(Arc::clone(&service), shutdown.clone()));
     let reloading = tokio::spawn({
         let service = Arc::clone(&service);

@@ -215,6 +215,7 @@ fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
         destinations: replicas,
         state_dir: state_dir.to_owned(),
         policy: Policy { rules: exclude, ..Policy::default() },
+        adopt: false,
         bandwidth: None,
         compress: Compress::Auto,
         history: None,

@@ -190,6 +190,7 @@ mod tests {
             version: None,
             unwatched: None,
             missed: 0,
+            owner: None,
             replicas: replicas.iter().map(replica).collect(),
         }
     }

@@ -2,11 +2,12 @@
 //! read its configuration again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sync_core::control::{Role, ShareState, ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::master::OrderError;
-use sync_core::roles::replica::ShareConfig;
+use sync_core::roles::replica::{ShareConfig, Shares};
 use tokio::sync::Mutex;
 
 use crate::config::{Checked, Master, shown};
@@ -24,16 +25,24 @@ pub struct Service {
     pub notifier: Notifier,
     /// All that was asked for, as far as it is not replaced while the daemon runs.
     config: Mutex<Checked>,
+    /// The shares that it holds for others.
+    shares: Arc<Shares>,
     /// Its file, if it has one.
     file: Option<PathBuf>,
     reload: Option<Box<Reload>>,
 }
 
 impl Service {
-    /// A daemon that does what the configuration says.
-    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>, notifier: Notifier) -> Self {
+    /// A daemon that does what the configuration says, and holds these shares for others.
+    pub fn start(
+        config: Checked,
+        shares: Arc<Shares>,
+        file: Option<PathBuf>,
+        reload: Option<Box<Reload>>,
+        notifier: Notifier,
+    ) -> Self {
         let masters = Masters::start(config.masters.clone(), config.state_dir.clone());
-        Self { masters, notifier, config: Mutex::new(config), file, reload }
+        Self { masters, notifier, config: Mutex::new(config), shares, file, reload }
     }
 
     /// How its shares are, by name.
@@ -47,18 +56,35 @@ impl Service {
     /// The shares that are held for other masters.
     fn held(&self) -> Vec<ShareStatus> {
         let Ok(config) = self.config.try_lock() else { return Vec::new() };
-        let held = |ShareConfig { name, path, .. }: &ShareConfig| ShareStatus {
-            name: name.clone(),
-            path: shown(path),
-            role: Role::Replica,
-            state: ShareState::Ready,
-            reason: None,
-            version: None,
-            unwatched: None,
-            missed: 0,
-            replicas: Vec::new(),
+        let held = |ShareConfig { name, path, .. }: &ShareConfig| {
+            let (owner, reason) = self.owner_of(name);
+            ShareStatus {
+                name: name.clone(),
+                path: shown(path),
+                role: Role::Replica,
+                state: ShareState::Ready,
+                reason,
+                version: None,
+                unwatched: None,
+                missed: 0,
+                owner,
+                replicas: Vec::new(),
+            }
         };
         config.shares.iter().map(held).collect()
+    }
+
+    /// The id of the master that owns a share, and what there is to say of others.
+    fn owner_of(&self, name: &str) -> (Option<String>, Option<String>) {
+        match self.shares.ownership(name).map(|ownership| ownership.status()) {
+            None => (None, None),
+            Some(Err(error)) => (None, Some(error)),
+            Some(Ok((owner, refused))) => {
+                let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+                let reason = format!("refused lately, because it is not the owner: {}", refused.join(", "));
+                (owner.map(|owner| owner.to_string()), (!refused.is_empty()).then_some(reason))
+            }
+        }
     }
 
     /// The name of the share that is meant by a name or a path.

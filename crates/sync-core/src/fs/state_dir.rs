@@ -2,7 +2,8 @@
 //!
 //! Every file is replaced whole: written beside, flushed, renamed, and the directory flushed. Whoever writes holds the
 //! lock file meanwhile, so that two programs that start at once agree on one identity and an invitation is redeemed
-//! once. The clock and the randomness are the caller's. Losing an index costs time; losing this costs pairing again.
+//! once. The clock and the randomness are the caller's. Losing an index costs time; losing this costs pairing again, and
+//! whose each share is.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -25,6 +26,7 @@ const IDENTITY: &str = "identity.key";
 const INVITATIONS: &str = "invitations";
 const TRUSTED: &str = "trusted";
 const KNOWN: &str = "known";
+const OWNERS: &str = "owners";
 const INDEXES: &str = "index";
 const HISTORY: &str = "history";
 const LOCK: &str = "lock";
@@ -266,6 +268,40 @@ impl StateDir {
             Some((to, id)) if to == address && is_id(id) => Ok(Some(id.to_owned())),
             _ => {
                 let reason = format!("line 1 is not `{address} ID`: remove the file and pair again");
+                Err(StateError::Bad { path, reason })
+            }
+        }
+    }
+
+    /// Makes the master with this id (its text form) the owner of a share, in place of any other.
+    ///
+    /// # Errors
+    /// [`StateError`]; also if either is malformed.
+    pub fn set_owner(&self, share: &str, id: &str) -> Result<(), StateError> {
+        let dir = self.path.join(OWNERS);
+        if !is_id(id) || share.is_empty() || share.contains(char::is_whitespace) {
+            return Err(StateError::Bad { path: dir, reason: "that is no share and id of a master".into() });
+        }
+        let _lock = self.lock()?;
+        self.make(&dir)?;
+        self.replace(&dir, &file_name(share), format!("{share} {id}\n").as_bytes())
+    }
+
+    /// The id of the master that owns a share; `None` if it is nobody's yet.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn owner(&self, share: &str) -> Result<Option<String>, StateError> {
+        let path = self.path.join(OWNERS).join(file_name(share));
+        let Some((bytes, _)) = read(&path)? else { return Ok(None) };
+        let line = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_suffix('\n'));
+        match line.and_then(|line| line.split_once(' ')) {
+            Some((of, id)) if of == share && is_id(id) => Ok(Some(id.to_owned())),
+            _ => {
+                let reason = format!(
+                    "line 1 is not `{share} ID`: write the id of its master there, or remove the file, and the next master \
+                     that publishes owns it"
+                );
                 Err(StateError::Bad { path, reason })
             }
         }

@@ -53,6 +53,9 @@ pub enum LinkError {
     /// It is for a person to decide whether to go on.
     #[error("{0}")]
     Held(String),
+    /// The share is another master's: which, and what to do.
+    #[error("{0}")]
+    NotOwner(String),
 }
 
 impl LinkError {
@@ -61,6 +64,7 @@ impl LinkError {
         match self {
             Self::Wire(_) | Self::Protocol(_) => Code::Protocol,
             Self::Interrupted | Self::NoSource | Self::Superseded => Code::Cancelled,
+            Self::NotOwner(_) => Code::NotOwner,
             _ => Code::Internal,
         }
     }

@@ -25,12 +25,14 @@ pub enum Code {
     Cancelled,
     /// 9: this side failed.
     Internal,
+    /// 10: the share is another master's.
+    NotOwner,
     /// A code of a later version.
     Other(u64),
 }
 
 impl Code {
-    const KNOWN: [(u32, Self); 8] = [
+    const KNOWN: [(u32, Self); 9] = [
         (0, Self::Abandoned),
         (1, Self::Done),
         (2, Self::UnknownKey),
@@ -39,6 +41,7 @@ impl Code {
         (7, Self::Protocol),
         (8, Self::Cancelled),
         (9, Self::Internal),
+        (10, Self::NotOwner),
     ];
 
     fn from_wire(code: u64) -> Self {
@@ -68,6 +71,7 @@ impl fmt::Display for Code {
             Self::Protocol => "it did not understand what it was told",
             Self::Cancelled => "it was cancelled there",
             Self::Internal => "it failed",
+            Self::NotOwner => "another master owns the share",
             Self::Other(code) => return write!(f, "code {code}, unknown to this version"),
         })
     }

@@ -588,3 +588,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_codes_of_the_ends_are_pinned() {
+    use Code::{Abandoned, Cancelled, Done, Internal, NoInvitation, NotOwner, Protocol, ShuttingDown, UnknownKey};
+    let codes = [
+        Abandoned,
+        Done,
+        UnknownKey,
+        NoInvitation,
+        ShuttingDown,
+        Protocol,
+        Cancelled,
+        Internal,
+        NotOwner,
+        Code::Other(77),
+    ];
+    let numbers = codes.map(|code| code.to_wire().into_inner());
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 7, 8, 9, 10, 77]);
+}

@@ -37,10 +37,14 @@ pub const FOLLOW: u64 = 2;
 /// meant.
 pub const RELEASED: u64 = 4;
 
+/// Feature of a master: a person has decided that the share becomes this master's, if it is another one's. Feature of a
+/// replica: it keeps whose a share is.
+pub const ADOPT: u64 = 8;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`].
+    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,
@@ -51,7 +55,7 @@ pub struct Hello {
 /// What a replica says it is at, after it looked at every name on its disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stand {
-    /// Bits for what the replica can do: [`FOLLOW`].
+    /// Bits for what the replica can do: [`FOLLOW`], [`ADOPT`].
     pub features: u64,
     /// The version it acknowledged last, if its index knows one.
     pub version: Option<VersionId>,

@@ -891,3 +891,8 @@ fn the_place_of_a_source_has_a_bound() {
     let above = Region { above: vec![Mark([1; 16]); MAX_MARKS + 1], ..Region::default() };
     assert!(decoded(above).is_err());
 }
+
+#[test]
+fn the_bits_of_features_are_pinned() {
+    assert_eq!([HISTORY, FOLLOW, RELEASED, ADOPT], [1, 2, 4, 8]);
+}

@@ -51,6 +51,10 @@ pub enum Command {
         /// The share's name or path.
         #[arg(value_name = "SHARE|PATH")]
         share: OsString,
+        /// Take over, once, the replicas that are held because another master owns them, and release nothing else: they
+        /// become identical to the tree here, and the other master is refused there from then on.
+        #[arg(long)]
+        adopt: bool,
     },
     /// Add or remove a replica of a share, or leave one alone for a while.
     Replica(ReplicaArgs),
@@ -109,6 +113,9 @@ pub struct PushArgs {
     /// Refuse the whole plan of a DEST if it would remove more than N entries.
     #[arg(long, value_name = "N")]
     pub max_delete: Option<u64>,
+    /// Take over each DEST that is a share of a daemon and another master's: that one is refused there from then on.
+    #[arg(long)]
+    pub adopt: bool,
     /// Bytes per second on the wire for each DEST: 500k, 4m, 1.5g (powers of 1024); 0 is no limit.
     #[arg(long, value_name = "RATE", value_parser = rate::parse)]
     bwlimit: Option<u64>,
@@ -297,11 +304,29 @@ impl PushArgs {
             (self.say.progress, "--progress"),
         ];
         match given.iter().find(|(given, _)| *given) {
+            _ if self.adopt => Err(Failure::usage(
+                "--adopt is for a push to a DEST, and none is given; `synccli release SHARE --adopt` has the daemon take over \
+                 replicas of its share",
+            )),
             Some((_, option)) => Err(Failure::usage(format!(
                 "{option} is for a push to a DEST, and none is given; without one the daemon pushes its share as its \
                  configuration says"
             ))),
             None => Ok(()),
+        }
+    }
+
+    /// Whether there is a DEST that somebody can own.
+    ///
+    /// # Errors
+    /// A usage failure.
+    pub fn check_adoption(&self) -> Result<(), Failure> {
+        let is_share = |dest: &Destination| matches!(dest, Destination::Remote { .. });
+        match self.adopt && !self.destinations.iter().any(is_share) {
+            true => Err(Failure::usage(
+                "--adopt is for a DEST that is a share of a daemon: no master owns a directory here",
+            )),
+            false => Ok(()),
         }
     }
 
@@ -567,6 +592,21 @@ mod tests {
         assert_eq!((none.bandwidth(), none.compress, none.destinations.len()), (None, Compress::Auto, 2));
         assert_eq!((none.history(), push(&["--history=0", "a", "./b"]).history()), (None, None));
         assert!(push(&["-n", "-n", "a", "./b"]).dry_run, "a flag may be repeated");
+    }
+
+    #[test]
+    fn only_shares_are_adopted() {
+        assert_eq!(push(&["--adopt", "a", "host/share"]).check_adoption(), Ok(()));
+        assert_eq!(push(&["--adopt", "a", "host/share", "./b"]).check_adoption(), Ok(()));
+        assert_eq!(push(&["a", "./b"]).check_adoption(), Ok(()));
+        for (refused, hint) in [
+            (push(&["--adopt", "a", "./b"]).check_adoption(), "share of a daemon"),
+            (push(&["--adopt", "a"]).check_for_daemon(), "synccli release SHARE --adopt"),
+        ] {
+            let failure = refused.unwrap_err();
+            assert_eq!(failure.exit, crate::exit::Exit::Usage);
+            assert!(failure.message.contains(hint), "{failure:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub fn run(args: DiffArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result
         destinations: args.destination.into_iter().collect(),
         state_dir,
         policy,
+        adopt: false,
         bandwidth: None,
         history: None,
         compress: args.compress,

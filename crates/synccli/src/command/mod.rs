@@ -40,7 +40,7 @@ pub fn run(cli: Cli) -> Exit {
             json = args.json;
             state_dir.and_then(|dir| verify::run(&args, &dir, &out, &err))
         }
-        Command::Release { share } => state_dir.and_then(|dir| share::release(&share, &dir, &out)),
+        Command::Release { share, adopt } => state_dir.and_then(|dir| share::release(&share, adopt, &dir, &out)),
         Command::Replica(args) => state_dir.and_then(|dir| replica::run(args, &dir, &out)),
         Command::Reload => state_dir.and_then(|dir| share::tell(Order::Reload, &dir, &out)),
         Command::Diff(args) => {

@@ -14,6 +14,7 @@ use crate::signals::{self, Outcome};
 
 /// Pushes.
 pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
+    args.check_adoption()?;
     let say = Say::push(&args);
     let policy = Policy {
         dry_run: args.dry_run,
@@ -28,6 +29,7 @@ pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result
         destinations: args.destinations,
         state_dir,
         policy,
+        adopt: args.adopt,
         compress: args.compress,
     };
     carry_out(request, say, exit_of, out, err)

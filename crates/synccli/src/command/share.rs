@@ -20,7 +20,8 @@ pub fn tell(order: Order, state_dir: &Path, out: &Sink) -> Result<Exit, Failure>
     }
 }
 
-/// Lets out what is held.
-pub fn release(share: &std::ffi::OsStr, state_dir: &Path, out: &Sink) -> Result<Exit, Failure> {
-    tell(Order::Release { share: share_text(share) }, state_dir, out)
+/// Lets out what is held, or takes over what another master owns.
+pub fn release(share: &std::ffi::OsStr, adopt: bool, state_dir: &Path, out: &Sink) -> Result<Exit, Failure> {
+    let share = share_text(share);
+    tell(if adopt { Order::Adopt { share } } else { Order::Release { share } }, state_dir, out)
 }

@@ -263,6 +263,7 @@ mod tests {
             destinations: destinations.iter().map(|path| Destination::Path(PathBuf::from(path))).collect(),
             state_dir: "state".into(),
             policy: Policy::default(),
+            adopt: false,
             bandwidth: None,
             compress: Compress::Auto,
             history: None,

@@ -29,6 +29,7 @@ fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
     };
     let version = share.version.as_ref().map(|version| format!("  {}", version_text(version, now))).unwrap_or_default();
     let mut lines = vec![format!("{}  {}  {what}{version}", share.name, share.path)];
+    lines.extend(share.owner.iter().map(|owner| format!("  owned by the master {}", escape_text(owner))));
     lines.extend(share.reason.iter().map(|reason| format!("  {}", escape_text(reason))));
     lines.extend(share.unwatched.iter().map(|why| format!("  {}", escape_text(why))));
     if share.missed > 0 {
@@ -175,6 +176,7 @@ mod tests {
             version: Some(version),
             unwatched: None,
             missed: 0,
+            owner: None,
             replicas: vec![well, away],
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_300);
@@ -187,6 +189,27 @@ mod tests {
                 "  web1/www             in sync  7        -                                  rtt 0.4 ms",
                 "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; tried again in 4.0 s",
             ]
+        );
+    }
+
+    #[test]
+    fn a_replica_tells_whose_it_is() {
+        let share = ShareStatus {
+            name: "www".into(),
+            path: "/srv/www".into(),
+            role: Role::Replica,
+            state: ShareState::Ready,
+            reason: Some("refused lately".into()),
+            version: None,
+            unwatched: None,
+            missed: 0,
+            owner: Some("abcd-efgh".into()),
+            replicas: Vec::new(),
+        };
+        let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
+        assert_eq!(
+            lines(&status, SystemTime::UNIX_EPOCH),
+            ["www  /srv/www  replica", "  owned by the master abcd-efgh", "  refused lately"]
         );
     }
 

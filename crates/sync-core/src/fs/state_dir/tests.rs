@@ -140,3 +140,29 @@ fn indexes_have_places_of_their_own() {
     assert_ne!(state.source_index_dir(Path::new("/srv/www2")), places[0]);
     assert!(state.share_index_dir("../..").starts_with(state.path().join("index")));
 }
+
+#[test]
+fn a_share_has_one_owner() {
+    let (_top, state) = state();
+    let (one, two) = ("abcd-efgh", "ijkl-mnop");
+    assert_eq!(state.owner("www").unwrap(), None);
+    state.set_owner("www", one).unwrap();
+    state.set_owner("...", two).unwrap();
+    assert_eq!(
+        (state.owner("www").unwrap().as_deref(), state.owner("...").unwrap().as_deref()),
+        (Some(one), Some(two))
+    );
+    state.set_owner("www", two).unwrap();
+    let again = StateDir::open(state.path()).unwrap();
+    assert_eq!(again.owner("www").unwrap().as_deref(), Some(two));
+    let file = state.path().join("owners/www");
+    assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+    for bad in ["", "www", "www \n", "www a b\n", "other abcd\n", "www ABCD\n", "www abcd"] {
+        fs::write(&file, bad).unwrap();
+        let error = state.owner("www").unwrap_err().to_string();
+        assert!(error.contains("owners/www: line 1 is not `www ID`"), "{bad:?}: {error}");
+    }
+    fs::remove_file(&file).unwrap();
+    assert_eq!(state.owner("www").unwrap(), None);
+    assert!(state.set_owner("www", "no id").is_err() && state.set_owner("w w", one).is_err());
+}

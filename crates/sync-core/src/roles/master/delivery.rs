@@ -28,8 +28,10 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
-use crate::transport::{Code, Connection};
-use crate::wire::{Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica};
+use crate::transport::{Closed, Code, Connection};
+use crate::wire::{
+    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica,
+};
 
 /// How long a replica may take to end a session before the next.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -59,10 +61,29 @@ pub struct Delivered {
     pub version: Option<Version>,
     /// Whether the replica is ready for another session on the connection.
     pub open: bool,
-    /// Whether it is for a person to decide that it be brought to the version.
-    pub held: bool,
+    /// What a person has to decide before it is brought to the version, if that is so.
+    pub hold: Option<Hold>,
     /// What went wrong last, if something did; the monitor was told.
     pub problem: Option<Problem>,
+}
+
+/// What is for a person to decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Whether this tree is the right one, with all that is not in it.
+    Release,
+    /// Whether the share there becomes this master's.
+    Adoption,
+}
+
+/// What a person has decided of a destination, once.
+#[derive(Debug, Default)]
+pub struct Permits {
+    /// What [`Hold::Release`] asks. Over when the replica acknowledges.
+    pub released: AtomicBool,
+    /// What [`Hold::Adoption`] asks. Over when the replica may have published: what is adopted from here after that is not
+    /// taken back.
+    pub adopts: AtomicBool,
 }
 
 /// One destination and all it needs.
@@ -85,8 +106,8 @@ pub struct Delivery {
     pub meter: Arc<Meter>,
     /// Reports.
     pub monitor: Arc<dyn Monitor>,
-    /// Whether a person has decided, once, what [`Delivered::held`] leaves to one.
-    pub released: Arc<AtomicBool>,
+    /// What a person has decided.
+    pub permits: Arc<Permits>,
 }
 
 /// A delivery under way.
@@ -129,6 +150,10 @@ pub(super) struct Session<'a> {
     follows: bool,
     /// Whether the replica was told that a person has decided: that is over when it acknowledges.
     said_released: bool,
+    /// Whether the replica was told to make the share this master's.
+    said_adopts: bool,
+    /// Whether it was told what to publish.
+    announced: bool,
     /// Told when the replica is not at the version that it acknowledged any more.
     drifted: Arc<Notify>,
 }
@@ -159,13 +184,13 @@ impl Delivery {
             source: Arc::clone(source),
             meter: Arc::new(Meter::new(Arc::clone(&monitor), 1)),
             monitor,
-            released: Arc::default(),
+            permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
         }
     }
 
     /// The same with somebody who can decide what is left to a person.
-    pub fn releasing(self, released: &Arc<AtomicBool>) -> Self {
-        Self { released: Arc::clone(released), ..self }
+    pub fn permitted(self, permits: &Arc<Permits>) -> Self {
+        Self { permits: Arc::clone(permits), ..self }
     }
 
     /// Serves the destination to the end, whatever end that is.
@@ -207,7 +232,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         source_changed: Vec::new(),
         version: None,
         open: false,
-        held: false,
+        hold: None,
         problem: None,
     }
 }
@@ -233,8 +258,10 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.was_empty());
-        let released = delivery.released.load(Ordering::Relaxed);
-        let features = features | if keeps { HISTORY } else { 0 } | if released { RELEASED } else { 0 };
+        let [released, adopts] =
+            [&delivery.permits.released, &delivery.permits.adopts].map(|permit| permit.load(Ordering::Relaxed));
+        let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
+        let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         let control = Control::open(&connection).await?;
         if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
@@ -276,6 +303,8 @@ impl<'a> Session<'a> {
             timing: Timing::default(),
             follows: features & FOLLOW != 0,
             said_released: released,
+            said_adopts: adopts,
+            announced: false,
             drifted: Arc::default(),
         })
     }
@@ -416,6 +445,7 @@ impl<'a> Session<'a> {
                             let Announce { changes, contents, .. } = announce;
                             tracing::info!(dest = self.delivery.dest, changes, contents, "announced");
                             (self.difference, self.rows) = (None, None);
+                            self.announced = true;
                         }
                         ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
                         ToReplica::Publish(_) => {
@@ -531,7 +561,7 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
-        if self.follows && !self.delivery.released.load(Ordering::Relaxed) {
+        if self.follows && !self.delivery.permits.released.load(Ordering::Relaxed) {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
                        replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
@@ -558,6 +588,12 @@ impl<'a> Session<'a> {
     /// Closes the connection in the way that fits the end, and writes the report.
     async fn conclude(mut self, end: Result<End, LinkError>, replica: &str) -> Delivered {
         self.clock_stops();
+        // Whatever was being done when the connection was closed, this is why.
+        let end = end.map_err(|error| match self.connection.close_reason() {
+            Some(Closed::ByPeer { code: Code::NotOwner, reason }) => LinkError::NotOwner(reason),
+            _ => error,
+        });
+        self.conclude_adoption(&end);
         let mut in_order = false;
         if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. })) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
@@ -566,10 +602,11 @@ impl<'a> Session<'a> {
         let mut stats = self.stats(sent);
         let mut exact = false;
         let mut open = false;
-        let held = match &end {
-            Err(LinkError::Held(_)) => true,
-            Ok(End::Refused(refusal)) => refusal.max_delete,
-            _ => false,
+        let hold = match &end {
+            Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
+            Err(LinkError::Held(_)) => Some(Hold::Release),
+            Ok(End::Refused(refusal)) => refusal.max_delete.then_some(Hold::Release),
+            _ => None,
         };
         let mut refused = [0; 6];
         let heard = end.is_ok();
@@ -594,7 +631,7 @@ impl<'a> Session<'a> {
                 }
                 if !self.delivery.policy.dry_run {
                     if self.said_released {
-                        self.delivery.released.store(false, Ordering::Relaxed);
+                        self.delivery.permits.released.store(false, Ordering::Relaxed);
                     }
                     self.record(&ack, identical, replica);
                 }
@@ -625,7 +662,20 @@ impl<'a> Session<'a> {
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
         let problem = self.last_problem;
-        Delivered { report, source_changed: self.source_changed, version, open, held, problem }
+        Delivered { report, source_changed: self.source_changed, version, open, hold, problem }
+    }
+
+    /// What was said of adoption is used up once the replica may have published.
+    fn conclude_adoption(&self, end: &Result<End, LinkError>) {
+        let Some(stand) = self.sender.stand().filter(|_| self.said_adopts) else { return };
+        // What does not lead to the announced root is not published.
+        if self.announced && !matches!(end, Err(LinkError::Protocol(_))) {
+            self.delivery.permits.adopts.store(false, Ordering::Relaxed);
+        }
+        if stand.features & ADOPT == 0 {
+            let text = "its release does not know whose a share is: there is nothing to adopt, and any other master may push there";
+            self.delivery.monitor.notice(Some(self.delivery.dest), text);
+        }
     }
 
     /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.
@@ -700,3 +750,6 @@ fn fill(stats: &mut Stats, ack: &Ack) {
     stats.moved_bytes = ack.stats.moved_bytes;
     stats.reused_bytes = [stats.old_file_bytes, stats.copied_bytes, stats.moved_bytes].iter().sum();
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,13 @@
 //! One replica that follows a tree: brought to the newest version, and kept there over one connection for as long as that
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::delivery::{Delivered, Delivery, Session, SourceEvent, broken, interrupted};
+use super::delivery::{Delivered, Delivery, Hold, Permits, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
 use super::source::Decided;
@@ -73,6 +73,8 @@ pub struct Following {
     pub problem: Option<String>,
     /// Whether that is for a person to decide.
     pub held: bool,
+    /// Whether it said last that it is another master's. Unlike the above, not forgotten when it is tried again.
+    pub is_anothers: bool,
     /// When it is tried again, if it is waited for.
     pub retry: Option<Instant>,
     /// What it took to bring that version to it.
@@ -86,8 +88,8 @@ pub struct Fate {
     pub wish: watch::Sender<Wish>,
     /// Try again now instead of after the wait.
     pub again: Notify,
-    /// Once, do not hold what is held at the replica.
-    pub released: Arc<AtomicBool>,
+    /// What a person has decided.
+    pub permits: Arc<Permits>,
     /// Told of every change here.
     changed: watch::Sender<()>,
 }
@@ -97,7 +99,7 @@ impl Fate {
     pub fn new(changed: watch::Sender<()>) -> Self {
         let following = Mutex::default();
         let wish = watch::channel(Wish::Follow).0;
-        Self { following, wish, again: Notify::new(), released: Arc::default(), changed }
+        Self { following, wish, again: Notify::new(), permits: Arc::default(), changed }
     }
 
     /// As it is now.
@@ -107,7 +109,15 @@ impl Fate {
 
     /// A person has decided, or not any more: what is held there is not, once.
     pub fn release(&self, released: bool) {
-        self.released.store(released, Ordering::Relaxed);
+        self.permits.released.store(released, Ordering::Relaxed);
+    }
+
+    /// A person has decided that the share there becomes this master's, and with that, that the tree here is the right one;
+    /// it is tried again, now.
+    pub fn adopt(&self) {
+        self.release(true);
+        self.permits.adopts.store(true, Ordering::Relaxed);
+        self.try_again();
     }
 
     /// It is tried again, now: whether it is held is to be found out anew.
@@ -196,14 +206,19 @@ impl Delivery {
             let told = Mutex::new(None);
             let drifted = session.drifted();
             let run = session.run(&mut source, halted, &replica);
-            let Delivered { version, open, held, problem, .. } = tokio::select! {
+            let Delivered { version, open, hold, problem, .. } = tokio::select! {
                 delivered = run => delivered,
                 never = tell(news, acknowledged, &drifted, events, &told) => match never {},
             };
             let Some(version) = version else {
                 fate.update(|fate| {
-                    // A session that was open before it was released did not say so: the next one does.
-                    fate.held = held && !self.released.load(Ordering::Relaxed);
+                    // A session that was open before it was decided did not say so: the next one does.
+                    let decided = hold.map(|hold| match hold {
+                        Hold::Release => &self.permits.released,
+                        Hold::Adoption => &self.permits.adopts,
+                    });
+                    fate.held = decided.is_some_and(|decided| !decided.load(Ordering::Relaxed));
+                    fate.is_anothers |= hold == Some(Hold::Adoption);
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
                 break Ok(());
@@ -215,7 +230,7 @@ impl Delivery {
             let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
             fate.update(|fate| {
                 (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
-                (fate.problem, fate.held) = (None, false);
+                (fate.problem, fate.held, fate.is_anothers) = (None, false, false);
                 fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });
             backoff.reset();

@@ -202,10 +202,7 @@ impl MirrorHandle {
             // What is published now may be held there as well.
             followers.iter().for_each(|follower| follower.fate.release(true));
         }
-        let (answer, answered) = oneshot::channel();
-        let ended = || OrderError("the share is not mirrored any more".to_owned());
-        self.orders.send(MirrorOrder::Look { release, answer }).map_err(|_| ended())?;
-        let looked = answered.await.map_err(|_| ended())?.map_err(OrderError);
+        let looked = self.look_now(release).await?;
         for follower in &followers {
             let is_due = looked.as_ref().is_ok_and(|version| !has(&follower.fate, version));
             if release && !is_due {
@@ -214,6 +211,31 @@ impl MirrorHandle {
             follower.fate.try_again();
         }
         looked
+    }
+
+    async fn look_now(&self, release: bool) -> Result<Result<VersionStatus, OrderError>, OrderError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || OrderError("the share is not mirrored any more".to_owned());
+        self.orders.send(MirrorOrder::Look { release, answer }).map_err(|_| ended())?;
+        Ok(answered.await.map_err(|_| ended())?.map_err(OrderError))
+    }
+
+    /// Makes this master the owner of those replicas that are held because another one is, once, and brings them to what is
+    /// there now. Returns their names and the version.
+    ///
+    /// # Errors
+    /// There are none, or there is no version of what is there now: a tree that is held itself is given to nobody new.
+    pub async fn adopt(&self) -> Result<(Vec<String>, VersionStatus), OrderError> {
+        let mut followers = self.shared.followers();
+        followers.retain(|follower| follower.fate.get().is_anothers);
+        if followers.is_empty() {
+            return Err(OrderError(
+                "no replica of it says that another master owns it: there is nothing to adopt".to_owned(),
+            ));
+        }
+        let version = self.look_now(false).await??;
+        followers.iter().for_each(|follower| follower.fate.adopt());
+        Ok((followers.iter().map(|follower| label(&follower.destination)).collect(), version))
     }
 
     /// From now on do this. What is under way goes on, unless it has no place any more.
@@ -295,6 +317,7 @@ impl MirrorHandle {
             version: None,
             unwatched: state.unwatched.clone(),
             missed: self.shared.missed.load(Ordering::Relaxed),
+            owner: None,
             replicas: Vec::new(),
         };
         drop(state);
@@ -360,7 +383,7 @@ fn seconds_between(from: Time, to: Time) -> f64 {
 }
 
 fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
-    let Following { connection, version, is_current, problem, held, retry, delivery } = follower.fate.get();
+    let Following { connection, version, is_current, problem, held, retry, delivery, .. } = follower.fate.get();
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
     let acknowledged =
         version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));

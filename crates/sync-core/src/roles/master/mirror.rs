@@ -379,7 +379,7 @@ impl Mirror {
     fn delivery(&self, follower: &Follower, open: &Open) -> Delivery {
         let monitor = (self.monitors)(Some(&follower.destination));
         Delivery::of(&self.config.request, follower.destination.clone(), &open.source, monitor)
-            .releasing(&follower.fate.released)
+            .permitted(&follower.fate.permits)
     }
 
     /// Looks at everything to prove that nothing was missed. What is found although nobody told of it was.

@@ -40,7 +40,7 @@ use crate::options::{DestinationReport, PushReport, PushRequest};
 use crate::roles::Shutdown;
 use crate::roles::survey::{KnownContents, Survey};
 use crate::wire::{Draft, Offered};
-use delivery::{Delivered, Delivery, SourceEvent};
+use delivery::{Delivered, Delivery, Permits, SourceEvent};
 use meter::Meter;
 use source::{LOOKS, Offering, Source};
 
@@ -143,7 +143,7 @@ async fn push_once(
             source: Arc::clone(source),
             meter: Arc::clone(meter),
             monitor: Arc::clone(monitor),
-            released: Arc::default(),
+            permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
         };
         tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));
         events.push(sender);

@@ -85,15 +85,16 @@ async fn compare(
         return vec!["it is being brought to a version; try again".to_owned()];
     };
     let policy = Policy { dry_run: true, itemize: true, checksum: deep, ..request.policy.clone() };
-    let request = PushRequest { policy, ..request };
+    let request = PushRequest { policy, adopt: false, ..request };
     let monitor: Arc<dyn Monitor> = Arc::<Found>::clone(&found);
     let delivery = Delivery::of(&request, follower.destination.clone(), &source, monitor);
     let (events, heard) = mpsc::unbounded_channel();
     let _ = events.send(SourceEvent::Published(newest));
     let delivered = delivery.run(heard, halted).await;
     drop(events);
-    match (delivered.report.exact, delivered.report.problems) {
-        (true, 0) => Vec::new(),
+    match (delivered.report.exact, delivered.report.problems, delivered.hold.and(delivered.problem)) {
+        (true, 0, _) => Vec::new(),
+        (_, _, Some(problem)) => vec![problem.to_string()],
         _ => vec!["it could not be compared in full; what was in the way is in the daemon's log".to_owned()],
     }
 }

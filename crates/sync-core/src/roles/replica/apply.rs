@@ -237,7 +237,7 @@ impl Application {
         let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
         let mut failures = Vec::new();
         let (steps, moved) = (&self.steps, &self.moved);
-        let prepared = prepare_and_commit(&opened.index, steps, moved, &staging, publisher, &intent, &mut failures);
+        let prepared = prepare_and_commit(opened, steps, moved, &staging, publisher, &intent, &mut failures);
         self.failures += failures.len() as u64;
         self.uncount(&failures, &[]);
         opened.report(failures);
@@ -249,6 +249,7 @@ impl Application {
     /// is left of the plan; the intent stays, and the next session finds out by looking how far this one came.
     pub fn publish(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Ack, String> {
         check_place(opened)?;
+        opened.own()?;
         opened.keep();
         if let (None, Some(staging)) = (&self.publisher, &opened.staging)
             && opened.is_unflushed().map_err(|e| e.to_string())?
@@ -474,7 +475,7 @@ fn check_place(opened: &Opened) -> Result<(), String> {
 /// that then records the intent: true once that is published, and if it never is, the next look at the tree finds
 /// nothing there. So are those of directories that will be renamed.
 fn prepare_and_commit(
-    index: &Index,
+    opened: &Opened,
     steps: &[Step],
     moved: &[MovedDir],
     staging: &Staging,
@@ -488,9 +489,12 @@ fn prepare_and_commit(
             return Err(Reason(STOPPED.to_owned()));
         }
         staging.flush().map_err(|error| Reason(error.to_string()))?;
+        // From here on the tree is on its way to this master's version.
+        opened.own().map_err(Reason)?;
         commit.set_intent(intent)?;
         Ok(publisher)
     };
+    let index = &opened.index;
     let mut ledger = Ledger::new(steps, BTreeMap::new());
     if steps.len() <= FEW {
         let (sender, ready) = mpsc::channel();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::lookout::Lookout;
+use super::owner::Ownership;
 use super::shares::{Guard, Held, Share, Shares};
 use crate::fs::StateDir;
 use crate::guard::MaxDelete;
@@ -70,7 +71,9 @@ impl Daemon {
         let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
         let share = |ShareConfig { name, path, heal, max_delete, rescan }| {
             let share = Share { name, path, state_dir: config.state_dir.clone() };
-            Held { lookout: Lookout::new(share.clone(), heal, rescan), guard: Guard::new(max_delete), share }
+            let ownership = Some(Ownership::new(state.clone(), share.name.clone()));
+            let lookout = Lookout::new(share.clone(), heal, rescan);
+            Held { lookout, guard: Guard::new(max_delete), ownership, share }
         };
         let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
         let trust = Arc::new(StateTrust::new(state));
@@ -81,6 +84,11 @@ impl Daemon {
             listeners.push(listener);
         }
         Ok(Self { listeners, trust, shares })
+    }
+
+    /// What it holds.
+    pub fn shares(&self) -> Arc<Shares> {
+        Arc::clone(&self.shares)
     }
 
     /// Serves until `shutdown`; pushes under way end with nothing half done.

@@ -13,6 +13,7 @@ mod ledger;
 mod listing;
 mod lookout;
 mod open;
+mod owner;
 mod shares;
 mod staging;
 mod stand_in;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 pub use daemon::{Daemon, DaemonConfig, DaemonError, ShareConfig};
+pub use owner::Ownership;
 pub use shares::{Share, Shares};
 
 use crate::manifest::Row;
@@ -38,12 +40,14 @@ use crate::roles::{Shutdown, memory};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica, Wanted,
+    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica,
+    Wanted,
 };
 use apply::Application;
 use basis::Describer;
 use lookout::{Look, Lookout};
 use open::{OpenError, Opened};
+use owner::{Admission, Asks};
 use staging::{Expected, Stager};
 use stand_in::StandIns;
 
@@ -259,7 +263,10 @@ impl Session {
                 None
             }
             Err(error) => {
-                tracing::info!(%error, "push ended early");
+                // Who is not the owner tries again and again, and that is logged once.
+                if !matches!(error, LinkError::NotOwner(_)) {
+                    tracing::info!(%error, "push ended early");
+                }
                 self.connection.close(error.code(), &error.to_string()).await;
                 None
             }
@@ -351,6 +358,13 @@ impl Session {
             Ok(share) => share,
             Err(reason) => return self.refuse(reason),
         };
+        // First of all: nothing is told here to a master that does not own the share.
+        let asks = Asks { adopts: hello.features & ADOPT != 0, dry_run: hello.policy.dry_run };
+        let ownership = self.shares.ownership(&hello.share);
+        let admission = match ownership.map(|ownership| ownership.admit(&self.connection, asks)).transpose() {
+            Ok(admission) => admission,
+            Err(error) => return self.turn_away(error),
+        };
         if let Some(how) = source.and_then(|source| share.lies(source, !hello.policy.one_file_system)) {
             let share = share.describe();
             let reason = format!("{share} is on the same machine and {how} the source; choose one apart from it");
@@ -360,8 +374,8 @@ impl Session {
         self.lookout = self.shares.lookout(&hello.share);
         let mut notices = Vec::new();
         let opened = match again {
-            Some(opened) => Ok(opened),
-            None => self.open_anew(share, hello.policy, &mut notices),
+            Some(opened) => Ok(opened.admitted(admission)),
+            None => self.open_anew(share, hello.policy, &mut notices, admission),
         };
         for text in notices {
             self.receiver.handle(ReceiverInput::Notice(text))?;
@@ -375,19 +389,32 @@ impl Session {
                 Ok(self.receiver.handle(ReceiverInput::Opened(stand))?)
             }
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
-            Err(reason) => self.refuse(reason.to_string()),
+            Err(error) => self.turn_away(error),
         }
     }
 
-    fn open_anew(&self, share: &Share, policy: Policy, notices: &mut Vec<String>) -> Result<Opened, OpenError> {
+    /// Ends the session with the reason.
+    fn turn_away(&mut self, error: OpenError) -> Result<(), LinkError> {
+        match error {
+            OpenError::NotOwner(reason) => Err(LinkError::NotOwner(reason)),
+            error => self.refuse(error.to_string()),
+        }
+    }
+
+    fn open_anew(
+        &self,
+        share: &Share,
+        policy: Policy,
+        notices: &mut Vec<String>,
+        admission: Option<Admission>,
+    ) -> Result<Opened, OpenError> {
         let Some(lookout) = &self.lookout else {
-            return Opened::open(share, policy, self.follows, &self.stop, notices);
+            return Opened::open(share, policy, self.follows, &self.stop, notices, admission);
         };
         let looks = !policy.dry_run;
         let presence = lookout.enter(looks);
-        let mut opened = Opened::open(share, policy, self.follows, &self.stop, notices).inspect_err(|_| {
-            lookout.still_owes();
-        })?;
+        let opened = Opened::open(share, policy, self.follows, &self.stop, notices, admission);
+        let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
         let drift = opened.take_drift();
         if looks {
             lookout.tell(&drift, true);

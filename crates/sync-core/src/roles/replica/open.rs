@@ -11,6 +11,7 @@ use foldhash::HashSet;
 
 use super::drift::Drift;
 use super::lookout::Presence;
+use super::owner::Admission;
 use super::shares::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
@@ -25,7 +26,7 @@ use crate::plan::{Action, MovedDir, Step};
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree::{self, Remembered};
-use crate::wire::{FOLLOW, Hello, Offered, Stand, ToReplica};
+use crate::wire::{ADOPT, FOLLOW, Hello, Offered, Stand, ToReplica};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
 const BUSY: Duration = Duration::from_secs(10);
@@ -45,6 +46,9 @@ pub enum OpenError {
     /// In words for the pushing side.
     #[error("{0}")]
     Refused(String),
+    /// The share is another master's, in words for the pushing side.
+    #[error("{0}")]
+    NotOwner(String),
     /// The index.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -92,6 +96,8 @@ pub struct Opened {
     drift: Drift,
     /// Told to whoever watches the tree.
     _presence: Option<Presence>,
+    /// Of a share of a daemon, that the master was let in.
+    admission: Option<Admission>,
     made: Made,
     _lock: Option<RootLock>,
 }
@@ -117,8 +123,9 @@ impl Opened {
         unattended: bool,
         stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
+        admission: Option<Admission>,
     ) -> Result<Self, OpenError> {
-        let mut opened = Self::begin(share, policy, stop, notices)?;
+        let mut opened = Self::begin(share, policy, stop, notices, admission)?;
         opened.adopt(&RelPath::root())?;
         match opened.look(share, unattended, stop) {
             Err(
@@ -146,7 +153,7 @@ impl Opened {
         stop: &Arc<AtomicBool>,
     ) -> Result<Drift, OpenError> {
         let policy = Policy { dry_run: true, ..Policy::default() };
-        let mut opened = Self::begin(share, policy, stop, &mut Vec::new())?;
+        let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
         let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
         match opened.found(share, true, stop)? {
@@ -160,11 +167,12 @@ impl Opened {
         policy: Policy,
         stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
+        admission: Option<Admission>,
     ) -> Result<Self, OpenError> {
         let (root, made) = open_root(share, policy.dry_run)?;
         let root = root.map(Arc::new);
         let lock = match &root {
-            Some(root) => Some(lock(share, root, stop)?),
+            Some(root) => Some(lock(share, root, stop, admission.as_ref())?),
             None => None,
         };
         let (index, fresh) = open_index(share, &policy, notices)?;
@@ -192,6 +200,7 @@ impl Opened {
             is_plain: false,
             drift: Drift::default(),
             _presence: None,
+            admission,
             made,
             _lock: lock,
         })
@@ -200,12 +209,25 @@ impl Opened {
     /// What the replica says it is at.
     pub fn stand(&self) -> Stand {
         let version = self.index.stand().ok().flatten().map(|stand| stand.version);
-        Stand { features: FOLLOW, version, root: self.tree.root, entries: self.entries }
+        Stand { features: FOLLOW | ADOPT, version, root: self.tree.root, entries: self.entries }
     }
 
     /// As long as it is open, who watches the tree leaves the looking to it.
     pub fn watched_by(self, presence: Option<Presence>) -> Self {
         Self { _presence: presence, ..self }
+    }
+
+    /// The same master was let in for another session.
+    pub fn admitted(self, admission: Option<Admission>) -> Self {
+        Self { admission, ..self }
+    }
+
+    /// The master publishes: the share is its own from now on. To be called before anything changes.
+    ///
+    /// # Errors
+    /// It is another one's after all, or that cannot be written down.
+    pub fn own(&self) -> Result<(), String> {
+        self.admission.as_ref().map_or(Ok(()), |admission| admission.own().map_err(|error| error.to_string()))
     }
 
     /// What somebody else had changed before this was opened; once.
@@ -608,13 +630,15 @@ fn open_root(share: &Share, dry_run: bool) -> Result<(Option<Root>, Made), OpenE
     }
 }
 
-/// Waits for another push to end, but not for long: long enough for a killed one to be noticed.
-fn lock(share: &Share, root: &Root, stop: &AtomicBool) -> Result<RootLock, OpenError> {
+/// Waits for another push to end, but not for long: long enough for a killed one to be noticed. Who pushes may own the share
+/// by then.
+fn lock(share: &Share, root: &Root, stop: &AtomicBool, admission: Option<&Admission>) -> Result<RootLock, OpenError> {
     const PATIENCE: Duration = Duration::from_secs(15);
     const NAP: Duration = Duration::from_millis(50);
     let started = Instant::now();
     loop {
         let locked = root.lock().map_err(|e| OpenError::Refused(format!("cannot lock {}: {e}", share.describe())))?;
+        admission.map_or(Ok(()), Admission::check)?;
         match locked {
             Some(lock) => return Ok(lock),
             None if stop.load(Ordering::Relaxed) => return Err(SurveyError::Stopped.into()),

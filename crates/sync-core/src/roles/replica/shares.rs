@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::lookout::Lookout;
+use super::owner::Ownership;
 use crate::fs::place;
 use crate::guard::{DeleteGuard, MaxDelete, Step, TooMuch};
 use crate::path::escape;
@@ -50,6 +51,8 @@ pub struct Held {
     pub lookout: Option<Arc<Lookout>>,
     /// What a master that follows its tree may delete.
     pub guard: Arc<Guard>,
+    /// Whose it is; `None` for an embedded replica, which is whose the process is.
+    pub ownership: Option<Arc<Ownership>>,
 }
 
 /// A [`DeleteGuard`] with its clock.
@@ -87,7 +90,7 @@ impl Shares {
 
     /// Just this one, which nobody watches, and nobody follows.
     pub fn only(share: Share) -> Self {
-        Self::new([Held { share, lookout: None, guard: Guard::new(MaxDelete::Unlimited) }])
+        Self::new([Held { share, lookout: None, guard: Guard::new(MaxDelete::Unlimited), ownership: None }])
     }
 
     /// What watches the tree of the share with this name.
@@ -98,6 +101,11 @@ impl Shares {
     /// What may be deleted of the share with this name.
     pub fn guard(&self, name: &str) -> Option<Arc<Guard>> {
         self.0.get(name).map(|held| Arc::clone(&held.guard))
+    }
+
+    /// Whose the share with this name is.
+    pub fn ownership(&self, name: &str) -> Option<Arc<Ownership>> {
+        self.0.get(name).and_then(|held| held.ownership.clone())
     }
 
     /// All that watch.

@@ -35,6 +35,7 @@ impl Bed {
             destinations: vec![Destination::Path(temp.path().join("dst"))],
             state_dir: temp.path().join("state"),
             policy: Policy::default(),
+            adopt: false,
             bandwidth: None,
             compress: Compress::Never,
             history: None,
