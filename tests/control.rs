@@ -24,30 +24,6 @@ use support::*;
 /// Long enough for a loaded machine; what is waited for comes in milliseconds.
 const PATIENCE: u64 = 60;
 
-/// A replica of the share `www` at `SCRATCH/NAME`.
-fn replica(scratch: &Scratch, name: &str) -> Daemon {
-    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
-}
-
-/// What the program says on standard output, a JSON object a line.
-fn objects(ran: &Ran) -> Vec<Value> {
-    ran.out().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The share `www` as `synccli status --json` has it.
-fn status(state: &Path) -> Value {
-    let ran = synccli(state).args(&["status", "www", "--json"]).ok();
-    objects(&ran)[0]["shares"][0].clone()
-}
-
-fn waits_for_state(state: &Path, number: usize, wanted: &str) {
-    wait_for(&format!("replica {number} to be {wanted}"), PATIENCE, || {
-        // A daemon that just began does not answer yet.
-        let ran = synccli(state).args(&["status", "www", "--json"]).run();
-        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][number]["state"] == wanted
-    });
-}
-
 #[test]
 fn a_push_without_dest_returns_when_every_replica_has_it() {
     let scratch = Scratch::new();
@@ -67,7 +43,7 @@ fn a_push_without_dest_returns_when_every_replica_has_it() {
     }
     let before = status(&master.state)["version"]["number"].clone();
     let ran = synccli(&master.state).args(&["push", "www", "--json", "--wait=quorum"]).ok();
-    let said = objects(&ran);
+    let said = ran.json();
     assert_eq!((&said[0]["type"], &said[0]["version"]["number"]), (&json!("published"), &before), "nothing changed");
     assert_eq!(said[0]["replicas"], 2);
     assert_eq!(said.iter().filter(|reply| reply["type"] == "acknowledged").count(), 2, "{ran}");
@@ -180,7 +156,7 @@ fn replicas_come_and_go_while_the_daemon_runs() {
     master.signal(Signal::HUP);
     wait_for("the other share", PATIENCE, || {
         let ran = synccli(&master.state).args(&["status", "more", "--json"]).run();
-        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][0]["state"] == "held"
+        ran.status.success() && ran.json()[0]["shares"][0]["replicas"][0]["state"] == "held"
     });
     // It was another share's, and is its master's no more without a word from a person.
     synccli(&master.state).args(&["release", "more"]).ok();
@@ -305,10 +281,17 @@ fn a_replica_has_a_guard_of_its_own() {
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("11 of 60 entries would be deleted, counted over an hour"), "{ran}");
     assert!(ran.err().contains("is HELD at version 2"), "{ran}");
+    let held = status(&one.state);
+    assert_eq!(
+        (&held["state"], &held["copy"]["state"], &held["version"]["number"]),
+        (&json!("held"), &json!("held"), &json!(2))
+    );
+    assert!(held["reason"].as_str().unwrap().contains("11 of 60 entries would be deleted"), "{held}");
     assert_untouched(&before, &snapshot(&dst));
     synccli(&master.state).args(&["release", "www"]).ok();
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &dst);
+    waits_for_copy(&one.state, "in_sync");
     remove(&src, 11..40);
     synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(dst.join("11").exists());
@@ -381,7 +364,7 @@ fn what_differs_at_a_replica_is_named() {
     let ran = synccli(&master.state).args(&["verify", "www", "--deep"]).ok();
     assert_eq!(ran.out().matches(": identical").count(), 2, "{ran}");
     let ran = synccli(&master.state).args(&["verify", "www", "--json", "--replica", &name]).ok();
-    assert_eq!((&objects(&ran)[0]["identical"], &objects(&ran)[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
+    assert_eq!((&ran.json()[0]["identical"], &ran.json()[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
 }
 
 #[test]

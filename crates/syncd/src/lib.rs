@@ -25,7 +25,7 @@ use anyhow::Context as _;
 use sync_core::fs::StateDir;
 use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use args::Verb;
 use config::{Checked, Raw, shown};
@@ -80,9 +80,11 @@ pub async fn run(
     StateDir::open(&state_dir)?;
     let socket = Socket::bind(&state_dir).await?;
     // A machine that only is a master listens to nobody.
-    let daemon =
-        if shares.is_empty() { None } else { Some(Daemon::listen(DaemonConfig { state_dir, listen, shares })?) };
-    let service = Arc::new(Service::start(config, file, reload, Notifier::from_env()));
+    let serves = !shares.is_empty();
+    let listen = if serves { listen } else { Vec::new() };
+    let changed = watch::channel(()).0;
+    let daemon = Daemon::listen(DaemonConfig { state_dir, listen, shares }, &changed)?;
+    let service = Arc::new(Service::start(config, daemon.handle(), changed, file, reload, Notifier::from_env()));
     let answering = tokio::spawn(socket.serve(Arc::clone(&service), shutdown.clone()));
     let reloading = tokio::spawn({
         let service = Arc::clone(&service);
@@ -101,13 +103,7 @@ pub async fn run(
         let alive = tokio::spawn(async move { notify::keep_alive(&alive).await });
         (alive, tokio::spawn(async move { notify::follow(&service, shutdown).await }))
     });
-    let serves = daemon.is_some();
-    let daemon = async {
-        if let Some(daemon) = daemon {
-            daemon.run(shutdown.clone()).await;
-        }
-    };
-    let ((), mirrors) = tokio::join!(daemon, service.masters.run(shutdown.clone(), serves));
+    let ((), mirrors) = tokio::join!(daemon.run(shutdown.clone()), service.masters.run(shutdown.clone(), serves));
     if let Some((alive, following)) = telling {
         alive.abort();
         if *shutdown.borrow() {

@@ -82,8 +82,7 @@ impl Running {
 
 impl Masters {
     /// Begins to mirror these shares, with indexes in the state directory.
-    pub fn start(masters: Vec<Master>, state_dir: PathBuf) -> Self {
-        let changed = watch::channel(()).0;
+    pub fn start(masters: Vec<Master>, state_dir: PathBuf, changed: watch::Sender<()>) -> Self {
         let start = |master: Master| (master.name.clone(), Running::start(master, &state_dir, &changed));
         let running = Mutex::new(masters.into_iter().map(start).collect());
         Self { state_dir, running, changed }

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use sync_core::control::{Role, ShareState, ShareStatus, Status};
+use sync_core::control::{ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::master::OrderError;
-use sync_core::roles::replica::ShareConfig;
-use tokio::sync::Mutex;
+use sync_core::roles::replica::DaemonHandle;
+use tokio::sync::{Mutex, watch};
 
 use crate::config::{Checked, Master, shown};
 use crate::masters::Masters;
@@ -20,8 +20,11 @@ pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
 pub struct Service {
     /// The shares that this machine is the master of.
     pub masters: Masters,
+    /// Those that it holds for others.
+    pub replicas: DaemonHandle,
     /// Hears how the daemon is.
     pub notifier: Notifier,
+    changed: watch::Sender<()>,
     /// All that was asked for, as far as it is not replaced while the daemon runs.
     config: Mutex<Checked>,
     /// Its file, if it has one.
@@ -30,35 +33,31 @@ pub struct Service {
 }
 
 impl Service {
-    /// A daemon that does what the configuration says.
-    pub fn start(config: Checked, file: Option<PathBuf>, reload: Option<Box<Reload>>, notifier: Notifier) -> Self {
-        let masters = Masters::start(config.masters.clone(), config.state_dir.clone());
-        Self { masters, notifier, config: Mutex::new(config), file, reload }
+    /// A daemon that does what the configuration says, with these shares held for others. `changed` is told of every change
+    /// of their status, and of all others.
+    pub fn start(
+        config: Checked,
+        replicas: DaemonHandle,
+        changed: watch::Sender<()>,
+        file: Option<PathBuf>,
+        reload: Option<Box<Reload>>,
+        notifier: Notifier,
+    ) -> Self {
+        let masters = Masters::start(config.masters.clone(), config.state_dir.clone(), changed.clone());
+        Self { masters, replicas, notifier, changed, config: Mutex::new(config), file, reload }
+    }
+
+    /// Told whenever a status may have changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// How its shares are, by name.
     pub fn status(&self) -> Status {
         let mut shares = self.masters.status();
-        shares.extend(self.held());
+        shares.extend(self.replicas.status());
         shares.sort_by(|a, b| a.name.cmp(&b.name));
         Status { daemon: env!("CARGO_PKG_VERSION").to_owned(), config: self.file.as_deref().map(shown), shares }
-    }
-
-    /// The shares that are held for other masters.
-    fn held(&self) -> Vec<ShareStatus> {
-        let Ok(config) = self.config.try_lock() else { return Vec::new() };
-        let held = |ShareConfig { name, path, .. }: &ShareConfig| ShareStatus {
-            name: name.clone(),
-            path: shown(path),
-            role: Role::Replica,
-            state: ShareState::Ready,
-            reason: None,
-            version: None,
-            unwatched: None,
-            missed: 0,
-            replicas: Vec::new(),
-        };
-        config.shares.iter().map(held).collect()
     }
 
     /// The name of the share that is meant by a name or a path.
@@ -66,7 +65,7 @@ impl Service {
     /// # Errors
     /// There is none.
     pub fn named(&self, share: &str) -> Result<String, OrderError> {
-        let held = self.held();
+        let held = self.replicas.status();
         let resolved = std::fs::canonicalize(Path::new(share)).map(|path| shown(&path)).ok();
         let is_meant =
             |held: &&ShareStatus| held.name == share || held.path == share || resolved.as_ref() == Some(&held.path);

@@ -17,6 +17,7 @@ use super::follow::News;
 use super::meter::Meter;
 use super::outgoing::{Estimate, SendFailure};
 use super::source::{Decided, Source};
+use crate::control::DriftStatus;
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Change as IndexedChange, IndexError};
 use crate::manifest::{Row, Version};
@@ -29,7 +30,7 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Code, Connection};
 use crate::wire::{
-    Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica,
+    Ack, Announce, Change, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica, Unhealed,
 };
 
 /// How long a replica may take to end a session before the next.
@@ -129,6 +130,8 @@ pub(super) struct Session<'a> {
     said_released: bool,
     /// Told when the replica is not at the version that it acknowledged any more.
     drifted: Arc<Notify>,
+    /// What drifted there and is not undone.
+    unhealed: watch::Sender<Option<DriftStatus>>,
 }
 
 #[derive(Default)]
@@ -272,12 +275,18 @@ impl<'a> Session<'a> {
             follows: features & FOLLOW != 0,
             said_released: released,
             drifted: Arc::default(),
+            unhealed: watch::channel(None).0,
         })
     }
 
     /// Told when somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
     pub fn drifted(&self) -> Arc<Notify> {
         Arc::clone(&self.drifted)
+    }
+
+    /// What somebody else changed in the replica's tree and is not undone, as the replica tells it.
+    pub fn unhealed(&self) -> watch::Receiver<Option<DriftStatus>> {
+        self.unhealed.subscribe()
     }
 
     /// Input by input until the sender says that it is over.
@@ -460,6 +469,10 @@ impl<'a> Session<'a> {
             Report::Drifted => {
                 monitor.notice(Some(dest), "somebody changed its tree there: it is made identical again");
                 self.drifted.notify_one();
+            }
+            Report::Unhealed(Unhealed { entries, first }) => {
+                let first = first.map(|first| first.display());
+                self.unhealed.send_replace((entries > 0).then_some(DriftStatus { entries, first }));
             }
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }

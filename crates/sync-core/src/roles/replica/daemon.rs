@@ -1,17 +1,23 @@
 //! A long-running replica: listens, lets in who is paired, serves one push after the other on each share.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::lookout::Lookout;
 use super::shares::{Guard, Held, Share, Shares};
+use super::standing::Standing;
+use crate::control::ShareStatus;
 use crate::fs::StateDir;
 use crate::guard::MaxDelete;
 use crate::heal::Heal;
+use crate::index::Index;
+use crate::path::escape;
 use crate::roles::Shutdown;
 use crate::roles::pairing::{self, StateTrust};
 use crate::transport::{Arrival, BindError, Code, Listener, Purpose, Settings};
@@ -57,22 +63,37 @@ pub enum DaemonError {
 pub struct Daemon {
     listeners: Vec<Listener>,
     trust: Arc<StateTrust>,
+    held: DaemonHandle,
+}
+
+/// How the shares of a daemon are, for whoever asks.
+#[derive(Clone)]
+pub struct DaemonHandle(Arc<Registry>);
+
+/// What a daemon holds.
+struct Registry {
     shares: Arc<Shares>,
+    running: Mutex<BTreeMap<String, Running>>,
+}
+
+/// A share that is held.
+struct Running {
+    config: ShareConfig,
+    held: Held,
 }
 
 impl Daemon {
-    /// Listens at every address; who comes is let in by [`Daemon::run`]. Must be called within a tokio runtime.
+    /// Listens at every address; who comes is let in by [`Daemon::run`]. `changed` is told whenever the status of a share
+    /// may have changed. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`DaemonError`] if it cannot start.
-    pub fn listen(config: DaemonConfig) -> Result<Self, DaemonError> {
+    pub fn listen(config: DaemonConfig, changed: &watch::Sender<()>) -> Result<Self, DaemonError> {
         let state = StateDir::open(&config.state_dir).map_err(|e| DaemonError::State(e.to_string()))?;
         let identity = pairing::identity(&state).map_err(|e| DaemonError::State(e.to_string()))?;
-        let share = |ShareConfig { name, path, heal, max_delete, rescan }| {
-            let share = Share { name, path, state_dir: config.state_dir.clone() };
-            Held { lookout: Lookout::new(share.clone(), heal, rescan), guard: Guard::new(max_delete), share }
-        };
-        let shares = Arc::new(Shares::new(config.shares.into_iter().map(share)));
+        let start = |share: ShareConfig| (share.name.clone(), Running::new(share, &config.state_dir, changed));
+        let running: BTreeMap<_, _> = config.shares.into_iter().map(start).collect();
+        let shares = Arc::new(Shares::new(running.values().map(|running| running.held.clone())));
         let trust = Arc::new(StateTrust::new(state));
         let mut listeners = Vec::new();
         for address in config.listen {
@@ -80,20 +101,53 @@ impl Daemon {
             tracing::info!("listening on {}", listener.address());
             listeners.push(listener);
         }
-        Ok(Self { listeners, trust, shares })
+        Ok(Self { listeners, trust, held: DaemonHandle(Arc::new(Registry { shares, running: Mutex::new(running) })) })
+    }
+
+    /// What its shares can be seen by.
+    pub fn handle(&self) -> DaemonHandle {
+        self.held.clone()
     }
 
     /// Serves until `shutdown`; pushes under way end with nothing half done.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { listeners, trust, shares } = self;
+        let Self { listeners, trust, held } = self;
         let mut tasks = JoinSet::new();
         for listener in listeners {
-            tasks.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&shares), shutdown.clone()));
+            tasks.spawn(listen(listener, Arc::clone(&trust), Arc::clone(&held.0.shares), shutdown.clone()));
         }
-        for lookout in shares.lookouts() {
+        for lookout in held.running().values().filter_map(|running| running.held.lookout.clone()) {
             tasks.spawn(lookout.run(shutdown.clone()));
         }
         while tasks.join_next().await.is_some() {}
+    }
+}
+
+impl DaemonHandle {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How they are, by name.
+    pub fn status(&self) -> Vec<ShareStatus> {
+        let status = |Running { config, held }: &Running| {
+            held.standing.status(&config.name, escape(config.path.as_os_str().as_encoded_bytes()))
+        };
+        self.running().values().map(status).collect()
+    }
+}
+
+impl Running {
+    fn new(config: ShareConfig, state_dir: &Path, changed: &watch::Sender<()>) -> Self {
+        let ShareConfig { name, path, heal, max_delete, rescan } = config.clone();
+        let index = StateDir::at(state_dir).share_index_dir(&name);
+        // One that cannot be read says so to who opens it.
+        let stand = Index::peek_stand(&index).ok().flatten();
+        let share = Share { name, path, state_dir: state_dir.to_owned() };
+        let standing = Standing::new(heal, stand.as_ref(), changed.clone());
+        let lookout = Lookout::new(share.clone(), heal, rescan, Arc::clone(&standing));
+        let left = watch::channel(None).1;
+        Self { held: Held { share, lookout, guard: Guard::new(max_delete), standing, left }, config }
     }
 }
 

@@ -16,6 +16,7 @@ mod open;
 mod shares;
 mod staging;
 mod stand_in;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -25,27 +26,31 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-pub use daemon::{Daemon, DaemonConfig, DaemonError, ShareConfig};
+pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonHandle, ShareConfig};
 pub use shares::{Share, Shares};
 
+use crate::control::VersionStatus;
 use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
-use crate::path::escape;
+use crate::path::{RelPath, escape};
 use crate::region::Region;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica, Wanted,
+    Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica, Unhealed,
+    Wanted,
 };
 use apply::Application;
 use basis::Describer;
 use lookout::{Look, Lookout};
 use open::{OpenError, Opened};
+use shares::Held;
 use staging::{Expected, Stager};
 use stand_in::StandIns;
+use standing::Attendance;
 
 /// How long a master may take to open its session once it is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -122,6 +127,7 @@ struct Followed {
     share: String,
     /// `None` if the next session must look at the tree anew.
     opened: Option<Opened>,
+    attendance: Option<Attendance>,
 }
 
 impl Followed {
@@ -182,8 +188,14 @@ struct Session {
     released: bool,
     /// Of an embedded replica it is empty.
     share: String,
-    /// What watches the share's tree.
-    lookout: Option<Arc<Lookout>>,
+    /// The share, once it is known.
+    held: Option<Held>,
+    /// That the master is here, once it has opened the share. Not in a dry run.
+    attendance: Option<Attendance>,
+    /// Whether the master has told anything against the stand.
+    receives: bool,
+    /// What the master was told that drifted and is not undone.
+    unhealed: Option<(u64, RelPath)>,
     /// Whether the master keeps previous contents.
     history: bool,
     opened: Option<Opened>,
@@ -220,7 +232,10 @@ impl Session {
             follows: false,
             released: false,
             share: String::new(),
-            lookout: None,
+            held: None,
+            attendance: None,
+            receives: false,
+            unhealed: None,
             history: false,
             opened: None,
             settled,
@@ -247,7 +262,8 @@ impl Session {
             Ok(()) if follows => {
                 // The master opens the next session when it has read this one to its end.
                 let share = std::mem::take(&mut self.share);
-                control.finish().await.ok().map(|()| Followed { share, opened: kept })
+                let attendance = self.attendance.take();
+                control.finish().await.ok().map(|()| Followed { share, opened: kept, attendance })
             }
             Ok(()) => {
                 // The last word is on its way; the master closes when it has heard it.
@@ -258,6 +274,10 @@ impl Session {
             }
             Err(error) => {
                 tracing::info!(%error, "push ended early");
+                let is_over = matches!(error, LinkError::Stream(_) | LinkError::Ended | LinkError::Interrupted);
+                if let (Some(held), false) = (&self.held, is_over) {
+                    held.standing.failed(&error.to_string());
+                }
                 self.connection.close(error.code(), &error.to_string()).await;
                 None
             }
@@ -277,7 +297,7 @@ impl Session {
                 return Err(LinkError::Interrupted);
             }
             let crowded = control.is_backed_up();
-            let lookout = self.lookout.clone().filter(|_| self.may_look());
+            let lookout = self.lookout().filter(|_| self.may_look()).cloned();
             tokio::select! {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
@@ -287,6 +307,7 @@ impl Session {
                         self.stager.give_up(content.seq);
                     }
                     self.receiver.handle(ReceiverInput::Received(message))?;
+                    self.note_what_comes();
                 }
                 Some(settled) = self.settled.recv() => {
                     for (seq, settled) in settled {
@@ -345,17 +366,19 @@ impl Session {
         self.history = hello.features & HISTORY != 0;
         self.follows = hello.features & FOLLOW != 0;
         self.released = hello.features & RELEASED != 0;
-        let share = match self.shares.find(&hello.share) {
-            Ok(share) => share,
+        let held = match self.shares.find(&hello.share) {
+            Ok(held) => self.held.insert(held).clone(),
             Err(reason) => return self.refuse(reason),
         };
+        let share = &held.share;
         if let Some(how) = source.and_then(|source| share.lies(source, !hello.policy.one_file_system)) {
             let share = share.describe();
             let reason = format!("{share} is on the same machine and {how} the source; choose one apart from it");
             return self.refuse(reason);
         }
+        let attended = self.followed.as_mut().filter(|followed| followed.share == share.name);
+        let attended = attended.and_then(|followed| followed.attendance.take());
         let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
-        self.lookout = self.shares.lookout(&hello.share);
         let mut notices = Vec::new();
         let opened = match again {
             Some(opened) => Ok(opened),
@@ -368,9 +391,15 @@ impl Session {
             Ok(mut opened) => {
                 self.tell_problems(opened.take_problems())?;
                 let stand = opened.stand();
+                if !opened.policy.dry_run {
+                    let stands = opened.index.stand().ok().flatten();
+                    let attendance = held.standing.opened(&self.connection, self.follows, stands.as_ref(), attended);
+                    self.attendance = Some(attendance);
+                }
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
-                Ok(self.receiver.handle(ReceiverInput::Opened(stand))?)
+                self.receiver.handle(ReceiverInput::Opened(stand))?;
+                self.tell_unhealed()
             }
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
             Err(reason) => self.refuse(reason.to_string()),
@@ -378,7 +407,7 @@ impl Session {
     }
 
     fn open_anew(&self, share: &Share, policy: Policy, notices: &mut Vec<String>) -> Result<Opened, OpenError> {
-        let Some(lookout) = &self.lookout else {
+        let Some(lookout) = self.lookout() else {
             return Opened::open(share, policy, self.follows, &self.stop, notices);
         };
         let looks = !policy.dry_run;
@@ -388,9 +417,24 @@ impl Session {
         })?;
         let drift = opened.take_drift();
         if looks {
-            lookout.tell(&drift, true);
+            lookout.tell(None, &drift, true);
         }
         Ok(opened.watched_by(Some(presence)))
+    }
+
+    /// What watches the share's tree.
+    fn lookout(&self) -> Option<&Arc<Lookout>> {
+        self.held.as_ref().and_then(|held| held.lookout.as_ref())
+    }
+
+    /// Says once that the master tells something against the stand.
+    fn note_what_comes(&mut self) {
+        if let (Some(held), Some(_), false) =
+            (&self.held, &self.attendance, self.receives || self.receiver.is_waiting())
+        {
+            self.receives = true;
+            held.standing.receives();
+        }
     }
 
     /// Whether nothing is told against the stand, so that it may become another one.
@@ -401,15 +445,15 @@ impl Session {
 
     /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
     fn look_again(&mut self, look: &Look) -> Result<(), LinkError> {
-        let (Some(opened), Some(lookout)) = (&mut self.opened, &self.lookout) else { return Ok(()) };
-        let share = self.shares.find(&self.share).map_err(LinkError::Source)?;
+        let (Some(opened), Some(held)) = (&mut self.opened, &self.held) else { return Ok(()) };
+        let (share, Some(lookout)) = (&held.share, &held.lookout) else { return Ok(()) };
         if opened.root.as_ref().is_some_and(|root| !root.still_there()) {
             let reason = format!("{} was moved, unmounted or replaced; nothing is changed", share.describe());
             return self.refuse(reason);
         }
         let before = opened.tree.root;
         match opened.look_again(share, look.names.as_ref(), lookout.heals(), &self.stop) {
-            Ok(drift) => lookout.tell(&drift, lookout.heals()),
+            Ok(drift) => lookout.tell(look.names.as_ref(), &drift, lookout.heals()),
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
             Err(error) => return self.refuse(error.to_string()),
         }
@@ -419,7 +463,19 @@ impl Session {
         if is_other {
             self.receiver.handle(ReceiverInput::Drifted(stand))?;
         }
-        Ok(())
+        self.tell_unhealed()
+    }
+
+    /// Tells a master that follows what drifted and is not undone, if that is not what it was told.
+    fn tell_unhealed(&mut self) -> Result<(), LinkError> {
+        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows) else { return Ok(()) };
+        let now = held.standing.drift();
+        if self.unhealed == now {
+            return Ok(());
+        }
+        self.unhealed.clone_from(&now);
+        let (entries, first) = now.map_or((0, None), |(entries, first)| (entries, Some(first)));
+        Ok(self.receiver.handle(ReceiverInput::Unhealed(Unhealed { entries, first }))?)
     }
 
     fn log(&self, ack: &Ack) {
@@ -444,6 +500,19 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
+        let version = self.application.as_ref().map(Application::version);
+        if let (Some(held), Some(opened), Some(_), Some(version)) =
+            (&self.held, &self.opened, &self.attendance, version)
+        {
+            let exact = (version.root == ack.root).then(|| VersionStatus {
+                number: version.number,
+                id: version.id().0.to_hex(),
+                time: Some(version.time),
+                entries: Some(opened.entries()),
+            });
+            held.standing.acknowledged(exact);
+        }
+        self.tell_unhealed()?;
         let Some(application) = &self.application else { return Ok(()) };
         if let resumed @ 1.. = application.resumed() {
             self.receiver.handle(ReceiverInput::Resumed(resumed))?;
@@ -456,6 +525,9 @@ impl Session {
 
     fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
         tracing::info!(share = self.share, reason, "refused");
+        if let Some(held) = &self.held {
+            held.standing.failed(&reason);
+        }
         let refusal = Refusal { max_delete: false, reason };
         Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
     }
@@ -466,6 +538,10 @@ impl Session {
         }
         if !self.share.is_empty() {
             log_problems(&self.share, &problems);
+        }
+        if let (Some(held), Some(Problem { path, reason })) = (&self.held, problems.first()) {
+            let path = path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default();
+            held.standing.failed(&format!("{path}{reason}"));
         }
         Ok(self.receiver.handle(ReceiverInput::Problems(problems))?)
     }
@@ -558,10 +634,11 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let guard = self.shares.guard(&self.share).filter(|_| self.follows && !self.released)?;
-        let error = guard.check(planned.step()).err()?;
+        let held = self.held.as_ref().filter(|_| self.follows && !self.released)?;
+        let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
+        held.standing.holds(&reason);
         Some(Refusal { max_delete: true, reason })
     }
 
@@ -592,8 +669,8 @@ impl Session {
         self.tell_problems(problems)?;
         match published {
             Ok(ack) => {
-                if let Some(guard) = self.shares.guard(&self.share) {
-                    guard.passed(step, self.released || !self.follows);
+                if let Some(held) = &self.held {
+                    held.guard.passed(step, self.released || !self.follows);
                 }
                 self.tell_before(&ack)?;
                 Ok(self.receiver.handle(ReceiverInput::Published(ack))?)
