@@ -500,15 +500,14 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
-        let version = self.application.as_ref().map(Application::version);
-        if let (Some(held), Some(opened), Some(_), Some(version)) =
-            (&self.held, &self.opened, &self.attendance, version)
-        {
+        if let (Some(held), Some(_), Some(application)) = (&self.held, &self.attendance, &self.application) {
+            let (version, after) = (application.version(), application.step().after);
             let exact = (version.root == ack.root).then(|| VersionStatus {
                 number: version.number,
                 id: version.id().0.to_hex(),
                 time: Some(version.time),
-                entries: Some(opened.entries()),
+                // With the top, as its master counts.
+                entries: Some(after + 1),
             });
             held.standing.acknowledged(exact);
         }
