@@ -260,6 +260,33 @@ fn a_replica_says_where_it_stands_and_whom_it_hears() {
 }
 
 #[test]
+fn what_somebody_added_to_a_replica_is_no_deletion_when_it_goes() {
+    let mut pair = pair("max_delete = 10");
+    let add = |dir: &str| many(&pair.dst.join(dir), 40, 9);
+    add("added");
+    pair.is_healed();
+    // Found by a look that began with the connection.
+    pair.master.kill();
+    add("again");
+    write(pair.dst.join("d000/extra"), b"extra");
+    pair.replica.kill();
+    pair.replica.up();
+    pair.master.restart();
+    pair.is_healed();
+    waits_for_copy(&pair.replica.state, "in_sync");
+    assert!(!pair.replica.logged().contains("would be deleted"), "{}", pair.replica.logged());
+    // What was published counts, also where somebody had it there before.
+    many(&pair.dst.join("release"), 40, 5);
+    copy_tree(&pair.dst.join("release"), &pair.src.join("release"));
+    pair.is_healed();
+    waits_for_state(&pair.master.state, 0, "in_sync");
+    let before = snapshot(&pair.dst);
+    remove(&pair.src.join("release"));
+    waits_for_state(&pair.master.state, 0, "held");
+    assert_untouched(&before, &snapshot(&pair.dst));
+}
+
+#[test]
 fn nobody_looks_where_that_is_not_wanted() {
     let pair = pair("heal = false");
     append(pair.dst.join("d000/f00001"), b"more");

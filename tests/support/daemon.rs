@@ -156,6 +156,11 @@ impl Daemon {
         daemon
     }
 
+    /// It listens there, as its configuration says.
+    pub fn listens_on(&mut self, host: &str, port: u16) {
+        (self.host, self.port) = (host.to_owned(), port);
+    }
+
     /// Has it listen at another address as well.
     pub fn listen_at(&mut self, address: &str) {
         self.args.extend(["--listen".into(), address.into()]);

@@ -159,11 +159,11 @@ impl Masters {
     ///
     /// # Errors
     /// That of the first share that failed.
-    pub async fn run(&self, mut shutdown: Shutdown, serves_others: bool) -> anyhow::Result<()> {
+    pub async fn run(&self, mut shutdown: Shutdown, serves_others: impl Fn() -> bool) -> anyhow::Result<()> {
         let mut changes = self.changes();
         let all_failed = || {
             let running = self.running();
-            !serves_others && !running.is_empty() && running.values().all(|running| running.ended().is_some())
+            !serves_others() && !running.is_empty() && running.values().all(|running| running.ended().is_some())
         };
         while !all_failed() {
             tokio::select! {

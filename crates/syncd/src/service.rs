@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use sync_core::control::{ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::master::OrderError;
-use sync_core::roles::replica::DaemonHandle;
+use sync_core::roles::replica::{DaemonHandle, ShareConfig};
 use tokio::sync::{Mutex, watch};
 
-use crate::config::{Checked, Master, shown};
+use crate::config::{Checked, shown};
 use crate::masters::Masters;
 use crate::notify::Notifier;
 
@@ -92,32 +92,22 @@ impl Service {
         let mut config = self.config.lock().await;
         let kept = "; nothing was changed";
         let new = reload().map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
-        let is_held = |master: &Master| {
-            let path = std::fs::canonicalize(&master.path).unwrap_or_else(|_| master.path.clone());
-            config
-                .shares
-                .iter()
-                .any(|held| held.name == master.name || held.path.starts_with(&path) || path.starts_with(&held.path))
-        };
-        if let Some(master) = new.masters.iter().find(|master| is_held(master)) {
-            let name = &master.name;
-            let why =
-                format!("share {name} is held for another master here: only a restart makes this machine its master");
-            return Err(OrderError(format!("{why}{kept}")));
+        config.may_become(&new).map_err(|reason| OrderError(format!("{reason}{kept}")))?;
+        let added = new.shares.iter().filter(|share| !config.shares.contains(share));
+        for ShareConfig { name, path, .. } in added {
+            crate::make_share(name, path).map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
         }
-        let mut said = self.masters.configure(new.masters.clone());
+        let replicas = tokio::task::block_in_place(|| self.replicas.configure(new.shares.clone(), &new.listen));
+        let mut said = replicas.map_err(|error| OrderError(format!("{error}{kept}")))?;
+        said.extend(self.masters.configure(new.masters.clone()));
         let restart = [
             ("state_dir", config.state_dir != new.state_dir),
-            ("listen", config.listen != new.listen),
-            ("log_format and log_level", (config.log_format, config.log_level) != (new.log_format, new.log_level)),
-            ("shares without replicas", config.shares != new.shares),
+            ("log_format", config.log_format != new.log_format),
+            ("log_level", config.log_level != new.log_level),
         ];
-        said.extend(
-            restart
-                .iter()
-                .filter(|(_, changed)| *changed)
-                .map(|(what, _)| format!("{what}: only a restart takes it over")),
-        );
+        let restart = restart.iter().filter(|(_, changed)| *changed);
+        said.extend(restart.map(|(what, _)| format!("{what}: takes effect at a restart")));
+        config.shares = new.shares;
         config.masters = new.masters;
         if said.is_empty() {
             said.push("nothing changed".to_owned());

@@ -12,6 +12,7 @@
 //! Not for use over a network file system (POSIX locks and shared memory must work), and never inside a tree that is
 //! pushed.
 
+mod additions;
 mod contents;
 mod damage;
 mod error;

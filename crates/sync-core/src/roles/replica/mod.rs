@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 
 pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonHandle, ShareConfig};
 pub use shares::{Share, Shares};
@@ -47,7 +48,7 @@ use apply::Application;
 use basis::Describer;
 use lookout::{Look, Lookout};
 use open::{OpenError, Opened};
-use shares::Held;
+use shares::{Held, Left};
 use staging::{Expected, Stager};
 use stand_in::StandIns;
 use standing::Attendance;
@@ -65,6 +66,7 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
     loop {
         let accepted = tokio::select! {
             accepted = accept(&connection, followed.is_some()) => accepted,
+            () = left(followed.as_ref()) => Err(LinkError::Interrupted),
             _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
         };
         let control = match accepted {
@@ -128,6 +130,8 @@ struct Followed {
     /// `None` if the next session must look at the tree anew.
     opened: Option<Opened>,
     attendance: Option<Attendance>,
+    /// See [`Held::left`].
+    left: Option<Left>,
 }
 
 impl Followed {
@@ -161,6 +165,16 @@ fn log_problems(share: &str, problems: &[Problem]) {
     }
 }
 
+/// Waits until the share is not held any more, or not in this way, if there is one.
+async fn left(followed: Option<&Followed>) {
+    if let Some(mut left) = followed.and_then(|followed| followed.left.clone())
+        && left.wait_for(Option::is_some).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 /// Waits for somewhere to look, if anybody tells.
 async fn due(lookout: Option<&Lookout>) -> Look {
     match lookout {
@@ -190,6 +204,8 @@ struct Session {
     share: String,
     /// The share, once it is known.
     held: Option<Held>,
+    /// Listens whether it goes on being held.
+    leaving: JoinSet<()>,
     /// That the master is here, once it has opened the share. Not in a dry run.
     attendance: Option<Attendance>,
     /// Whether the master has told anything against the stand.
@@ -233,6 +249,7 @@ impl Session {
             released: false,
             share: String::new(),
             held: None,
+            leaving: JoinSet::new(),
             attendance: None,
             receives: false,
             unhealed: None,
@@ -262,8 +279,8 @@ impl Session {
             Ok(()) if follows => {
                 // The master opens the next session when it has read this one to its end.
                 let share = std::mem::take(&mut self.share);
-                let attendance = self.attendance.take();
-                control.finish().await.ok().map(|()| Followed { share, opened: kept, attendance })
+                let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
+                control.finish().await.ok().map(|()| Followed { share, opened: kept, attendance, left })
             }
             Ok(()) => {
                 // The last word is on its way; the master closes when it has heard it.
@@ -294,7 +311,10 @@ impl Session {
                 }
             }
             if self.stop.load(Ordering::Relaxed) && self.connection.close_reason().is_none() {
-                return Err(LinkError::Interrupted);
+                let gone = self.held.as_ref().and_then(|held| Some((held.share.describe(), (*held.left.borrow())?)));
+                let (share, how) = gone.ok_or(LinkError::Interrupted)?;
+                self.refuse(format!("{share} {how}"))?;
+                continue;
             }
             let crowded = control.is_backed_up();
             let lookout = self.lookout().filter(|_| self.may_look()).cloned();
@@ -370,6 +390,7 @@ impl Session {
             Ok(held) => self.held.insert(held).clone(),
             Err(reason) => return self.refuse(reason),
         };
+        self.end_with(held.left.clone());
         let share = &held.share;
         if let Some(how) = source.and_then(|source| share.lies(source, !hello.policy.one_file_system)) {
             let share = share.describe();
@@ -390,6 +411,7 @@ impl Session {
         match opened {
             Ok(mut opened) => {
                 self.tell_problems(opened.take_problems())?;
+                held.guard.recall(&opened.index)?;
                 let stand = opened.stand();
                 if !opened.policy.dry_run {
                     let stands = opened.index.stand().ok().flatten();
@@ -404,6 +426,17 @@ impl Session {
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
             Err(reason) => self.refuse(reason.to_string()),
         }
+    }
+
+    /// Ends the session, as one whose master is gone ends, when the share goes: what is being published is published.
+    fn end_with(&mut self, mut left: Left) {
+        let (stop, woken) = (Arc::clone(&self.stop), Arc::clone(&self.interrupted));
+        self.leaving.spawn(async move {
+            if left.wait_for(Option::is_some).await.is_ok() {
+                stop.store(true, Ordering::Relaxed);
+                woken.notify_one();
+            }
+        });
     }
 
     fn open_anew(&self, share: &Share, policy: Policy, notices: &mut Vec<String>) -> Result<Opened, OpenError> {
@@ -663,13 +696,16 @@ impl Session {
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
-        let (published, step) = (application.publish(opened, &self.ending), application.step());
+        // Nobody follows a replica in the process of its master.
+        let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
+        let counted = held.map(|held| held.guard.counting(application.step(), self.released || !self.follows));
+        let published = application.publish(opened, &self.ending, counted.as_ref());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {
             Ok(ack) => {
-                if let Some(held) = &self.held {
-                    held.guard.passed(step, self.released || !self.follows);
+                if let (Some(held), Some(counted)) = (&self.held, counted) {
+                    held.guard.keep(counted);
                 }
                 self.tell_before(&ack)?;
                 Ok(self.receiver.handle(ReceiverInput::Published(ack))?)

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
 use super::lookout::Lookout;
 use super::standing::Standing;
 use crate::fs::place;
-use crate::guard::{DeleteGuard, MaxDelete, Step, TooMuch};
+use crate::guard::MaxDelete;
 use crate::heal::Heal;
 use crate::path::escape;
 use crate::region::Region;
+use crate::roles::guarding::Guard;
 
 /// One share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,29 +62,6 @@ pub struct Held {
 
 /// See [`Held::left`].
 pub type Left = watch::Receiver<Option<&'static str>>;
-
-/// A [`DeleteGuard`] with its clock.
-pub struct Guard {
-    guard: Mutex<DeleteGuard>,
-    began: Instant,
-}
-
-impl Guard {
-    /// Nothing is known of the tree yet.
-    pub fn new(most: MaxDelete) -> Arc<Self> {
-        Arc::new(Self { guard: Mutex::new(DeleteGuard::new(most)), began: Instant::now() })
-    }
-
-    /// As [`DeleteGuard::check`].
-    pub fn check(&self, step: Step) -> Result<(), TooMuch> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).check(self.began.elapsed(), step)
-    }
-
-    /// As [`DeleteGuard::passed`].
-    pub fn passed(&self, step: Step, released: bool) {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).passed(self.began.elapsed(), step, released);
-    }
-}
 
 /// All shares by name, as they are now.
 #[derive(Default)]
