@@ -238,7 +238,11 @@ fn additions_are_kept_until_the_replica_is_at_a_version() {
     drop(index);
     let index = open(temp.path()).index;
     assert_eq!(index.additions().unwrap(), ["a", "b", "b/c"].map(path));
-    index.commit_with(0, |commit| commit.clear_additions()).unwrap();
+    let reached = index.commit_with(0, |commit| {
+        commit.clear_additions()?;
+        commit.set_stand(None)
+    });
+    reached.unwrap();
     assert_eq!(index.additions().unwrap(), []);
 }
 

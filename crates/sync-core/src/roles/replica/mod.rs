@@ -172,7 +172,7 @@ async fn left(followed: Option<&Followed>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Waits for somewhere to look, if anybody tells.
