@@ -24,30 +24,6 @@ use support::*;
 /// Long enough for a loaded machine; what is waited for comes in milliseconds.
 const PATIENCE: u64 = 60;
 
-/// A replica of the share `www` at `SCRATCH/NAME`.
-fn replica(scratch: &Scratch, name: &str) -> Daemon {
-    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
-}
-
-/// What the program says on standard output, a JSON object a line.
-fn objects(ran: &Ran) -> Vec<Value> {
-    ran.out().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The share `www` as `synccli status --json` has it.
-fn status(state: &Path) -> Value {
-    let ran = synccli(state).args(&["status", "www", "--json"]).ok();
-    objects(&ran)[0]["shares"][0].clone()
-}
-
-fn waits_for_state(state: &Path, number: usize, wanted: &str) {
-    wait_for(&format!("replica {number} to be {wanted}"), PATIENCE, || {
-        // A daemon that just began does not answer yet.
-        let ran = synccli(state).args(&["status", "www", "--json"]).run();
-        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][number]["state"] == wanted
-    });
-}
-
 #[test]
 fn a_push_without_dest_returns_when_every_replica_has_it() {
     let scratch = Scratch::new();
@@ -67,7 +43,7 @@ fn a_push_without_dest_returns_when_every_replica_has_it() {
     }
     let before = status(&master.state)["version"]["number"].clone();
     let ran = synccli(&master.state).args(&["push", "www", "--json", "--wait=quorum"]).ok();
-    let said = objects(&ran);
+    let said = ran.json();
     assert_eq!((&said[0]["type"], &said[0]["version"]["number"]), (&json!("published"), &before), "nothing changed");
     assert_eq!(said[0]["replicas"], 2);
     assert_eq!(said.iter().filter(|reply| reply["type"] == "acknowledged").count(), 2, "{ran}");
@@ -180,7 +156,7 @@ fn replicas_come_and_go_while_the_daemon_runs() {
     master.signal(Signal::HUP);
     wait_for("the other share", PATIENCE, || {
         let ran = synccli(&master.state).args(&["status", "more", "--json"]).run();
-        ran.status.success() && objects(&ran)[0]["shares"][0]["replicas"][0]["state"] == "held"
+        ran.status.success() && ran.json()[0]["shares"][0]["replicas"][0]["state"] == "held"
     });
     // It was another share's, and is its master's no more without a word from a person.
     synccli(&master.state).args(&["release", "more"]).ok();
@@ -305,10 +281,17 @@ fn a_replica_has_a_guard_of_its_own() {
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("11 of 60 entries would be deleted, counted over an hour"), "{ran}");
     assert!(ran.err().contains("is HELD at version 2"), "{ran}");
+    let held = status(&one.state);
+    assert_eq!(
+        (&held["state"], &held["copy"]["state"], &held["version"]["number"]),
+        (&json!("held"), &json!("held"), &json!(2))
+    );
+    assert!(held["reason"].as_str().unwrap().contains("11 of 60 entries would be deleted"), "{held}");
     assert_untouched(&before, &snapshot(&dst));
     synccli(&master.state).args(&["release", "www"]).ok();
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &dst);
+    waits_for_copy(&one.state, "in_sync");
     remove(&src, 11..40);
     synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(dst.join("11").exists());
@@ -318,6 +301,219 @@ fn a_replica_has_a_guard_of_its_own() {
     one.pair(&hand);
     synccli(&hand).args(&["push", "--adopt"]).arg(&src).arg(one.dest("www")).ok();
     assert_exact(&src, &dst);
+}
+
+#[test]
+fn a_guard_counts_on_when_its_daemon_is_started_again() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
+    let mut one = Daemon::replica(&scratch, "state-one", &dst, "max_delete = 120");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    remove(&src, 0..90);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    let again = |master: &mut Daemon, one: &mut Daemon| {
+        master.kill();
+        one.kill();
+        one.up();
+        master.restart();
+        waits_for_state(&master.state, 0, "in_sync");
+    };
+    again(&mut master, &mut one);
+    let before = snapshot(&dst);
+    remove(&src, 90..105);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("105 of 201 entries would be deleted, counted over an hour"), "{ran}");
+    assert_untouched(&before, &snapshot(&dst));
+    // What a person let out is counted no more, also by the next process.
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    again(&mut master, &mut one);
+    remove(&src, 105..110);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+    // The replica as well.
+    let text = std::fs::read_to_string(scratch.path("m.toml")).unwrap();
+    std::fs::write(scratch.path("m.toml"), text + "max_delete = 'off'\n").unwrap();
+    let config = scratch.path("state-one.toml");
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("= 120", "= 20")).unwrap();
+    again(&mut master, &mut one);
+    remove(&src, 110..130);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("130 of 200 entries would be deleted, counted over an hour"), "{ran}");
+    assert!(ran.err().contains("is HELD"), "{ran}");
+}
+
+/// Changes the configuration that a daemon reads, and has it read; what it says.
+fn reload(scratch: &Scratch, name: &str, state: &Path, change: impl FnOnce(String) -> String) -> Ran {
+    let config = scratch.path(format!("{name}.toml"));
+    std::fs::write(&config, change(std::fs::read_to_string(&config).unwrap())).unwrap();
+    synccli(state).arg("reload").run()
+}
+
+#[test]
+fn a_replica_takes_over_its_configuration_while_it_runs() {
+    let scratch = Scratch::new();
+    let (src, img, copy) = (scratch.src(), scratch.dir("img"), scratch.path("img-copy"));
+    many(&src, 60, 1);
+    many(&img, 60, 2);
+    let one = Daemon::replica(&scratch, "state-one", &scratch.dir("one"), "max_delete = 10");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let connected = || master.logged().matches(" connected ").count();
+    let here = |change: &dyn Fn(String) -> String| reload(&scratch, "state-one", &one.state, change);
+    let share = |name: &str| {
+        let ran = synccli(&one.state).args(&["status", name, "--json"]).ok();
+        ran.json()[0]["shares"][0].clone()
+    };
+
+    // One more, and another limit: nobody has to connect anew.
+    let table = format!("[shares.img]\npath = '{}'\n", copy.display());
+    let ran = here(&|text| text.replace("= 10", "= 12") + &table).code(0);
+    assert_eq!(
+        ran.out().lines().collect::<Vec<_>>(),
+        ["share img is held", "share www: max_delete taken over"],
+        "{ran}"
+    );
+    let replicas = format!("[share.img]\npath = '{}'\nreplicas = ['{}']\n", img.display(), one.address());
+    reload(&scratch, "m", &master.state, |text| text + &replicas).code(0);
+    synccli(&master.state).args(&["push", "img"]).ok();
+    assert_exact(&img, &copy);
+    assert_eq!(connected(), 2, "{}", master.logged());
+    remove_files(&src, 11);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    remove_files(&src, 2);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("max_delete = 12"), "{ran}");
+    synccli(&master.state).args(&["release", "www"]).ok();
+    synccli(&master.state).args(&["push", "www"]).ok();
+
+    // Another way to heal: that share's session alone begins anew.
+    let before = connected();
+    let ran = here(&|text| text.replace("= 12", "= 12\nheal = 'report'\nrescan = '5m'")).code(0);
+    assert_eq!(ran.out().trim(), "share www: heal, rescan taken over");
+    waits_for_copy(&one.state, "in_sync");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_eq!((&share("www")["copy"]["heal"], connected()), (&json!("report"), before + 1));
+    write(scratch.path("one").join("extra"), b"extra");
+    waits_for_copy(&one.state, "drifted");
+    assert!(scratch.path("one/extra").exists());
+
+    // What takes a restart is named, each time.
+    for _ in 0..2 {
+        let change = |text: String| {
+            text.replace("127.0.0.1:", "127.0.0.2:").replace("[shares.www]", "log_level = 'warn'\n[shares.www]")
+        };
+        let ran = here(&|text| if text.contains("log_level") { text } else { change(text) }).code(0);
+        assert_eq!(
+            ran.out().trim(),
+            "listen: takes effect at a restart\nlog_level: takes effect at a restart",
+            "{ran}"
+        );
+    }
+    here(&|text| text.replace("127.0.0.2:", "127.0.0.1:").replace("log_level = 'warn'\n", "")).code(0);
+
+    // Another directory. One that is empty might be a mount point without its file system.
+    let other = scratch.path("other");
+    write(other.join("something"), b"that was there");
+    let ran = here(&|text| text.replace(&*scratch.path("one").to_string_lossy(), &other.to_string_lossy())).code(0);
+    assert_eq!(ran.out().trim(), "share www: path taken over");
+    wait_for("the other directory", PATIENCE, || differences(&snapshot(&src), &snapshot(&other)).is_empty());
+    assert!(scratch.path("one/extra").exists(), "what was left behind is nobody's");
+
+    // One less.
+    let before = connected();
+    let ran = here(&|text| text.replace(&table, "")).code(0);
+    assert_eq!(ran.out().trim(), "share img is not held any more");
+    let ran = synccli(&master.state).args(&["push", "img", "--timeout=3s"]).code(1);
+    assert!(ran.err().contains("there is no share named \"img\" here; there are: www"), "{ran}");
+    write(src.join("later"), b"later");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &other);
+    let status = synccli(&master.state).args(&["status", "www", "--json"]).ok();
+    assert_eq!(status.json()[0]["shares"][0]["replicas"][0]["state"], "in_sync");
+    assert!(connected() >= before);
+
+    // Nobody becomes the master of what he holds, or the other way round, while that goes on.
+    let ran = here(&|text| text.replace("heal = 'report'", "replicas = ['other']")).code(1);
+    assert!(ran.err().contains("share www is held for another master here: only a restart"), "{ran}");
+    assert!(ran.err().contains("nothing was changed"), "{ran}");
+    let ran = reload(&scratch, "m", &master.state, |text| {
+        text.replacen(&format!("replicas = [\"{}\"]", one.address()), "", 1)
+    });
+    assert!(ran.err().contains("share www is mirrored from here: only a restart"), "{ran}");
+}
+
+/// Removes so many of the files of [`many`].
+fn remove_files(top: &Path, count: usize) {
+    let is_file = |path: &std::path::PathBuf| path.is_file();
+    let beneath = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let files = beneath(top).into_iter().filter(|path| path.is_dir()).flat_map(|dir| beneath(&dir)).filter(is_file);
+    files.take(count).for_each(|file| std::fs::remove_file(file).unwrap());
+}
+
+#[test]
+fn a_share_that_goes_ends_with_what_is_under_way_and_may_come_back() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    many(&src, 3000, 1);
+    let beside = format!("[shares.beside]\npath = '{}'\n", scratch.dir("beside").display());
+    let one = Daemon::replica(&scratch, "state-one", &dst, &beside);
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    let table = format!("[shares.www]\npath = '{}'\n", dst.display());
+    for round in 0..4 {
+        many(&src.join(format!("round {round}")), 600, 10 + round);
+        wait_for("a session", PATIENCE, || one.logged().contains(" push from="));
+        std::thread::sleep(std::time::Duration::from_millis(90 * round));
+        reload(&scratch, "state-one", &one.state, |text| text.replace(&table, "")).code(0);
+        assert!(synccli(&one.state).args(&["status", "www"]).code(1).err().contains("no share www here"));
+        wait_for("the session to end", PATIENCE, || !locked(&dst));
+        // What is there is whole.
+        let (there, here) = (snapshot(&src), snapshot(&dst));
+        for (path, node) in here.iter().filter(|(path, _)| !path.starts_with(STAGING.as_bytes())) {
+            let same = there.get(path).is_some_and(|wanted| wanted.content == node.content);
+            assert!(same, "{} is not whole", String::from_utf8_lossy(path));
+        }
+        reload(&scratch, "state-one", &one.state, |text| text + &table).code(0);
+    }
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+    // Waiting for a master that has nothing to say, it ends at once.
+    reload(&scratch, "state-one", &one.state, |text| text.replace(&table, "")).code(0);
+    wait_for("the session to end", PATIENCE, || !locked(&dst));
+}
+
+/// Whether a session has the directory.
+fn locked(dir: &Path) -> bool {
+    let dir = std::fs::File::open(dir).unwrap();
+    rustix::fs::flock(&dir, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+}
+
+#[test]
+fn a_daemon_listens_as_long_as_it_holds_a_share() {
+    let scratch = Scratch::new();
+    let (src, copy) = (scratch.src(), scratch.path("copy"));
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(!master.logged().contains("listening"), "{}", master.logged());
+    let (port, hand) = (support::daemon::free_port(), scratch.path("hand"));
+    let table = format!("[share.copy]\npath = '{}'\n", copy.display());
+    let listen = format!("listen = ['127.0.0.1:{port}']\n");
+    let ran = reload(&scratch, "m", &master.state, |text| listen + &text + &table).code(0);
+    assert_eq!(ran.out().trim(), "share copy is held");
+    master.listens_on("127.0.0.1", port);
+    master.pair(&hand);
+    synccli(&hand).arg("push").arg(&src).arg(master.dest("copy")).ok();
+    assert_exact(&src, &copy);
+    let ran = reload(&scratch, "m", &master.state, |text| text.replace(&table, "")).code(0);
+    assert_eq!(ran.out().trim(), "share copy is not held any more");
+    wait_for("the port", PATIENCE, || std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok());
+    write(src.join("after"), b"after");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert!(master.is_running());
 }
 
 #[test]
@@ -381,7 +577,7 @@ fn what_differs_at_a_replica_is_named() {
     let ran = synccli(&master.state).args(&["verify", "www", "--deep"]).ok();
     assert_eq!(ran.out().matches(": identical").count(), 2, "{ran}");
     let ran = synccli(&master.state).args(&["verify", "www", "--json", "--replica", &name]).ok();
-    assert_eq!((&objects(&ran)[0]["identical"], &objects(&ran)[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
+    assert_eq!((&ran.json()[0]["identical"], &ran.json()[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
 }
 
 #[test]

@@ -12,9 +12,11 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use support::*;
 
 /// Long enough for a loaded machine; what is waited for comes in seconds at most.
@@ -169,6 +171,119 @@ fn drift_is_only_reported_where_that_is_asked_for() {
     append(pair.src.join("d000/f00001"), b"the master's");
     pair.is_healed();
     assert!(pair.replica.logged().contains("it was changed there meanwhile"), "{}", pair.replica.logged());
+}
+
+#[test]
+fn both_sides_say_that_a_replica_has_drifted_until_it_has_not() {
+    let pair = pair("heal = 'report'");
+    let drifted = |first: &str| {
+        waits_for_state(&pair.master.state, 0, "drifted");
+        let (there, here) = (status(&pair.master.state)["replicas"][0]["drift"].clone(), status(&pair.replica.state));
+        assert_eq!((&here["copy"]["state"], &here["copy"]["drift"]), (&json!("drifted"), &there));
+        assert_eq!((&there["first"], &here["copy"]["heal"]), (&json!(first), &json!("report")), "{here}");
+    };
+    let in_sync = || {
+        waits_for_state(&pair.master.state, 0, "in_sync");
+        waits_for_copy(&pair.replica.state, "in_sync");
+    };
+    in_sync();
+    set_mode(pair.dst.join("d000/f00001"), 0o777);
+    drifted("d000/f00001");
+    synccli(&pair.master.state).args(&["status", "--exit-code"]).code(3);
+    let ran = synccli(&pair.replica.state).args(&["status"]).ok();
+    assert!(ran.out().contains("1 name drifted, the first d000/f00001; heal = \"report\""), "{ran}");
+    // A version that has nothing to do with it leaves it as it is, and says so.
+    write(pair.src.join("other"), b"other");
+    wait_for("the new file", PATIENCE, || pair.dst.join("other").exists());
+    synccli(&pair.master.state).args(&["push", "www"]).ok();
+    drifted("d000/f00001");
+    // Whoever did it undoes it.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&pair.src.join("d000/f00001").metadata().unwrap().permissions());
+    set_mode(pair.dst.join("d000/f00001"), mode);
+    in_sync();
+    // Or a version does that is about the same name.
+    append(pair.dst.join("d000/f00002"), b"more");
+    drifted("d000/f00002");
+    append(pair.src.join("d000/f00002"), b"the master's");
+    pair.is_healed();
+    in_sync();
+}
+
+#[test]
+fn a_replica_says_where_it_stands_and_whom_it_hears() {
+    let mut pair = pair("");
+    waits_for_copy(&pair.replica.state, "in_sync");
+    let (here, there) = (status(&pair.replica.state), status(&pair.master.state));
+    assert_eq!(here["version"], there["version"]);
+    let master = &here["copy"]["master"];
+    let id = synccli(&pair.master.state).arg("id").ok().out().trim().to_owned();
+    assert_eq!((&master["id"], &master["connected"], &master["follows"]), (&json!(id), &json!(true), &json!(true)));
+    synccli(&pair.replica.state).args(&["status", "--exit-code"]).ok();
+    let mut watched = std::process::Command::new(bin("synccli"))
+        .arg("--state-dir")
+        .arg(&pair.replica.state)
+        .args(["status", "--watch", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watched.stdout.take().unwrap()).lines();
+    let mut watches = |wanted: &str| {
+        let is = |line: String| line.contains(&format!("\"copy\":{{\"state\":\"{wanted}\""));
+        assert!(lines.by_ref().take(300).any(|line| is(line.unwrap())), "never {wanted}");
+    };
+    watches("in_sync");
+    pair.master.kill();
+    watches("away");
+    watched.kill().unwrap();
+    watched.wait().unwrap();
+    let away = status(&pair.replica.state);
+    assert_eq!(away["version"], there["version"], "it serves what it has");
+    let heard = &away["copy"]["master"];
+    assert_eq!((&heard["id"], &heard["connected"]), (&json!(id), &json!(false)));
+    assert!(heard["heard_seconds"].as_f64().unwrap() > 0.0, "{away}");
+    synccli(&pair.replica.state).args(&["status", "--exit-code"]).code(3);
+    // What nobody undoes.
+    append(pair.dst.join("d000/f00001"), b"more");
+    waits_for_copy(&pair.replica.state, "drifted");
+    assert_eq!(status(&pair.replica.state)["copy"]["drift"], json!({"entries": 1, "first": "d000/f00001"}));
+    // One that begins without a master knows where it stands.
+    assert!(pair.replica.term().1.success());
+    pair.replica.up();
+    let again = status(&pair.replica.state);
+    let version = |status: &Value| (status["version"]["number"].clone(), status["version"]["id"].clone());
+    assert_eq!((version(&again), &again["copy"]["master"]), (version(&there), &Value::Null));
+    waits_for_copy(&pair.replica.state, "drifted");
+    pair.master.restart();
+    waits_for_copy(&pair.replica.state, "in_sync");
+    pair.is_healed();
+    assert_eq!(status(&pair.replica.state)["copy"]["drift"], Value::Null);
+}
+
+#[test]
+fn what_somebody_added_to_a_replica_is_no_deletion_when_it_goes() {
+    let mut pair = pair("max_delete = 10");
+    let add = |dir: &str| many(&pair.dst.join(dir), 40, 9);
+    add("added");
+    pair.is_healed();
+    // Found by a look that began with the connection.
+    pair.master.kill();
+    add("again");
+    write(pair.dst.join("d000/extra"), b"extra");
+    pair.replica.kill();
+    pair.replica.up();
+    pair.master.restart();
+    pair.is_healed();
+    waits_for_copy(&pair.replica.state, "in_sync");
+    assert!(!pair.replica.logged().contains("would be deleted"), "{}", pair.replica.logged());
+    // What was published counts, also where somebody had it there before.
+    many(&pair.dst.join("release"), 40, 5);
+    copy_tree(&pair.dst.join("release"), &pair.src.join("release"));
+    pair.is_healed();
+    waits_for_state(&pair.master.state, 0, "in_sync");
+    let before = snapshot(&pair.dst);
+    remove(&pair.src.join("release"));
+    waits_for_state(&pair.master.state, 0, "held");
+    assert_untouched(&before, &snapshot(&pair.dst));
 }
 
 #[test]

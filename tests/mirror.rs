@@ -22,11 +22,6 @@ use support::*;
 /// Long enough for a loaded machine; what is waited for comes in milliseconds.
 const PATIENCE: u64 = 60;
 
-/// A replica of the share `www` at `SCRATCH/NAME`.
-fn replica(scratch: &Scratch, name: &str) -> Daemon {
-    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
-}
-
 #[track_caller]
 fn becomes_identical(src: &Path, dst: &Path) {
     wait_for("the replica to be identical", PATIENCE, || differences(&snapshot(src), &snapshot(dst)).is_empty());

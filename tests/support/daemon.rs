@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::{Ran, Run, Scratch, bin, signal_child, synccli, wait_for};
 
@@ -21,6 +22,34 @@ pub struct Daemon {
     pub port: u16,
     pub state: PathBuf,
     pub log: PathBuf,
+}
+
+/// A replica of the share `www` at `SCRATCH/NAME`, its state at `SCRATCH/state-NAME`.
+pub fn replica(scratch: &Scratch, name: &str) -> Daemon {
+    Daemon::start(scratch, &format!("state-{name}"), &[("www", &scratch.dir(name))])
+}
+
+/// The share `www` as `synccli status --json` has it, once the daemon with this state directory answers.
+pub fn status(state: &Path) -> Value {
+    let mut share = Value::Null;
+    wait_for("the daemon to answer", 60, || {
+        let ran = synccli(state).args(&["status", "www", "--json"]).run();
+        if ran.status.success() {
+            share = ran.json()[0]["shares"][0].clone();
+        }
+        !share.is_null()
+    });
+    share
+}
+
+/// Waits until a master says so of the replica with this number.
+pub fn waits_for_state(state: &Path, number: usize, wanted: &str) {
+    wait_for(&format!("replica {number} to be {wanted}"), 60, || status(state)["replicas"][number]["state"] == wanted);
+}
+
+/// Waits until a replica says so of itself.
+pub fn waits_for_copy(state: &Path, wanted: &str) {
+    wait_for(&format!("the replica to be {wanted}"), 60, || status(state)["copy"]["state"] == wanted);
 }
 
 /// A UDP port that was free a moment ago.
@@ -125,6 +154,11 @@ impl Daemon {
         let mut daemon = Daemon { child: None, args, behind, host, port: 0, state, log };
         daemon.child = Some(daemon.spawn());
         daemon
+    }
+
+    /// It listens there, as its configuration says.
+    pub fn listens_on(&mut self, host: &str, port: u16) {
+        (self.host, self.port) = (host.to_owned(), port);
     }
 
     /// Has it listen at another address as well.

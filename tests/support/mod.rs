@@ -26,7 +26,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use build::*;
-pub use daemon::Daemon;
+pub use daemon::{Daemon, replica, status, waits_for_copy, waits_for_state};
 pub use disks::*;
 pub use run::*;
 pub use tree::*;

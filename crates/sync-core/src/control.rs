@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::heal::Heal;
 use crate::manifest::Time;
 
 /// The version of what is said here.
@@ -155,7 +156,7 @@ pub struct Status {
     pub daemon: String,
     /// Its configuration file, escaped, if it has one.
     pub config: Option<String>,
-    /// Its shares by name: those that it is the master of, and those that it is a replica of.
+    /// Its shares by name: those that it is the master of, and those that it holds a replica of.
     pub shares: Vec<ShareStatus>,
 }
 
@@ -183,6 +184,8 @@ pub struct ShareStatus {
     pub owner: Option<String>,
     /// On a master, who follows.
     pub replicas: Vec<ReplicaStatus>,
+    /// On a replica, how it fares.
+    pub copy: Option<CopyStatus>,
 }
 
 /// What a machine is to a share.
@@ -217,10 +220,65 @@ pub struct VersionStatus {
     pub number: u64,
     /// Its identity, in hex.
     pub id: String,
-    /// When it was published.
-    pub time: Time,
-    /// How many entries it has.
+    /// When it was published. A replica knows it once a master has told it since the daemon began.
+    pub time: Option<Time>,
+    /// How many entries it has. The same.
+    pub entries: Option<u64>,
+}
+
+/// How a share fares of which this machine holds a replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// What is being done.
+    pub state: CopyState,
+    /// The master that was heard last; `None` if none was since the daemon began.
+    pub master: Option<MasterStatus>,
+    /// What somebody else changed here and is not undone, if there is anything.
+    pub drift: Option<DriftStatus>,
+    /// What is done about that.
+    pub heal: Heal,
+    /// What went wrong last, until the tree is what a version says.
+    pub problem: Option<String>,
+}
+
+/// What is being done with a replica, as it sees that itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyState {
+    /// A master is connected, and the tree is what that wants.
+    InSync,
+    /// It is compared with a version, or brought to it.
+    Receiving,
+    /// No master is connected: what is there is served as it is.
+    Away,
+    /// A version would delete too much. It is not taken until somebody says so on the master.
+    Held,
+    /// Somebody else changed the tree, and that is not undone.
+    Drifted,
+}
+
+/// The master of a replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MasterStatus {
+    /// Its id, as `synccli id` prints it there.
+    pub id: String,
+    /// The address that it came from last.
+    pub address: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// How many seconds ago it was heard last; 0 while it is connected.
+    pub heard_seconds: f64,
+    /// Whether it mirrors its tree; else it was a single push.
+    pub follows: bool,
+}
+
+/// What somebody else changed in the tree of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// How many names.
     pub entries: u64,
+    /// The first of them in the order of the tree, escaped.
+    pub first: Option<String>,
 }
 
 /// How a replica is.
@@ -234,6 +292,8 @@ pub struct ReplicaStatus {
     pub version: Option<u64>,
     /// What it lacks, if that can be told.
     pub lag: Option<Lag>,
+    /// What somebody else changed there, as it tells.
+    pub drift: Option<DriftStatus>,
     /// What went wrong last, until a version is acknowledged.
     pub problem: Option<String>,
     /// Seconds until it is tried again, if it is waited for.
@@ -258,6 +318,8 @@ pub enum ReplicaState {
     Held,
     /// It is left alone, as was asked.
     Paused,
+    /// It has the newest version, but somebody else changed its tree, and that is not undone.
+    Drifted,
 }
 
 /// What a replica lacks.

@@ -4,7 +4,8 @@
 //! Two things are too much. A version that deletes more than allowed of the tree before it, whatever comes in its place:
 //! that is a wiped source, or another tree in its place. And a tree that is smaller by more than allowed than it was at
 //! some time within [`WINDOW`]: that is `rm -rf`, slow enough to be many versions. What comes and goes within that time does
-//! not add up, so a directory of sessions or a log that rotates is no alarm. No clock: `now` is any monotonic time.
+//! not add up, so a directory of sessions or a log that rotates is no alarm. No clock: `now` is any time that does not go back,
+//! and goes on from one process to the next.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -123,6 +124,24 @@ impl DeleteGuard {
         self.most = most;
     }
 
+    /// What a guard needs that goes on counting after this one: see [`DeleteGuard::recall`].
+    pub fn kept(&self) -> Vec<u8> {
+        let numbers =
+            self.peaks.iter().flat_map(|(part, entries)| [u64::try_from(*part).unwrap_or(u64::MAX), *entries]);
+        numbers.flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Goes on where another guard was. A time that has not come yet, because a clock was set back, is taken for now.
+    pub fn recall(&mut self, now: Duration, kept: &[u8]) {
+        let (pairs, _) = kept.as_chunks::<8>();
+        let numbers: Vec<u64> = pairs.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+        self.peaks.clear();
+        for pair in numbers.chunks_exact(2) {
+            self.peak(u128::from(pair[0]).min(part(now)), pair[1]);
+        }
+        self.forget(part(now));
+    }
+
     /// Whether the version may be published.
     ///
     /// # Errors
@@ -149,13 +168,22 @@ impl DeleteGuard {
         if released {
             self.peaks.clear();
         }
+        let this = part(now);
+        self.forget(this);
         // What was there before the first is known from nowhere else. Later on it may hold what nobody published.
         let first = self.peaks.is_empty() && !released;
-        let (this, entries) = (part(now), if first { step.before.max(step.after) } else { step.after });
+        self.peak(this, if first { step.before.max(step.after) } else { step.after });
+    }
+
+    fn peak(&mut self, this: u128, entries: u64) {
         match self.peaks.back_mut() {
             Some((part, peak)) if *part == this => *peak = (*peak).max(entries),
             _ => self.peaks.push_back((this, entries)),
         }
+    }
+
+    /// Forgets what was too long before this part.
+    fn forget(&mut self, this: u128) {
         let oldest = this.saturating_sub(u128::from(PARTS));
         while self.peaks.front().is_some_and(|(part, _)| *part < oldest) {
             self.peaks.pop_front();
@@ -219,6 +247,34 @@ mod tests {
                 (now, entries) = (now + pause, entries - 20);
             }
             assert_eq!((stopped, entries == 500), (caught, caught), "{pause:?} {entries}");
+        }
+    }
+
+    #[test]
+    fn another_process_goes_on_counting() {
+        let mut guard = DeleteGuard::default();
+        guard.passed(MINUTE * 1000, step(1000, 0, 1000), false);
+        guard.passed(MINUTE * 1001, step(1000, 400, 600), false);
+        let again = |now: Duration| {
+            let mut again = DeleteGuard::default();
+            again.recall(now, &guard.kept());
+            again
+        };
+        for (now, counts) in [(1002, true), (1059, true), (1062, false), (5000, false), (3, true)] {
+            let now = MINUTE * now;
+            let checked = again(now).check(now, step(600, 200, 400));
+            assert_eq!(checked.is_err(), counts, "{now:?}");
+        }
+        // A clock that was set back does not make it last: it is an hour from then on.
+        let mut back = again(MINUTE * 3);
+        assert_eq!(back.peaks.len(), 1);
+        back.passed(MINUTE * 64, step(600, 1, 599), false);
+        assert_eq!(back.check(MINUTE * 64, step(599, 290, 309)), Ok(()));
+        // Nor does it trust what it finds.
+        for kept in [&[1, 2, 3][..], &[0; 8], &[0xff; 4096]] {
+            let mut guard = DeleteGuard::default();
+            guard.recall(MINUTE, kept);
+            assert!(guard.peaks.len() <= PARTS as usize + 1);
         }
     }
 

@@ -260,6 +260,44 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
     })
 }
 
+impl Checked {
+    /// Whether a running daemon can turn to this without a restart. What it only cannot take over is none of this.
+    ///
+    /// # Errors
+    /// Why not, with the share.
+    pub fn may_become(&self, new: &Self) -> Result<(), String> {
+        let overlap = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+        let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let state_dir = real(&self.state_dir);
+        let places = |of: &Self| -> Vec<(String, PathBuf)> {
+            of.masters.iter().map(|master| (master.name.clone(), real(&master.path))).collect()
+        };
+        let held = |of: &Self| -> Vec<(String, PathBuf)> {
+            of.shares.iter().map(|share| (share.name.clone(), share.path.clone())).collect()
+        };
+        // Nobody writes to a tree that is being read, nor the other way round: the one would have to have ended.
+        for (before, after, what) in [
+            (held(self), places(new), "is held for another master here: only a restart makes this machine its master"),
+            (places(self), held(new), "is mirrored from here: only a restart makes it the replica of another master"),
+        ] {
+            let meets = |(name, path): &&(String, PathBuf)| {
+                before.iter().any(|(known, place)| known == name || overlap(place, path))
+            };
+            if let Some((name, _)) = after.iter().find(meets) {
+                return Err(format!("share {name} {what}"));
+            }
+        }
+        // Where the running daemon keeps its state, which may be another place than the new one.
+        let mut all = places(new).into_iter().chain(held(new));
+        match all.find(|(_, path)| overlap(path, &state_dir)) {
+            Some((name, _)) => {
+                Err(format!("share {name} overlaps the state directory {} until a restart", shown(&state_dir)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 fn line_of(bytes: &[u8], offset: usize) -> usize {
     1 + bytes.iter().take(offset).filter(|&&b| b == b'\n').count()
 }

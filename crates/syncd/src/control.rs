@@ -204,7 +204,7 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
 }
 
 async fn status(share: Option<&str>, follow: bool, service: &Service, asker: &mut Asker) -> Result<String, OrderError> {
-    let mut changes = service.masters.changes();
+    let mut changes = service.changes();
     loop {
         changes.borrow_and_update();
         let mut now: Status = tokio::task::block_in_place(|| service.status());

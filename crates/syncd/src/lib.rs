@@ -25,7 +25,7 @@ use anyhow::Context as _;
 use sync_core::fs::StateDir;
 use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use args::Verb;
 use config::{Checked, Raw, shown};
@@ -79,11 +79,10 @@ pub async fn run(
     let Checked { state_dir, listen, shares, .. } = config.clone();
     StateDir::open(&state_dir)?;
     let socket = Socket::bind(&state_dir).await?;
+    let changed = watch::channel(()).0;
     // A machine that only is a master listens to nobody.
-    let daemon =
-        if shares.is_empty() { None } else { Some(Daemon::listen(DaemonConfig { state_dir, listen, shares })?) };
-    let shares = daemon.as_ref().map(Daemon::shares).unwrap_or_default();
-    let service = Arc::new(Service::start(config, shares, file, reload, Notifier::from_env()));
+    let daemon = Daemon::listen(DaemonConfig { state_dir, listen, shares }, changed.clone())?;
+    let service = Arc::new(Service::start(config, daemon.handle(), changed, file, reload, Notifier::from_env()));
     let answering = tokio::spawn(socket.serve(Arc::clone(&service), shutdown.clone()));
     let reloading = tokio::spawn({
         let service = Arc::clone(&service);
@@ -102,13 +101,22 @@ pub async fn run(
         let alive = tokio::spawn(async move { notify::keep_alive(&alive).await });
         (alive, tokio::spawn(async move { notify::follow(&service, shutdown).await }))
     });
-    let serves = daemon.is_some();
-    let daemon = async {
-        if let Some(daemon) = daemon {
-            daemon.run(shutdown.clone()).await;
+    // When nothing is left to do, nobody needs to ask for the end.
+    let (end, ended) = watch::channel(false);
+    let relaying = tokio::spawn({
+        let (mut shutdown, end) = (shutdown.clone(), end.clone());
+        async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+            end.send_replace(true);
         }
+    });
+    let mirroring = async {
+        let mirrors = service.masters.run(shutdown.clone(), || service.replicas.serves()).await;
+        end.send_replace(true);
+        mirrors
     };
-    let ((), mirrors) = tokio::join!(daemon, service.masters.run(shutdown.clone(), serves));
+    let ((), mirrors) = tokio::join!(daemon.run(ended), mirroring);
+    relaying.abort();
     if let Some((alive, following)) = telling {
         alive.abort();
         if *shutdown.borrow() {
@@ -127,7 +135,7 @@ pub async fn run(
 
 /// Makes a share's directory if it is missing. One level only: a missing parent is a typing error or a mount that is not
 /// there.
-fn make_share(name: &str, path: &std::path::Path) -> anyhow::Result<()> {
+pub(crate) fn make_share(name: &str, path: &std::path::Path) -> anyhow::Result<()> {
     match std::fs::create_dir(path) {
         Ok(()) => tracing::info!(share = %name, path = %shown(path), "made the share's directory"),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -82,8 +82,7 @@ impl Running {
 
 impl Masters {
     /// Begins to mirror these shares, with indexes in the state directory.
-    pub fn start(masters: Vec<Master>, state_dir: PathBuf) -> Self {
-        let changed = watch::channel(()).0;
+    pub fn start(masters: Vec<Master>, state_dir: PathBuf, changed: watch::Sender<()>) -> Self {
         let start = |master: Master| (master.name.clone(), Running::start(master, &state_dir, &changed));
         let running = Mutex::new(masters.into_iter().map(start).collect());
         Self { state_dir, running, changed }
@@ -160,11 +159,11 @@ impl Masters {
     ///
     /// # Errors
     /// That of the first share that failed.
-    pub async fn run(&self, mut shutdown: Shutdown, serves_others: bool) -> anyhow::Result<()> {
+    pub async fn run(&self, mut shutdown: Shutdown, serves_others: impl Fn() -> bool) -> anyhow::Result<()> {
         let mut changes = self.changes();
         let all_failed = || {
             let running = self.running();
-            !serves_others && !running.is_empty() && running.values().all(|running| running.ended().is_some())
+            !serves_others() && !running.is_empty() && running.values().all(|running| running.ended().is_some())
         };
         while !all_failed() {
             tokio::select! {

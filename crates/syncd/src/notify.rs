@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use sync_core::control::{ReplicaState, Role, ShareState, ShareStatus, Status};
+use sync_core::control::{CopyState, ReplicaState, Role, ShareState, ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::Shutdown;
 
@@ -108,7 +108,7 @@ fn watchdog(within: Option<String>, of: Option<String>, pid: u32) -> Option<Dura
 
 /// Says how the shares are whenever that changed, until it says that the daemon ends.
 pub async fn follow(service: &Service, mut shutdown: Shutdown) {
-    let mut changes = service.masters.changes();
+    let mut changes = service.changes();
     // What came before this was not heard.
     changes.mark_changed();
     let mut said = String::new();
@@ -154,7 +154,17 @@ fn clause(share: &ShareStatus) -> String {
         ShareState::Failed => ", FAILED",
     };
     match share.role {
-        Role::Replica => format!("{} replica{state}", share.name),
+        Role::Replica => {
+            let fares = share.copy.as_ref().map_or("", |copy| match copy.state {
+                CopyState::InSync => ", in sync",
+                CopyState::Receiving => ", receiving",
+                CopyState::Away => ", no master connected",
+                CopyState::Drifted => ", drifted",
+                // Said already.
+                CopyState::Held => "",
+            });
+            format!("{} replica{state}{fares}", share.name)
+        }
         Role::Master => {
             let all = share.replicas.len();
             let in_sync = share.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync).count();
@@ -166,7 +176,8 @@ fn clause(share: &ShareStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sync_core::control::ReplicaStatus;
+    use sync_core::control::{CopyStatus, ReplicaStatus};
+    use sync_core::heal::Heal;
 
     use super::*;
 
@@ -176,6 +187,7 @@ mod tests {
             state: *state,
             version: None,
             lag: None,
+            drift: None,
             problem: None,
             retry_seconds: None,
             link: None,
@@ -192,6 +204,7 @@ mod tests {
             missed: 0,
             owner: None,
             replicas: replicas.iter().map(replica).collect(),
+            copy: None,
         }
     }
 
@@ -202,10 +215,13 @@ mod tests {
     #[test]
     fn a_sentence_tells_of_each_share() {
         use ReplicaState::{CatchingUp, InSync, Offline};
+        let copy = |state| CopyStatus { state, master: None, drift: None, heal: Heal::Heal, problem: None };
         let img = share("img", Role::Replica, ShareState::Ready, &[]);
+        let img = ShareStatus { copy: Some(copy(CopyState::InSync)), ..img };
         let www = share("www", Role::Master, ShareState::Ready, &[InSync, Offline, InSync, CatchingUp]);
-        assert_eq!(said(vec![img.clone(), www]), "2 shares: img replica; www master, 2 of 4 replicas in sync");
-        assert_eq!(said(vec![img]), "1 share: img replica");
+        assert_eq!(said(vec![img.clone(), www]), "2 shares: img replica, in sync; www master, 2 of 4 replicas in sync");
+        let held = ShareStatus { state: ShareState::Held, copy: Some(copy(CopyState::Held)), ..img };
+        assert_eq!(said(vec![held]), "1 share: img replica, HELD");
         let held = share("www", Role::Master, ShareState::Held, &[InSync]);
         assert_eq!(said(vec![held]), "1 share: www master, HELD, 1 of 1 replica in sync");
         assert_eq!(said(Vec::new()), "0 shares");

@@ -2,15 +2,14 @@
 //! read its configuration again.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use sync_core::control::{Role, ShareState, ShareStatus, Status};
+use sync_core::control::{ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::master::OrderError;
-use sync_core::roles::replica::{ShareConfig, Shares};
-use tokio::sync::Mutex;
+use sync_core::roles::replica::{DaemonHandle, ShareConfig};
+use tokio::sync::{Mutex, watch};
 
-use crate::config::{Checked, Master, shown};
+use crate::config::{Checked, shown};
 use crate::masters::Masters;
 use crate::notify::Notifier;
 
@@ -21,70 +20,44 @@ pub type Reload = dyn Fn() -> anyhow::Result<Checked> + Send + Sync;
 pub struct Service {
     /// The shares that this machine is the master of.
     pub masters: Masters,
+    /// Those that it holds for others.
+    pub replicas: DaemonHandle,
     /// Hears how the daemon is.
     pub notifier: Notifier,
+    changed: watch::Sender<()>,
     /// All that was asked for, as far as it is not replaced while the daemon runs.
     config: Mutex<Checked>,
-    /// The shares that it holds for others.
-    shares: Arc<Shares>,
     /// Its file, if it has one.
     file: Option<PathBuf>,
     reload: Option<Box<Reload>>,
 }
 
 impl Service {
-    /// A daemon that does what the configuration says, and holds these shares for others.
+    /// A daemon that does what the configuration says, with these shares held for others. `changed` is told of every change
+    /// of their status, and of all others.
     pub fn start(
         config: Checked,
-        shares: Arc<Shares>,
+        replicas: DaemonHandle,
+        changed: watch::Sender<()>,
         file: Option<PathBuf>,
         reload: Option<Box<Reload>>,
         notifier: Notifier,
     ) -> Self {
-        let masters = Masters::start(config.masters.clone(), config.state_dir.clone());
-        Self { masters, notifier, config: Mutex::new(config), shares, file, reload }
+        let masters = Masters::start(config.masters.clone(), config.state_dir.clone(), changed.clone());
+        Self { masters, replicas, notifier, changed, config: Mutex::new(config), file, reload }
+    }
+
+    /// Told whenever a status may have changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// How its shares are, by name.
     pub fn status(&self) -> Status {
         let mut shares = self.masters.status();
-        shares.extend(self.held());
+        shares.extend(self.replicas.status());
         shares.sort_by(|a, b| a.name.cmp(&b.name));
         Status { daemon: env!("CARGO_PKG_VERSION").to_owned(), config: self.file.as_deref().map(shown), shares }
-    }
-
-    /// The shares that are held for other masters.
-    fn held(&self) -> Vec<ShareStatus> {
-        let Ok(config) = self.config.try_lock() else { return Vec::new() };
-        let held = |ShareConfig { name, path, .. }: &ShareConfig| {
-            let (owner, reason) = self.owner_of(name);
-            ShareStatus {
-                name: name.clone(),
-                path: shown(path),
-                role: Role::Replica,
-                state: ShareState::Ready,
-                reason,
-                version: None,
-                unwatched: None,
-                missed: 0,
-                owner,
-                replicas: Vec::new(),
-            }
-        };
-        config.shares.iter().map(held).collect()
-    }
-
-    /// The id of the master that owns a share, and what there is to say of others.
-    fn owner_of(&self, name: &str) -> (Option<String>, Option<String>) {
-        match self.shares.ownership(name).map(|ownership| ownership.status()) {
-            None => (None, None),
-            Some(Err(error)) => (None, Some(error)),
-            Some(Ok((owner, refused))) => {
-                let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
-                let reason = format!("refused lately, because it is not the owner: {}", refused.join(", "));
-                (owner.map(|owner| owner.to_string()), (!refused.is_empty()).then_some(reason))
-            }
-        }
     }
 
     /// The name of the share that is meant by a name or a path.
@@ -92,7 +65,7 @@ impl Service {
     /// # Errors
     /// There is none.
     pub fn named(&self, share: &str) -> Result<String, OrderError> {
-        let held = self.held();
+        let held = self.replicas.status();
         let resolved = std::fs::canonicalize(Path::new(share)).map(|path| shown(&path)).ok();
         let is_meant =
             |held: &&ShareStatus| held.name == share || held.path == share || resolved.as_ref() == Some(&held.path);
@@ -119,32 +92,22 @@ impl Service {
         let mut config = self.config.lock().await;
         let kept = "; nothing was changed";
         let new = reload().map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
-        let is_held = |master: &Master| {
-            let path = std::fs::canonicalize(&master.path).unwrap_or_else(|_| master.path.clone());
-            config
-                .shares
-                .iter()
-                .any(|held| held.name == master.name || held.path.starts_with(&path) || path.starts_with(&held.path))
-        };
-        if let Some(master) = new.masters.iter().find(|master| is_held(master)) {
-            let name = &master.name;
-            let why =
-                format!("share {name} is held for another master here: only a restart makes this machine its master");
-            return Err(OrderError(format!("{why}{kept}")));
+        config.may_become(&new).map_err(|reason| OrderError(format!("{reason}{kept}")))?;
+        let added = new.shares.iter().filter(|share| !config.shares.contains(share));
+        for ShareConfig { name, path, .. } in added {
+            crate::make_share(name, path).map_err(|error| OrderError(format!("{}{kept}", crate::told(&error))))?;
         }
-        let mut said = self.masters.configure(new.masters.clone());
+        let replicas = tokio::task::block_in_place(|| self.replicas.configure(new.shares.clone(), &new.listen));
+        let mut said = replicas.map_err(|error| OrderError(format!("{error}{kept}")))?;
+        said.extend(self.masters.configure(new.masters.clone()));
         let restart = [
             ("state_dir", config.state_dir != new.state_dir),
-            ("listen", config.listen != new.listen),
-            ("log_format and log_level", (config.log_format, config.log_level) != (new.log_format, new.log_level)),
-            ("shares without replicas", config.shares != new.shares),
+            ("log_format", config.log_format != new.log_format),
+            ("log_level", config.log_level != new.log_level),
         ];
-        said.extend(
-            restart
-                .iter()
-                .filter(|(_, changed)| *changed)
-                .map(|(what, _)| format!("{what}: only a restart takes it over")),
-        );
+        let restart = restart.iter().filter(|(_, changed)| *changed);
+        said.extend(restart.map(|(what, _)| format!("{what}: takes effect at a restart")));
+        config.shares = new.shares;
         config.masters = new.masters;
         if said.is_empty() {
             said.push("nothing changed".to_owned());

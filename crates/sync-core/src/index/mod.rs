@@ -12,6 +12,7 @@
 //! Not for use over a network file system (POSIX locks and shared memory must work), and never inside a tree that is
 //! pushed.
 
+mod additions;
 mod contents;
 mod damage;
 mod error;
@@ -154,8 +155,11 @@ impl Index {
     pub fn scratch_copy(dir: &Path) -> Result<Opened, IndexError> {
         let files = Files::new(dir);
         let found = files.found()?;
-        let (copied, found_any) =
-            if found == Found::Database { (look(&files), true) } else { (schema::open_memory(), false) };
+        let (copied, found_any) = if found == Found::Database {
+            (look(&files, schema::copy_to_memory), true)
+        } else {
+            (schema::open_memory(), false)
+        };
         let (conn, rebuilt) = match copied {
             Ok(conn) => (conn, None),
             Err(Fault::Damaged(reason)) => {
@@ -165,6 +169,19 @@ impl Index {
         };
         let fresh = rebuilt.is_some() || !found_any;
         Ok(Opened { index: Self { inner: Inner::new(None, conn, None) }, rebuilt, fresh })
+    }
+
+    /// Where the replica stands whose index is in `dir`, read without copying it. As [`Index::scratch_copy`] it makes and
+    /// writes no file.
+    ///
+    /// # Errors
+    /// [`IndexError`] if there is an index that cannot be read, or is damaged.
+    pub fn peek_stand(dir: &Path) -> Result<Option<Stand>, IndexError> {
+        let files = Files::new(dir);
+        if files.found()? != Found::Database {
+            return Ok(None);
+        }
+        look(&files, |conn| schema::check(conn).and_then(|()| stand::find(conn))).map_err(|fault| fault.at("read", dir))
     }
 
     /// A copy of this index in memory, as it is now.
@@ -356,28 +373,28 @@ fn create(files: &Files) -> Result<Connection, Fault> {
 /// How often a look begins anew when the process that had the index open closes it at that moment.
 const LOOKS: usize = 5;
 
-/// Copies a database on disk into memory, leaving no trace.
-fn look(files: &Files) -> Result<Connection, Fault> {
+/// Reads a database on disk, leaving no trace.
+fn look<T>(files: &Files, read: impl Fn(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
     for _ in 1..LOOKS {
         // Its log and shared memory go when the holder closes it; the next look then finds it closed.
-        match look_once(files) {
+        match look_once(files, &read) {
             Err((Look::Live, Fault::Sqlite(_))) => {}
             looked => return looked.map_err(|(_, fault)| fault),
         }
     }
-    look_once(files).map_err(|(_, fault)| fault)
+    look_once(files, &read).map_err(|(_, fault)| fault)
 }
 
-fn look_once(files: &Files) -> Result<Connection, (Look, Fault)> {
+fn look_once<T>(files: &Files, read: &dyn Fn(&Connection) -> Result<T, Fault>) -> Result<T, (Look, Fault)> {
     let held = |error: IndexError| (Look::Closed, Fault::from(error));
-    // Kept until the copy is made, so that nobody opens the index meanwhile.
+    // Kept until all is read, so that nobody opens the index meanwhile.
     let holder = files.holder().map_err(held)?;
     let how = match &holder {
         Holder::Somebody => Look::Live,
         Holder::Nobody { .. } if files.has_log().map_err(held)? => Look::Crashed,
         Holder::Nobody { .. } => Look::Closed,
     };
-    let copied = schema::open_looking(&files.db, how).and_then(|source| schema::copy_to_memory(&source));
+    let found = schema::open_looking(&files.db, how).and_then(|source| read(&source));
     drop(holder);
-    copied.map_err(|fault| (how, fault))
+    found.map_err(|fault| (how, fault))
 }

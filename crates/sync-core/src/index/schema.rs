@@ -14,7 +14,7 @@ use super::error::Fault;
 const APPLICATION_ID: i32 = 0x7379_6e63;
 
 /// Each migration takes the schema one version further. Released ones are never edited.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/0001_index.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema/0001_index.sql"), include_str!("schema/0002_additions.sql")];
 
 /// How long a statement waits for a reader or writer of another connection.
 const BUSY: Duration = Duration::from_secs(5);
@@ -85,6 +85,8 @@ pub(super) fn open_memory() -> Result<Connection, Fault> {
 pub(super) fn copy_to_memory(source: &Connection) -> Result<Connection, Fault> {
     let mut copy = bare_memory()?;
     rusqlite::backup::Backup::new(source, &mut copy)?.run_to_completion(1024, Duration::ZERO, None)?;
+    // What this program would do to the index itself.
+    migrate(&copy)?;
     check(&copy)?;
     Ok(copy)
 }

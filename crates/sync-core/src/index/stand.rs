@@ -41,7 +41,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
     pub fn stand(&self) -> Result<Option<Stand>, IndexError> {
-        self.read(|conn| meta(conn, STAND)?.map(|value| decode_stand(&value)).transpose())
+        self.read(find)
     }
 
     /// Says where the replica stands, durably.
@@ -84,6 +84,10 @@ impl Index {
     pub fn set_meta(&self, key: &str, value: Option<&[u8]>) -> Result<(), IndexError> {
         self.commit_with(0, |commit| commit.set_meta(key, value))
     }
+}
+
+pub(super) fn find(conn: &Connection) -> Result<Option<Stand>, Fault> {
+    meta(conn, STAND)?.map(|value| decode_stand(&value)).transpose()
 }
 
 pub(super) fn meta(conn: &Connection, key: &str) -> Result<Option<Vec<u8>>, Fault> {

@@ -16,6 +16,7 @@ pub(super) enum Mark {
     Intent = 7,
     /// 5 marked lists of chunks with other digests.
     Content = 8,
+    Addition = 9,
 }
 
 /// A buffer that rows are laid out in to be summed: one hash over contiguous bytes is several times faster than many

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod pairing;
 pub mod replica;
 
+mod guarding;
 mod identify;
 mod link;
 mod survey;

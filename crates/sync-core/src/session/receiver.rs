@@ -214,6 +214,7 @@ impl Receiver {
             ReceiverInput::Drifted(stand) if self.is_waiting() => self.send(ToMaster::Drifted(stand)),
             // The root that the plan leads to will tell.
             ReceiverInput::Drifted(_) => {}
+            ReceiverInput::Unhealed(unhealed) => self.send(ToMaster::Unhealed(unhealed)),
             ReceiverInput::Resumed(bytes) => self.send(ToMaster::Resumed(bytes)),
             ReceiverInput::Refuse(refusal) => {
                 self.send(ToMaster::Refuse(refusal));

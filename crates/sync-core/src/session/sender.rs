@@ -12,8 +12,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
     Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Hello, Listing, MAX_DIRS, MAX_ENTRIES,
-    MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Wanted,
-    in_messages,
+    MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Unhealed,
+    Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -129,6 +129,8 @@ pub enum Report {
     Resumed(u64),
     /// Somebody else changed the replica's tree: bring it to the newest version, also if it has acknowledged that.
     Drifted,
+    /// So much of what somebody else changed there is not undone, from here on.
+    Unhealed(Unhealed),
 }
 
 /// How the session ended.
@@ -330,6 +332,10 @@ impl Sender {
             }
             (ToMaster::Drifted(stand), state) if self.follows && self.stand.is_some() => {
                 return self.drifted(stand, state);
+            }
+            (ToMaster::Unhealed(unhealed), _) if self.follows && self.stand.is_some() => {
+                self.budget.take(1, 0)?;
+                self.outputs.push_back(SenderOutput::Report(Report::Unhealed(unhealed)));
             }
             (ToMaster::Want(wants), _) => return self.wanted(wants),
             (ToMaster::Described(described), _) => return self.described(described),
@@ -641,6 +647,7 @@ fn name(message: &ToMaster) -> &'static str {
         ToMaster::Notice(_) => "notice",
         ToMaster::Resumed(_) => "resumed bytes",
         ToMaster::Drifted(_) => "drift",
+        ToMaster::Unhealed(_) => "drift that stays",
         ToMaster::Refuse(_) => "refusal",
         ToMaster::Described(_) => "description of an old file",
     }

@@ -285,6 +285,15 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// What somebody else changed in a replica's tree, and nobody has undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unhealed {
+    /// How many names.
+    pub entries: u64,
+    /// The first of them in tree order, if there are any.
+    pub first: Option<RelPath>,
+}
+
 /// An offered content that cannot be sent after all: its file changed or vanished.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unavailable {
@@ -360,6 +369,9 @@ pub enum ToMaster {
     /// Its tree is not what its stand said any more, because somebody else changed it: this is its stand now. Only to a
     /// master that follows, and only before that has told anything.
     Drifted(Stand),
+    /// How much of its tree somebody else changed that is not undone, whenever that is another number than was told in the
+    /// session, which begins with none. For people; only to a master that follows.
+    Unhealed(Unhealed),
 }
 
 macro_rules! messages {
@@ -416,6 +428,7 @@ messages!(ToMaster {
     110 => Described,
     111 => Resumed,
     112 => Drifted,
+    113 => Unhealed,
 });
 
 /// Most items in a message that is a list or starts with one.

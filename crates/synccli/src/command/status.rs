@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use sync_core::control::{Order, ReplicaState, Reply, ShareState, Status};
+use sync_core::control::{CopyState, CopyStatus, Order, ReplicaState, Reply, ShareState, Status};
 
 use crate::args::{StatusArgs, share_text};
 use crate::daemon::ask;
@@ -47,7 +47,17 @@ pub fn run(args: &StatusArgs, state_dir: &Path, out: &Sink) -> Result<Exit, Fail
 /// Whether every share is as it should be, on every replica.
 fn is_well(status: &Status) -> bool {
     status.shares.iter().all(|share| {
-        let ready = share.state == ShareState::Ready;
+        let ready = share.state == ShareState::Ready && share.copy.as_ref().is_none_or(copy_is_well);
         ready && share.replicas.iter().all(|replica| replica.state == ReplicaState::InSync)
     })
+}
+
+/// A share that is pushed to by hand has no master that would have to be there.
+fn copy_is_well(copy: &CopyStatus) -> bool {
+    let by_hand = copy.master.as_ref().is_some_and(|master| !master.follows);
+    match copy.state {
+        CopyState::InSync => true,
+        CopyState::Away => by_hand && copy.problem.is_none(),
+        CopyState::Receiving | CopyState::Held | CopyState::Drifted => false,
+    }
 }

@@ -71,7 +71,7 @@ impl Waiting {
             Reply::Behind { replica } => {
                 let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
                 let since = at.and_then(|at| self.behind.swap_remove(at).1);
-                let silent = replica.state != ReplicaState::CatchingUp;
+                let silent = !matches!(replica.state, ReplicaState::CatchingUp | ReplicaState::Drifted);
                 self.behind.push((replica, silent.then(|| since.unwrap_or(now))));
             }
             _ => {}
@@ -92,7 +92,7 @@ impl Waiting {
         let is_hopeless = |(replica, silent): &(ReplicaStatus, Option<Instant>)| match replica.state {
             ReplicaState::Paused | ReplicaState::Held => true,
             ReplicaState::Offline => silent.is_some_and(|since| now - since >= UNREACHABLE),
-            ReplicaState::InSync | ReplicaState::CatchingUp => false,
+            ReplicaState::InSync | ReplicaState::CatchingUp | ReplicaState::Drifted => false,
         };
         self.version.is_some()
             && self.acknowledged + self.behind.len() >= self.replicas
@@ -118,7 +118,8 @@ impl Say<'_> {
         }
         match reply {
             Reply::Published { share, version, .. } if !self.quiet => {
-                self.out.line(&format!("{share}: version {}, {} entries", version.number, version.entries));
+                let entries = version.entries.map_or_else(String::new, |entries| format!(", {entries} entries"));
+                self.out.line(&format!("{share}: version {}{entries}", version.number));
             }
             Reply::Acknowledged { replica, delivery } if !self.quiet => {
                 let took = delivery.as_ref().map(took).unwrap_or_default();
@@ -141,7 +142,6 @@ fn took(delivery: &DeliveryStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sync_core::manifest::Time;
 
     fn replica(name: &str, state: ReplicaState) -> Reply {
         let name = name.to_owned();
@@ -150,6 +150,7 @@ mod tests {
             state,
             version: None,
             lag: None,
+            drift: None,
             problem: None,
             retry_seconds: None,
             link: None,
@@ -160,7 +161,7 @@ mod tests {
 
     fn waiting(replicas: u64, now: Instant) -> Waiting {
         let mut waiting = Waiting::default();
-        let version = VersionStatus { number: 3, id: String::new(), time: Time::default(), entries: 1 };
+        let version = VersionStatus { number: 3, id: String::new(), time: None, entries: Some(1) };
         waiting.hear(Reply::Published { share: "www".into(), version, replicas }, now);
         waiting
     }

@@ -2,9 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use sync_core::control::{Lag, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, Status, VersionStatus};
+use sync_core::control::{
+    CopyState, CopyStatus, DriftStatus, Lag, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, Status,
+    VersionStatus,
+};
+use sync_core::heal::Heal;
 
 use super::text::{self, escape_text, plural};
+
+/// Characters of a version's id that tell it from others.
+const ID: usize = 12;
 
 /// All of it.
 pub fn lines(status: &Status, now: SystemTime) -> Vec<String> {
@@ -19,17 +26,22 @@ pub fn lines(status: &Status, now: SystemTime) -> Vec<String> {
 }
 
 fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
+    let fares = share.copy.as_ref().map_or("", |copy| copy_state(copy.state));
     let what = match (share.role, share.state) {
-        (Role::Replica, ShareState::Ready) => "replica",
-        (Role::Replica, _) => "replica, not ready",
+        (Role::Replica, _) => fares,
         (Role::Master, ShareState::Ready) => "master",
         (Role::Master, ShareState::Starting) => "master, looking at the tree",
         (Role::Master, ShareState::Held) => "master, HELD",
         (Role::Master, ShareState::Failed) => "master, FAILED",
     };
-    let version = share.version.as_ref().map(|version| format!("  {}", version_text(version, now))).unwrap_or_default();
+    let version = match (&share.version, share.role) {
+        (Some(version), role) => format!("  {}", version_text(version, role, now)),
+        (None, Role::Replica) => "  version none".to_owned(),
+        (None, Role::Master) => String::new(),
+    };
     let mut lines = vec![format!("{}  {}  {what}{version}", share.name, share.path)];
     lines.extend(share.owner.iter().map(|owner| format!("  owned by the master {}", escape_text(owner))));
+    lines.extend(share.copy.iter().flat_map(copy_lines).map(|line| format!("  {line}")));
     lines.extend(share.reason.iter().map(|reason| format!("  {}", escape_text(reason))));
     lines.extend(share.unwatched.iter().map(|why| format!("  {}", escape_text(why))));
     if share.missed > 0 {
@@ -42,12 +54,61 @@ fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
     lines
 }
 
-fn version_text(version: &VersionStatus, now: SystemTime) -> String {
-    let published = Duration::from_secs(u64::try_from(version.time.sec).unwrap_or(0));
-    let age = now.duration_since(SystemTime::UNIX_EPOCH + published).unwrap_or_default();
-    let time = text::time(version.time);
-    let entries = plural(version.entries, "entry", "entries");
-    format!("version {}, {entries}, {time} ({} ago)", version.number, seconds(age.as_secs_f64()))
+fn version_text(version: &VersionStatus, role: Role, now: SystemTime) -> String {
+    let mut text = format!("version {}", version.number);
+    if role == Role::Replica {
+        // Numbers compare within one history only, and a replica may have come from another.
+        text = format!("{text} ({})", version.id.get(..ID).unwrap_or(&version.id));
+    }
+    if let Some(entries) = version.entries {
+        text = format!("{text}, {}", plural(entries, "entry", "entries"));
+    }
+    if let Some(time) = version.time {
+        let published = Duration::from_secs(u64::try_from(time.sec).unwrap_or(0));
+        let age = now.duration_since(SystemTime::UNIX_EPOCH + published).unwrap_or_default();
+        text = format!("{text}, {} ({} ago)", text::time(time), seconds(age.as_secs_f64()));
+    }
+    text
+}
+
+fn copy_state(state: CopyState) -> &'static str {
+    match state {
+        CopyState::InSync => "replica, in sync",
+        CopyState::Receiving => "replica, receiving",
+        CopyState::Away => "replica, no master connected",
+        CopyState::Held => "replica, HELD",
+        CopyState::Drifted => "replica, drifted",
+    }
+}
+
+/// What is said of a share that is held for a master.
+fn copy_lines(copy: &CopyStatus) -> Vec<String> {
+    let master = match &copy.master {
+        None => "no master was heard since the daemon began".to_owned(),
+        Some(master) => {
+            // Two groups of the thirteen.
+            let id = master.id.get(..9).unwrap_or(&master.id);
+            let heard = match master.connected {
+                true => "connected".to_owned(),
+                false => format!("heard {} ago", seconds(master.heard_seconds)),
+            };
+            let once = if master.follows { "" } else { ", a single push" };
+            format!("master {id} at {}, {heard}{once}", master.address)
+        }
+    };
+    let heal = match copy.heal {
+        Heal::Heal => "it is undone when a master is connected",
+        Heal::Report => "heal = \"report\"",
+        Heal::Off => "heal = \"off\"",
+    };
+    let drift = copy.drift.as_ref().map(|drift| format!("{}; {heal}", drift_text(drift)));
+    let problem = copy.problem.as_ref().map(|problem| escape_text(problem));
+    std::iter::once(master).chain(drift).chain(problem).collect()
+}
+
+fn drift_text(drift: &DriftStatus) -> String {
+    let first = drift.first.as_ref().map(|first| format!(", the first {}", escape_text(first))).unwrap_or_default();
+    format!("{} drifted{first}", plural(drift.entries, "name", "names"))
 }
 
 /// What is said of a replica, cell by cell.
@@ -61,6 +122,7 @@ fn row(replica: &ReplicaStatus) -> [String; 5] {
             rest.push(format!("{}/s", bytes(delivery.rate() as u64)));
         }
     }
+    rest.extend(replica.drift.as_ref().map(drift_text));
     rest.extend(replica.problem.as_ref().map(|problem| escape_text(problem)));
     rest.extend(replica.retry_seconds.map(|wait| format!("tried again in {}", seconds(wait))));
     [replica.name.clone(), state(replica.state).to_owned(), version, lag, rest.join("; ")]
@@ -83,6 +145,7 @@ fn state(state: ReplicaState) -> &'static str {
         ReplicaState::Offline => "offline",
         ReplicaState::Held => "HELD",
         ReplicaState::Paused => "paused",
+        ReplicaState::Drifted => "drifted",
     }
 }
 
@@ -136,7 +199,7 @@ pub fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sync_core::control::LinkStatus;
+    use sync_core::control::{LinkStatus, MasterStatus};
     use sync_core::manifest::Time;
 
     use super::*;
@@ -147,6 +210,7 @@ mod tests {
             state,
             version: Some(7),
             lag: None,
+            drift: None,
             problem: None,
             retry_seconds: None,
             link: None,
@@ -165,8 +229,14 @@ mod tests {
             retry_seconds: Some(4.0),
             ..replica("web2.example:99/www", ReplicaState::Offline)
         };
-        let version =
-            VersionStatus { number: 9, id: "ab".into(), time: Time { sec: 1_000_000_000, nsec: 0 }, entries: 1 };
+        let drift = DriftStatus { entries: 3, first: Some("a/b".to_owned()) };
+        let drifted = ReplicaStatus { drift: Some(drift), ..replica("web3/www", ReplicaState::Drifted) };
+        let version = VersionStatus {
+            number: 9,
+            id: "ab".into(),
+            time: Some(Time { sec: 1_000_000_000, nsec: 0 }),
+            entries: Some(1),
+        };
         let share = ShareStatus {
             name: "www".into(),
             path: "/var/www".into(),
@@ -177,7 +247,8 @@ mod tests {
             unwatched: None,
             missed: 0,
             owner: None,
-            replicas: vec![well, away],
+            replicas: vec![well, away, drifted],
+            copy: None,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_300);
         let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
@@ -188,6 +259,61 @@ mod tests {
                 "  REPLICA              STATE    VERSION  BEHIND",
                 "  web1/www             in sync  7        -                                  rtt 0.4 ms",
                 "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; tried again in 4.0 s",
+                "  web3/www             drifted  7        -                                  3 names drifted, the first a/b",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_replica_tells_where_it_stands_and_whom_it_hears() {
+        let copy = CopyStatus { state: CopyState::Away, master: None, drift: None, heal: Heal::Report, problem: None };
+        let share = ShareStatus {
+            name: "www".into(),
+            path: "/var/www".into(),
+            role: Role::Replica,
+            state: ShareState::Ready,
+            reason: None,
+            version: None,
+            unwatched: None,
+            missed: 0,
+            replicas: Vec::new(),
+            copy: Some(copy.clone()),
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_300);
+        let said = |share: &ShareStatus| share_lines(share, now);
+        let none = [
+            "www  /var/www  replica, no master connected  version none",
+            "  no master was heard since the daemon began",
+        ];
+        assert_eq!(said(&share), none);
+
+        let master = |connected| MasterStatus {
+            id: "abcd-efgh-ijkl".into(),
+            address: "192.0.2.1:5".into(),
+            connected,
+            heard_seconds: 61.0,
+            follows: true,
+        };
+        let id = "0123456789abcdef".to_owned();
+        let version = Some(VersionStatus { number: 9, id, time: None, entries: Some(12) });
+        let drift = Some(DriftStatus { entries: 1, first: Some("a/b".into()) });
+        let drifted = CopyStatus { state: CopyState::Drifted, master: Some(master(true)), drift, ..copy.clone() };
+        let problem = Some("a\u{1b}b".to_owned());
+        let away = CopyStatus { master: Some(master(false)), problem, ..copy };
+        assert_eq!(
+            said(&ShareStatus { version: version.clone(), copy: Some(drifted), ..share.clone() }),
+            [
+                "www  /var/www  replica, drifted  version 9 (0123456789ab), 12 entries",
+                "  master abcd-efgh at 192.0.2.1:5, connected",
+                "  1 name drifted, the first a/b; heal = \"report\"",
+            ]
+        );
+        assert_eq!(
+            said(&ShareStatus { version, copy: Some(away), ..share }),
+            [
+                "www  /var/www  replica, no master connected  version 9 (0123456789ab), 12 entries",
+                "  master abcd-efgh at 192.0.2.1:5, heard 61 s ago",
+                "  a\\x1bb",
             ]
         );
     }

@@ -81,6 +81,7 @@ impl Specimen {
         let new = fs::read(&db).unwrap();
         index = open(&home).index;
         step(&index, 3, &mut written);
+        index.write(0, |writer| writer.note_addition(&path("added"))).unwrap();
         index.set_intent(&Intent { target: version(4).id(), paths: vec![path("a"), path("b")] }).unwrap();
         let log = fs::read(home.join("index.db-wal")).unwrap();
         assert_eq!(fs::read(&db).unwrap(), new, "the third version is in the log alone");
@@ -136,6 +137,7 @@ impl Specimen {
         assert!(index.acks()?.iter().all(|stored| *stored == ack(stored.number)));
         assert!(index.stand()?.is_none_or(|found| found == stand(found.number)));
         assert!(index.intent()?.is_none_or(|found| found.target == version(4).id()));
+        assert!(index.additions()?.iter().all(|found| *found == path("added")));
         assert!(index.lineage()?.is_none_or(|lineage| lineage == Lineage([1; 16])));
         assert!(index.meta("source")?.is_none_or(|source| source == b"/srv"));
         for i in 0..20 {

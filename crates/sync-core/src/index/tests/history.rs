@@ -252,3 +252,37 @@ fn a_row_that_is_known_to_differ_is_written_without_a_look_at_the_old_one() {
     assert_eq!(all(&index)[1], file("b", 9));
     assert_eq!(index.inner.writer().query_row("SELECT count(*) FROM tombstones", [], |row| row.get(0)), Ok(0));
 }
+
+#[test]
+fn additions_are_kept_until_the_replica_is_at_a_version() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    let noted = ["b/c", "a", "b", "a"].map(path);
+    index.write(0, |writer| noted.iter().try_for_each(|path| writer.note_addition(path))).unwrap();
+    drop(index);
+    let index = open(temp.path()).index;
+    assert_eq!(index.additions().unwrap(), ["a", "b", "b/c"].map(path));
+    let reached = index.commit_with(0, |commit| {
+        commit.clear_additions()?;
+        commit.set_stand(None)
+    });
+    reached.unwrap();
+    assert_eq!(index.additions().unwrap(), []);
+}
+
+#[test]
+fn an_index_of_the_first_format_is_brought_up_to_date() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = open(temp.path()).index;
+    upsert(&index, 0, &[file("a", 1)]);
+    drop(index);
+    let old = rusqlite::Connection::open(temp.path().join("index.db")).unwrap();
+    old.execute_batch("DROP TABLE additions; PRAGMA user_version = 1").unwrap();
+    drop(old);
+    // Who only looks does not need to have it done before.
+    let looked = Index::scratch_copy(temp.path()).unwrap();
+    assert_eq!((looked.rebuilt, all(&looked.index).len()), (None, 1));
+    let opened = open(temp.path());
+    assert_eq!((opened.rebuilt, all(&opened.index).len()), (None, 1));
+    assert_eq!(opened.index.additions().unwrap(), []);
+}

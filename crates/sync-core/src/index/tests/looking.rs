@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::*;
+use crate::index::Stand;
+use crate::manifest::{Lineage, VersionId};
 
 /// Every file in a directory with its bytes and times.
 fn listing(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
@@ -34,9 +36,17 @@ fn a_closed_index_with_an_awkward_name() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("a?b #%20é");
     let rows = tree(2, 700);
-    upsert(&open(&dir).index, 0, &rows);
+    assert_eq!(Index::peek_stand(&dir).unwrap(), None);
+    let index = open(&dir).index;
+    upsert(&index, 0, &rows);
+    let (version, root) = (VersionId(Digest::of(b"version")), Digest::of(b"root"));
+    let stand = Stand { version, number: 7, lineage: Lineage([3; 16]), root };
+    index.set_stand(Some(&stand)).unwrap();
+    assert_eq!(Index::peek_stand(&dir).unwrap(), Some(stand), "while it is open");
+    drop(index);
     assert!(!dir.join("index.db-wal").exists(), "closing folds the log in");
     assert_eq!(looked(&dir), rows);
+    assert_eq!(Index::peek_stand(&dir).unwrap(), Some(stand));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::meter::Meter;
 use super::outgoing::{Estimate, SendFailure};
 use super::source::{Decided, Source};
 use super::telling::{Telling, Unknown};
+use crate::control::DriftStatus;
 use crate::fs;
 use crate::index::{Ack as IndexedAck, IndexError, Snapshot};
 use crate::manifest::Version;
@@ -30,7 +31,7 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
-    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica,
+    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica, Unhealed,
 };
 
 /// How long a replica may take to end a session before the next.
@@ -156,6 +157,8 @@ pub(super) struct Session<'a> {
     announced: bool,
     /// Told when the replica is not at the version that it acknowledged any more.
     drifted: Arc<Notify>,
+    /// What drifted there and is not undone.
+    unhealed: watch::Sender<Option<DriftStatus>>,
 }
 
 #[derive(Default)]
@@ -306,12 +309,18 @@ impl<'a> Session<'a> {
             said_adopts: adopts,
             announced: false,
             drifted: Arc::default(),
+            unhealed: watch::channel(None).0,
         })
     }
 
     /// Told when somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
     pub fn drifted(&self) -> Arc<Notify> {
         Arc::clone(&self.drifted)
+    }
+
+    /// What somebody else changed in the replica's tree and is not undone, as the replica tells it.
+    pub fn unhealed(&self) -> watch::Receiver<Option<DriftStatus>> {
+        self.unhealed.subscribe()
     }
 
     /// Input by input until the sender says that it is over.
@@ -526,6 +535,10 @@ impl<'a> Session<'a> {
             Report::Drifted => {
                 monitor.notice(Some(dest), "somebody changed its tree there: it is made identical again");
                 self.drifted.notify_one();
+            }
+            Report::Unhealed(Unhealed { entries, first }) => {
+                let first = first.map(|first| first.display());
+                self.unhealed.send_replace((entries > 0).then_some(DriftStatus { entries, first }));
             }
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }

@@ -12,7 +12,7 @@ use super::dial::{Dialed, dial};
 use super::difference::Difference;
 use super::source::Decided;
 use crate::backoff::Backoff;
-use crate::control::DeliveryStatus;
+use crate::control::{DeliveryStatus, DriftStatus};
 use crate::fs;
 use crate::manifest::VersionId;
 use crate::monitor::Problem;
@@ -69,6 +69,8 @@ pub struct Following {
     pub version: Option<(u64, VersionId)>,
     /// Whether that was over this connection: before, it may have been changed there.
     pub is_current: bool,
+    /// What somebody else changed there and is not undone.
+    pub drift: Option<DriftStatus>,
     /// What went wrong last, until a version is acknowledged.
     pub problem: Option<String>,
     /// Whether that is for a person to decide.
@@ -157,7 +159,7 @@ impl Delivery {
             let is_halted = *halted.borrow();
             let wait = if is_halted { Duration::ZERO } else { backoff.next(random()) };
             fate.update(|fate| {
-                (fate.connection, fate.is_current) = (None, false);
+                (fate.connection, fate.is_current, fate.drift) = (None, false, None);
                 fate.retry = (!is_halted).then(|| Instant::now() + wait);
                 if let (Err(problem), false) = (&ended, is_halted) {
                     fate.problem = Some(problem.to_string());
@@ -204,12 +206,15 @@ impl Delivery {
             let (events, mut source) = mpsc::unbounded_channel();
             let before = connection.traffic();
             let told = Mutex::new(None);
-            let drifted = session.drifted();
+            let (drifted, unhealed) = (session.drifted(), session.unhealed());
             let run = session.run(&mut source, halted, &replica);
             let Delivered { version, open, hold, problem, .. } = tokio::select! {
                 delivered = run => delivered,
                 never = tell(news, acknowledged, &drifted, events, &told) => match never {},
+                never = note(unhealed.clone(), fate) => match never {},
             };
+            // What came last may not be noted yet.
+            let drift = unhealed.borrow().clone();
             let Some(version) = version else {
                 fate.update(|fate| {
                     // A session that was open before it was decided did not say so: the next one does.
@@ -230,7 +235,7 @@ impl Delivery {
             let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
             fate.update(|fate| {
                 (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
-                (fate.problem, fate.held, fate.is_anothers) = (None, false, false);
+                (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, drift);
                 fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });
             backoff.reset();
@@ -266,6 +271,15 @@ async fn tell(
         let _ = events.send(SourceEvent::Published(news.clone()));
     }
     let _events = events;
+    std::future::pending().await
+}
+
+/// Notes what the replica tells that drifted there and is not undone.
+async fn note(mut unhealed: watch::Receiver<Option<DriftStatus>>, fate: &Fate) -> std::convert::Infallible {
+    while unhealed.changed().await.is_ok() {
+        let drift = unhealed.borrow_and_update().clone();
+        fate.update(|fate| fate.drift = drift);
+    }
     std::future::pending().await
 }
 

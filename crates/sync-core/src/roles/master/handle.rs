@@ -170,7 +170,7 @@ impl Shared {
 /// A version in words.
 pub fn version_status(version: &Version, entries: u64) -> VersionStatus {
     let Version { number, time, .. } = *version;
-    VersionStatus { number, id: version.id().0.to_hex(), time, entries }
+    VersionStatus { number, id: version.id().0.to_hex(), time: Some(time), entries: Some(entries) }
 }
 
 /// A mirror that runs.
@@ -319,6 +319,7 @@ impl MirrorHandle {
             missed: self.shared.missed.load(Ordering::Relaxed),
             owner: None,
             replicas: Vec::new(),
+            copy: None,
         };
         drop(state);
         // Only who is behind makes it worth reading.
@@ -383,7 +384,7 @@ fn seconds_between(from: Time, to: Time) -> f64 {
 }
 
 fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
-    let Following { connection, version, is_current, problem, held, retry, delivery, .. } = follower.fate.get();
+    let Following { connection, version, is_current, drift, problem, held, retry, delivery, .. } = follower.fate.get();
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
     let acknowledged =
         version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
@@ -393,6 +394,7 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
         Wish::Rest if has_newest => ReplicaState::InSync,
         _ if held => ReplicaState::Held,
         _ if connection.is_none() => ReplicaState::Offline,
+        _ if has_newest && is_current && drift.is_some() => ReplicaState::Drifted,
         _ if has_newest && is_current => ReplicaState::InSync,
         _ => ReplicaState::CatchingUp,
     };
@@ -410,6 +412,7 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
         state,
         version: acknowledged,
         lag: acknowledged.zip(history).and_then(|(has, history)| history.lag(has).ok()),
+        drift,
         problem,
         retry_seconds: retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
         link,

@@ -5,8 +5,8 @@
 //! whole tree, so that a hint too many costs nothing and one that is lost is found by the next look at everything.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -25,13 +25,14 @@ use crate::control::ShareState;
 use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, place};
-use crate::guard::{DeleteGuard, MaxDelete, Step};
+use crate::guard::{MaxDelete, Step};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
 use crate::options::{Destination, PushRequest};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
+use crate::roles::guarding::{Counted, Guard};
 use crate::roles::survey::LastLook;
 use crate::roles::watching::{self, Hints};
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
@@ -77,7 +78,7 @@ pub struct Mirror {
     /// The process is asked to stop.
     stop: Arc<AtomicBool>,
     /// What was deleted lately.
-    guard: Mutex<DeleteGuard>,
+    guard: Arc<Guard>,
     /// What the next batch is allowed once.
     release: bool,
 }
@@ -111,7 +112,7 @@ impl Mirror {
         let meter = Meter::new(Arc::clone(&monitor), 0);
         let hints = Hints::new(settle_options(&config));
         let shared = Arc::new(Shared::new(&config, changed));
-        let guard = Mutex::new(DeleteGuard::new(config.max_delete));
+        let guard = Guard::new(config.max_delete);
         let (orders, ordered) = mpsc::unbounded_channel();
         let handle = MirrorHandle::new(Arc::clone(&shared), orders);
         let mirror = Self {
@@ -199,6 +200,10 @@ impl Mirror {
             return Err(self.failed("it is not where it was a moment ago".to_owned()));
         }
         let watch = self.complete(watch, &source);
+        match self.guard.recall(&source.index) {
+            Err(IndexError::Damaged(reason)) => source.rebuild_index(&reason, &*self.monitor)?,
+            recalled => recalled?,
+        }
         self.hints.add(Hint::Overflow);
         Ok(Open { source, watch, last: None, told: None })
     }
@@ -365,7 +370,10 @@ impl Mirror {
             *self.hints.settle() = Settle::new(settle_options(&config));
             self.hints.add(Hint::Overflow);
         }
-        self.guard().allow(config.max_delete);
+        self.guard.allow(config.max_delete);
+        if config.request.source != self.config.request.source {
+            self.guard.forget();
+        }
         self.config = config;
         new
     }
@@ -472,10 +480,10 @@ impl Mirror {
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
         // A tree that was replaced while it was looked at may be half gone.
         check_place(open)?;
-        let step = self.guarded(source, &decided, &difference)?;
-        source.commit(&decided, &difference, &*self.monitor)?;
-        if let Some(step) = step {
-            self.guard().passed(self.hints.now(), step, self.release);
+        let counted = self.guarded(source, &decided, &difference)?;
+        source.commit(&decided, &difference, counted.as_ref(), &*self.monitor)?;
+        if let Some(counted) = counted {
+            self.guard.keep(counted);
         }
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
@@ -493,25 +501,21 @@ impl Mirror {
         Ok(Some((Arc::new(decided), Arc::new(difference))))
     }
 
-    fn guard(&self) -> MutexGuard<'_, DeleteGuard> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How the number of entries changes with a version, if it is a new one; held if too much would go.
-    fn guarded(&self, source: &Source, decided: &Decided, difference: &Difference) -> Result<Option<Step>, Stopped> {
+    /// What is counted of a version, if it is a new one; held if too much would go.
+    fn guarded(&self, source: &Source, decided: &Decided, difference: &Difference) -> Result<Option<Counted>, Stopped> {
         if difference.is_of(&decided.version) {
             return Ok(None);
         }
         let before = source.index.latest_version()?.map_or(0, |published| published.counts.entries);
         let most = self.config.max_delete.of(before);
         let step = Step { before, deletes: difference.deletes(most), after: decided.entries };
-        match self.guard().check(self.hints.now(), step) {
+        match self.guard.check(step) {
             Err(error) if !self.release => {
                 let why =
                     format!("{error}; the replicas keep what they have: if it is meant, say so with `synccli release`");
                 Err(self.hold(self.failed(why).to_string()))
             }
-            _ => Ok(Some(step)),
+            _ => Ok(Some(self.guard.counting(step, self.release))),
         }
     }
 

@@ -220,7 +220,7 @@ fn read_once(
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
     tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
-    source.commit(&decided, &difference, monitor)?;
+    source.commit(&decided, &difference, None, monitor)?;
     tell(SourceEvent::Committed);
     // While the destinations publish.
     source.keep_contents(&difference)?;

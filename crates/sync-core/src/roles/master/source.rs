@@ -27,6 +27,7 @@ use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
 use crate::region::Region;
 use crate::relative::moved_dirs;
+use crate::roles::guarding::Counted;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, LastLook, Pending, Survey, SurveyOptions, survey, survey_names};
 use crate::roles::tree::Remembered;
@@ -358,15 +359,26 @@ impl Source {
     }
 
     /// Makes the version durable in the index, for which previous contents give room if they must.
-    pub fn commit(&self, decided: &Decided, difference: &Difference, monitor: &dyn Monitor) -> Result<(), PushError> {
-        let commit = || self.try_commit(decided, difference);
+    pub fn commit(
+        &self,
+        decided: &Decided,
+        difference: &Difference,
+        counted: Option<&Counted>,
+        monitor: &dyn Monitor,
+    ) -> Result<(), PushError> {
+        let commit = || self.try_commit(decided, difference, counted);
         match &self.previous {
             Some(previous) => previous.giving_room(self.history.as_ref(), monitor, commit),
             None => commit(),
         }
     }
 
-    fn try_commit(&self, decided: &Decided, difference: &Difference) -> Result<(), PushError> {
+    fn try_commit(
+        &self,
+        decided: &Decided,
+        difference: &Difference,
+        counted: Option<&Counted>,
+    ) -> Result<(), PushError> {
         let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
@@ -396,6 +408,7 @@ impl Source {
             }
             write(commit)?;
             chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
+            counted.map_or(Ok(()), |counted| counted.write(commit))?;
             commit.add_version(version, &counts)
         })?;
         self.written_soon().clear();

@@ -19,6 +19,7 @@ use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
+use crate::roles::guarding::Counted;
 use crate::roles::tree;
 use crate::wire::{Ack, Announce, Refusal, ReplicaStats};
 
@@ -127,7 +128,9 @@ impl Application {
             false => Vec::new(),
         };
         let refusal = too_many_deletes(opened, &plan);
-        let (before, deletes) = (opened.entries(), plan.deletes);
+        // What somebody else added since is no loss: it counts neither as there nor as deleted.
+        let added = deleted_additions(opened, &plan);
+        let (before, deletes) = (opened.entries().saturating_sub(added), plan.deletes.saturating_sub(added));
         let step = guard::Step { before, deletes, after: (before + stats.created).saturating_sub(deletes) };
         let announce = announce.clone();
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
@@ -224,7 +227,7 @@ impl Application {
         check_place(opened)?;
         if self.steps.is_empty() {
             // Nothing there changes.
-            return if self.announce.committed { self.publish(opened, stop).map(Some) } else { Ok(None) };
+            return if self.announce.committed { self.publish(opened, stop, None).map(Some) } else { Ok(None) };
         }
         opened.changes();
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
@@ -246,8 +249,14 @@ impl Application {
     }
 
     /// Makes it visible and durable, and acknowledges what the disk then holds. Once `stop` is raised it gives up what
-    /// is left of the plan; the intent stays, and the next session finds out by looking how far this one came.
-    pub fn publish(&mut self, opened: &mut Opened, stop: &Arc<AtomicBool>) -> Result<Ack, String> {
+    /// is left of the plan; the intent stays, and the next session finds out by looking how far this one came. What the
+    /// guard has counted is written with the rest.
+    pub fn publish(
+        &mut self,
+        opened: &mut Opened,
+        stop: &Arc<AtomicBool>,
+        counted: Option<&Counted>,
+    ) -> Result<Ack, String> {
         check_place(opened)?;
         opened.own()?;
         opened.keep();
@@ -258,7 +267,7 @@ impl Application {
         }
         let mut publisher = self.publisher.take();
         publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
-        let mut ack = self.conclude(opened, publisher).map_err(|Reason(reason)| reason)?;
+        let mut ack = self.conclude(opened, publisher, counted).map_err(|Reason(reason)| reason)?;
         self.find_unmade(opened).map_err(|e| e.to_string())?;
         for (count, (kind, _)) in ack.refused.iter_mut().zip(Refused::KINDS) {
             if kind == Refused::DEVICE {
@@ -331,7 +340,12 @@ impl Application {
 
     /// Publishes, if there is anything to publish, and writes down what is on disk then and where the replica stands:
     /// in one transaction, which takes up rows while others are still being published, and ends after the last flush.
-    fn conclude(&mut self, opened: &mut Opened, publisher: Option<Publisher>) -> Result<Ack, Reason> {
+    fn conclude(
+        &mut self,
+        opened: &mut Opened,
+        publisher: Option<Publisher>,
+        counted: Option<&Counted>,
+    ) -> Result<Ack, Reason> {
         let marks = self.marks(&opened.index)?;
         // Every row will be what the plan made of it, and so will the root, unless something fails.
         let foreseen = marks.is_empty() && self.announce.holds.is_empty() && !has_unseen(opened);
@@ -393,7 +407,8 @@ impl Application {
                 commit.set_meta(PRIVILEGE, Some(&privilege()))?;
                 commit.set_meta(UNFLUSHED, None)?;
                 commit.set_meta(POLICY, Some(&policy))?;
-                commit.set_stand(stand.as_ref())?;
+                counted.map_or(Ok(()), |counted| counted.write(commit))?;
+                stands(commit, stand.as_ref())?;
                 if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
             });
             // When the index fails, what fails on disk is told all the same.
@@ -411,9 +426,12 @@ impl Application {
         if !foreseen {
             let stand = self.stand(opened, self.root);
             index.commit_with(0, |commit| -> Result<(), IndexError> {
-                commit.set_stand(stand.as_ref())?;
+                stands(commit, stand.as_ref())?;
                 commit.clear_intent()
             })?;
+        }
+        if index.stand()?.is_some() {
+            opened.additions.clear();
         }
         if self.failures == 0 {
             opened.completed();
@@ -576,6 +594,14 @@ fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed
     observer.map(|observer| observer.look(placed)).unwrap_or_default()
 }
 
+/// Says where the replica stands. At a version nothing is there any more that no version had.
+fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>) -> Result<(), IndexError> {
+    if stand.is_some() {
+        commit.clear_additions()?;
+    }
+    commit.set_stand(stand)
+}
+
 /// Whether something here could not be looked at: it is not known to be identical.
 fn has_unseen(opened: &Opened) -> bool {
     opened.holds.iter().any(|hold| !opened.apart.covers(hold))
@@ -676,6 +702,17 @@ fn tell_of_moves(plan: &Plan, items: &mut [Item]) {
             _ => {}
         }
     }
+}
+
+/// How many of the entries that a plan deletes, and that appear nowhere else, no version had.
+fn deleted_additions(opened: &Opened, plan: &Plan) -> u64 {
+    if opened.additions.is_empty() {
+        return 0;
+    }
+    let leaving: HashSet<&RelPath> = plan.steps.iter().filter_map(|step| moved_from(plan, step)).collect();
+    let is_lost = |step: &&Step| step.action == Action::Delete && !leaving.contains(&step.path);
+    let lost = plan.steps.iter().filter(is_lost);
+    lost.filter(|step| opened.additions.contains(&step.path)).count() as u64
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {

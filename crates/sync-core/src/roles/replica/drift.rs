@@ -1,6 +1,6 @@
 //! What somebody else changed in a replica's tree, as a look at it beside its rows has found.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::path::{RelPath, escape};
 use crate::roles::survey::Survey;
@@ -8,12 +8,17 @@ use crate::roles::survey::Survey;
 /// How many paths of one look are logged; the others are counted.
 const NAMED: usize = 20;
 
+/// How many paths that drifted are kept; the others are counted.
+const KEPT: usize = 10_000;
+
 /// Entries that are not what their rows say.
 #[derive(Debug, Default)]
 pub struct Drift {
     first: Vec<(RelPath, &'static str)>,
     /// Entries beneath a directory that came or went, which is told for all.
     beneath: u64,
+    /// Up to [`KEPT`] of all.
+    paths: Vec<RelPath>,
     count: u64,
 }
 
@@ -48,6 +53,9 @@ impl Drift {
                 continue;
             }
             drift.count += 1;
+            if drift.paths.len() < KEPT {
+                drift.paths.push(path.clone());
+            }
             if whole.is_some_and(|(top, with)| what == with && path.is_beneath(top)) {
                 drift.beneath += 1;
                 continue;
@@ -74,6 +82,46 @@ impl Drift {
         if let more @ 1.. = self.count - self.beneath - self.first.len() as u64 {
             tracing::warn!(share, "drift: and {more} more");
         }
+    }
+}
+
+/// What drifted and was not undone, as far as the looks until now tell.
+#[derive(Debug, Default)]
+pub struct Unhealed {
+    /// Up to [`KEPT`], and whether the rows have it, so that the next version that is reached undoes it.
+    paths: BTreeMap<RelPath, bool>,
+    /// Beyond those: what the rows do not have, and what they do.
+    more: [u64; 2],
+}
+
+impl Unhealed {
+    /// A look at these names, or at everything, has found all the drift that there is now; the rows have it from here on
+    /// (`taken`), or not.
+    pub fn looked(&mut self, names: Option<&BTreeSet<RelPath>>, found: &Drift, taken: bool) {
+        match names {
+            Some(names) => self.paths.retain(|path, _| !is_within(path, names)),
+            None => *self = Self::default(),
+        }
+        let mut known = 0;
+        for path in &found.paths {
+            if self.paths.len() < KEPT || self.paths.contains_key(path) {
+                self.paths.insert(path.clone(), taken);
+                known += 1;
+            }
+        }
+        self.more[usize::from(taken)] += found.count - known;
+    }
+
+    /// The tree is what a version is, but for what the rows do not have.
+    pub fn reached(&mut self) {
+        self.paths.retain(|_, taken| !*taken);
+        self.more[1] = 0;
+    }
+
+    /// How many entries, and the first, if there are any.
+    pub fn all(&self) -> Option<(u64, RelPath)> {
+        let (first, _) = self.paths.first_key_value()?;
+        Some((self.paths.len() as u64 + self.more.iter().sum::<u64>(), first.clone()))
     }
 }
 
@@ -172,6 +220,22 @@ mod tests {
         let asked = BTreeSet::from(["", "a/new", "gone"].map(|path| RelPath::new(path).unwrap()));
         let some = Drift::of(&found, Some(&asked), false);
         assert_eq!(names(&some), [("a/new".to_owned(), "created"), ("gone".to_owned(), "deleted")]);
+        // What is not undone is what the looks have found since, each at its names.
+        let mut unhealed = Unhealed::default();
+        let all = |unhealed: &Unhealed| unhealed.all().map(|(count, first)| (count, first.display()));
+        unhealed.looked(None, &drift, false);
+        assert_eq!(all(&unhealed), Some((8, "a/edited".to_owned())));
+        unhealed.reached();
+        assert_eq!(all(&unhealed).map(|all| all.0), Some(8), "the rows know nothing of it");
+        let edited = BTreeSet::from([RelPath::new("a/edited").unwrap()]);
+        unhealed.looked(Some(&edited), &Drift::default(), false);
+        assert_eq!(all(&unhealed), Some((7, "a/new".to_owned())));
+        unhealed.looked(Some(&asked), &some, true);
+        assert_eq!(all(&unhealed).map(|all| all.0), Some(7), "found again");
+        unhealed.reached();
+        assert_eq!(all(&unhealed), Some((3, "made".to_owned())));
+        unhealed.looked(None, &Drift::default(), true);
+        assert_eq!(all(&unhealed), None);
         // A replica that keeps what the master does not have may have more.
         let kept = names(&Drift::of(&found, None, true));
         assert!(!kept.iter().any(|(_, what)| *what == "created") && kept.len() == 3, "{kept:?}");

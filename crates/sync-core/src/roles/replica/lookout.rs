@@ -17,6 +17,7 @@ use tokio::task::{block_in_place, spawn_blocking};
 use super::drift::Drift;
 use super::open::{OpenError, Opened};
 use super::shares::Share;
+use super::standing::Standing;
 use crate::backoff::jittered;
 use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, Root, STAGING_NAME};
@@ -47,6 +48,8 @@ pub struct Lookout {
     hints: Arc<Hints>,
     state: Mutex<State>,
     changed: Notify,
+    /// Hears how the tree is.
+    standing: Arc<Standing>,
 }
 
 #[derive(Default)]
@@ -106,10 +109,10 @@ struct Tree {
 
 impl Lookout {
     /// For a share that is looked at every `rescan` as well, to find what no event told. `None` if nobody is to look.
-    pub fn new(share: Share, heal: Heal, rescan: Duration) -> Option<Arc<Self>> {
+    pub fn new(share: Share, heal: Heal, rescan: Duration, standing: Arc<Standing>) -> Option<Arc<Self>> {
         let hints = Hints::new(SettleOptions::default());
         let (state, changed) = (Mutex::default(), Notify::new());
-        (heal != Heal::Off).then(|| Arc::new(Self { share, heal, rescan, hints, state, changed }))
+        (heal != Heal::Off).then(|| Arc::new(Self { share, heal, rescan, hints, state, changed, standing }))
     }
 
     /// Whether what drifted is healed.
@@ -155,8 +158,9 @@ impl Lookout {
         }
     }
 
-    /// Logs what a look has found, and whether a session heals it. The next one waits.
-    pub fn tell(&self, drift: &Drift, healed: bool) {
+    /// Logs what a look at these names, or at everything, has found, and whether a session heals it. The next one waits.
+    pub fn tell(&self, names: Option<&BTreeSet<RelPath>>, drift: &Drift, healed: bool) {
+        self.standing.looked(names, drift, healed);
         let count = drift.count();
         if count == 0 {
             return;
@@ -186,7 +190,7 @@ impl Lookout {
         while !*shutdown.borrow() {
             match block_in_place(|| self.listen()) {
                 Ok(mut tree) => {
-                    said.clear();
+                    self.recovered(&mut said);
                     self.serve(&mut tree, &mut said, &mut shutdown).await;
                 }
                 Err(why) => self.warn_once(&mut said, why),
@@ -201,7 +205,15 @@ impl Lookout {
     fn warn_once(&self, said: &mut String, why: String) {
         if *said != why {
             tracing::warn!(share = self.share.name, "{why}");
+            self.standing.tree(Some(&why));
             *said = why;
+        }
+    }
+
+    fn recovered(&self, said: &mut String) {
+        if !said.is_empty() {
+            self.standing.tree(None);
+            said.clear();
         }
     }
 
@@ -216,6 +228,7 @@ impl Lookout {
             return Err(gone(error));
         }
         let watch = watching::complete(watch, &root).inspect_err(|why| self.not_watched(why)).ok();
+        self.watched(watch.is_some());
         self.hints.add(Hint::Overflow);
         Ok(Tree { root, watch })
     }
@@ -232,7 +245,15 @@ impl Lookout {
 
     fn not_watched(&self, why: &str) {
         let (share, every) = (&*self.share.name, self.rescan.min(UNWATCHED).as_secs());
-        tracing::warn!(share, "changes are not heard of: {why}; the tree is looked at about every {every} s");
+        let text = format!("changes are not heard of: {why}; the tree is looked at about every {every} s");
+        tracing::warn!(share, "{text}");
+        self.standing.unwatched(Some(&text));
+    }
+
+    fn watched(&self, is_watched: bool) {
+        if is_watched {
+            self.standing.unwatched(None);
+        }
     }
 
     /// Finds out from batch after batch where to look. Ends on shutdown, or when the tree is not where it was.
@@ -249,8 +270,7 @@ impl Lookout {
                 match block_in_place(|| self.take_up(tree, batch)) {
                     Some(look) => self.owe(look),
                     None => {
-                        let place = self.share.describe();
-                        tracing::warn!(share = self.share.name, "{place} was moved, unmounted or replaced");
+                        self.warn_once(said, format!("{} was moved, unmounted or replaced", self.share.describe()));
                         // Whoever has it open finds the same.
                         self.owe(Look::EVERYTHING);
                         return;
@@ -266,6 +286,7 @@ impl Lookout {
                     // Whatever was in the way may have been removed.
                     if tree.watch.is_none() {
                         tree.watch = watching::complete(self.watch(), &tree.root).ok();
+                        self.watched(tree.watch.is_some());
                     }
                     rescan = Instant::now() + self.next_rescan(tree);
                     self.hints.add(Hint::Overflow);
@@ -328,8 +349,8 @@ impl Lookout {
                 None => return,
             }
         };
-        let (share, stopped) = (self.share.clone(), Arc::clone(&stop));
-        let mut looking = spawn_blocking(move || Opened::inspect(&share, look.names.as_ref(), &stopped));
+        let (share, names, stopped) = (self.share.clone(), look.names.clone(), Arc::clone(&stop));
+        let mut looking = spawn_blocking(move || Opened::inspect(&share, names.as_ref(), &stopped));
         let found = tokio::select! {
             found = &mut looking => found,
             () = over(shutdown) => {
@@ -339,8 +360,8 @@ impl Lookout {
         };
         match found {
             Ok(Ok(drift)) => {
-                said.clear();
-                self.tell(&drift, false);
+                self.recovered(said);
+                self.tell(look.names.as_ref(), &drift, false);
             }
             // Who opened the share meanwhile looks at everything.
             Ok(Err(OpenError::Survey(SurveyError::Stopped))) => {}

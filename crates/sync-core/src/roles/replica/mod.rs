@@ -17,6 +17,7 @@ mod owner;
 mod shares;
 mod staging;
 mod stand_in;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -25,15 +26,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 
-pub use daemon::{Daemon, DaemonConfig, DaemonError, ShareConfig};
+pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonHandle, ShareConfig};
 pub use owner::Ownership;
 pub use shares::{Share, Shares};
 
+use crate::control::VersionStatus;
 use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
-use crate::path::escape;
+use crate::path::{RelPath, escape};
 use crate::region::Region;
 use crate::roles::link::{Control, LinkError};
 use crate::roles::{Shutdown, memory};
@@ -41,15 +44,17 @@ use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
     ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica,
-    Wanted,
+    Unhealed, Wanted,
 };
 use apply::Application;
 use basis::Describer;
 use lookout::{Look, Lookout};
 use open::{OpenError, Opened};
 use owner::{Admission, Asks};
+use shares::{Held, Left};
 use staging::{Expected, Stager};
 use stand_in::StandIns;
+use standing::Attendance;
 
 /// How long a master may take to open its session once it is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +69,7 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
     loop {
         let accepted = tokio::select! {
             accepted = accept(&connection, followed.is_some()) => accepted,
+            () = left(followed.as_ref()) => Err(LinkError::Interrupted),
             _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
         };
         let control = match accepted {
@@ -128,6 +134,9 @@ struct Followed {
     share: String,
     /// `None` if the next session must look at the tree anew.
     opened: Option<Opened>,
+    attendance: Option<Attendance>,
+    /// See [`Held::left`].
+    left: Option<Left>,
 }
 
 impl Followed {
@@ -161,6 +170,16 @@ fn log_problems(share: &str, problems: &[Problem]) {
     }
 }
 
+/// Waits until the share is not held any more, or not in this way, if there is one.
+async fn left(followed: Option<&Followed>) {
+    if let Some(mut left) = followed.and_then(|followed| followed.left.clone())
+        && left.wait_for(Option::is_some).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Waits for somewhere to look, if anybody tells.
 async fn due(lookout: Option<&Lookout>) -> Look {
     match lookout {
@@ -188,8 +207,16 @@ struct Session {
     released: bool,
     /// Of an embedded replica it is empty.
     share: String,
-    /// What watches the share's tree.
-    lookout: Option<Arc<Lookout>>,
+    /// The share, once it is known.
+    held: Option<Held>,
+    /// Listens whether it goes on being held.
+    leaving: JoinSet<()>,
+    /// That the master is here, once it has opened the share. Not in a dry run.
+    attendance: Option<Attendance>,
+    /// Whether the master has told anything against the stand.
+    receives: bool,
+    /// What the master was told that drifted and is not undone.
+    unhealed: Option<(u64, RelPath)>,
     /// Whether the master keeps previous contents.
     history: bool,
     opened: Option<Opened>,
@@ -226,7 +253,11 @@ impl Session {
             follows: false,
             released: false,
             share: String::new(),
-            lookout: None,
+            held: None,
+            leaving: JoinSet::new(),
+            attendance: None,
+            receives: false,
+            unhealed: None,
             history: false,
             opened: None,
             settled,
@@ -253,7 +284,8 @@ impl Session {
             Ok(()) if follows => {
                 // The master opens the next session when it has read this one to its end.
                 let share = std::mem::take(&mut self.share);
-                control.finish().await.ok().map(|()| Followed { share, opened: kept })
+                let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
+                control.finish().await.ok().map(|()| Followed { share, opened: kept, attendance, left })
             }
             Ok(()) => {
                 // The last word is on its way; the master closes when it has heard it.
@@ -264,8 +296,13 @@ impl Session {
             }
             Err(error) => {
                 // Who is not the owner tries again and again, and that is logged once.
-                if !matches!(error, LinkError::NotOwner(_)) {
+                let is_owner = !matches!(error, LinkError::NotOwner(_));
+                if is_owner {
                     tracing::info!(%error, "push ended early");
+                }
+                let is_over = matches!(error, LinkError::Stream(_) | LinkError::Ended | LinkError::Interrupted);
+                if let (Some(held), false, true) = (&self.held, is_over, is_owner) {
+                    held.standing.failed(&error.to_string());
                 }
                 self.connection.close(error.code(), &error.to_string()).await;
                 None
@@ -283,10 +320,13 @@ impl Session {
                 }
             }
             if self.stop.load(Ordering::Relaxed) && self.connection.close_reason().is_none() {
-                return Err(LinkError::Interrupted);
+                let gone = self.held.as_ref().and_then(|held| Some((held.share.describe(), (*held.left.borrow())?)));
+                let (share, how) = gone.ok_or(LinkError::Interrupted)?;
+                self.refuse(format!("{share} {how}"))?;
+                continue;
             }
             let crowded = control.is_backed_up();
-            let lookout = self.lookout.clone().filter(|_| self.may_look());
+            let lookout = self.lookout().filter(|_| self.may_look()).cloned();
             tokio::select! {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
@@ -296,6 +336,7 @@ impl Session {
                         self.stager.give_up(content.seq);
                     }
                     self.receiver.handle(ReceiverInput::Received(message))?;
+                    self.note_what_comes();
                 }
                 Some(settled) = self.settled.recv() => {
                     for (seq, settled) in settled {
@@ -354,13 +395,15 @@ impl Session {
         self.history = hello.features & HISTORY != 0;
         self.follows = hello.features & FOLLOW != 0;
         self.released = hello.features & RELEASED != 0;
-        let share = match self.shares.find(&hello.share) {
-            Ok(share) => share,
+        let held = match self.shares.find(&hello.share) {
+            Ok(held) => self.held.insert(held).clone(),
             Err(reason) => return self.refuse(reason),
         };
+        self.end_with(held.left.clone());
+        let share = &held.share;
         // First of all: nothing is told here to a master that does not own the share.
         let asks = Asks { adopts: hello.features & ADOPT != 0, dry_run: hello.policy.dry_run };
-        let ownership = self.shares.ownership(&hello.share);
+        let ownership = held.ownership.as_ref();
         let admission = match ownership.map(|ownership| ownership.admit(&self.connection, asks)).transpose() {
             Ok(admission) => admission,
             Err(error) => return self.turn_away(error),
@@ -370,8 +413,9 @@ impl Session {
             let reason = format!("{share} is on the same machine and {how} the source; choose one apart from it");
             return self.refuse(reason);
         }
+        let attended = self.followed.as_mut().filter(|followed| followed.share == share.name);
+        let attended = attended.and_then(|followed| followed.attendance.take());
         let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
-        self.lookout = self.shares.lookout(&hello.share);
         let mut notices = Vec::new();
         let opened = match again {
             Some(opened) => Ok(opened.admitted(admission)),
@@ -383,10 +427,17 @@ impl Session {
         match opened {
             Ok(mut opened) => {
                 self.tell_problems(opened.take_problems())?;
+                held.guard.recall(&opened.index)?;
                 let stand = opened.stand();
+                if !opened.policy.dry_run {
+                    let stands = opened.index.stand().ok().flatten();
+                    let attendance = held.standing.opened(&self.connection, self.follows, stands.as_ref(), attended);
+                    self.attendance = Some(attendance);
+                }
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
-                Ok(self.receiver.handle(ReceiverInput::Opened(stand))?)
+                self.receiver.handle(ReceiverInput::Opened(stand))?;
+                self.tell_unhealed()
             }
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
             Err(error) => self.turn_away(error),
@@ -401,6 +452,17 @@ impl Session {
         }
     }
 
+    /// Ends the session, as one whose master is gone ends, when the share goes: what is being published is published.
+    fn end_with(&mut self, mut left: Left) {
+        let (stop, woken) = (Arc::clone(&self.stop), Arc::clone(&self.interrupted));
+        self.leaving.spawn(async move {
+            if left.wait_for(Option::is_some).await.is_ok() {
+                stop.store(true, Ordering::Relaxed);
+                woken.notify_one();
+            }
+        });
+    }
+
     fn open_anew(
         &self,
         share: &Share,
@@ -408,7 +470,7 @@ impl Session {
         notices: &mut Vec<String>,
         admission: Option<Admission>,
     ) -> Result<Opened, OpenError> {
-        let Some(lookout) = &self.lookout else {
+        let Some(lookout) = self.lookout() else {
             return Opened::open(share, policy, self.follows, &self.stop, notices, admission);
         };
         let looks = !policy.dry_run;
@@ -417,9 +479,24 @@ impl Session {
         let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
         let drift = opened.take_drift();
         if looks {
-            lookout.tell(&drift, true);
+            lookout.tell(None, &drift, true);
         }
         Ok(opened.watched_by(Some(presence)))
+    }
+
+    /// What watches the share's tree.
+    fn lookout(&self) -> Option<&Arc<Lookout>> {
+        self.held.as_ref().and_then(|held| held.lookout.as_ref())
+    }
+
+    /// Says once that the master tells something against the stand.
+    fn note_what_comes(&mut self) {
+        if let (Some(held), Some(_), false) =
+            (&self.held, &self.attendance, self.receives || self.receiver.is_waiting())
+        {
+            self.receives = true;
+            held.standing.receives();
+        }
     }
 
     /// Whether nothing is told against the stand, so that it may become another one.
@@ -430,15 +507,15 @@ impl Session {
 
     /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
     fn look_again(&mut self, look: &Look) -> Result<(), LinkError> {
-        let (Some(opened), Some(lookout)) = (&mut self.opened, &self.lookout) else { return Ok(()) };
-        let share = self.shares.find(&self.share).map_err(LinkError::Source)?;
+        let (Some(opened), Some(held)) = (&mut self.opened, &self.held) else { return Ok(()) };
+        let (share, Some(lookout)) = (&held.share, &held.lookout) else { return Ok(()) };
         if opened.root.as_ref().is_some_and(|root| !root.still_there()) {
             let reason = format!("{} was moved, unmounted or replaced; nothing is changed", share.describe());
             return self.refuse(reason);
         }
         let before = opened.tree.root;
         match opened.look_again(share, look.names.as_ref(), lookout.heals(), &self.stop) {
-            Ok(drift) => lookout.tell(&drift, lookout.heals()),
+            Ok(drift) => lookout.tell(look.names.as_ref(), &drift, lookout.heals()),
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
             Err(error) => return self.refuse(error.to_string()),
         }
@@ -448,7 +525,19 @@ impl Session {
         if is_other {
             self.receiver.handle(ReceiverInput::Drifted(stand))?;
         }
-        Ok(())
+        self.tell_unhealed()
+    }
+
+    /// Tells a master that follows what drifted and is not undone, if that is not what it was told.
+    fn tell_unhealed(&mut self) -> Result<(), LinkError> {
+        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows) else { return Ok(()) };
+        let now = held.standing.drift();
+        if self.unhealed == now {
+            return Ok(());
+        }
+        self.unhealed.clone_from(&now);
+        let (entries, first) = now.map_or((0, None), |(entries, first)| (entries, Some(first)));
+        Ok(self.receiver.handle(ReceiverInput::Unhealed(Unhealed { entries, first }))?)
     }
 
     fn log(&self, ack: &Ack) {
@@ -473,6 +562,18 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
+        if let (Some(held), Some(_), Some(application)) = (&self.held, &self.attendance, &self.application) {
+            let (version, after) = (application.version(), application.step().after);
+            let exact = (version.root == ack.root).then(|| VersionStatus {
+                number: version.number,
+                id: version.id().0.to_hex(),
+                time: Some(version.time),
+                // With the top, as its master counts.
+                entries: Some(after + 1),
+            });
+            held.standing.acknowledged(exact);
+        }
+        self.tell_unhealed()?;
         let Some(application) = &self.application else { return Ok(()) };
         if let resumed @ 1.. = application.resumed() {
             self.receiver.handle(ReceiverInput::Resumed(resumed))?;
@@ -485,6 +586,9 @@ impl Session {
 
     fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
         tracing::info!(share = self.share, reason, "refused");
+        if let Some(held) = &self.held {
+            held.standing.failed(&reason);
+        }
         let refusal = Refusal { max_delete: false, reason };
         Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
     }
@@ -495,6 +599,10 @@ impl Session {
         }
         if !self.share.is_empty() {
             log_problems(&self.share, &problems);
+        }
+        if let (Some(held), Some(Problem { path, reason })) = (&self.held, problems.first()) {
+            let path = path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default();
+            held.standing.failed(&format!("{path}{reason}"));
         }
         Ok(self.receiver.handle(ReceiverInput::Problems(problems))?)
     }
@@ -587,10 +695,11 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let guard = self.shares.guard(&self.share).filter(|_| self.follows && !self.released)?;
-        let error = guard.check(planned.step()).err()?;
+        let held = self.held.as_ref().filter(|_| self.follows && !self.released)?;
+        let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
+        held.standing.holds(&reason);
         Some(Refusal { max_delete: true, reason })
     }
 
@@ -616,13 +725,16 @@ impl Session {
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
-        let (published, step) = (application.publish(opened, &self.ending), application.step());
+        // Nobody follows a replica in the process of its master.
+        let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
+        let counted = held.map(|held| held.guard.counting(application.step(), self.released || !self.follows));
+        let published = application.publish(opened, &self.ending, counted.as_ref());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {
             Ok(ack) => {
-                if let Some(guard) = self.shares.guard(&self.share) {
-                    guard.passed(step, self.released || !self.follows);
+                if let (Some(held), Some(counted)) = (&self.held, counted) {
+                    held.guard.keep(counted);
                 }
                 self.tell_before(&ack)?;
                 Ok(self.receiver.handle(ReceiverInput::Published(ack))?)

@@ -17,12 +17,13 @@ use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
 use crate::hash::Digest;
-use crate::index::{Index, IndexError};
+use crate::index::{Index, IndexError, Rows as _};
 use crate::manifest::{Holds, Row, TreeHash};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
 use crate::plan::{Action, MovedDir, Step};
+use crate::roles::guarding;
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree::{self, Remembered};
@@ -83,6 +84,8 @@ pub struct Opened {
     asked: HashSet<u64>,
     /// Whole contents that an interrupted push left.
     pub left: std::collections::HashSet<Digest>,
+    /// What somebody else added since the replica was at a version. Its rows tell of it.
+    pub additions: std::collections::HashSet<RelPath>,
     /// Entries that the kernel refused to make in an earlier push.
     pub unmade: Vec<RelPath>,
     problems: Vec<Problem>,
@@ -192,6 +195,7 @@ impl Opened {
             contents: HashSet::default(),
             asked: HashSet::default(),
             left: std::collections::HashSet::new(),
+            additions: std::collections::HashSet::new(),
             unmade: Vec::new(),
             problems: Vec::new(),
             complete: false,
@@ -447,6 +451,8 @@ impl Opened {
         self.index.stand()?;
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
+        self.index.meta(guarding::KEPT)?;
+        self.additions = self.index.additions()?.into_iter().collect();
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
         let filter = self.filter()?;
@@ -516,8 +522,26 @@ impl Opened {
     /// What of it somebody else did. Before the first push has come to its end, and after one that was cut off while it was
     /// publishing, nobody knows.
     fn drift_in(&self, found: &Survey, names: Option<&BTreeSet<RelPath>>) -> Result<Drift, OpenError> {
-        let known = self.index.intent()?.is_none() && self.index.meta(POLICY)?.is_some();
-        Ok(if known { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
+        Ok(if self.was_reached()? { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
+    }
+
+    /// Whether what is there and has no row came after a push had come to its end.
+    fn was_reached(&self) -> Result<bool, IndexError> {
+        Ok(self.index.intent()?.is_none() && self.index.meta(POLICY)?.is_some())
+    }
+
+    /// What of it was not there before, in the tree that the rows are of. What came with another top directory or lies on
+    /// a mount may be anything: to take that away is what the guard against deletions is to stop.
+    fn additions_in(&self, found: &Survey) -> Result<Vec<RelPath>, OpenError> {
+        let known = self.index.row(&RelPath::root())?.and_then(|row| row.tuple);
+        let now = self.root.as_ref().and_then(|root| root.stat(&RelPath::root()).ok().flatten());
+        let is_same = known.zip(now).is_some_and(|(known, now)| (known.fs, known.ino) == (now.tuple.fs, now.tuple.ino));
+        if self.policy.no_delete || !is_same || !self.was_reached()? {
+            return Ok(Vec::new());
+        }
+        let new = found.pending.iter().filter(|pending| pending.before.is_none()).map(|pending| &pending.row.path);
+        let on_mount = |path: &RelPath| found.mounts.iter().any(|mount| path == mount || path.is_beneath(mount));
+        Ok(new.filter(|path| !on_mount(path)).cloned().collect())
     }
 
     /// Takes over what an earlier push left on mounts below the top; says whether there was anything.
@@ -545,10 +569,11 @@ impl Opened {
             true => Some(found.tree(&self.index, &mut self.remembered(), no_delete)?),
             false => None,
         };
+        let added = self.additions_in(&found)?;
         let Survey { pending, gone, entries, contents, names, failures, mounts, unmade, .. } = found;
         self.unmade = unmade;
         self.report(failures);
-        self.write_rows(&pending, &gone, &mounts, privilege)?;
+        self.write_rows(&pending, &gone, added, &mounts, privilege)?;
         self.contents = contents;
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
         self.names = names;
@@ -564,8 +589,9 @@ impl Opened {
     /// The same for a look at a few names, with what is known of the others.
     fn take_over(&mut self, mut found: Survey) -> Result<(), OpenError> {
         let tree = found.tree(&self.index, &mut self.remembered(), self.policy.no_delete)?;
+        let added = self.additions_in(&found)?;
         let Survey { pending, gone, entries, .. } = found;
-        self.write_rows(&pending, &gone, &[], None)?;
+        self.write_rows(&pending, &gone, added, &[], None)?;
         // Contents that went are not taken out: a look at all finds which are left.
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
         self.entries = entries.saturating_sub(1);
@@ -577,6 +603,7 @@ impl Opened {
         &mut self,
         pending: &[Pending],
         gone: &[Row],
+        added: Vec<RelPath>,
         mounts: &[RelPath],
         privilege: Option<[u8; 1]>,
     ) -> Result<(), OpenError> {
@@ -584,10 +611,12 @@ impl Opened {
             self.index.write(0, |writer| -> Result<(), IndexError> {
                 gone.iter().try_for_each(|row| writer.delete(&row.path).map(drop))?;
                 pending.iter().try_for_each(|p| writer.upsert(&p.row))?;
+                added.iter().try_for_each(|path| writer.note_addition(path))?;
                 writer.set_meta(UNFLUSHED, Some(&[1]))?;
                 privilege.map_or(Ok(()), |euid| writer.set_meta(PRIVILEGE, Some(&euid)))
             })?;
         }
+        self.additions.extend(added);
         if let (Some(staging), true) = (&self.staging, self.is_unflushed()?) {
             let root = RelPath::root();
             let included = std::iter::once(&root).chain(mounts).map(|top| staging.include(top).err());

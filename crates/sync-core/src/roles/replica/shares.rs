@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
 
 use super::lookout::Lookout;
 use super::owner::Ownership;
+use super::standing::Standing;
 use crate::fs::place;
-use crate::guard::{DeleteGuard, MaxDelete, Step, TooMuch};
+use crate::guard::MaxDelete;
+use crate::heal::Heal;
 use crate::path::escape;
 use crate::region::Region;
+use crate::roles::guarding::Guard;
 
 /// One share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,73 +57,48 @@ pub struct Held {
     pub guard: Arc<Guard>,
     /// Whose it is; `None` for an embedded replica, which is whose the process is.
     pub ownership: Option<Arc<Ownership>>,
+    /// How it fares.
+    pub standing: Arc<Standing>,
+    /// Says that it is not held any more, or not in this way, and how: its sessions end then.
+    pub left: Left,
 }
 
-/// A [`DeleteGuard`] with its clock.
-pub struct Guard {
-    guard: Mutex<DeleteGuard>,
-    began: Instant,
-}
+/// See [`Held::left`].
+pub type Left = watch::Receiver<Option<&'static str>>;
 
-impl Guard {
-    /// Nothing is known of the tree yet.
-    pub fn new(most: MaxDelete) -> Arc<Self> {
-        Arc::new(Self { guard: Mutex::new(DeleteGuard::new(most)), began: Instant::now() })
-    }
-
-    /// As [`DeleteGuard::check`].
-    pub fn check(&self, step: Step) -> Result<(), TooMuch> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).check(self.began.elapsed(), step)
-    }
-
-    /// As [`DeleteGuard::passed`].
-    pub fn passed(&self, step: Step, released: bool) {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).passed(self.began.elapsed(), step, released);
-    }
-}
-
-/// All shares by name.
-#[derive(Clone, Default)]
-pub struct Shares(BTreeMap<String, Held>);
+/// All shares by name, as they are now.
+#[derive(Default)]
+pub struct Shares(RwLock<BTreeMap<String, Held>>);
 
 impl Shares {
     /// These shares.
     pub fn new(shares: impl IntoIterator<Item = Held>) -> Self {
-        Self(shares.into_iter().map(|held| (held.share.name.clone(), held)).collect())
+        let new = Self::default();
+        new.set(shares);
+        new
     }
 
     /// Just this one, which nobody watches, and nobody follows.
     pub fn only(share: Share) -> Self {
-        Self::new([Held { share, lookout: None, guard: Guard::new(MaxDelete::Unlimited), ownership: None }])
+        let standing = Standing::new(Heal::Off, None, watch::channel(()).0);
+        let (guard, left) = (Guard::new(MaxDelete::Unlimited), watch::channel(None).1);
+        Self::new([Held { share, lookout: None, guard, ownership: None, standing, left }])
     }
 
-    /// What watches the tree of the share with this name.
-    pub fn lookout(&self, name: &str) -> Option<Arc<Lookout>> {
-        self.0.get(name).and_then(|held| held.lookout.clone())
-    }
-
-    /// What may be deleted of the share with this name.
-    pub fn guard(&self, name: &str) -> Option<Arc<Guard>> {
-        self.0.get(name).map(|held| Arc::clone(&held.guard))
-    }
-
-    /// Whose the share with this name is.
-    pub fn ownership(&self, name: &str) -> Option<Arc<Ownership>> {
-        self.0.get(name).and_then(|held| held.ownership.clone())
-    }
-
-    /// All that watch.
-    pub fn lookouts(&self) -> impl Iterator<Item = Arc<Lookout>> {
-        self.0.values().filter_map(|held| held.lookout.clone())
+    /// These, and no others, from now on. Who has found one keeps it.
+    pub fn set(&self, shares: impl IntoIterator<Item = Held>) {
+        let shares = shares.into_iter().map(|held| (held.share.name.clone(), held)).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = shares;
     }
 
     /// The share of this name.
     ///
     /// # Errors
     /// In words for the pushing side.
-    pub fn find(&self, name: &str) -> Result<&Share, String> {
-        self.0.get(name).map(|held| &held.share).ok_or_else(|| {
-            let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
+    pub fn find(&self, name: &str) -> Result<Held, String> {
+        let shares = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        shares.get(name).cloned().ok_or_else(|| {
+            let known: Vec<&str> = shares.keys().map(String::as_str).collect();
             format!("there is no share named {:?} here; there are: {}", escape(name.as_bytes()), known.join(", "))
         })
     }

@@ -7,7 +7,7 @@ use crate::plan::Changes;
 use crate::region::Region;
 use crate::wire::{
     Ack, Announce, Change, Describe, Described, Draft, Hello, Listing, Moved, Offered, Refusal, Stand, ToMaster,
-    ToReplica, Touched, Wanted,
+    ToReplica, Touched, Unhealed, Wanted,
 };
 
 /// What became of a wanted content.
@@ -67,6 +67,8 @@ pub enum ReceiverInput {
     Resumed(u64),
     /// Somebody else changed the tree while the receiver was waiting, and this is the stand now.
     Drifted(Stand),
+    /// So much of what somebody else changed is not undone; after the stand.
+    Unhealed(Unhealed),
     /// The replica cannot go on.
     Refuse(Refusal),
 }

@@ -448,7 +448,9 @@ impl Link {
                 }
                 SenderOutput::Report(Report::Problem(problem)) => self.outcome.problems.push(problem),
                 SenderOutput::Report(Report::Item(item)) => self.outcome.items.push(item),
-                SenderOutput::Report(Report::Notice(_) | Report::Resumed(_) | Report::Drifted) => {}
+                SenderOutput::Report(
+                    Report::Notice(_) | Report::Resumed(_) | Report::Drifted | Report::Unhealed(_),
+                ) => {}
                 SenderOutput::End(end) => self.outcome.end = Some(end),
             }
         }

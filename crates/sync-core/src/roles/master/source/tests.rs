@@ -45,7 +45,7 @@ impl Bed {
         bed.is_now(OLD);
         let (survey, _) = bed.look(&|_| {});
         let (decided, difference) = bed.source.decide(survey, Duration::ZERO, Duration::ZERO).unwrap();
-        bed.source.commit(&decided, &difference, &Silent).unwrap();
+        bed.source.commit(&decided, &difference, None, &Silent).unwrap();
         bed
     }
 

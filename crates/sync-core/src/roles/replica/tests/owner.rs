@@ -4,8 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use super::*;
 use crate::guard::MaxDelete;
+use crate::heal::Heal;
+use crate::roles::guarding::Guard;
 use crate::roles::replica::Ownership;
-use crate::roles::replica::shares::{Guard, Held};
+use crate::roles::replica::shares::Held;
+use crate::roles::replica::standing::Standing;
 use crate::transport::{Address, Closed, Identity, Listener, PeerId, Purpose, Trust, connect};
 use crate::wire::{ADOPT, FOLLOW, Stand};
 
@@ -50,8 +53,9 @@ impl Bed {
         self.address = Address::from(listener.address());
         let share = Share { path: self.top(), state_dir: self.state().path().to_owned(), name: "www".to_owned() };
         let ownership = Some(Ownership::new(self.state(), "www".to_owned()));
-        let shares = Shares::new([Held { share, lookout: None, guard: Guard::new(MaxDelete::Unlimited), ownership }]);
-        let shares = Arc::new(shares);
+        let standing = Standing::new(Heal::Off, None, watch::channel(()).0);
+        let (guard, left) = (Guard::new(MaxDelete::Unlimited), watch::channel(None).1);
+        let shares = Arc::new(Shares::new([Held { share, lookout: None, guard, ownership, standing, left }]));
         tokio::spawn(async move {
             let (_stop, shutdown) = watch::channel(false);
             while let Some(arrival) = listener.accept().await {

@@ -1,0 +1,213 @@
+//! How a share fares, for whoever asks: its sessions and what watches its tree say it here.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::drift::{Drift, Unhealed};
+use crate::control::{CopyState, CopyStatus, DriftStatus, MasterStatus, Role, ShareState, ShareStatus, VersionStatus};
+use crate::heal::Heal;
+use crate::index::Stand;
+use crate::path::RelPath;
+use crate::transport::Connection;
+
+/// Of one share.
+pub struct Standing {
+    heal: Heal,
+    state: Mutex<State>,
+    /// Told of every change.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    version: Option<VersionStatus>,
+    master: Option<Master>,
+    /// How many connections have opened the share.
+    attendances: u64,
+    /// Whether the master on this connection has brought it to a version.
+    reached: bool,
+    /// Whether a session takes something in.
+    receiving: bool,
+    unhealed: Unhealed,
+    /// Why a version is not taken, if a person has to decide that.
+    held: Option<String>,
+    /// What went wrong last in a session.
+    problem: Option<String>,
+    /// Why the tree cannot be watched or looked at.
+    tree: Option<String>,
+    /// Why changes to it are not heard of.
+    unwatched: Option<String>,
+}
+
+struct Master {
+    id: String,
+    address: String,
+    follows: bool,
+    connected: bool,
+    heard: Instant,
+}
+
+/// A connection over which a master has opened the share. Once it is dropped the master is away.
+pub struct Attendance {
+    standing: Arc<Standing>,
+    number: u64,
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.standing.update(|state| {
+            // Another one may have come before this one was given up.
+            if let Some(master) = state.master.as_mut().filter(|_| state.attendances == self.number) {
+                (master.connected, master.heard) = (false, Instant::now());
+                (state.reached, state.receiving) = (false, false);
+            }
+        });
+    }
+}
+
+impl Standing {
+    /// Nobody has come yet. `changed` is told whenever something changes.
+    pub fn new(heal: Heal, stand: Option<&Stand>, changed: watch::Sender<()>) -> Arc<Self> {
+        let state = State { version: stand.map(version_of), ..State::default() };
+        Arc::new(Self { heal, state: Mutex::new(state), changed })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.send_replace(());
+    }
+
+    /// A master has opened the share, and it stands there.
+    pub fn opened(
+        self: &Arc<Self>,
+        connection: &Connection,
+        follows: bool,
+        stand: Option<&Stand>,
+        before: Option<Attendance>,
+    ) -> Attendance {
+        let mut number = 0;
+        self.update(|state| {
+            let version = stand.map(version_of);
+            if state.version.as_ref().map(|known| &known.id) != version.as_ref().map(|new| &new.id) {
+                state.version = version;
+            }
+            if before.is_none() {
+                state.attendances += 1;
+                (state.reached, state.receiving) = (false, false);
+            }
+            number = state.attendances;
+            state.master = Some(Master {
+                id: connection.peer().to_string(),
+                address: connection.remote().to_string(),
+                follows,
+                connected: true,
+                heard: Instant::now(),
+            });
+        });
+        before.unwrap_or_else(|| Attendance { standing: Arc::clone(self), number })
+    }
+
+    /// The master tells something against the stand.
+    pub fn receives(&self) {
+        self.update(|state| state.receiving = true);
+    }
+
+    /// A session came to its end: with the tree as this version is, or not quite.
+    pub fn acknowledged(&self, version: Option<VersionStatus>) {
+        self.update(|state| {
+            (state.receiving, state.held) = (false, None);
+            state.reached = version.is_some();
+            if state.reached {
+                state.problem = None;
+                state.unhealed.reached();
+            }
+            state.version = version;
+        });
+    }
+
+    /// A version is not taken until a person says so.
+    pub fn holds(&self, why: &str) {
+        self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));
+    }
+
+    /// Something went wrong.
+    pub fn failed(&self, why: &str) {
+        self.update(|state| state.problem = Some(why.to_owned()));
+    }
+
+    /// The tree cannot be watched or looked at, or it can be again.
+    pub fn tree(&self, obstacle: Option<&str>) {
+        self.update(|state| state.tree = obstacle.map(str::to_owned));
+    }
+
+    /// Changes are not heard of, or they are again.
+    pub fn unwatched(&self, why: Option<&str>) {
+        self.update(|state| state.unwatched = why.map(str::to_owned));
+    }
+
+    /// What a look has found, at these names or everywhere; with `taken`, the rows have it now, so that the next version
+    /// that is reached undoes it.
+    pub fn looked(&self, names: Option<&BTreeSet<RelPath>>, found: &Drift, taken: bool) {
+        self.update(|state| state.unhealed.looked(names, found, taken));
+    }
+
+    /// What somebody else changed and is not undone.
+    pub fn drift(&self) -> Option<(u64, RelPath)> {
+        self.state().unhealed.all()
+    }
+
+    /// Says it.
+    pub fn status(&self, name: &str, path: String) -> ShareStatus {
+        let state = self.state();
+        let drift = state.unhealed.all();
+        let is_connected = state.master.as_ref().is_some_and(|master| master.connected);
+        let now = match &state.held {
+            Some(_) => CopyState::Held,
+            None if is_connected && state.receiving => CopyState::Receiving,
+            None if drift.is_some() => CopyState::Drifted,
+            None if is_connected && state.reached => CopyState::InSync,
+            // It has not said yet what it wants.
+            None if is_connected => CopyState::Receiving,
+            None => CopyState::Away,
+        };
+        let master = state.master.as_ref().map(|master| MasterStatus {
+            id: master.id.clone(),
+            address: master.address.clone(),
+            connected: master.connected,
+            heard_seconds: if master.connected { 0.0 } else { master.heard.elapsed().as_secs_f64() },
+            follows: master.follows,
+        });
+        let copy = CopyStatus {
+            state: now,
+            master,
+            drift: drift.map(|(entries, first)| DriftStatus { entries, first: Some(first.display()) }),
+            heal: self.heal,
+            problem: state.tree.clone().or_else(|| state.problem.clone()),
+        };
+        ShareStatus {
+            name: name.to_owned(),
+            path,
+            role: Role::Replica,
+            state: if state.held.is_some() { ShareState::Held } else { ShareState::Ready },
+            reason: state.held.clone(),
+            version: state.version.clone(),
+            unwatched: state.unwatched.clone(),
+            missed: 0,
+            owner: None,
+            replicas: Vec::new(),
+            copy: Some(copy),
+        }
+    }
+}
+
+/// All that an index has of it.
+fn version_of(stand: &Stand) -> VersionStatus {
+    VersionStatus { number: stand.number, id: stand.version.0.to_hex(), time: None, entries: None }
+}
