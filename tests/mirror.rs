@@ -127,7 +127,7 @@ fn a_replica_catches_up_with_a_master_that_never_rests() {
             let mut round = 0_u32;
             while busy.load(Ordering::Relaxed) {
                 round += 1;
-                write(file(round * 7 % 4000), &round.to_le_bytes());
+                write(file(round * 7 % 4000), round.to_le_bytes());
                 std::thread::sleep(Duration::from_millis(1));
             }
         });

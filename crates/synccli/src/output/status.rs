@@ -276,6 +276,7 @@ mod tests {
             version: None,
             unwatched: None,
             missed: 0,
+            owner: None,
             replicas: Vec::new(),
             copy: Some(copy.clone()),
         };
@@ -320,6 +321,7 @@ mod tests {
 
     #[test]
     fn a_replica_tells_whose_it_is() {
+        let copy = CopyStatus { state: CopyState::Away, master: None, drift: None, heal: Heal::Heal, problem: None };
         let share = ShareStatus {
             name: "www".into(),
             path: "/srv/www".into(),
@@ -331,11 +333,17 @@ mod tests {
             missed: 0,
             owner: Some("abcd-efgh".into()),
             replicas: Vec::new(),
+            copy: Some(copy),
         };
         let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
         assert_eq!(
             lines(&status, SystemTime::UNIX_EPOCH),
-            ["www  /srv/www  replica", "  owned by the master abcd-efgh", "  refused lately"]
+            [
+                "www  /srv/www  replica, no master connected  version none",
+                "  owned by the master abcd-efgh",
+                "  no master was heard since the daemon began",
+                "  refused lately"
+            ]
         );
     }
 
