@@ -147,9 +147,9 @@ fn what_the_replica_publishes_is_no_drift() {
     // Longer than any look waits.
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(pair.drift(), [""; 0]);
-    // A session for each version, and none besides.
+    // A session for each version, unless the next had come by then, and none besides.
     let published = pair.master.logged().matches(" published ").count();
-    assert_eq!(pair.sessions(), published, "{} at first\n{}", sessions, pair.replica.logged());
+    assert!(pair.sessions() <= published, "{} at first\n{}", sessions, pair.replica.logged());
 }
 
 #[test]
