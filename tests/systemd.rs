@@ -189,7 +189,7 @@ fn the_example_configuration_is_one() {
     let behind: Vec<String> = manager.starts().into_iter().map(|word| word.into_string().unwrap()).collect();
     run.behind(&behind.iter().map(String::as_str).collect::<Vec<_>>());
     let _running = run.arg("--config").arg(scratch.path("syncd.toml")).start();
-    assert!(manager.hears("READY=1").contains("2 shares: img replica; www master"));
+    assert!(manager.hears("READY=1").contains("2 shares: img replica, no master connected; www master"));
 }
 
 /// The unit as it is installed, in a directory of its own, with the programs that were built; with or without what a replica
