@@ -131,23 +131,29 @@ fn a_replica_catches_up_with_a_master_that_never_rests() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
+        let comes_back = |one: &mut Daemon, how: &str| {
+            one.up();
+            let caught_up = Instant::now() + Duration::from_secs(PATIENCE);
+            loop {
+                let status = synccli(&master.state).arg("status").ok();
+                if status.out().contains("in sync") {
+                    break;
+                }
+                assert!(Instant::now() < caught_up, "{how}: {status}");
+            }
+        };
+        // It says where it stood, and that it is not what it was there.
+        one.kill();
+        write(dst.join("dir-1/file-1"), b"changed by somebody else");
+        comes_back(&mut one, "drifted");
         // Without an index it has to be compared directory by directory.
         one.kill();
         for file in ["index.db", "index.db-wal", "index.db-shm"] {
             let _ = std::fs::remove_file(one.state.join("index/share-www").join(file));
         }
         assert!(!one.state.join("index/share-www/index.db").exists());
-        one.up();
-        let caught_up = Instant::now() + Duration::from_secs(PATIENCE);
-        let mut status;
-        loop {
-            status = synccli(&master.state).arg("status").ok();
-            if status.out().contains("in sync") || Instant::now() > caught_up {
-                break;
-            }
-        }
+        comes_back(&mut one, "without an index");
         drop(rest);
-        assert!(status.out().contains("in sync"), "{status}");
     });
     becomes_identical(&src, &dst);
 }

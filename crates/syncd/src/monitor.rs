@@ -1,19 +1,37 @@
 //! What a mirror has to say, as log lines.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use sync_core::monitor::{Monitor, Problem};
 use sync_core::path::escape;
+
+/// How long a problem that comes again and again, and none other, is not logged again. The status always tells it.
+const QUIET: Duration = Duration::from_secs(3600);
 
 /// Logs for one share, or one of its replicas.
 pub struct Log {
     share: String,
     /// The replica; the share's own tree without one.
     replica: Option<String>,
+    /// What was logged last, and when.
+    last: Mutex<Option<(Problem, Instant)>>,
 }
 
 impl Log {
     /// For this one.
     pub fn new(share: String, replica: Option<String>) -> Self {
-        Self { share, replica }
+        Self { share, replica, last: Mutex::default() }
+    }
+
+    /// Whether that was logged a while ago and nothing since.
+    fn is_known(&self, problem: &Problem) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = last.as_ref().is_some_and(|(known, at)| known == problem && at.elapsed() < QUIET);
+        if !is_known {
+            *last = Some((problem.clone(), Instant::now()));
+        }
+        is_known
     }
 
     fn place(&self) -> &str {
@@ -27,6 +45,9 @@ impl Monitor for Log {
     }
 
     fn problem(&self, _: Option<usize>, problem: &Problem) {
+        if self.is_known(problem) {
+            return;
+        }
         let path = problem.path.as_ref().map(|path| escape(path.as_bytes()));
         let path = path.as_ref().map(tracing::field::display);
         tracing::warn!(share = self.share, at = self.place(), path, "{}", problem.reason);

@@ -75,10 +75,10 @@ impl Index {
         if lists > PRUNE_FROM.max(2 * kept) {
             self.prune_contents()?;
         }
-        if history > versions::VERSIONS {
+        if history > versions::ACKS {
             self.write(0, |writer| {
-                versions::forget_versions(writer.conn, versions::VERSIONS)
-                    .map_err(|fault| fault.at("write", writer.dir))
+                let forgotten = versions::forget_versions(writer.conn, versions::VERSIONS, versions::ACKS);
+                forgotten.map_err(|fault| fault.at("write", writer.dir))
             })?;
         }
         self.checkpoint()

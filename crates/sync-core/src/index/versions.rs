@@ -22,7 +22,10 @@ const OLDEST_DIFFABLE: &str = "index.oldest_diffable";
 pub(super) const TOMBSTONES: u64 = 200_000;
 
 /// How many versions are kept, besides those that a replica acknowledged last.
-pub(super) const VERSIONS: u64 = 10_000;
+pub(super) const VERSIONS: u64 = 100_000;
+
+/// Of how many versions all acknowledgements are kept.
+pub(super) const ACKS: u64 = 10_000;
 
 /// What one version did to the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -396,20 +399,20 @@ pub(super) fn forget_tombstones(conn: &Connection, keep: u64, summer: &mut Summe
     put_meta(conn, OLDEST_DIFFABLE, Some(&oldest.to_le_bytes()), summer)
 }
 
-/// Forgets all versions but the newest `keep` and those that a replica acknowledged last, with all other acknowledgements
-/// of what is forgotten: what a replica stands at stays known, however long it is away.
-pub(super) fn forget_versions(conn: &Connection, keep: u64) -> Result<(), Fault> {
+/// Forgets all versions but so many of the newest and those that a replica acknowledged last, and all other
+/// acknowledgements but those of so many: what a replica has acknowledged stays known, however long it is away.
+pub(super) fn forget_versions(conn: &Connection, versions: u64, acks: u64) -> Result<(), Fault> {
     let newest: i64 = conn.query_row("SELECT ifnull(max(number), 0) FROM versions", [], |row| row.get(0))?;
-    let until = to_sql(from_sql(newest)?.saturating_sub(keep))?;
+    let newest = from_sql(newest)?;
     conn.execute(
         "DELETE FROM acks WHERE number <= ?1 AND EXISTS (
              SELECT 1 FROM acks AS later
              WHERE later.replica = acks.replica AND later.exact >= acks.exact AND later.number > acks.number)",
-        [until],
+        [to_sql(newest.saturating_sub(acks))?],
     )?;
     conn.execute(
         "DELETE FROM versions WHERE number <= ?1 AND id NOT IN (SELECT version FROM acks WHERE number <= ?1)",
-        [until],
+        [to_sql(newest.saturating_sub(versions))?],
     )?;
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! How a process that pushes or receives keeps its memory small.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 /// Tells the allocator of glibc to give back what is freed. To be called first thing in `main`.
 ///
 /// Contents pass through in buffers of up to a mebibyte, while small things that live long are allocated in between.
@@ -21,15 +24,29 @@ pub fn return_what_is_freed() {
 /// Bytes on the wire after which a session may leave tens of megabytes that are free and not given back.
 const MUCH: u64 = 4 << 20;
 
-/// Gives back what is free between small things that live long, after a session that took so many bytes on the wire:
-/// milliseconds, for a daemon that may be idle for months then. Elsewhere than with glibc this does nothing.
-#[allow(unsafe_code)]
+/// How long after a session that is done, so that several are followed by one.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Gives back what is free between small things that live long, soon after a session that took so many bytes on the wire: some
+/// milliseconds, for a daemon that may be idle for months then. Elsewhere than with glibc this does nothing. Must be called
+/// within a tokio runtime.
 pub fn trim_after(bytes: u64) {
-    if bytes >= MUCH {
-        #[cfg(target_env = "gnu")]
-        // SAFETY: `malloc_trim` takes a number, and may be called by any thread at any time.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+    static DUE: AtomicBool = AtomicBool::new(false);
+    if bytes < MUCH || DUE.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    tokio::spawn(async {
+        tokio::time::sleep(SOON).await;
+        DUE.store(false, Ordering::Relaxed);
+        let _ = tokio::task::spawn_blocking(trim).await;
+    });
+}
+
+#[allow(unsafe_code)]
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: `malloc_trim` takes a number, and may be called by any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

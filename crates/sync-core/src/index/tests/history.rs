@@ -146,7 +146,7 @@ fn forgotten_versions_are_old_and_nobody_stands_there() {
     kept.iter().chain(&gone).for_each(|ack| index.record_ack(ack).unwrap());
     index
         .commit_with(0, |commit| {
-            forget_versions(commit.conn, 3).map_err(|fault| fault.at("write", std::path::Path::new("")))
+            forget_versions(commit.conn, 3, 3).map_err(|fault| fault.at("write", std::path::Path::new("")))
         })
         .unwrap();
     let numbers: Vec<_> = index.versions().unwrap().iter().map(|published| published.version.number).collect();

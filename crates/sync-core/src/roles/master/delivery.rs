@@ -109,6 +109,8 @@ pub struct Delivery {
     pub monitor: Arc<dyn Monitor>,
     /// What a person has decided.
     pub permits: Arc<Permits>,
+    /// Whether versions go on coming.
+    pub is_mirror: bool,
 }
 
 /// A delivery under way.
@@ -136,8 +138,6 @@ pub(super) struct Session<'a> {
     loads: VecDeque<Load>,
     /// The index as it was at the version, once it was asked and until the changes are announced.
     rows: Option<Snapshot>,
-    /// Whether versions go on coming.
-    is_mirror: bool,
     committed: bool,
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
@@ -170,7 +170,7 @@ struct Timing {
 }
 
 impl Delivery {
-    /// To one destination of its own.
+    /// To one replica of a mirror.
     pub fn of(
         request: &PushRequest,
         destination: Destination,
@@ -188,6 +188,7 @@ impl Delivery {
             meter: Arc::new(Meter::new(Arc::clone(&monitor), 1)),
             monitor,
             permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
+            is_mirror: true,
         }
     }
 
@@ -296,7 +297,6 @@ impl<'a> Session<'a> {
             telling: None,
             loads: VecDeque::new(),
             rows: None,
-            is_mirror: false,
             committed: false,
             waiting: Vec::new(),
             problems: 0,
@@ -346,8 +346,9 @@ impl<'a> Session<'a> {
                 Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
                 Some(estimate) = self.estimates.recv() => Ok(self.estimated(estimate)),
                 Some((ask, old)) = self.asks.recv() => Ok(SenderInput::Describe(ask, old)),
-                // Who follows is brought to the newest version there is when it has said where it stands.
-                event = source.recv(), if !self.committed && (!self.follows || self.sender.stand().is_some()) => match event {
+                // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
+                // take as long as reading all that it has.
+                event = source.recv(), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match event {
                     Some(event) => self.source_event(event, shutdown).await,
                     // The source failed as a whole, and said why.
                     None => break Err(LinkError::NoSource),
@@ -387,13 +388,10 @@ impl<'a> Session<'a> {
         mut newest: watch::Receiver<Option<Arc<News>>>,
         shutdown: &mut Shutdown,
     ) -> Result<SenderInput, LinkError> {
-        self.is_mirror = true;
         loop {
             let news = newest.borrow_and_update().clone();
             if let Some(news) = news {
-                let has = self.sender.stand().and_then(|stand| stand.version);
-                let says = |has| news.difference.as_ref().is_some_and(|d| d.answers(&Load::Since(has)));
-                let rows = match has.is_some_and(|has| has == news.id() || says(has)) {
+                let rows = match self.is_told_by(&news)? {
                     true => None,
                     false => Some(tokio::task::block_in_place(|| self.delivery.source.index.snapshot())?),
                 };
@@ -409,9 +407,27 @@ impl<'a> Session<'a> {
             // There is one in the index that will be told in a moment.
             tokio::select! {
                 changed = newest.changed() => changed.map_err(|_| LinkError::NoSource)?,
+                _ = self.connection.closed() => return Err(LinkError::Ended),
                 _ = shutdown.wait_for(|stop| *stop) => return Err(LinkError::Interrupted),
             }
         }
+    }
+
+    /// Whether the replica needs nothing of the index to be brought to a version: it is there, or at the one before, and
+    /// nobody has changed its tree since.
+    fn is_told_by(&self, news: &News) -> Result<bool, LinkError> {
+        let Some((stand, has)) = self.sender.stand().and_then(|stand| Some((stand, stand.version?))) else {
+            return Ok(false);
+        };
+        if has == news.id() {
+            return Ok(stand.root == news.decided.version.root);
+        }
+        if !news.difference.as_ref().is_some_and(|difference| difference.answers(&Load::Since(has))) {
+            return Ok(false);
+        }
+        let index = &self.delivery.source.index;
+        let known = tokio::task::block_in_place(|| index.version(has))?;
+        Ok(known.is_some_and(|known| known.version.root == stand.root))
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -546,7 +562,8 @@ impl<'a> Session<'a> {
 
     /// Has changes told that the index knows.
     fn load(&mut self, load: &Load) -> Result<(), LinkError> {
-        match Telling::from_rows(self.rows()?, load)? {
+        let rows = self.rows()?.clone();
+        match Telling::from_rows(&rows, load, self.sender.stand())? {
             Ok(telling) => {
                 self.telling = Some(telling);
                 Ok(())
@@ -564,7 +581,7 @@ impl<'a> Session<'a> {
                 let rows = self.delivery.source.index.snapshot()?;
                 let wanted = self.decided.as_ref().map(|decided| decided.version.id());
                 // A push is alone with its index.
-                if self.is_mirror && rows.latest_version()?.map(|latest| latest.version.id()) != wanted {
+                if self.delivery.is_mirror && rows.latest_version()?.map(|latest| latest.version.id()) != wanted {
                     return Err(LinkError::Superseded);
                 }
                 rows

@@ -104,6 +104,12 @@ impl Fate {
         Self { following, wish, again: Notify::new(), permits: Arc::default(), changed }
     }
 
+    /// Of the same replica at other addresses: what a person has decided stays.
+    pub fn after(old: &Self) -> Self {
+        let wish = watch::channel(*old.wish.borrow()).0;
+        Self { wish, permits: Arc::clone(&old.permits), ..Self::new(old.changed.clone()) }
+    }
+
     /// As it is now.
     pub fn get(&self) -> Following {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -223,7 +229,11 @@ impl Delivery {
                         Hold::Adoption => &self.permits.adopts,
                     });
                     fate.held = decided.is_some_and(|decided| !decided.load(Ordering::Relaxed));
-                    fate.is_anothers |= hold == Some(Hold::Adoption);
+                    if fate.held && hold == Some(Hold::Adoption) {
+                        fate.is_anothers = true;
+                        // It went with an adoption that came to nothing, and must not lie in wait for another day.
+                        self.permits.released.store(false, Ordering::Relaxed);
+                    }
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
                 break Ok(());

@@ -102,7 +102,9 @@ impl Shared {
                     state.followers.push(before.swap_remove(at));
                     continue;
                 }
-                let fate = Arc::new(Fate::new(self.changed.clone()));
+                let same = |follower: &&Follower| label(&follower.destination) == label(destination);
+                let fate = before.iter().find(same).map(|old| Fate::after(&old.fate));
+                let fate = Arc::new(fate.unwrap_or_else(|| Fate::new(self.changed.clone())));
                 let follower = Follower { destination: destination.clone(), fate };
                 new.push(follower.clone());
                 state.followers.push(follower);
@@ -199,8 +201,9 @@ impl MirrorHandle {
     pub async fn look(&self, release: bool) -> Result<VersionStatus, OrderError> {
         let followers = self.shared.followers();
         if release {
-            // What is published now may be held there as well.
-            followers.iter().for_each(|follower| follower.fate.release(true));
+            // What is published now may be held there as well. One that is another master's is not released by that.
+            let ours = followers.iter().filter(|follower| !follower.fate.get().is_anothers);
+            ours.for_each(|follower| follower.fate.release(true));
         }
         let looked = self.look_now(release).await?;
         for follower in &followers {

@@ -144,6 +144,7 @@ async fn push_once(
             meter: Arc::clone(meter),
             monitor: Arc::clone(monitor),
             permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
+            is_mirror: false,
         };
         tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));
         events.push(sender);

@@ -8,7 +8,7 @@ use crate::index::{Change as IndexedChange, ChangeCursor, IndexError, RowCursor,
 use crate::manifest::{Row, VersionId};
 use crate::path::RelPath;
 use crate::session::{Load, Told};
-use crate::wire::Change;
+use crate::wire::{Change, Stand};
 
 /// Changes in one message.
 const CHANGES_PER_MESSAGE: usize = 512;
@@ -34,21 +34,25 @@ pub enum Telling {
 pub enum Unknown {
     /// The history does not have that version.
     Version(VersionId),
-    /// What changed since is forgotten or damaged: the trees themselves tell what differs.
+    /// What changed since is forgotten or damaged, or is not all: the trees themselves tell what differs.
     Changes,
 }
 
 impl Telling {
-    /// The answer to a load from the rows of a version.
+    /// The answer to a load from the rows of a version, for a replica that stands there.
     ///
     /// # Errors
     /// [`IndexError`] if they cannot be read.
-    pub fn from_rows(rows: &Snapshot, load: &Load) -> Result<Result<Self, Unknown>, IndexError> {
+    pub fn from_rows(rows: &Snapshot, load: &Load, stand: Option<&Stand>) -> Result<Result<Self, Unknown>, IndexError> {
         Ok(Ok(match load {
             Load::Entry(path) => Self::Entry(rows.row(path)?),
             Load::Subtree(top) => Self::Subtree(rows.cursor_beneath(top)?),
             Load::Since(version) => {
                 let Some(published) = rows.version(*version)? else { return Ok(Err(Unknown::Version(*version))) };
+                // It was at that version, and somebody changed its tree: what it lacks is not what changed since.
+                if stand.is_some_and(|stand| stand.root != published.version.root) {
+                    return Ok(Err(Unknown::Changes));
+                }
                 match rows.changes_since(published.version.number) {
                     Ok(Some(changes)) => Self::Since { changes, gone: None },
                     Ok(None) | Err(IndexError::Damaged(_)) => return Ok(Err(Unknown::Changes)),

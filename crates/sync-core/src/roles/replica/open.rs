@@ -662,7 +662,7 @@ fn open_root(share: &Share, dry_run: bool) -> Result<(Option<Root>, Made), OpenE
 /// Waits for another push to end, but not for long: long enough for a killed one to be noticed. Who pushes may own the share
 /// by then.
 fn lock(share: &Share, root: &Root, stop: &AtomicBool, admission: Option<&Admission>) -> Result<RootLock, OpenError> {
-    const PATIENCE: Duration = Duration::from_secs(15);
+    const PATIENCE: Duration = Duration::from_secs(20);
     const NAP: Duration = Duration::from_millis(50);
     let started = Instant::now();
     loop {
