@@ -20,7 +20,11 @@ const TICK: Duration = Duration::from_millis(200);
 pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
     args.check_for_daemon()?;
     let started = Instant::now();
-    let mut answers = ask(state_dir, Order::Push { share: share_text(args.source.as_os_str()) })?;
+    let asked = ask(state_dir, Order::Push { share: share_text(args.source.as_os_str()) });
+    let mut answers = asked.map_err(|Failure { exit, message }| Failure {
+        exit,
+        message: message + "; or push without one: synccli push SRC DEST",
+    })?;
     let mut waiting = Waiting::default();
     let say = Say { json: args.say.json, quiet: args.say.quiet, out, err };
     loop {
