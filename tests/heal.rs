@@ -296,6 +296,21 @@ fn nobody_looks_where_that_is_not_wanted() {
     assert_eq!(pair.drift(), [""; 0]);
 }
 
+/// Where inodes with several names were published, the next session on the connection begins with a look at the tree.
+#[test]
+fn what_the_look_between_two_versions_finds_is_undone() {
+    let pair = pair("");
+    many(&pair.src.join("many"), 2000, 4);
+    for round in 0..3 {
+        append(pair.src.join("hard1"), b"more");
+        synccli(&pair.master.state).args(&["push", "www"]).ok();
+        // Where that look comes last.
+        write(pair.dst.join(format!("many/d039/zzz {round}")), b"extra");
+        pair.is_healed();
+    }
+    assert_eq!(pair.master.logged().matches(" connected ").count(), 1, "{}", pair.master.logged());
+}
+
 #[test]
 fn a_program_that_writes_all_the_time_is_not_fought_at_full_speed() {
     let pair = pair("");

@@ -415,17 +415,19 @@ impl Session {
         }
         let attended = self.followed.as_mut().filter(|followed| followed.share == share.name);
         let attended = attended.and_then(|followed| followed.attendance.take());
+        // A master that was acknowledged a version on this connection says nothing before there is another.
+        let is_first = self.followed.is_none();
         let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
         let mut notices = Vec::new();
         let opened = match again {
-            Some(opened) => Ok(opened.admitted(admission)),
+            Some(opened) => Ok((opened.admitted(admission), false)),
             None => self.open_anew(share, hello.policy, &mut notices, admission),
         };
         for text in notices {
             self.receiver.handle(ReceiverInput::Notice(text))?;
         }
         match opened {
-            Ok(mut opened) => {
+            Ok((mut opened, heals)) => {
                 self.tell_problems(opened.take_problems())?;
                 held.guard.recall(&opened.index)?;
                 let stand = opened.stand();
@@ -436,7 +438,10 @@ impl Session {
                 }
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
-                self.receiver.handle(ReceiverInput::Opened(stand))?;
+                self.receiver.handle(ReceiverInput::Opened(stand.clone()))?;
+                if heals && !is_first {
+                    self.receiver.handle(ReceiverInput::Drifted(stand))?;
+                }
                 self.tell_unhealed()
             }
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(LinkError::Interrupted),
@@ -463,15 +468,16 @@ impl Session {
         });
     }
 
+    /// Opens the share with a look at its tree, and says whether that found drift which is to be healed.
     fn open_anew(
         &self,
         share: &Share,
         policy: Policy,
         notices: &mut Vec<String>,
         admission: Option<Admission>,
-    ) -> Result<Opened, OpenError> {
+    ) -> Result<(Opened, bool), OpenError> {
         let Some(lookout) = self.lookout() else {
-            return Opened::open(share, policy, self.follows, &self.stop, notices, admission);
+            return Ok((Opened::open(share, policy, self.follows, &self.stop, notices, admission)?, false));
         };
         let looks = !policy.dry_run;
         let presence = lookout.enter(looks);
@@ -481,7 +487,8 @@ impl Session {
         if looks {
             lookout.tell(None, &drift, true);
         }
-        Ok(opened.watched_by(Some(presence)))
+        let heals = looks && drift.count() > 0 && lookout.heals();
+        Ok((opened.watched_by(Some(presence)), heals))
     }
 
     /// What watches the share's tree.
