@@ -9,8 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::delivery::{Delivered, Delivery, Hold, Permits, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
-use super::difference::Difference;
-use super::source::Decided;
+use super::news::News;
 use crate::backoff::Backoff;
 use crate::control::{DeliveryStatus, DriftStatus};
 use crate::fs;
@@ -19,32 +18,6 @@ use crate::monitor::Problem;
 use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
 use crate::wire::FOLLOW;
-
-/// The newest version, which is in the master's index, and how it differs from the one before.
-pub struct News {
-    /// The version.
-    pub decided: Arc<Decided>,
-    /// From the one before, unless that is better read from the index.
-    pub difference: Option<Arc<Difference>>,
-}
-
-/// Most changes that are kept in memory for those who follow, until the next version; those of more, which are read from
-/// the index, would take tens of megabytes.
-const MOST_KEPT: usize = 50_000;
-
-impl News {
-    /// Of a version that is in the index.
-    pub fn new(decided: Arc<Decided>, difference: &Arc<Difference>) -> Self {
-        // Only the difference knows what moved.
-        let is_kept = difference.len() <= MOST_KEPT || difference.has_moves();
-        Self { decided, difference: is_kept.then(|| Arc::clone(difference)) }
-    }
-
-    /// The version's identity.
-    pub fn id(&self) -> VersionId {
-        self.decided.version.id()
-    }
-}
 
 /// What a follower is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

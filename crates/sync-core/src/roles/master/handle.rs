@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::follow::{Fate, Following, News, Wish};
+use super::follow::{Fate, Following, Wish};
 use super::mirror::MirrorConfig;
+use super::news::News;
 use super::source::Source;
 use crate::control::{Lag, LinkStatus, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, VersionStatus};
 use crate::destination::{addresses, label};

@@ -12,6 +12,7 @@ mod follow;
 mod handle;
 mod meter;
 mod mirror;
+mod news;
 mod outgoing;
 mod previous;
 mod queue;

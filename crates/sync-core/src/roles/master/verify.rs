@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::delivery::{Delivery, SourceEvent};
-use super::follow::{Fate, News, Wish};
+use super::follow::{Fate, Wish};
 use super::handle::{Follower, MirrorHandle, Opened, OrderError};
+use super::news::News;
 use crate::control::Reply;
 use crate::destination::label;
 use crate::monitor::{Item, Monitor, Problem};
