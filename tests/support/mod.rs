@@ -69,8 +69,15 @@ impl Scratch {
     pub fn new() -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let base = std::env::var_os("SYNC_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let dir = base.join(format!("sync-e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        std::fs::create_dir(&dir).unwrap_or_else(|e| panic!("cannot create {}: {e}", dir.display()));
+        let dir = loop {
+            let dir = base.join(format!("sync-e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            match std::fs::create_dir(&dir) {
+                Ok(()) => break dir,
+                // Of a process of the same number that was killed.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => panic!("cannot create {}: {e}", dir.display()),
+            }
+        };
         let mounts = is_root() && disks::own_mount_namespace() && {
             let mounted =
                 Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755,size=4g", "scratch"]).arg(&dir).status();
