@@ -274,7 +274,7 @@ fn the_embedded_index_survives_the_same_damage() {
 }
 
 #[test]
-fn a_lost_state_directory_costs_pairing_and_nothing_else() {
+fn a_lost_state_directory_costs_pairing_and_a_word_and_nothing_else() {
     let pair = Pair::new();
     remove(&pair.master);
     let before = snapshot(&pair.scratch.dst());
@@ -282,6 +282,10 @@ fn a_lost_state_directory_costs_pairing_and_nothing_else() {
     assert_untouched(&before, &snapshot(&pair.scratch.dst()));
     pair.daemon.pair(&pair.master);
     pair.edit(5);
+    // With a new key it is another master.
+    pair.push().code(1).says("--adopt");
+    assert_untouched(&before, &snapshot(&pair.scratch.dst()));
+    push_with(&pair.master, &pair.scratch.src(), &[pair.daemon.dest("www")]).arg("--adopt").ok();
     pair.push_is_exact("after pairing again");
 }
 
