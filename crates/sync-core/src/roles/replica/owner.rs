@@ -97,7 +97,7 @@ impl Ownership {
     /// it open hear that, and are not let in again.
     ///
     /// # Errors
-    /// [`OpenError::NotOwner`] if it is another one's; [`OpenError::Refused`] if that cannot be found out.
+    /// `OpenError::NotOwner` if it is another one's; `OpenError::Refused` if that cannot be found out.
     pub fn admit(self: &Arc<Self>, connection: &Connection, asks: Asks) -> Result<Admission, OpenError> {
         let number = {
             let mut inner = self.inner();
