@@ -235,7 +235,8 @@ impl RowCursor {
         self.fill_to_next()?;
         let Some((Encoded { key, hash, fact }, changed_in)) = self.page.next() else { return Ok(None) };
         let Some(snapshot) = &self.snapshot else { return Ok(None) };
-        let row = snapshot.read(|_| fact::decode(key.as_bytes(), fact))?;
+        // The lock is for the place in the error alone.
+        let row = fact::decode(key.as_bytes(), fact).or_else(|fault| snapshot.read(|_| Err(fault)))?;
         self.pass();
         Ok(Some(Stored { row, hash, changed_in }))
     }

@@ -486,7 +486,7 @@ fn a_peer_that_was_killed_on_this_machine_is_noticed_within_seconds() {
             drop(host);
         }
         survivor.block_on(async {
-            let closed = tokio::time::timeout(Duration::from_secs(15), left.closed()).await.unwrap();
+            let closed = tokio::time::timeout(Duration::from_secs(10), left.closed()).await.unwrap();
             assert_eq!(closed, Closed::Vanished);
             assert_eq!(waiting.await.unwrap(), Some(StreamError::Lost(Closed::Vanished)));
         });
