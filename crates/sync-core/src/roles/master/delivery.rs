@@ -391,7 +391,7 @@ impl<'a> Session<'a> {
         loop {
             let news = newest.borrow_and_update().clone();
             if let Some(news) = news {
-                let rows = match self.is_told_by(&news)? {
+                let rows = match self.is_told_by(&news) {
                     true => None,
                     false => Some(tokio::task::block_in_place(|| self.delivery.source.index.snapshot())?),
                 };
@@ -415,19 +415,12 @@ impl<'a> Session<'a> {
 
     /// Whether the replica needs nothing of the index to be brought to a version: it is there, or at the one before, and
     /// nobody has changed its tree since.
-    fn is_told_by(&self, news: &News) -> Result<bool, LinkError> {
-        let Some((stand, has)) = self.sender.stand().and_then(|stand| Some((stand, stand.version?))) else {
-            return Ok(false);
+    fn is_told_by(&self, news: &News) -> bool {
+        let Some((has, root)) = self.sender.stand().and_then(|stand| Some((stand.version?, stand.root))) else {
+            return false;
         };
-        if has == news.id() {
-            return Ok(stand.root == news.decided.version.root);
-        }
-        if !news.difference.as_ref().is_some_and(|difference| difference.answers(&Load::Since(has))) {
-            return Ok(false);
-        }
-        let index = &self.delivery.source.index;
-        let known = tokio::task::block_in_place(|| index.version(has))?;
-        Ok(known.is_some_and(|known| known.version.root == stand.root))
+        (has, root) == (news.id(), news.decided.version.root)
+            || news.difference.as_ref().is_some_and(|difference| difference.begins_at(has, root))
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -526,7 +519,11 @@ impl<'a> Session<'a> {
                 return Ok(None);
             }
             if let Some(telling) = &mut self.telling {
-                let (told, done) = tokio::task::block_in_place(|| telling.next())?;
+                let (told, done) = match telling {
+                    // Nothing to wait for.
+                    Telling::Difference(..) => telling.next()?,
+                    _ => tokio::task::block_in_place(|| telling.next())?,
+                };
                 if done {
                     self.telling = None;
                 }

@@ -11,8 +11,8 @@ use crate::wire::{Change, Moved, Touched};
 
 /// What the index is about to get, and so what differs from the last version.
 pub struct Difference {
-    /// The last version; `None` if there is none, and so no row either.
-    previous: Option<VersionId>,
+    /// The last version and its root; `None` if there is none, and so no row either.
+    previous: Option<(VersionId, Digest)>,
     /// In tree order.
     pub pending: Vec<Pending>,
     /// In tree order.
@@ -25,13 +25,14 @@ pub struct Difference {
 
 impl Difference {
     /// Of what a look found beside the last version.
-    pub fn new(previous: Option<VersionId>, pending: Vec<Pending>, gone: Vec<Row>, moved: Vec<Moved>) -> Self {
+    pub fn new(previous: Option<&Version>, pending: Vec<Pending>, gone: Vec<Row>, moved: Vec<Moved>) -> Self {
         let mut gone_tops: Vec<RelPath> = Vec::new();
         for row in &gone {
             if !gone_tops.last().is_some_and(|top| row.path.is_beneath(top)) {
                 gone_tops.push(row.path.clone());
             }
         }
+        let previous = previous.map(|version| (version.id(), version.root));
         Self { previous, pending, gone, gone_tops, moved }
     }
 
@@ -47,7 +48,7 @@ impl Difference {
 
     /// Whether the version is the last one, and only what proves its entries changed.
     pub fn is_of(&self, version: &Version) -> bool {
-        self.previous == Some(version.id())
+        self.previous.is_some_and(|(id, _)| id == version.id())
     }
 
     /// How many entries go, without those that only get another name: in a directory that moved as a whole, or a file whose
@@ -80,10 +81,15 @@ impl Difference {
         changed.chain(&self.gone_tops)
     }
 
+    /// Whether it is all that a replica lacks that stands at that version and has that root: nobody has changed its tree since.
+    pub fn begins_at(&self, version: VersionId, root: Digest) -> bool {
+        self.previous == Some((version, root))
+    }
+
     /// Whether the answer to a load is known without the index: [`Difference::changes`].
     pub fn answers(&self, load: &Load) -> bool {
         match load {
-            Load::Since(version) => self.previous == Some(*version),
+            Load::Since(version) => self.previous.is_some_and(|(id, _)| id == *version),
             Load::Subtree(top) => self.previous.is_none() && top.is_root(),
             Load::Entry(_) => false,
         }

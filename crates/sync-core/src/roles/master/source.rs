@@ -340,14 +340,13 @@ impl Source {
         let came = dirs_that_came(&pending).filter_map(|dir| Some((dir, *tree.dirs.get(dir)?)));
         let moved = moved_dirs(gone_dirs.iter().map(|(dir, hash)| (dir, *hash)), came);
         let latest = self.index.latest_version()?.map(|published| published.version);
-        let previous = latest.as_ref().map(Version::id);
-        let version = match latest.filter(|latest| latest.root == tree.root) {
+        let version = match latest.clone().filter(|latest| latest.root == tree.root) {
             Some(latest) => latest,
             None => self.next_version(tree.root)?,
         };
         let minted = (!self.policy.dry_run).then(|| version.clone());
         let decided = Decided { version, minted, holds, tree, entries, scan, hash };
-        Ok((decided, Difference::new(previous, pending, gone, moved)))
+        Ok((decided, Difference::new(latest.as_ref(), pending, gone, moved)))
     }
 
     fn next_version(&self, root: Digest) -> Result<Version, PushError> {
