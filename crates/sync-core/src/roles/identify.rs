@@ -352,8 +352,9 @@ fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
                     survey.gone.push(pending.row);
                 }
             }
-            // A name whose group's first name could not be read.
+            // A name whose group's first name could not be read, or is known as it was before.
             None if pending.needs_hash => {
+                survey.torn = true;
                 let why = "it changed while it was read; push again when it rests";
                 survey.failures.push(FsError::because("read", &pending.row.path, why));
             }

@@ -15,7 +15,7 @@ pub use names::{LastLook, survey_names};
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
-use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time};
+use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time, Tuple};
 use crate::path::{Key, RelPath};
 use found::recognise_moved_inodes;
 
@@ -104,14 +104,25 @@ struct Walk<'a> {
     /// Whether the walk has let the clock tick for an entry that is as young as that.
     has_waited: bool,
     rows: RowCursor,
-    /// First name and content of each inode with several names.
-    groups: HashMap<(u64, u64), (RelPath, Option<Kind>)>,
+    /// Each inode with several names.
+    groups: HashMap<(u64, u64), Group>,
     /// The topmost extra directory that the walk is in.
     kept: Option<RelPath>,
     /// Over the rows, as long as none is passed over.
     merkle: Option<Merkle>,
     found: &'a mut dyn FnMut(usize, &Pending),
     survey: Survey,
+}
+
+/// An inode with several names.
+#[derive(Clone)]
+struct Group {
+    /// The first in tree order.
+    first: RelPath,
+    /// What it was under that name.
+    tuple: Tuple,
+    /// Its content then, if that name's row has it.
+    kind: Option<Kind>,
 }
 
 impl Walk<'_> {
@@ -252,8 +263,8 @@ impl Walk<'_> {
         extra
     }
 
-    /// The first name of the inode, and its content if that name's row has it.
-    fn group(&mut self, seen: &Seen<'_>) -> Option<(RelPath, Option<Kind>)> {
+    /// The inode, if the entry is not the first of its names.
+    fn group(&mut self, seen: &Seen<'_>) -> Option<Group> {
         if seen.stat.nlink < 2 || seen.stat.is_dir() {
             return None;
         }
@@ -261,7 +272,8 @@ impl Walk<'_> {
         self.survey.names.entry(inode).or_default().push(seen.path().clone());
         let known = self.groups.get(&seen.stat.identity()).cloned();
         if known.is_none() {
-            self.groups.insert(seen.stat.identity(), (seen.path().clone(), None));
+            let group = Group { first: seen.path().clone(), tuple: seen.stat.tuple, kind: None };
+            self.groups.insert(seen.stat.identity(), group);
         }
         known
     }
@@ -274,9 +286,10 @@ impl Walk<'_> {
     }
 
     /// The inode is the row's: only what other names or mounts decide can differ.
-    fn known(&mut self, seen: &Seen<'_>, old: Stored, group: Option<(RelPath, Option<Kind>)>, extra: bool) {
+    fn known(&mut self, seen: &Seen<'_>, old: Stored, group: Option<Group>, extra: bool) {
         let row = &old.row;
-        let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|(first, _)| first) };
+        self.survey.torn |= group.as_ref().is_some_and(|group| group.tuple != seen.stat.tuple);
+        let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|group| group.first) };
         self.remember(seen, &row.entry);
         self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
         if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
@@ -289,10 +302,10 @@ impl Walk<'_> {
     }
 
     fn remember(&mut self, seen: &Seen<'_>, entry: &Entry) {
-        if let Some((first, kind)) = self.groups.get_mut(&seen.stat.identity())
-            && first == seen.path()
+        if let Some(group) = self.groups.get_mut(&seen.stat.identity())
+            && group.first == *seen.path()
         {
-            *kind = Some(entry.kind.clone());
+            group.kind = Some(entry.kind.clone());
         }
     }
 
@@ -326,7 +339,7 @@ impl Walk<'_> {
         seen: &Seen<'_>,
         at: Time,
         stored: Option<&Stored>,
-        group: Option<(RelPath, Option<Kind>)>,
+        group: Option<Group>,
         extra: bool,
     ) -> Result<(), FsError> {
         let old = stored.map(|stored| &stored.row);
@@ -343,8 +356,11 @@ impl Walk<'_> {
             return Ok(());
         };
         let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
-        if let Some((first, kind)) = group {
-            if let (true, Some(kind)) = (needs_hash, kind) {
+        if let Some(Group { first, tuple, kind }) = group {
+            // What was written between the looks at two names shows only under the second.
+            let same = tuple == stat.tuple;
+            self.survey.torn |= !same;
+            if let (true, Some(kind)) = (needs_hash && same, kind) {
                 entry.kind = kind;
                 needs_hash = false;
             }

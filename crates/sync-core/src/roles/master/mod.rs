@@ -256,14 +256,16 @@ fn look(
     let survey = loop {
         let (mut survey, looked) = source.look(&known, stop, meter, monitor, offer, draft)?;
         scanned += looked;
-        if survey.vanished.is_empty() {
+        if survey.vanished.is_empty() && !survey.torn {
             break survey;
         }
         if look == LOOKS {
-            survey.hold_what_moves();
+            if !survey.vanished.is_empty() {
+                survey.hold_what_moves();
+            }
             break survey;
         }
-        // A file was listed and is gone: it may be back under a name that was not listed.
+        // A file was listed and is gone: it may be back under a name that was not listed. Or two of its names differ.
         known.extend(survey.hashed());
         look += 1;
     };

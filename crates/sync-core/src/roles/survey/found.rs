@@ -96,6 +96,8 @@ pub struct Survey {
     pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
+    /// Whether a file changed between the looks at two of its names, so that these would seem to differ.
+    pub torn: bool,
     /// Directories, and what they were when they were looked at.
     pub(super) dirs: Vec<(RelPath, Tuple)>,
     /// Directories below the top where another file system is mounted.

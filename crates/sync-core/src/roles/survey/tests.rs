@@ -5,6 +5,7 @@ use std::io::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::hash::Digest;
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::tree::Remembered;
 
@@ -207,4 +208,50 @@ fn what_single_names_cannot_tell_takes_a_look_at_all() {
     assert!(!looked("e"));
     fs::hard_link(top.path().join("c"), top.path().join("d")).unwrap();
     assert!(!looked("d") && !looked(crate::path::STAGING_NAME));
+}
+
+/// Only the second name shows what was written between the looks at both: the content of the first is not its content.
+#[test]
+fn a_file_written_between_the_looks_at_its_names_is_known_by_none_of_its_old_contents() {
+    let top = tempfile::tempdir().unwrap();
+    fs::write(top.path().join("a"), "old").unwrap();
+    // As many as it takes until the look tells how far it is.
+    (0..2048).for_each(|i| fs::write(top.path().join(format!("b{i:04}")), "").unwrap());
+    // A directory is looked at as a whole.
+    fs::create_dir(top.path().join("c")).unwrap();
+    fs::hard_link(top.path().join("a"), top.path().join("c/a")).unwrap();
+    let root = Root::open(top.path()).unwrap();
+    let index = Index::in_memory().unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let options = SurveyOptions {
+        filter: &filter,
+        one_file_system: false,
+        leave_out: Vec::new(),
+        checksum: false,
+        reserved: Reserved::Hold,
+        reconsider_refused: false,
+        ignore_extras: false,
+    };
+    let mut first = look(top.path());
+    read_all(&root, &mut first);
+    assert!(!first.torn);
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+
+    let write = |entries| {
+        if entries > 1 {
+            fs::write(top.path().join("a"), "new").unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    let mut torn = survey(&root, &index, &options, &write, &mut |_, _| {}).unwrap();
+    read_all(&root, &mut torn);
+    assert!(torn.torn);
+    assert!(!torn.pending.iter().any(|pending| pending.row.path.as_bytes() == b"c/a"), "{:?}", torn.pending);
+    assert_eq!(torn.failures.iter().map(|failure| failure.path.as_bytes()).collect::<Vec<_>>(), [b"c/a"]);
+
+    let again = |_| ControlFlow::Continue(());
+    let mut rest = survey(&root, &index, &options, &again, &mut |_, _| {}).unwrap();
+    read_all(&root, &mut rest);
+    let digests: Vec<_> = rest.pending.iter().filter_map(|p| p.row.entry.content()).collect();
+    assert!(!rest.torn && digests == vec![(3, Digest::of(b"new")); 2], "{:?}", rest.pending);
 }
