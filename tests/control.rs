@@ -137,6 +137,12 @@ fn replicas_come_and_go_while_the_daemon_runs() {
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &scratch.path("one"));
     assert_untouched(&before, &snapshot(&scratch.path("two")));
+    let ran = synccli(&master.state).args(&["replica", "add", "www", "192.0.2.1:9"]).ok();
+    assert!(
+        ran.out().contains("192.0.2.1:9/www cannot follow yet: not paired with 192.0.2.1:9: on that host run"),
+        "{ran}"
+    );
+    synccli(&master.state).args(&["replica", "remove", "www", "192.0.2.1:9"]).ok();
     let last = synccli(&master.state).args(&["replica", "remove", "www", &format!("127.0.0.1:{}", one.port)]).code(1);
     assert!(last.err().contains("only one"), "{last}");
 
@@ -188,163 +194,6 @@ fn what_is_left_out_may_change_while_the_daemon_runs() {
     });
 }
 
-#[test]
-fn an_emptied_tree_is_held_until_it_is_released() {
-    let scratch = Scratch::new();
-    let src = scratch.src();
-    many(&src, 60, 1);
-    let one = replica(&scratch, "one");
-    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
-    waits_for_state(&master.state, 0, "in_sync");
-    let before = snapshot(&scratch.path("one"));
-    for entry in std::fs::read_dir(&src).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
-    }
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("is empty") && ran.err().contains("synccli release"), "{ran}");
-    assert_eq!(status(&master.state)["state"], "held");
-    assert_untouched(&before, &snapshot(&scratch.path("one")));
-    synccli(&master.state).args(&["release", "www"]).ok();
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_eq!(std::fs::read_dir(scratch.path("one")).unwrap().count(), 0);
-    assert_eq!(status(&master.state)["state"], "ready");
-}
-
-fn remove(dir: &Path, names: std::ops::Range<usize>) {
-    names.for_each(|i| std::fs::remove_file(dir.join(format!("{i}"))).unwrap());
-}
-
-#[test]
-fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
-    let scratch = Scratch::new();
-    let src = scratch.src();
-    (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
-    let one = replica(&scratch, "one");
-    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
-    waits_for_state(&master.state, 0, "in_sync");
-    // One by one in versions of their own.
-    for i in 0..5 {
-        remove(&src, 19 * i..19 * (i + 1));
-        synccli(&master.state).args(&["push", "www"]).ok();
-    }
-    assert_exact(&src, &scratch.path("one"));
-    let before = snapshot(&scratch.path("one"));
-    // In one version, however slow this is.
-    master.signal(Signal::STOP);
-    remove(&src, 95..110);
-    master.signal(Signal::CONT);
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("110 of 201 entries would be deleted, counted over an hour"), "{ran}");
-    assert_eq!(status(&master.state)["state"], "held");
-    // Whatever else changes goes with what is held.
-    write(src.join("new"), b"new");
-    synccli(&master.state).args(&["push", "www"]).code(1);
-    assert_untouched(&before, &snapshot(&scratch.path("one")));
-    synccli(&master.state).args(&["release", "www"]).ok();
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &scratch.path("one"));
-    // It was let out once; at once is too much as well.
-    (200..400).for_each(|i| write(src.join(format!("{i}")), b"x"));
-    synccli(&master.state).args(&["push", "www"]).ok();
-    let before = snapshot(&scratch.path("one"));
-    master.signal(Signal::STOP);
-    remove(&src, 200..360);
-    master.signal(Signal::CONT);
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("160 of 292 entries would be deleted, more than max_delete = 50%"), "{ran}");
-    assert_untouched(&before, &snapshot(&scratch.path("one")));
-    // What comes back is no deletion.
-    (200..360).for_each(|i| write(src.join(format!("{i}")), b"y"));
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &scratch.path("one"));
-    // Another name is none either.
-    mkdir(src.join("archive"));
-    (200..400).for_each(|i| std::fs::rename(src.join(format!("{i}")), src.join(format!("archive/{i}"))).unwrap());
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &scratch.path("one"));
-}
-
-#[test]
-fn a_replica_has_a_guard_of_its_own() {
-    let scratch = Scratch::new();
-    let (src, dst) = (scratch.src(), scratch.dir("one"));
-    (0..60).for_each(|i| write(src.join(format!("{i}")), b"x"));
-    let one = Daemon::replica(&scratch, "state-one", &dst, "max_delete = 10");
-    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
-    waits_for_state(&master.state, 0, "in_sync");
-    remove(&src, 0..10);
-    synccli(&master.state).args(&["push", "www"]).ok();
-    let before = snapshot(&dst);
-    // Its count goes on where it was.
-    remove(&src, 10..11);
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("11 of 60 entries would be deleted, counted over an hour"), "{ran}");
-    assert!(ran.err().contains("is HELD at version 2"), "{ran}");
-    let held = status(&one.state);
-    assert_eq!(
-        (&held["state"], &held["copy"]["state"], &held["version"]["number"]),
-        (&json!("held"), &json!("held"), &json!(2))
-    );
-    assert!(held["reason"].as_str().unwrap().contains("11 of 60 entries would be deleted"), "{held}");
-    assert_untouched(&before, &snapshot(&dst));
-    synccli(&master.state).args(&["release", "www"]).ok();
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &dst);
-    waits_for_copy(&one.state, "in_sync");
-    remove(&src, 11..40);
-    synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(dst.join("11").exists());
-    // A person who pushes by hand means it.
-    synccli(&master.state).args(&["replica", "pause", "www", &one.dest("www")]).ok();
-    let hand = scratch.path("hand");
-    one.pair(&hand);
-    synccli(&hand).args(&["push", "--adopt"]).arg(&src).arg(one.dest("www")).ok();
-    assert_exact(&src, &dst);
-}
-
-#[test]
-fn a_guard_counts_on_when_its_daemon_is_started_again() {
-    let scratch = Scratch::new();
-    let (src, dst) = (scratch.src(), scratch.dir("one"));
-    (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
-    let mut one = Daemon::replica(&scratch, "state-one", &dst, "max_delete = 120");
-    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
-    waits_for_state(&master.state, 0, "in_sync");
-    remove(&src, 0..90);
-    synccli(&master.state).args(&["push", "www"]).ok();
-    let again = |master: &mut Daemon, one: &mut Daemon| {
-        master.kill();
-        one.kill();
-        one.up();
-        master.restart();
-        waits_for_state(&master.state, 0, "in_sync");
-    };
-    again(&mut master, &mut one);
-    let before = snapshot(&dst);
-    remove(&src, 90..105);
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("105 of 201 entries would be deleted, counted over an hour"), "{ran}");
-    assert_untouched(&before, &snapshot(&dst));
-    // What a person let out is counted no more, also by the next process.
-    synccli(&master.state).args(&["release", "www"]).ok();
-    synccli(&master.state).args(&["push", "www"]).ok();
-    again(&mut master, &mut one);
-    remove(&src, 105..110);
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &dst);
-    // The replica as well.
-    let text = std::fs::read_to_string(scratch.path("m.toml")).unwrap();
-    std::fs::write(scratch.path("m.toml"), text + "max_delete = 'off'\n").unwrap();
-    let config = scratch.path("state-one.toml");
-    std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("= 120", "= 20")).unwrap();
-    again(&mut master, &mut one);
-    remove(&src, 110..130);
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("130 of 200 entries would be deleted, counted over an hour"), "{ran}");
-    assert!(ran.err().contains("is HELD"), "{ran}");
-}
-
 /// Changes the configuration that a daemon reads, and has it read; what it says.
 fn reload(scratch: &Scratch, name: &str, state: &Path, change: impl FnOnce(String) -> String) -> Ran {
     let config = scratch.path(format!("{name}.toml"));
@@ -393,6 +242,7 @@ fn a_replica_takes_over_its_configuration_while_it_runs() {
     let before = connected();
     let ran = here(&|text| text.replace("= 12", "= 12\nheal = 'report'\nrescan = '5m'")).code(0);
     assert_eq!(ran.out().trim(), "share www: heal, rescan taken over");
+    wait_for("the new session", PATIENCE, || connected() > before);
     waits_for_copy(&one.state, "in_sync");
     waits_for_state(&master.state, 0, "in_sync");
     assert_eq!((&share("www")["copy"]["heal"], connected()), (&json!("report"), before + 1));
@@ -517,36 +367,6 @@ fn a_daemon_listens_as_long_as_it_holds_a_share() {
 }
 
 #[test]
-fn a_master_that_was_restored_goes_on_when_it_is_released() {
-    let scratch = Scratch::new();
-    let (src, dst, copy) = (scratch.src(), scratch.path("one"), scratch.path("copy"));
-    many(&src, 60, 1);
-    let one = replica(&scratch, "one");
-    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
-    waits_for_state(&master.state, 0, "in_sync");
-    assert!(master.term().1.success());
-    assert!(std::process::Command::new("cp").arg("-a").arg(scratch.path("m")).arg(&copy).status().unwrap().success());
-    master.restart();
-    write(src.join("newer"), b"newer than the copy");
-    wait_for("the file", PATIENCE, || dst.join("newer").exists());
-    assert!(master.term().1.success());
-    std::fs::remove_dir_all(scratch.path("m")).unwrap();
-    std::fs::rename(&copy, scratch.path("m")).unwrap();
-    std::fs::remove_file(src.join("newer")).unwrap();
-    master.restart();
-    waits_for_state(&master.state, 0, "held");
-    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
-    assert!(ran.err().contains("does not know"), "{ran}");
-    assert!(dst.join("newer").exists());
-    synccli(&master.state).args(&["release", "www"]).ok();
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &dst);
-    write(src.join("and on"), b"and on");
-    synccli(&master.state).args(&["push", "www"]).ok();
-    assert_exact(&src, &dst);
-}
-
-#[test]
 fn what_differs_at_a_replica_is_named() {
     let scratch = Scratch::new();
     let src = scratch.src();
@@ -576,8 +396,63 @@ fn what_differs_at_a_replica_is_named() {
     assert_exact(&src, &scratch.path("two"));
     let ran = synccli(&master.state).args(&["verify", "www", "--deep"]).ok();
     assert_eq!(ran.out().matches(": identical").count(), 2, "{ran}");
+    // It rests meanwhile, and is back at once.
+    synccli(&master.state).args(&["status", "--exit-code"]).ok();
     let ran = synccli(&master.state).args(&["verify", "www", "--json", "--replica", &name]).ok();
     assert_eq!((&ran.json()[0]["identical"], &ran.json()[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
+}
+
+#[test]
+fn what_cannot_be_read_is_told_by_every_command() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    synccli(&master.state).args(&["status", "--exit-code"]).ok();
+    // Nobody may have this name, root neither.
+    let reserved = src.join(".synccli-staging");
+    write(&reserved, b"x");
+    write(src.join("beside"), b"x");
+    let told = |ran: &Ran| ran.said().contains(".synccli-staging is not published: cannot scan: the name is reserved");
+    for command in [&["push", "www"][..], &["push", "www", "--wait=none"], &["verify", "www"]] {
+        let ran = synccli(&master.state).args(command).code(1);
+        assert!(told(&ran), "{ran}");
+    }
+    assert_eq!(std::fs::read(scratch.path("one/beside")).unwrap(), b"x", "the rest is published");
+    assert!(!scratch.path("one/.synccli-staging").exists());
+    let ran = synccli(&master.state).args(&["status", "--exit-code"]).code(3);
+    assert!(told(&ran), "{ran}");
+    let unread = status(&master.state)["unread"].clone();
+    assert_eq!((&unread["entries"], &unread["first"]), (&json!(1), &json!(".synccli-staging")));
+    let ran = synccli(&master.state).args(&["verify", "www", "--json"]).code(1);
+    assert_eq!((&ran.json()[0]["type"], &ran.json()[0]["unread"]["entries"]), (&json!("unread"), &json!(1)), "{ran}");
+    std::fs::remove_file(&reserved).unwrap();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    synccli(&master.state).args(&["verify", "www"]).ok();
+    synccli(&master.state).args(&["status", "--exit-code"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+}
+
+#[test]
+fn what_a_daemon_mirrors_is_not_pushed_beside_it() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let dst = scratch.path("elsewhere");
+    let ran = synccli(&master.state).arg("push").arg(&src).arg(&dst).timeout(20).code(2);
+    assert!(ran.err().contains("as the share www: `synccli push www` brings it"), "{ran}");
+    assert!(!dst.exists());
+    // Another tree, another state directory, and a look are in nobody's way.
+    synccli(&master.state).args(&["push", "--dry-run"]).arg(&src).arg(&dst).timeout(20).ok();
+    many(&scratch.dir("another"), 10, 1);
+    synccli(&master.state).arg("push").arg(scratch.path("another")).arg(&dst).timeout(20).ok();
+    synccli(&scratch.path("state")).arg("push").arg(&src).arg(&dst).timeout(20).ok();
+    assert_exact(&src, &dst);
 }
 
 #[test]

@@ -112,7 +112,8 @@ fn a_second_master_is_held_and_the_first_goes_on() {
     let ran = claimed.asks(1, &["push", "www"]).code(1);
     let owner = id(&claimed.masters[0].state);
     assert!(ran.err().contains("is HELD") && ran.err().contains(&owner), "{ran}");
-    claimed.asks(1, &["release", "www"]).ok();
+    let ran = claimed.asks(1, &["release", "www"]).code(1);
+    assert!(ran.err().contains("`synccli release www --adopt`"), "{ran}");
     let ran = claimed.asks(1, &["verify", "www", "--replica", &claimed.shared.dest("www")]).code(1);
     assert!(ran.said().contains(&owner) && !ran.said().contains("first at once"), "{ran}");
     for _ in 0..3 {
@@ -160,7 +161,7 @@ fn a_replica_that_is_adopted_is_the_other_masters_for_good() {
     claimed.shared.kill();
     claimed.shared.up();
     claimed.belongs_to(1, "after a restart");
-    claimed.asks(0, &["release", "www"]).ok();
+    claimed.asks(0, &["release", "www"]).code(1);
     claimed.belongs_to(1, "released");
     claimed.asks(0, &["release", "www", "--adopt"]).ok();
     claimed.belongs_to(0, "taken back");

@@ -119,6 +119,14 @@ pub enum Reply {
         /// Which, and why.
         replica: ReplicaStatus,
     },
+    /// What the master cannot read, and so neither publishes nor compares: replicas keep what they have of it. Told before
+    /// all else.
+    Unread {
+        /// The share's name.
+        share: String,
+        /// What it is.
+        unread: UnreadStatus,
+    },
     /// An entry differs at a replica.
     Differs {
         /// Which replica.
@@ -177,6 +185,9 @@ pub struct ShareStatus {
     pub version: Option<VersionStatus>,
     /// Why changes are not heard of, if they are not: they are found by looking from time to time.
     pub unwatched: Option<String>,
+    /// On a master, what cannot be read of the tree, if there is anything.
+    #[serde(default)]
+    pub unread: Option<UnreadStatus>,
     /// Changes that only a look found although the tree is watched, since the daemon began.
     pub missed: u64,
     /// On a replica, the id of the master that owns the share, if one does.
@@ -279,6 +290,17 @@ pub struct DriftStatus {
     pub entries: u64,
     /// The first of them in the order of the tree, escaped.
     pub first: Option<String>,
+}
+
+/// What a master cannot read of its tree. Replicas keep what they have of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadStatus {
+    /// How many entries; what is beneath a directory among them is not counted.
+    pub entries: u64,
+    /// The first of them in the order of the tree, escaped.
+    pub first: String,
+    /// Why that one cannot be read.
+    pub reason: String,
 }
 
 /// How a replica is.

@@ -178,8 +178,7 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
         Order::Push { share } => push(&share, service, asker).await,
         Order::Release { share } => {
             let (name, mirror) = service.masters.find(&share)?;
-            let version = mirror.look(true).await?;
-            Ok(format!("share {name} is released; its newest version is {}", version.number))
+            release(name, &mirror).await
         }
         Order::Adopt { share } => {
             let (name, mirror) = service.masters.find(&share)?;
@@ -196,7 +195,8 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
             Ok(format!("{name} follows again"))
         }
         Order::Verify { share, replica, deep } => {
-            let (_, mirror) = service.masters.find(&share)?;
+            let (share, mirror) = service.masters.find(&share)?;
+            unread(share, &mirror, asker).await?;
             verify(&mirror, replica.as_deref(), deep, asker).await
         }
         Order::Reload => service.reload().await,
@@ -227,11 +227,31 @@ async fn status(share: Option<&str>, follow: bool, service: &Service, asker: &mu
     }
 }
 
+/// Lets out what is held, or would be.
+async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderError> {
+    let (held, before) = (mirror.is_held(), mirror.status().version);
+    let version = mirror.look(true).await?;
+    let number = version.number;
+    let changed = before.is_none_or(|before| before.id != version.id);
+    match held {
+        Some(true) => Ok(format!("share {name} is released; its newest version is {number}")),
+        _ if changed => {
+            Ok(format!("share {name}: nothing was held, and what changed is published as version {number}"))
+        }
+        Some(false) => Ok(format!("share {name}: nothing was held; its newest version is {number}")),
+        None => Err(OrderError(format!(
+            "share {name}: all that is held is owned by another master; `synccli release {name} --adopt` makes it this \
+             machine's"
+        ))),
+    }
+}
+
 /// Publishes what is there now, and tells of each replica as it comes to that.
 async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<String, OrderError> {
     let (share, mirror) = service.masters.find(share)?;
     let version = mirror.look(false).await?;
     let replicas = mirror.names(None)?.len() as u64;
+    unread(share.clone(), &mirror, asker).await?;
     asker.tell(&Reply::Published { share, version: version.clone(), replicas }).await?;
     let mut changes = service.masters.changes();
     let mut acknowledged: Vec<String> = Vec::new();
@@ -261,6 +281,14 @@ async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<Strin
             _ = changes.changed() => {}
             () = asker.hangs_up() => return Err(hung_up()),
         }
+    }
+}
+
+/// Tells what no replica can be given, nor be compared with.
+async fn unread(share: String, mirror: &MirrorHandle, asker: &mut Asker) -> Result<(), OrderError> {
+    match mirror.unread() {
+        Some(unread) => asker.tell(&Reply::Unread { share, unread }).await,
+        None => Ok(()),
     }
 }
 

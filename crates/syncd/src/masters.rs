@@ -9,8 +9,8 @@ use sync_core::destination::{addresses, label};
 use sync_core::monitor::Monitor;
 use sync_core::options::{Compress, Destination, Policy, PushRequest};
 use sync_core::path::escape;
-use sync_core::roles::Shutdown;
 use sync_core::roles::master::{Mirror, MirrorConfig, MirrorHandle, OrderError, PushError};
+use sync_core::roles::{Shutdown, pairing};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -105,6 +105,9 @@ impl Masters {
             }
         }
         for master in masters {
+            let known = running.get(&master.name).map_or(&[][..], |running| &running.master.replicas);
+            let new = master.replicas.iter().filter(|replica| !known.contains(replica));
+            let unpaired: Vec<String> = new.filter_map(|replica| self.unpaired(replica)).collect();
             match running.get_mut(&master.name) {
                 Some(known) if known.ended().is_none() => {
                     if known.master != master {
@@ -119,10 +122,18 @@ impl Masters {
                     running.insert(master.name.clone(), Running::start(master, &self.state_dir, &self.changed));
                 }
             }
+            said.extend(unpaired);
         }
         drop(running);
         self.changed.send_replace(());
         said
+    }
+
+    /// What a person has to do before a replica can follow, if anything.
+    fn unpaired(&self, replica: &Destination) -> Option<String> {
+        let Destination::Remote { host, port, .. } = replica else { return None };
+        let unpaired = pairing::unpaired(&self.state_dir, host, *port).ok().flatten()?;
+        Some(format!("{} cannot follow yet: {unpaired}", label(replica)))
     }
 
     /// How they are.

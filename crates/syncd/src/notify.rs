@@ -201,6 +201,7 @@ mod tests {
             reason: None,
             version: None,
             unwatched: None,
+            unread: None,
             missed: 0,
             owner: None,
             replicas: replicas.iter().map(replica).collect(),

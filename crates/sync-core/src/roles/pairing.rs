@@ -87,8 +87,23 @@ pub async fn pair(state_dir: &Path, host: &str, port: u16, token: &str) -> Resul
     Ok(token.replica)
 }
 
+/// What a person has to do before a replica can be reached; `None` if it is paired with.
+///
+/// # Errors
+/// [`PairingError`] if the state directory cannot be read.
+pub fn unpaired(state_dir: &Path, host: &str, port: u16) -> Result<Option<String>, PairingError> {
+    let address = Address::new(host, port);
+    let known = StateDir::at(state_dir).known(&address.to_string())?;
+    Ok(known.is_none().then(|| not_paired(&address)))
+}
+
+/// Says that an address is not paired with, and what to do.
+pub(crate) fn not_paired(address: &Address) -> String {
+    format!("not paired with {address}: {}", how_to_pair(address))
+}
+
 /// The command that pairs with an address, as a person types it.
-pub(crate) fn how_to_pair(address: &Address) -> String {
+fn how_to_pair(address: &Address) -> String {
     let port = if address.port() == DEFAULT_PORT { String::new() } else { format!(":{}", address.port()) };
     // An IPv6 address is typed in brackets.
     let host = if address.host().contains(':') { format!("[{}]", address.host()) } else { address.host().to_owned() };

@@ -1,20 +1,29 @@
 //! `synccli push`: options become a request, the monitor becomes text, the report becomes an exit code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use sync_core::control::{Order, Reply, Role, ShareStatus};
 use sync_core::options::{Policy, PushReport, PushRequest};
 use sync_core::roles::master;
 
 use super::interrupted;
 use crate::args::{CompareArgs, PushArgs, rules};
+use crate::daemon::ask;
 use crate::exit::{Exit, Failure};
 use crate::output::{Reporter, Say, Sink, trace};
 use crate::signals::{self, Outcome};
 
+/// How long a daemon may take to say what it mirrors.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Pushes.
 pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
     args.check_adoption()?;
+    if !args.dry_run {
+        refuse_a_mirrored_source(&args.source, &state_dir)?;
+    }
     let say = Say::push(&args);
     let policy = Policy {
         dry_run: args.dry_run,
@@ -33,6 +42,24 @@ pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result
         compress: args.compress,
     };
     carry_out(request, say, exit_of, out, err)
+}
+
+/// The daemon has the index of what it mirrors for itself, and its replicas are what it says.
+fn refuse_a_mirrored_source(source: &Path, state_dir: &Path) -> Result<(), Failure> {
+    // Where no daemon runs, none is in the way.
+    let Ok(mut answers) = ask(state_dir, Order::Status { share: None, follow: false }) else { return Ok(()) };
+    let Ok(Some(Reply::Status(status))) = answers.next(Some(PATIENCE)) else { return Ok(()) };
+    let Ok(source) = std::fs::canonicalize(source) else { return Ok(()) };
+    // A share that is a link keeps its index wherever that leads.
+    let place = |path: &Path| Some(std::fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?));
+    let is_source = |share: &&ShareStatus| {
+        share.role == Role::Master && place(Path::new(&share.path)).is_some_and(|at| at == source)
+    };
+    let Some(ShareStatus { name, path, .. }) = status.shares.iter().find(is_source) else { return Ok(()) };
+    Err(Failure::usage(format!(
+        "syncd mirrors {path} as the share {name}: `synccli push {name}` brings it to its replicas now, and `synccli replica \
+         add` makes another one follow"
+    )))
 }
 
 /// Carries out a request and says how it went, with the exit code that `judge` finds for that.

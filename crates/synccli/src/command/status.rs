@@ -47,7 +47,8 @@ pub fn run(args: &StatusArgs, state_dir: &Path, out: &Sink) -> Result<Exit, Fail
 /// Whether every share is as it should be, on every replica.
 fn is_well(status: &Status) -> bool {
     status.shares.iter().all(|share| {
-        let ready = share.state == ShareState::Ready && share.copy.as_ref().is_none_or(copy_is_well);
+        let reads_all = share.state == ShareState::Ready && share.unread.is_none();
+        let ready = reads_all && share.copy.as_ref().is_none_or(copy_is_well);
         ready && share.replicas.iter().all(|replica| replica.state == ReplicaState::InSync)
     })
 }

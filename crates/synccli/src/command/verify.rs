@@ -7,7 +7,7 @@ use sync_core::control::{Order, Reply};
 use crate::args::{VerifyArgs, share_text};
 use crate::daemon::ask;
 use crate::exit::{Exit, Failure};
-use crate::output::{Sink, text};
+use crate::output::{Sink, status, text};
 
 /// Has the daemon compare.
 pub fn run(args: &VerifyArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
@@ -48,6 +48,12 @@ pub fn run(args: &VerifyArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Resul
                     }
                 }
                 differ = 0;
+            }
+            Reply::Unread { share, unread } => {
+                exit = Exit::Failed;
+                if !args.json {
+                    err.line(&format!("error: {share}: {}", status::unread_text(&unread)));
+                }
             }
             Reply::Done { .. } => return Ok(exit),
             _ => {}

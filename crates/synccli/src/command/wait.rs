@@ -45,7 +45,7 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
         return Err(Failure::failed("no version was published in time; `synccli status` tells how the share is"));
     };
     if waiting.is_enough(args.wait) {
-        return Ok(Exit::Done);
+        return Ok(if waiting.unread { Exit::Failed } else { Exit::Done });
     }
     let behind: Vec<String> = waiting.behind.iter().map(|(replica, _)| status::behind(replica)).collect();
     let missing = text::plural(behind.len() as u64, "replica does", "replicas do");
@@ -58,6 +58,8 @@ struct Waiting {
     version: Option<VersionStatus>,
     replicas: usize,
     acknowledged: usize,
+    /// Whether the daemon cannot read all of the share, and said so.
+    unread: bool,
     /// Who has not, and since when nobody can be heard there.
     behind: Vec<(ReplicaStatus, Option<Instant>)>,
 }
@@ -68,6 +70,7 @@ impl Waiting {
             Reply::Published { version, replicas, .. } => {
                 (self.version, self.replicas) = (Some(version), usize::try_from(replicas).unwrap_or(usize::MAX));
             }
+            Reply::Unread { .. } => self.unread = true,
             Reply::Acknowledged { replica, .. } => {
                 self.acknowledged += 1;
                 self.behind.retain(|(behind, _)| behind.name != replica);
@@ -128,6 +131,9 @@ impl Say<'_> {
             Reply::Acknowledged { replica, delivery } if !self.quiet => {
                 let took = delivery.as_ref().map(took).unwrap_or_default();
                 self.out.line(&format!("{replica}: identical and durable{took}"));
+            }
+            Reply::Unread { share, unread } => {
+                self.err.line(&format!("error: {share}: {}", status::unread_text(unread)));
             }
             Reply::Behind { replica } if replica.problem.is_some() => {
                 self.err.line(&format!("warning: {}", status::behind(replica)));

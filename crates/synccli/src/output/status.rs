@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use sync_core::control::{
     CopyState, CopyStatus, DriftStatus, Lag, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, Status,
-    VersionStatus,
+    UnreadStatus, VersionStatus,
 };
 use sync_core::heal::Heal;
 
@@ -44,6 +44,7 @@ fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
     lines.extend(share.copy.iter().flat_map(copy_lines).map(|line| format!("  {line}")));
     lines.extend(share.reason.iter().map(|reason| format!("  {}", escape_text(reason))));
     lines.extend(share.unwatched.iter().map(|why| format!("  {}", escape_text(why))));
+    lines.extend(share.unread.iter().map(|unread| format!("  {}", unread_text(unread))));
     if share.missed > 0 {
         let missed = plural(share.missed, "change was", "changes were");
         lines.push(format!("  {missed} found only by looking, although the tree is watched"));
@@ -109,6 +110,18 @@ fn copy_lines(copy: &CopyStatus) -> Vec<String> {
 fn drift_text(drift: &DriftStatus) -> String {
     let first = drift.first.as_ref().map(|first| format!(", the first {}", escape_text(first))).unwrap_or_default();
     format!("{} drifted{first}", plural(drift.entries, "name", "names"))
+}
+
+/// What a master cannot read, and what that means.
+pub fn unread_text(unread: &UnreadStatus) -> String {
+    let UnreadStatus { entries, first, reason } = unread;
+    let (first, reason) = (escape_text(first), escape_text(reason));
+    match entries {
+        1 => format!("{first} is not published: {reason}; the replicas keep what they have of it"),
+        _ => format!(
+            "{entries} entries are not published, the first {first}: {reason}; the replicas keep what they have of them"
+        ),
+    }
 }
 
 /// What is said of a replica, cell by cell.
@@ -245,6 +258,7 @@ mod tests {
             reason: None,
             version: Some(version),
             unwatched: None,
+            unread: None,
             missed: 0,
             owner: None,
             replicas: vec![well, away, drifted],
@@ -275,6 +289,7 @@ mod tests {
             reason: None,
             version: None,
             unwatched: None,
+            unread: None,
             missed: 0,
             owner: None,
             replicas: Vec::new(),
@@ -330,6 +345,7 @@ mod tests {
             reason: Some("refused lately".into()),
             version: None,
             unwatched: None,
+            unread: None,
             missed: 0,
             owner: Some("abcd-efgh".into()),
             replicas: Vec::new(),

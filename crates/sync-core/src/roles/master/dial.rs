@@ -10,7 +10,7 @@ use crate::monitor::Problem;
 use crate::options::Destination;
 use crate::path::escape;
 use crate::roles::Shutdown;
-use crate::roles::pairing::{how_to_pair, identity};
+use crate::roles::pairing::{identity, not_paired};
 use crate::roles::replica;
 use crate::transport::{self, Address, Connection, Loopback, PeerId, Purpose, Settings};
 
@@ -53,7 +53,7 @@ pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdo
                 } else {
                     String::new()
                 };
-                return Err(failed(format!("not paired with {address}: {}{hint}", how_to_pair(&address))));
+                return Err(failed(not_paired(&address) + &hint));
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
             let also: Vec<_> = also.iter().map(|also| Address::new(also.host.clone(), also.port)).collect();

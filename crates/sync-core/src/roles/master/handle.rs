@@ -10,9 +10,11 @@ use super::follow::{Fate, Following, Wish};
 use super::mirror::MirrorConfig;
 use super::news::News;
 use super::source::Source;
-use crate::control::{Lag, LinkStatus, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, VersionStatus};
+use crate::control::{
+    Lag, LinkStatus, ReplicaState, ReplicaStatus, Role, ShareState, ShareStatus, UnreadStatus, VersionStatus,
+};
 use crate::destination::{addresses, label};
-use crate::fs;
+use crate::fs::{self, FsError};
 use crate::index::{Change, Index, IndexError, Published};
 use crate::manifest::{Time, Version};
 use crate::options::{Destination, PushRequest};
@@ -49,6 +51,7 @@ struct State {
     state: ShareState,
     reason: Option<String>,
     unwatched: Option<String>,
+    unread: Option<UnreadStatus>,
     version: Option<VersionStatus>,
     opened: Option<Opened>,
     followers: Vec<Follower>,
@@ -152,6 +155,19 @@ impl Shared {
         is_new
     }
 
+    /// What a look at the tree could not read.
+    pub fn unread(&self, failures: &[FsError]) {
+        let first = failures.iter().min_by(|a, b| a.path.cmp(&b.path));
+        let unread = first.map(|first| UnreadStatus {
+            entries: failures.len() as u64,
+            first: first.path.to_string(),
+            reason: first.to_problem().reason,
+        });
+        if self.state().unread != unread {
+            self.update(|state| state.unread = unread);
+        }
+    }
+
     /// There is this version.
     pub fn published(&self, version: &Version, entries: u64) {
         let version = version_status(version, entries);
@@ -192,6 +208,15 @@ impl MirrorHandle {
     /// Of the mirror that has the other ends.
     pub(super) fn new(shared: Arc<Shared>, orders: mpsc::UnboundedSender<MirrorOrder>) -> Self {
         Self { shared, orders }
+    }
+
+    /// Whether something waits for a person to say that it is meant; `None` if what waits is a replica of another master,
+    /// for which that is not enough.
+    pub fn is_held(&self) -> Option<bool> {
+        let followers = self.shared.followers();
+        let held: Vec<_> = followers.iter().map(|follower| follower.fate.get()).filter(|fate| fate.held).collect();
+        let is_ours = self.shared.state().state == ShareState::Held || held.iter().any(|fate| !fate.is_anothers);
+        if !is_ours && !held.is_empty() { None } else { Some(is_ours) }
     }
 
     /// Looks at everything now, publishes what changed, and tries every replica at once. With `release`, what is held
@@ -308,6 +333,11 @@ impl MirrorHandle {
         (reached.iter().map(status).collect(), behind.iter().map(status).collect())
     }
 
+    /// What of the tree could not be read when it was looked at last.
+    pub fn unread(&self) -> Option<UnreadStatus> {
+        self.shared.state().unread.clone()
+    }
+
     /// How the share and its replicas are, but for its name. Reads the index.
     pub fn status(&self) -> ShareStatus {
         let state = self.shared.state();
@@ -320,6 +350,7 @@ impl MirrorHandle {
             reason: state.reason.clone(),
             version: None,
             unwatched: state.unwatched.clone(),
+            unread: state.unread.clone(),
             missed: self.shared.missed.load(Ordering::Relaxed),
             owner: None,
             replicas: Vec::new(),

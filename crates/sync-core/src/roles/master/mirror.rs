@@ -478,6 +478,7 @@ impl Mirror {
             return Err(self.hold(self.failed(why.to_owned()).to_string()));
         }
         Source::report_failures(&survey, &*self.monitor);
+        self.shared.unread(&survey.failures);
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
         // A tree that was replaced while it was looked at may be half gone.
         check_place(open)?;

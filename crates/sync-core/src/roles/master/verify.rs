@@ -56,11 +56,26 @@ impl MirrorHandle {
             if found.differs.load(Ordering::Relaxed) && id(&newest) != wanted {
                 problems.push("the share changed meanwhile, so this may be no more than that; try again".to_owned());
             }
+            back_to_following(&follower.fate).await;
             let identical = problems.is_empty() && !found.differs.load(Ordering::Relaxed);
             let _ = replies.send(Reply::Verified { replica: name, identical, problems });
         });
         Ok(receiver)
     }
+}
+
+/// Waits until the replica is followed again, so that whoever asks next does not hear that it is behind.
+async fn back_to_following(fate: &Fate) {
+    let is_followed = || {
+        let following = fate.get();
+        following.is_current || following.retry.is_some() || *fate.wish.borrow() != Wish::Follow
+    };
+    let followed = async {
+        while !is_followed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(REST, followed).await;
 }
 
 /// Says what is in the way, if something is.

@@ -672,7 +672,11 @@ fn lock(share: &Share, root: &Root, stop: &AtomicBool, admission: Option<&Admiss
             Some(lock) => return Ok(lock),
             None if stop.load(Ordering::Relaxed) => return Err(SurveyError::Stopped.into()),
             None if started.elapsed() > PATIENCE => {
-                let busy = format!("another push to {} is under way; push again when it is done", share.describe());
+                let busy = format!(
+                    "{} is in use: another push to it is under way, or a mirror follows it, as `synccli status` there tells; \
+                     push again when it is done",
+                    share.describe()
+                );
                 return Err(OpenError::Refused(busy));
             }
             None => std::thread::sleep(NAP),

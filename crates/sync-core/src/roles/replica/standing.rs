@@ -199,6 +199,7 @@ impl Standing {
             reason: state.held.clone(),
             version: state.version.clone(),
             unwatched: state.unwatched.clone(),
+            unread: None,
             missed: 0,
             owner: None,
             replicas: Vec::new(),
