@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 pub use found::{Before, KnownContents, Pending, Survey};
-pub use names::{LastLook, survey_names};
+pub use names::{LastLook, Names, survey_names};
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};

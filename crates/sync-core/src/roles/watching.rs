@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::fs::Root;
 use crate::fs::watch::{Added, Events, Watch, WatchError, events_at};
 use crate::path::RelPath;
+use crate::roles::survey::Names;
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
 
 /// From this many names on a look at the whole tree costs less than one at each.
@@ -70,8 +71,9 @@ pub fn complete(watch: Result<Watch, WatchError>, root: &Root) -> Result<Watch, 
 }
 
 /// Watches all that a batch names, and what is beneath where that is new. Returns the names to look at, with all that new
-/// directories hold; `None` if it is to be everything, as it is `everything` or after events were lost. `leaves_out` tells
-/// of directories that are not watched, `tell` hears of those that cannot be.
+/// directories hold; `None` if it is to be everything, as it is `everything` or after events were lost. A directory that has
+/// been watched all the time is looked at alone. `leaves_out` tells of directories that are not watched, `tell` hears of those
+/// that cannot be.
 ///
 /// # Errors
 /// [`WatchError`] if the tree cannot be watched any more.
@@ -83,28 +85,36 @@ pub fn names_of(
     everything: bool,
     leaves_out: &dyn Fn(&RelPath) -> bool,
     tell: &dyn Fn(&str),
-) -> Result<Option<BTreeSet<RelPath>>, WatchError> {
+) -> Result<Option<Names>, WatchError> {
     let everything = everything || batch.everything || batch.names.len() > MANY;
     let lost = hints.lost.swap(false, Ordering::Relaxed);
-    let mut names = batch.names;
-    let tops: Vec<RelPath> = std::iter::once(RelPath::root()).chain(names.iter().cloned()).collect();
+    let tops: Vec<RelPath> = std::iter::once(RelPath::root()).chain(batch.names.iter().cloned()).collect();
+    let mut names = Names { whole: batch.names, ..Names::default() };
+    let mut new = BTreeSet::new();
     // Which names were told of is not known, and some may be directories that nobody watches yet.
     let throughout = batch.everything && !lost;
     if lost {
         watch.restart()?;
     }
     tops.into_iter().try_for_each(|top| {
-        cover(watch, root, top, throughout, leaves_out, tell, &mut |name| {
-            if names.len() <= MANY {
-                names.insert(name);
+        let is_known = cover(watch, root, top.clone(), throughout, leaves_out, tell, &mut |name| {
+            if new.len() <= MANY {
+                new.insert(name);
             }
-        })
+        })?;
+        // In a directory that is new it is known since a moment ago.
+        if is_known && !new.contains(&top) && names.whole.remove(&top) {
+            names.alone.insert(top);
+        }
+        Ok::<_, WatchError>(())
     })?;
-    Ok((!everything && !lost && names.len() <= MANY).then_some(names))
+    names.whole.extend(new);
+    Ok((!everything && !lost && names.whole.len() <= MANY).then_some(names))
 }
 
 /// Watches all directories from `top` down that are not watched yet; `found` gets what is in those. What is beneath one
-/// that is watched was covered when it was new, but for what was made there since: that is looked for `throughout`.
+/// that is watched was covered when it was new, but for what was made there since: that is looked for `throughout`. Says
+/// whether the top was watched under its name all the time.
 fn cover(
     watch: &Watch,
     root: &Root,
@@ -113,8 +123,9 @@ fn cover(
     leaves_out: &dyn Fn(&RelPath) -> bool,
     tell: &dyn Fn(&str),
     found: &mut dyn FnMut(RelPath),
-) -> Result<(), WatchError> {
-    let mut tops = vec![top];
+) -> Result<bool, WatchError> {
+    let mut is_known = false;
+    let mut tops = vec![top.clone()];
     while let Some(dir) = tops.pop() {
         if !dir.is_root() && leaves_out(&dir) {
             continue;
@@ -122,7 +133,11 @@ fn cover(
         match watch.add(&dir) {
             Ok(Added::New) => {}
             Ok(Added::Known) if throughout => {}
-            Ok(Added::Known | Added::NotADirectory) => continue,
+            Ok(Added::Known) => {
+                is_known |= dir == top;
+                continue;
+            }
+            Ok(Added::NotADirectory) => continue,
             Err(error) if error.is_local() => {
                 tell(&format!("changes in {dir} are only found by looking: {error}"));
                 continue;
@@ -138,5 +153,61 @@ fn cover(
             found(path);
         }
     }
-    Ok(())
+    Ok(is_known)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test changes the directories that are watched")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn set(names: &[&str]) -> BTreeSet<RelPath> {
+        names.iter().map(|name| RelPath::new(*name).unwrap()).collect()
+    }
+
+    /// Else each change in a directory of a hundred thousand files would take a look at all of them.
+    #[test]
+    fn only_a_directory_that_came_by_its_name_is_looked_at_with_what_it_holds() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        fs::create_dir_all(at("d/sub")).unwrap();
+        fs::write(at("d/sub/f"), "f").unwrap();
+        let root = Root::open(top.path()).unwrap();
+        let hints = Hints::new(SettleOptions::default());
+        let watch = Watch::new(top.path(), {
+            let hints = Arc::clone(&hints);
+            move |hint| hints.hear(hint)
+        });
+        let watch = watch.unwrap();
+        let all = || Batch { everything: true, ..Batch::default() };
+        let look =
+            |batch: Batch| names_of(&watch, &hints, &root, batch, false, &|_| false, &|why| panic!("{why}")).unwrap();
+        assert_eq!(look(all()), None);
+
+        // Batches until all of the names have come.
+        let heard = |wanted: &[&str]| {
+            let mut names = Names::default();
+            let until = Instant::now() + Duration::from_secs(20);
+            while !set(wanted).iter().all(|name| names.covers(name)) {
+                assert!(Instant::now() < until, "{names:?}");
+                std::thread::sleep(Duration::from_millis(5));
+                let batch = hints.settle().poll(hints.now());
+                names.extend(batch.and_then(look).unwrap_or_default());
+            }
+            names
+        };
+        fs::set_permissions(at("d"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(at("d/new"), "new").unwrap();
+        let names = heard(&["d", "d/new"]);
+        assert_eq!((names.whole, names.alone), (set(&["d/new"]), set(&["d"])));
+
+        fs::rename(at("d"), at("e")).unwrap();
+        fs::rename(at("e"), at("d")).unwrap();
+        let names = heard(&["d", "e"]);
+        assert!(names.whole.is_superset(&set(&["d", "d/new", "d/sub", "d/sub/f"])), "{names:?}");
+        assert!(names.alone.is_empty(), "{names:?}");
+    }
 }

@@ -4,7 +4,6 @@
 //! What the watch tells are hints. A batch of them is looked at against the index as a push does it, a few names or the
 //! whole tree, so that a hint too many costs nothing and one that is lost is found by the next look at everything.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +33,7 @@ use crate::options::{Destination, PushRequest};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::guarding::{Counted, Guard};
-use crate::roles::survey::LastLook;
+use crate::roles::survey::{LastLook, Names};
 use crate::roles::watching::{self, Hints};
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
 
@@ -522,7 +521,7 @@ impl Mirror {
     }
 
     /// The names to look at, with all that new directories hold; `None` if it is to be everything.
-    fn names_of(&self, open: &mut Open, batch: Batch) -> Result<Option<BTreeSet<RelPath>>, PushError> {
+    fn names_of(&self, open: &mut Open, batch: Batch) -> Result<Option<Names>, PushError> {
         let Some(watch) = &open.watch else { return Ok(None) };
         let source = &open.source;
         // Who stops does not go further down.
@@ -545,7 +544,7 @@ impl Mirror {
 
     /// Looks at names, and at those that are told of meanwhile if some seem gone: one of them may be the new name of what
     /// is.
-    fn look_until_quiet(&self, open: &mut Open, mut names: BTreeSet<RelPath>) -> Result<Option<Looked>, Stopped> {
+    fn look_until_quiet(&self, open: &mut Open, mut names: Names) -> Result<Option<Looked>, Stopped> {
         for _ in 0..LOOKS {
             let Some(found) = self.look_at(open, &names)? else { return Ok(None) };
             if found.survey.gone.is_empty() {
@@ -561,7 +560,7 @@ impl Mirror {
         Ok(None)
     }
 
-    fn look_at(&self, open: &Open, names: &BTreeSet<RelPath>) -> Result<Option<Looked>, PushError> {
+    fn look_at(&self, open: &Open, names: &Names) -> Result<Option<Looked>, PushError> {
         let Some(last) = &open.last else { return Ok(None) };
         let started = Instant::now();
         let found = open.source.look_at(names, last, &self.stop, &self.meter, &mut |_, _| {}, &|_| {})?;

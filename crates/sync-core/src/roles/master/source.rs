@@ -1,6 +1,6 @@
 //! The source of a push: a tree, its index, and the steps from what is on disk to a committed version.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ use crate::region::Region;
 use crate::relative::moved_dirs;
 use crate::roles::guarding::Counted;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
-use crate::roles::survey::{KnownContents, LastLook, Pending, Survey, SurveyOptions, survey, survey_names};
+use crate::roles::survey::{KnownContents, LastLook, Names, Pending, Survey, SurveyOptions, survey, survey_names};
 use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
 
@@ -185,7 +185,7 @@ impl Source {
     /// whole tree can tell what they are.
     pub fn look_at(
         &self,
-        names: &BTreeSet<RelPath>,
+        names: &Names,
         last: &LastLook,
         stop: &AtomicBool,
         meter: &Meter,

@@ -1,9 +1,9 @@
 //! What somebody else changed in a replica's tree, as a look at it beside its rows has found.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use crate::path::{RelPath, escape};
-use crate::roles::survey::Survey;
+use crate::roles::survey::{Names, Survey};
 
 /// How many paths of one look are logged; the others are counted.
 const NAMED: usize = 20;
@@ -25,7 +25,7 @@ pub struct Drift {
 impl Drift {
     /// What a look has found, after all of it was identified: beneath these names alone, if there are some. With
     /// `keeps_extras` what the master does not have is none.
-    pub fn of(survey: &Survey, names: Option<&BTreeSet<RelPath>>, keeps_extras: bool) -> Self {
+    pub fn of(survey: &Survey, names: Option<&Names>, keeps_extras: bool) -> Self {
         let changed = survey.pending.iter().filter(|pending| pending.changes_entry());
         let changed = changed.filter(|pending| !(keeps_extras && (pending.before.is_none() || pending.row.extra)));
         let changed = changed.map(|pending| {
@@ -49,7 +49,7 @@ impl Drift {
         let mut drift = Self::default();
         let mut whole: Option<(&RelPath, &str)> = None;
         for (path, what, follows) in all {
-            if (follows && explained.contains(path)) || !names.is_none_or(|names| is_within(path, names)) {
+            if (follows && explained.contains(path)) || !names.is_none_or(|names| names.covers(path)) {
                 continue;
             }
             drift.count += 1;
@@ -97,9 +97,9 @@ pub struct Unhealed {
 impl Unhealed {
     /// A look at these names, or at everything, has found all the drift that there is now; the rows have it from here on
     /// (`taken`), or not.
-    pub fn looked(&mut self, names: Option<&BTreeSet<RelPath>>, found: &Drift, taken: bool) {
+    pub fn looked(&mut self, names: Option<&Names>, found: &Drift, taken: bool) {
         match names {
-            Some(names) => self.paths.retain(|path, _| !is_within(path, names)),
+            Some(names) => self.paths.retain(|path, _| !names.covers(path)),
             None => *self = Self::default(),
         }
         let mut known = 0;
@@ -125,21 +125,10 @@ impl Unhealed {
     }
 }
 
-/// Whether the path is among the names, or a directory that it is in and that is not the top: that holds everything.
-fn is_within(path: &RelPath, names: &BTreeSet<RelPath>) -> bool {
-    let mut at = Some(path.clone());
-    while let Some(above) = at {
-        if names.contains(&above) && (!above.is_root() || path.is_root()) {
-            return true;
-        }
-        at = above.parent();
-    }
-    false
-}
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the test changes the files that are looked at")]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
     use std::ops::ControlFlow;
     use std::os::unix::fs::PermissionsExt;
@@ -218,6 +207,7 @@ mod tests {
         assert_eq!((drift.count(), drift.beneath), (8, 3));
 
         let asked = BTreeSet::from(["", "a/new", "gone"].map(|path| RelPath::new(path).unwrap()));
+        let asked = Names { whole: asked, alone: BTreeSet::from([RelPath::new("a").unwrap()]) };
         let some = Drift::of(&found, Some(&asked), false);
         assert_eq!(names(&some), [("a/new".to_owned(), "created"), ("gone".to_owned(), "deleted")]);
         // What is not undone is what the looks have found since, each at its names.
@@ -227,7 +217,7 @@ mod tests {
         assert_eq!(all(&unhealed), Some((8, "a/edited".to_owned())));
         unhealed.reached();
         assert_eq!(all(&unhealed).map(|all| all.0), Some(8), "the rows know nothing of it");
-        let edited = BTreeSet::from([RelPath::new("a/edited").unwrap()]);
+        let edited = Names { whole: BTreeSet::from([RelPath::new("a/edited").unwrap()]), ..Names::default() };
         unhealed.looked(Some(&edited), &Drift::default(), false);
         assert_eq!(all(&unhealed), Some((7, "a/new".to_owned())));
         unhealed.looked(Some(&asked), &some, true);

@@ -6,7 +6,6 @@
 //!
 //! What the replica itself publishes is hinted at as well. It is what its rows say, and so it is no drift.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ use crate::fs::{self, Root, STAGING_NAME};
 use crate::heal::{Heal, Pauses};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
-use crate::roles::survey::SurveyError;
+use crate::roles::survey::{Names, SurveyError};
 use crate::roles::watching::{self, Hints};
 use crate::settle::{Batch, Hint, SettleOptions};
 
@@ -71,7 +70,7 @@ struct State {
 /// Where somebody shall look.
 pub struct Look {
     /// At these names; `None`: at everything.
-    pub names: Option<BTreeSet<RelPath>>,
+    pub names: Option<Names>,
 }
 
 impl Look {
@@ -159,7 +158,7 @@ impl Lookout {
     }
 
     /// Logs what a look at these names, or at everything, has found, and whether a session heals it. The next one waits.
-    pub fn tell(&self, names: Option<&BTreeSet<RelPath>>, drift: &Drift, healed: bool) {
+    pub fn tell(&self, names: Option<&Names>, drift: &Drift, healed: bool) {
         self.standing.looked(names, drift, healed);
         let count = drift.count();
         if count == 0 {

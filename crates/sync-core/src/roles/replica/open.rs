@@ -1,6 +1,6 @@
 //! An open replica: locked, looked at, its index true to its disk.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ use crate::path::{RelPath, escape};
 use crate::plan::{Action, MovedDir, Step};
 use crate::roles::guarding;
 use crate::roles::identify::{Early, IdentifyOptions, identify};
-use crate::roles::survey::{LastLook, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
+use crate::roles::survey::{LastLook, Names, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree::{self, Remembered};
 use crate::wire::{ADOPT, FOLLOW, Hello, Offered, Stand, ToReplica};
 
@@ -150,11 +150,7 @@ impl Opened {
     }
 
     /// What somebody else has changed since the last push, at these names or everywhere. Nothing is written down.
-    pub fn inspect(
-        share: &Share,
-        names: Option<&BTreeSet<RelPath>>,
-        stop: &Arc<AtomicBool>,
-    ) -> Result<Drift, OpenError> {
+    pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<Drift, OpenError> {
         let policy = Policy { dry_run: true, ..Policy::default() };
         let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
         let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
@@ -244,7 +240,7 @@ impl Opened {
     pub fn look_again(
         &mut self,
         share: &Share,
-        names: Option<&BTreeSet<RelPath>>,
+        names: Option<&Names>,
         keep: bool,
         stop: &Arc<AtomicBool>,
     ) -> Result<Drift, OpenError> {
@@ -476,12 +472,7 @@ impl Opened {
     }
 
     /// The same of a few names; `None` if only a look at everything can tell.
-    fn found_at(
-        &self,
-        share: &Share,
-        names: &BTreeSet<RelPath>,
-        stop: &AtomicBool,
-    ) -> Result<Option<Survey>, OpenError> {
+    fn found_at(&self, share: &Share, names: &Names, stop: &AtomicBool) -> Result<Option<Survey>, OpenError> {
         let Some(root) = self.root.as_deref().filter(|_| self.is_plain && !self.policy.no_delete) else {
             return Ok(None);
         };
@@ -521,7 +512,7 @@ impl Opened {
 
     /// What of it somebody else did. Before the first push has come to its end, and after one that was cut off while it was
     /// publishing, nobody knows.
-    fn drift_in(&self, found: &Survey, names: Option<&BTreeSet<RelPath>>) -> Result<Drift, OpenError> {
+    fn drift_in(&self, found: &Survey, names: Option<&Names>) -> Result<Drift, OpenError> {
         Ok(if self.was_reached()? { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
     }
 

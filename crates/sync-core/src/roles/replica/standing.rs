@@ -1,6 +1,5 @@
 //! How a share fares, for whoever asks: its sessions and what watches its tree say it here.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use crate::control::{CopyState, CopyStatus, DriftStatus, MasterStatus, Role, Sha
 use crate::heal::Heal;
 use crate::index::Stand;
 use crate::path::RelPath;
+use crate::roles::survey::Names;
 use crate::transport::Connection;
 
 /// Of one share.
@@ -154,7 +154,7 @@ impl Standing {
 
     /// What a look has found, at these names or everywhere; with `taken`, the rows have it now, so that the next version
     /// that is reached undoes it.
-    pub fn looked(&self, names: Option<&BTreeSet<RelPath>>, found: &Drift, taken: bool) {
+    pub fn looked(&self, names: Option<&Names>, found: &Drift, taken: bool) {
         self.update(|state| state.unhealed.looked(names, found, taken));
     }
 

@@ -11,6 +11,35 @@ use crate::index::{Index, IndexError, RowCursor, Rows as _, Stored};
 use crate::manifest::{Row, TreeHash};
 use crate::path::{KeyBuf, RelPath};
 
+/// Where to look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// These, and what the index has in them: their inode may have come by a name under which nobody looked.
+    pub whole: BTreeSet<RelPath>,
+    /// Directories that have had their name all the time. What changes in them is told by itself.
+    pub alone: BTreeSet<RelPath>,
+}
+
+impl Names {
+    /// Adds others.
+    pub fn extend(&mut self, more: Self) {
+        self.whole.extend(more.whole);
+        self.alone.extend(more.alone);
+    }
+
+    /// Whether a path is looked at: it is among the names, or beneath one that is looked at as a whole and is not the top.
+    pub fn covers(&self, path: &RelPath) -> bool {
+        let mut at = Some(path.clone());
+        while let Some(above) = at {
+            if self.whole.contains(&above) && (!above.is_root() || path.is_root()) {
+                return true;
+            }
+            at = above.parent();
+        }
+        self.alone.contains(path)
+    }
+}
+
 /// What the last look at a tree left behind, for looks at some of its names.
 #[derive(Clone, Debug, Default)]
 pub struct LastLook {
@@ -48,13 +77,12 @@ pub fn survey_names(
     index: &Index,
     options: &SurveyOptions<'_>,
     last: &LastLook,
-    names: &BTreeSet<RelPath>,
+    names: &Names,
 ) -> Result<Option<Survey>, SurveyError> {
     // A name that comes or goes changes the time of its directory.
-    let parents = names.iter().filter_map(RelPath::parent);
-    let mut paths: BTreeSet<RelPath> = names.iter().cloned().chain(parents).collect();
-    // A directory that is named itself may have had another name for a moment, under which its changes were told.
-    for dir in names.iter().filter(|dir| !dir.is_root()) {
+    let all = || names.whole.union(&names.alone);
+    let mut paths: BTreeSet<RelPath> = all().cloned().chain(all().filter_map(RelPath::parent)).collect();
+    for dir in names.whole.iter().filter(|dir| !dir.is_root()) {
         index.leaves_in(dir, &mut |leaf| paths.extend(leaf.key.to_path()))?;
     }
     let paths: Vec<RelPath> = paths.into_iter().collect();

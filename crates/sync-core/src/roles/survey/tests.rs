@@ -134,7 +134,7 @@ proptest! {
         index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
 
         let names = after.iter().enumerate().flat_map(|(round, deed)| act(top.path(), 100 + round, deed)).collect();
-        let names = with_what_is_beneath(&root, names);
+        let names = Names { whole: with_what_is_beneath(&root, names), ..Names::default() };
         let Some(mut some) = survey_names(&root, &index, &options, &last, &names).unwrap() else { return Ok(()) };
         read_all(&root, &mut some);
         let mut all = look();
@@ -166,8 +166,12 @@ fn a_directory_in_place_of_another_takes_a_look_at_all() {
         reconsider_refused: false,
         ignore_extras: false,
     };
-    let names = BTreeSet::from([RelPath::new("d").unwrap()]);
-    assert!(survey_names(&root, &index, &options, &last, &names).unwrap().is_some());
+    let d = || BTreeSet::from([RelPath::new("d").unwrap()]);
+    let names = Names { whole: d(), ..Names::default() };
+    // Of what it held itself, if it may have had another name meanwhile.
+    fs::remove_dir(top.path().join("d/inner")).unwrap();
+    let gone = |names: &Names| survey_names(&root, &index, &options, &last, names).unwrap().unwrap().gone.len();
+    assert_eq!((gone(&names), gone(&Names { alone: d(), ..Names::default() })), (1, 0));
     fs::rename(top.path().join("d"), aside.path().join("d")).unwrap();
     fs::create_dir(top.path().join("d")).unwrap();
     assert!(survey_names(&root, &index, &options, &last, &names).unwrap().is_none());
@@ -198,7 +202,7 @@ fn what_single_names_cannot_tell_takes_a_look_at_all() {
         reconsider_refused: false,
         ignore_extras: false,
     };
-    let names = |name: &str| BTreeSet::from([RelPath::new(name).unwrap()]);
+    let names = |name: &str| Names { whole: BTreeSet::from([RelPath::new(name).unwrap()]), ..Names::default() };
     let looked = |name: &str| survey_names(&root, &index, &options, &last, &names(name)).unwrap().is_some();
     assert!(looked("c") && !looked("a"));
     // The other name is alone now, and its row does not tell so.
