@@ -113,11 +113,12 @@ impl RelPath {
 
     /// The directory that holds this entry; `None` for the top directory.
     pub fn parent(&self) -> Option<Self> {
-        if self.is_root() {
-            return None;
-        }
-        let cut = self.0.iter().rposition(|&b| b == b'/').unwrap_or(0);
-        Some(Self(self.0[..cut].into()))
+        (!self.is_root()).then(|| Self(self.parent_bytes().into()))
+    }
+
+    /// The path of the directory that holds this entry, which for the top directory is itself.
+    pub fn parent_bytes(&self) -> &[u8] {
+        &self.0[..self.0.iter().rposition(|&b| b == b'/').unwrap_or(0)]
     }
 
     /// The paths on the way down from `top`, which lies above, to this one, which is the last of them.

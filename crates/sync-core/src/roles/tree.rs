@@ -1,6 +1,6 @@
 //! A whole tree as an index holds it: its hash with changes laid over it, and the children of its directories.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::diff::Child;
 use crate::hash::Digest;
@@ -8,8 +8,11 @@ use crate::index::{Index, IndexError, Leaf, Rows};
 use crate::manifest::{DirHashes, Holds, Merkle, Preimage, TreeHash};
 use crate::path::{Key, RelPath};
 
-/// What changes make of each path: the entry's hash and whether it is a directory, or nothing.
-pub type Overlay<'a> = BTreeMap<&'a RelPath, Option<(Digest, bool)>>;
+/// What a change makes of a path: the entry's hash and whether it is a directory, or nothing.
+pub type Wanted = Option<(Digest, bool)>;
+
+/// What changes make of each path.
+pub type Overlay<'a> = BTreeMap<&'a RelPath, Wanted>;
 
 /// Up to this many changes, hashing the directories above them is cheaper than a pass over all rows.
 const FEW: usize = 64;
@@ -68,8 +71,20 @@ impl Remembered {
     }
 }
 
-/// The same as [`hash_with`] without holds, for a tree whose hash before the changes is known: with few changes, or changes in
-/// few directories, only the directories above them are hashed.
+/// Whether changes of these paths, in a tree of about so many directories, are few enough, or lie in few enough directories,
+/// for [`rehash`] to cost less than [`hash_with`].
+pub fn are_few<'a>(paths: impl Iterator<Item = &'a RelPath> + Clone, dirs: usize) -> bool {
+    let most = dirs / SPREAD;
+    let mut above: HashSet<&[u8]> = HashSet::new();
+    paths.clone().nth(FEW).is_none()
+        || paths.map(RelPath::parent_bytes).all(|dir| {
+            above.insert(dir);
+            above.len() <= most
+        })
+}
+
+/// The same as [`hash_with`] without holds, for a tree whose hash before the changes is known: only the directories above the
+/// changes are hashed.
 ///
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
@@ -81,9 +96,6 @@ pub fn rehash(
     ignore_extras: bool,
 ) -> Result<TreeHash, IndexError> {
     let mut above = dirs_above(changes);
-    if changes.len() > FEW && above.len() > before.dirs.about() / SPREAD {
-        return hash_with(index, changes, &Holds::default(), ignore_extras);
-    }
     forget_gone(&mut before.dirs, changes);
     // Deepest first: a directory's hash needs those of the directories in it.
     while let Some((dir, children)) = above.pop_last() {
@@ -190,27 +202,27 @@ fn own_hash(rows: &impl Rows, dir: &RelPath, ignore_extras: bool) -> Result<Opti
     Ok(row.map(|row| row.entry.hash()))
 }
 
-/// The hash of the tree that the rows make once `changes` are laid over them. What is held stays out of it, and so do
+/// The hash of the tree that the rows make once `changes`, in tree order, are laid over them. What is held stays out of it, and so do
 /// extras if they are ignored, and all beneath a path that goes away or stops being a directory.
 ///
 /// # Errors
 /// [`IndexError`] if the rows cannot be read.
-pub fn hash_with(
+pub fn hash_with<'a>(
     index: &Index,
-    changes: &Overlay<'_>,
+    changes: impl Iterator<Item = (&'a RelPath, Wanted)>,
     holds: &Holds,
     ignore_extras: bool,
 ) -> Result<TreeHash, IndexError> {
     let mut merkle = Merkle::new();
-    let mut changes = changes.iter().filter(|(path, _)| !holds.covers(path)).peekable();
+    let mut changes = changes.filter(|(path, _)| !holds.covers(path)).peekable();
     // The key of the topmost path that is no directory any more: its old rows do not count.
     let mut closed: Option<Vec<u8>> = None;
     index.leaves(&mut |leaf| {
         while let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_gt()) {
-            lay(&mut merkle, &mut closed, path, *wanted);
+            lay(&mut merkle, &mut closed, path, wanted);
         }
         if let Some((path, wanted)) = changes.next_if(|(path, _)| leaf.key.cmp_path(path).is_eq()) {
-            lay(&mut merkle, &mut closed, path, *wanted);
+            lay(&mut merkle, &mut closed, path, wanted);
             return;
         }
         let is_closed = closed.as_ref().is_some_and(|above| leaf.key.is_beneath(Key::new(above)));
@@ -220,12 +232,12 @@ pub fn hash_with(
         }
     })?;
     for (path, wanted) in changes {
-        lay(&mut merkle, &mut closed, path, *wanted);
+        lay(&mut merkle, &mut closed, path, wanted);
     }
     Ok(merkle.finish())
 }
 
-fn lay(merkle: &mut Merkle, closed: &mut Option<Vec<u8>>, path: &RelPath, wanted: Option<(Digest, bool)>) {
+fn lay(merkle: &mut Merkle, closed: &mut Option<Vec<u8>>, path: &RelPath, wanted: Wanted) {
     let key = path.to_key();
     if let Some((hash, is_dir)) = wanted {
         merkle.push_key(Key::new(&key), hash, is_dir);
@@ -351,12 +363,12 @@ mod tests {
             let index = Index::in_memory().unwrap();
             let mut old = tree(&first);
             write(&index, &BTreeMap::new(), &old);
-            let mut hash = hash_with(&index, &Overlay::new(), &Holds::default(), false).unwrap();
+            let mut hash = hash_with(&index, std::iter::empty(), &Holds::default(), false).unwrap();
             let mut remembered = Remembered::default();
             for (new, tops, is_kept) in versions {
                 let new = tree(&new);
                 let overlay = overlay(&old, &new, tops);
-                let whole = hash_with(&index, &overlay, &Holds::default(), false).unwrap();
+                let whole = hash_with(&index, overlay.iter().map(|(path, wanted)| (*path, *wanted)), &Holds::default(), false).unwrap();
                 let quick = rehash(&index, &mut remembered, hash.clone(), &overlay, false).unwrap();
                 prop_assert_eq!(whole.root, quick.root);
                 let sorted = |tree: &TreeHash| tree.dirs.iter().map(|(d, h)| (d.clone(), *h)).collect::<BTreeMap<_, _>>();

@@ -12,8 +12,11 @@ use foldhash::HashMap;
 
 use crate::hash::Digest;
 
-/// Most bytes kept.
+/// Most bytes kept, with what it takes to keep each content.
 const CAPACITY: usize = 8 << 20;
+
+/// What a content takes beside its bytes: its places here and in the allocator.
+const EACH: usize = 200;
 
 /// Places of contents that are gone, beyond as many as there are contents.
 const STALE: usize = 64;
@@ -63,7 +66,7 @@ impl Ring {
     /// that somebody passed over: a replica has it, or has enough of it to be told only the rest.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        while inner.bytes + content.len() > CAPACITY && !inner.order.is_empty() {
+        while inner.bytes + EACH + content.len() > CAPACITY && !inner.order.is_empty() {
             if inner.evict_done() {
                 continue;
             }
@@ -100,11 +103,11 @@ impl Ring {
 
 impl Inner {
     fn insert(&mut self, digest: Digest, content: Bytes) {
-        self.bytes += content.len();
+        self.bytes += EACH + content.len();
         self.added += 1;
         let content = Content { bytes: content, number: self.added, taken: false };
         if let Some(old) = self.contents.insert(digest, content) {
-            self.bytes -= old.bytes.len();
+            self.bytes -= EACH + old.bytes.len();
         }
         self.order.push_back((self.added, digest));
         if self.order.len() > 2 * self.contents.len() + STALE {
@@ -140,7 +143,7 @@ impl Inner {
     /// Its place in the order stays, and counts for nothing.
     fn forget(&mut self, digest: &Digest) {
         if let Some(content) = self.contents.remove(digest) {
-            self.bytes -= content.bytes.len();
+            self.bytes -= EACH + content.bytes.len();
         }
     }
 }
@@ -154,7 +157,7 @@ mod tests {
         let ring = Ring::default();
         for i in 0..1000u32 {
             let digest = Digest::of(&i.to_le_bytes());
-            // Small ones and then big ones: one eviction does not make room enough.
+            // Tiny ones, small ones and then big ones: one eviction does not make room enough.
             ring.put(digest, Bytes::from(vec![0; if i < 900 { 10 << 10 } else { 1 << 20 }]));
             assert!(ring.take(&digest).is_some());
             assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
@@ -176,7 +179,8 @@ mod tests {
                 assert!(ring.inner.lock().unwrap().order.len() <= 2 * 2 + STALE);
             }
             let inner = ring.inner.lock().unwrap();
-            assert_eq!((inner.contents.len(), inner.bytes), (usize::from(passed_over), usize::from(passed_over)));
+            let left = usize::from(passed_over);
+            assert_eq!((inner.contents.len(), inner.bytes), (left, left * (EACH + 1)));
         }
     }
 
@@ -184,7 +188,7 @@ mod tests {
     fn what_is_put_in_again_is_as_old_as_that() {
         let ring = Ring::new(1);
         let [first, second, last] = [b"1", b"2", b"3"].map(|text| Digest::of(text));
-        let half = || Bytes::from(vec![0; CAPACITY / 2]);
+        let half = || Bytes::from(vec![0; CAPACITY / 2 - EACH]);
         ring.put(first, half());
         assert!(ring.take(&first).is_some());
         ring.put(second, half());

@@ -614,7 +614,7 @@ fn privilege() -> [u8; 1] {
 /// The hash of the tree as the rows are.
 fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
-    Ok(tree::hash_with(&opened.index, &tree::Overlay::new(), &holds, opened.policy.no_delete)?.root)
+    Ok(tree::hash_with(&opened.index, std::iter::empty(), &holds, opened.policy.no_delete)?.root)
 }
 
 fn resumed_bytes(opened: &Opened, steps: &[Step]) -> u64 {

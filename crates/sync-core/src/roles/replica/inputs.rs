@@ -151,12 +151,14 @@ pub fn tree_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<T
     if changes.is_empty() && holds.is_empty() {
         return Ok(opened.tree.clone());
     }
-    let overlay: tree::Overlay<'_> =
-        changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir())))).collect();
-    let ignore_extras = opened.policy.no_delete;
-    match holds.is_empty() {
-        true => tree::rehash(&opened.index, &mut opened.remembered(), opened.tree.clone(), &overlay, ignore_extras),
-        false => tree::hash_with(&opened.index, &overlay, holds, ignore_extras),
+    let overlay = changes.iter().map(|(path, new)| (path, new.as_ref().map(|e| (e.hash(), e.is_dir()))));
+    let (index, before, ignore_extras) = (&opened.index, &opened.tree, opened.policy.no_delete);
+    match holds.is_empty() && tree::are_few(changes.keys(), before.dirs.about()) {
+        true => {
+            let overlay: tree::Overlay<'_> = overlay.collect();
+            tree::rehash(index, &mut opened.remembered(), before.clone(), &overlay, ignore_extras)
+        }
+        false => tree::hash_with(index, overlay, holds, ignore_extras),
     }
 }
 

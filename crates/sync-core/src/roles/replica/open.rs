@@ -572,7 +572,7 @@ impl Opened {
         self.entries = entries.saturating_sub(1);
         self.tree = match tree {
             Some(tree) => tree,
-            None => tree::hash_with(&self.index, &tree::Overlay::new(), &Holds::default(), no_delete)?,
+            None => tree::hash_with(&self.index, std::iter::empty(), &Holds::default(), no_delete)?,
         };
         Ok(())
     }

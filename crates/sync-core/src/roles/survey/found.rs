@@ -172,13 +172,30 @@ impl Survey {
         let before = self.before.take().filter(|_| holds.is_empty());
         let ignored = |extra: bool| extra && ignore_extras;
         let found = |p: &Pending| (!ignored(p.row.extra)).then(|| (p.hash(), p.row.entry.is_dir()));
-        let gone = self.gone.iter().map(|row| (&row.path, None));
-        // Collected at once, which is several times faster than one by one.
-        let overlay: tree::Overlay<'_> = gone.chain(self.pending.iter().map(|p| (&p.row.path, found(p)))).collect();
+        let Self { pending, gone, .. } = &*self;
+        let paths = gone.iter().map(|row| &row.path).chain(pending.iter().map(|p| &p.row.path));
         match before {
-            Some(before) if overlay.is_empty() => Ok(before),
-            Some(before) => tree::rehash(index, remembered, before, &overlay, ignore_extras),
-            None => tree::hash_with(index, &overlay, &holds, ignore_extras),
+            Some(before) if pending.is_empty() && gone.is_empty() => Ok(before),
+            Some(before) if tree::are_few(paths, before.dirs.about()) => {
+                // Collected at once, which is several times faster than one by one.
+                let gone = gone.iter().map(|row| (&row.path, None));
+                let overlay: tree::Overlay<'_> = gone.chain(pending.iter().map(|p| (&p.row.path, found(p)))).collect();
+                tree::rehash(index, remembered, before, &overlay, ignore_extras)
+            }
+            _ => {
+                // One after the other: there may be as many as there are entries.
+                let (mut gone, mut pending) = (gone.iter().peekable(), pending.iter().peekable());
+                let overlay = std::iter::from_fn(|| {
+                    let next = pending.peek().map(|p| &p.row.path);
+                    if let Some(row) = gone.next_if(|row| next.is_none_or(|next| row.path < *next)) {
+                        return Some((&row.path, None));
+                    }
+                    // What is there again is not gone.
+                    gone.next_if(|row| next == Some(&row.path));
+                    pending.next().map(|p| (&p.row.path, found(p)))
+                });
+                tree::hash_with(index, overlay, &holds, ignore_extras)
+            }
         }
     }
 
