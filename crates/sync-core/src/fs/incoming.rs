@@ -77,7 +77,7 @@ impl Staging {
         }
         let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
         let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| {
-            self.contents().remove(digest);
+            self.contents().swap_remove(digest);
             FsError::new("stage", near, errno)
         })?;
         Ok(Some(self.incoming(stage, fd, name, digest, size, near)))
@@ -105,7 +105,7 @@ impl Staging {
         }
         let name = part_name(digest);
         let (fd, blocks) = draft.rename(&name).map_err(|errno| {
-            self.contents().remove(digest);
+            self.contents().swap_remove(digest);
             FsError::new("stage", near, errno)
         })?;
         let mut incoming = self.incoming(stage, fd, name, digest, size, near);
@@ -454,7 +454,7 @@ impl Incoming {
     /// Removes the file: there is nothing in it that could be of use.
     fn discard(&mut self) {
         let _ = unlinkat(self.stage.fd(), &self.name, AtFlags::empty());
-        self.staging.contents().remove(&self.digest);
+        self.staging.contents().swap_remove(&self.digest);
         self.finished = true;
     }
 }

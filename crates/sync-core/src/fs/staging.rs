@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use foldhash::HashMap;
+use foldhash::fast::RandomState;
+use indexmap::IndexMap;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, unlinkat};
 use rustix::io::Errno;
 
@@ -53,7 +55,7 @@ pub struct Staging {
     mounts: RwLock<Vec<Arc<Mount>>>,
     /// For each directory that was asked about: the mount that its entries belong to.
     places: RwLock<HashMap<RelPath, Place>>,
-    contents: Mutex<HashMap<Digest, Content>>,
+    contents: Mutex<Contents>,
     pub(super) drafts: UnderWay,
     /// What took its place ahead of the plan, by place: made of the contents when something is in the way for the first
     /// time, since a plan has nothing new take its place.
@@ -113,6 +115,9 @@ struct TopTime {
     /// Right after. If it is another one later, somebody has changed the directory, and that should show.
     ours: Time,
 }
+
+/// What is in staging. A list with a small table beside it: a table of all would be there twice whenever it grows.
+pub(crate) type Contents = IndexMap<Digest, Content, RandomState>;
 
 /// What is known of a content in staging.
 #[derive(Clone, Debug)]
@@ -236,7 +241,7 @@ impl Staging {
                 Ok(())
             }
             Err(errno) => {
-                self.contents().remove(digest);
+                self.contents().swap_remove(digest);
                 Err(FsError::new("stage", near, errno).into())
             }
         }
@@ -393,7 +398,7 @@ impl Staging {
         }
     }
 
-    pub(crate) fn contents(&self) -> MutexGuard<'_, HashMap<Digest, Content>> {
+    pub(crate) fn contents(&self) -> MutexGuard<'_, Contents> {
         // A panic elsewhere leaves the map whole: every change is a single insert, remove or store.
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -33,12 +33,21 @@ impl Missing {
     /// These contents of changes are numbered from `first` on.
     pub fn number(&mut self, first: u64, files: &[Offered]) {
         let salt = &self.salt;
+        // By an eighth rather than twofold.
+        if self.numbers.len() + files.len() > self.numbers.capacity() {
+            self.numbers.reserve_exact(files.len() + 1024 + self.numbers.len() / 8);
+        }
         self.numbers.extend(files.iter().map(|file| salt.hash_one(&file.path)).zip(first..));
     }
 
     /// All changes will come again, with other numbers.
     pub fn restart(&mut self) {
         self.numbers.clear();
+    }
+
+    /// The plan is accepted: nothing is asked for any more.
+    pub fn end(&mut self) {
+        *self = Self { salt: self.salt.clone(), asked: self.asked, ..Self::default() };
     }
 
     /// It was asked for by this name of several.

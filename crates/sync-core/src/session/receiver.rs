@@ -70,7 +70,7 @@ type SetAside = (Outstanding, Option<Problem>);
 
 /// Contents that are asked for at once, but for the rest of a message. Both sides keep something of each until it has come;
 /// so many small files are under way for seconds on most links.
-pub(super) const MOST_WANTED: usize = 1 << 15;
+pub(super) const MOST_WANTED: usize = 1 << 14;
 
 /// The state machine. Drain [`Receiver::poll`] after every [`Receiver::handle`].
 #[derive(Debug)]
@@ -636,6 +636,9 @@ impl Receiver {
         for part in in_messages(items, PER_MESSAGE, size) {
             self.send(ToMaster::Items(part));
         }
+        // What takes most is still to come: what is of no more use makes room for it.
+        self.missing.end();
+        self.outstanding = HashMap::default();
         self.state = State::Preparing;
         self.outputs.push_back(ReceiverOutput::Prepare);
     }

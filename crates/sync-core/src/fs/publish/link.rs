@@ -158,7 +158,7 @@ impl Publisher {
         }
         let stat = self.staging.look_at(&step.path).map_err(|errno| FsError::new("look at", &step.path, errno))?;
         if self.is_unchanged(&stat, &tuple) && self.has_names_outside(&stat) {
-            self.work[j].staged = self.detach(j, step)?;
+            self.work[j].staged = self.detach(j, step)?.map(Box::new);
             self.inodes.detached.insert(inode(&tuple), step.path.clone());
         }
         Ok(())

@@ -129,8 +129,8 @@ struct Home {
 #[derive(Debug, Default)]
 struct Work {
     fate: Fate,
-    /// What waits in staging for its name.
-    staged: Option<Staged>,
+    /// What waits in staging for its name. Boxed, because in a first copy nothing does.
+    staged: Option<Box<Staged>>,
     refused: Refused,
     /// Of a new directory: whether something gets its name in it only when it is published.
     late: bool,

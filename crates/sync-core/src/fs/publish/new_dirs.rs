@@ -114,7 +114,7 @@ impl Publisher {
         self.dress(i, step, entry, &staged, 0o700)?;
         if self.work[i].fate != Fate::InPlace {
             let name = self.staging.take_top(&stage, &step.path)?;
-            self.work[i].staged = Some(Staged::apart(stage, name));
+            self.work[i].staged = Some(Box::new(Staged::apart(stage, name)));
             return Ok(());
         }
         if self.work[i].late || entry.mode & 0o700 != 0o700 {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use rustix::fs::{
     AtFlags, FileType, Mode, RenameFlags, makedev, mkdirat, mknodat, renameat, renameat_with, statat, symlinkat,
 };
@@ -21,8 +21,24 @@ use crate::manifest::{Entry, Kind, Metadata, Refused, Time, Tuple};
 use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
-/// How many steps still need each content: the last one takes the staged file itself.
+/// How many steps still need each content, of those that several may need: the last one takes the staged file itself.
 type Users<'a> = HashMap<&'a Digest, u32>;
+
+/// In a first copy nearly all contents have but one user, so that a list of their beginnings comes before the map.
+fn users(steps: &[Step]) -> Users<'_> {
+    let digests = || {
+        let contents = steps.iter().filter(|step| step.action == Action::Content).filter_map(|step| step.new.as_ref());
+        contents.filter_map(|new| if let Kind::File { digest, .. } = &new.kind { Some(digest) } else { None })
+    };
+    let mut beginnings: Vec<u64> = digests().map(Digest::prefix).collect();
+    beginnings.sort_unstable();
+    let several: HashSet<u64> = beginnings.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    let mut users = Users::default();
+    for digest in digests().filter(|digest| several.contains(&digest.prefix())) {
+        *users.entry(digest).or_default() += 1;
+    }
+    users
+}
 
 impl Publisher {
     /// Stages what the plan needs, with its attributes. Contents must be staged by digest already. Failures are kept
@@ -42,12 +58,7 @@ impl Publisher {
 
     fn prepare_all(&mut self) {
         let steps = Arc::clone(&self.steps);
-        let mut users = Users::default();
-        for step in steps.iter().filter(|step| step.action == Action::Content) {
-            if let Some(Kind::File { digest, .. }) = step.new.as_ref().map(|new| &new.kind) {
-                *users.entry(digest).or_default() += 1;
-            }
-        }
+        let mut users = users(&steps);
         for (i, step) in steps.iter().enumerate() {
             if self.is_stopped() {
                 return;
@@ -58,7 +69,7 @@ impl Publisher {
                     if let Some(home) = self.home_of(&step.path).filter(|_| staged.is_some()) {
                         self.work[home.step].late = true;
                     }
-                    self.work[i].staged = staged;
+                    self.work[i].staged = staged.map(Box::new);
                 }
                 Err(error) => self.fail(i, error),
             }
@@ -131,7 +142,7 @@ impl Publisher {
                 } else {
                     self.take_content(&digest, &content, &staged, &step.path)?;
                 }
-                self.staging.contents().remove(&digest);
+                self.staging.contents().swap_remove(&digest);
                 (content.dressed, None)
             }
             Some(content) => {

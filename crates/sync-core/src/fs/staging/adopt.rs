@@ -132,7 +132,7 @@ impl Staging {
             self.settle(digest, State::Whole);
         } else {
             self.discard(stage, name.as_bytes());
-            self.contents().remove(digest);
+            self.contents().swap_remove(digest);
         }
         good
     }

@@ -5,16 +5,15 @@
 //! replica has already is in it only as a way to those that it has not. Files get there as their contents come, before
 //! anybody knows the plan; so [`Publisher`](crate::fs::Publisher) takes out again what the plan does not have.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use foldhash::HashMap;
+use indexmap::map::Entry;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
-use super::{Content, Stage, Staging, is_big};
+use super::{Content, Contents, Stage, Staging, is_big};
 use crate::fs::error::FsError;
 use crate::fs::root::Root;
 use crate::hash::Digest;
@@ -167,7 +166,7 @@ impl Staging {
     pub(crate) fn take_out_unclaimed(&self) {
         let mut contents = self.contents();
         let unclaimed = |content: &mut Content| content.in_place.as_ref().is_some_and(|in_place| !in_place.placed);
-        for (digest, content) in contents.extract_if(|_, content| unclaimed(content)).collect::<Vec<_>>() {
+        for (digest, content) in contents.extract_if(.., |_, content| unclaimed(content)).collect::<Vec<_>>() {
             let removed = self.at_content(&digest, &content, |dir, name| unlinkat(dir, name, AtFlags::empty()));
             removed.err().into_iter().for_each(|error| self.note(error));
         }
@@ -247,7 +246,7 @@ impl Staging {
         in_place.placed = true;
         let seen = in_place.seen;
         if last {
-            content.remove();
+            content.swap_remove();
         }
         Some((dressed, seen))
     }
@@ -262,14 +261,14 @@ impl Staging {
         (content.dressed, content.in_place) = (None, None);
         let done = moved.is_ok() && stage.make_plain(hex.as_bytes());
         if !done {
-            contents.remove(digest);
+            contents.swap_remove(digest);
         }
         done
     }
 }
 
 /// The contents that took their places ahead of a plan.
-fn by_place(contents: &HashMap<Digest, Content>) -> BTreeMap<RelPath, Digest> {
+fn by_place(contents: &Contents) -> BTreeMap<RelPath, Digest> {
     let place =
         |content: &Content| content.in_place.as_ref().filter(|place| !place.placed).map(|place| place.path.clone());
     contents.iter().filter_map(|(digest, content)| Some((place(content)?, *digest))).collect()

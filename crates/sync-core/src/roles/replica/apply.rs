@@ -230,6 +230,7 @@ impl Application {
             return if self.announce.committed { self.publish(opened, stop, None).map(Some) } else { Ok(None) };
         }
         opened.changes();
+        opened.wants_no_more();
         let rows = opened.index.snapshot().map_err(|e| e.to_string())?;
         let known = KnownRows { rows, names: opened.names.clone() };
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));

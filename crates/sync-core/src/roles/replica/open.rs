@@ -328,6 +328,11 @@ impl Opened {
         is_new && !self.has(digest) && self.asked.insert(digest.prefix())
     }
 
+    /// The plan is accepted: no content comes up any more.
+    pub fn wants_no_more(&mut self) {
+        self.asked = HashSet::default();
+    }
+
     /// The chunks of what an interrupted push left of a content.
     pub fn part_of(&mut self, file: &Offered) -> Vec<ChunkRef> {
         let Some(staging) = &self.staging else { return Vec::new() };
