@@ -274,6 +274,7 @@ async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<Strin
             }
         }
         if behind.is_empty() {
+            tokio::task::block_in_place(|| mirror.record_acks());
             return Ok(String::new());
         }
         told = behind;

@@ -214,12 +214,12 @@ impl Index {
         self.read(|conn| Ok(acks(conn, "number", one, rusqlite::params![replica, version.0.0])?.pop()))
     }
 
-    /// Records what a replica acknowledged, durably.
+    /// Records what replicas acknowledged, durably.
     ///
     /// # Errors
     /// [`IndexError`] if it cannot be written.
-    pub fn record_ack(&self, ack: &Ack) -> Result<(), IndexError> {
-        self.commit_with(0, |commit| commit.record_ack(ack))
+    pub fn record_acks(&self, acks: &[Ack]) -> Result<(), IndexError> {
+        self.commit_with(0, |commit| acks.iter().try_for_each(|ack| commit.record_ack(ack)))
     }
 }
 

@@ -65,14 +65,14 @@ impl Specimen {
         let mut index = open(&home).index;
         index.mint_lineage([1; 16], None).unwrap();
         index.commit(batch(1, written.clone(), vec![])).unwrap();
-        index.record_ack(&ack(1)).unwrap();
+        index.record_acks(&[ack(1)]).unwrap();
         drop(index);
         let old = fs::read(&db).unwrap();
         let step = |index: &Index, number: u64, written: &mut Vec<Row>| {
             let edited: Vec<_> = (0..200).map(|i| file(&format!("package-{:04}/v{number}-{i}", i % 10), i)).collect();
             let gone = written.iter().rev().step_by(3).take(150).map(|row| row.path.clone()).collect();
             index.commit(batch(number, edited.clone(), gone)).unwrap();
-            index.record_ack(&ack(number)).unwrap();
+            index.record_acks(&[ack(number)]).unwrap();
             written.extend(edited);
         };
         index = open(&home).index;

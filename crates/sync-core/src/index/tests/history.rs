@@ -124,7 +124,7 @@ fn acknowledgements_are_kept_by_replica_and_version() {
         exact,
     };
     for ack in [ack("b", 2, true), ack("a", 2, false), ack("a", 1, true), ack("a", 2, true)] {
-        index.record_ack(&ack).unwrap();
+        index.record_acks(&[ack]).unwrap();
     }
     assert_eq!(index.acks().unwrap(), [ack("a", 1, true), ack("a", 2, true), ack("b", 2, true)]);
     let one = ack("a", 2, true);
@@ -143,7 +143,7 @@ fn forgotten_versions_are_old_and_nobody_stands_there() {
     };
     let kept = [ack("away", 3, true), ack("away", 4, false), ack("here", 7, true), ack("here", 8, true)];
     let gone = [ack("away", 1, false), ack("away", 2, true), ack("here", 1, true), ack("here", 5, false)];
-    kept.iter().chain(&gone).for_each(|ack| index.record_ack(ack).unwrap());
+    kept.iter().chain(&gone).for_each(|ack| index.record_acks(std::slice::from_ref(ack)).unwrap());
     index
         .commit_with(0, |commit| {
             forget_versions(commit.conn, 3, 3).map_err(|fault| fault.at("write", std::path::Path::new("")))

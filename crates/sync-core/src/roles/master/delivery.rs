@@ -20,7 +20,7 @@ use super::source::{Decided, Source};
 use super::telling::{Telling, Unknown};
 use crate::control::DriftStatus;
 use crate::fs;
-use crate::index::{Ack as IndexedAck, IndexError, Snapshot};
+use crate::index::{Ack as IndexedAck, Snapshot};
 use crate::manifest::Version;
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, PushRequest, Stats};
@@ -742,8 +742,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Remembers the acknowledgement; the replica has it in any case, so a failure here is only told.
-    fn record(&mut self, ack: &Ack, exact: bool, replica: &str) {
+    fn record(&self, ack: &Ack, exact: bool, replica: &str) {
         let Some(decided) = &self.decided else { return };
         let indexed = IndexedAck {
             replica: replica.to_owned(),
@@ -753,16 +752,7 @@ impl<'a> Session<'a> {
             time: fs::clock::now(),
             exact,
         };
-        let index = &self.delivery.source.index;
-        let recorded = tokio::task::block_in_place(|| -> Result<(), IndexError> {
-            let known = index.ack(&indexed.replica, indexed.version)?;
-            let is_known = known.is_some_and(|known| IndexedAck { time: indexed.time, ..known } == indexed);
-            if is_known { Ok(()) } else { index.record_ack(&indexed) }
-        });
-        if let Err(error) = recorded {
-            let text = format!("the acknowledgement could not be recorded: {error}");
-            self.delivery.monitor.notice(Some(self.delivery.dest), &text);
-        }
+        self.delivery.source.acknowledge(indexed, self.follows, &self.delivery.monitor);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::destination::{addresses, label};
 use crate::fs::{self, FsError};
 use crate::index::{Change, Index, IndexError, Published};
 use crate::manifest::{Time, Version};
+use crate::monitor::Silent;
 use crate::options::{Destination, PushRequest};
 use crate::path::escape;
 
@@ -265,6 +266,13 @@ impl MirrorHandle {
         let version = self.look_now(false).await??;
         followers.iter().for_each(|follower| follower.fate.adopt());
         Ok((followers.iter().map(|follower| label(&follower.destination)).collect(), version))
+    }
+
+    /// Has the log know what was acknowledged until now.
+    pub fn record_acks(&self) {
+        if let Some(opened) = self.shared.open() {
+            opened.source.record_acks(&Silent);
+        }
     }
 
     /// From now on do this. What is under way goes on, unless it has no place any more.

@@ -244,6 +244,7 @@ impl Mirror {
         let wishes: Vec<_> =
             self.shared.followers().into_iter().map(|f| (f.fate.wish.send_replace(Wish::End), f)).collect();
         while followers.join_next().await.is_some() {}
+        block_in_place(|| open.source.record_acks(&*self.monitor));
         if !matches!(left, Left::Shutdown) {
             for (wish, follower) in wishes {
                 // A comparison ends with the tree that it was made for.

@@ -1,6 +1,7 @@
 //! The master's role in one push: look at the source, read what changed, commit a version, and bring every destination
 //! to it, all at once.
 
+mod acks;
 mod blocks;
 mod compare;
 mod content;

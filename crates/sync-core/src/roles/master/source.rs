@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::acks::Acks;
 use super::blocks::Blocks;
 use super::difference::{Difference, dirs_that_came};
 use super::error::PushError;
@@ -62,6 +63,8 @@ pub struct Source {
     pub blocks: Option<Blocks>,
     /// Previous contents.
     pub history: Option<History>,
+    /// What the index gets with the next version, or soon.
+    pub acks: Acks,
     /// `None` in a dry run.
     previous: Option<Previous>,
     filter: Filter,
@@ -137,6 +140,7 @@ impl Source {
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             history,
+            acks: Acks::default(),
             previous,
             filter,
             policy: request.policy.clone(),
@@ -401,15 +405,21 @@ impl Source {
         // They stay within reach until the index has them.
         let chunks: Vec<_> = self.written_soon().iter().map(|(digest, chunks)| (*digest, Arc::clone(chunks))).collect();
         let first = self.index.next_version()?.is_none();
-        self.index.commit_with(version.number, |commit| {
+        let acks = self.acks.take(&self.index)?;
+        let committed = self.index.commit_with(version.number, |commit| {
             if first {
                 commit.mint_lineage(version.lineage.0, version.parent)?;
             }
             write(commit)?;
             chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
             counted.map_or(Ok(()), |counted| counted.write(commit))?;
+            acks.iter().try_for_each(|ack| commit.record_ack(ack))?;
             commit.add_version(version, &counts)
-        })?;
+        });
+        if committed.is_err() {
+            self.acks.put_back(acks);
+        }
+        committed?;
         self.written_soon().clear();
         Ok(())
     }

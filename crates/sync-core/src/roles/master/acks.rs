@@ -1,0 +1,96 @@
+//! What replicas that follow have acknowledged, on its way into the index: with the next version, or soon. Written one by one,
+//! each would be a transaction and a flush of the disk, for every replica and every version.
+//!
+//! A power cut may take the last ones from the log. What a replica has it says itself when it is connected again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::source::Source;
+use crate::index::{Ack, Index, IndexError};
+use crate::monitor::Monitor;
+
+/// How long one waits for the next version to take it along.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Acknowledgements that are not in the index.
+#[derive(Default)]
+pub struct Acks {
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    acks: Vec<Ack>,
+    /// Whether somebody writes them when it is time.
+    is_due: bool,
+}
+
+impl Acks {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what the index does not have.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be read.
+    pub fn take(&self, index: &Index) -> Result<Vec<Ack>, IndexError> {
+        let mut acks = std::mem::take(&mut self.waiting().acks);
+        let mut result = Ok(());
+        acks.retain(|ack| match is_known(index, ack) {
+            Ok(is_known) => !is_known,
+            Err(error) => {
+                result = Err(error);
+                false
+            }
+        });
+        result.map(|()| acks)
+    }
+
+    /// Puts back what could not be written.
+    pub fn put_back(&self, acks: Vec<Ack>) {
+        self.waiting().acks.splice(..0, acks);
+    }
+}
+
+/// Whether the index has it, at whatever time it was told.
+fn is_known(index: &Index, ack: &Ack) -> Result<bool, IndexError> {
+    let known = index.ack(&ack.replica, ack.version)?;
+    Ok(known.is_some_and(|known| Ack { time: ack.time, ..known } == *ack))
+}
+
+impl Source {
+    /// Writes an acknowledgement into the index: at once, or with others if it is of one who follows. The replica has the
+    /// version in any case, so a failure is only told.
+    pub fn acknowledge(self: &Arc<Self>, ack: Ack, follows: bool, monitor: &Arc<dyn Monitor>) {
+        if !follows {
+            self.acks.waiting().acks.push(ack);
+            return tokio::task::block_in_place(|| self.record_acks(&**monitor));
+        }
+        let mut waiting = self.acks.waiting();
+        waiting.acks.push(ack);
+        if !std::mem::replace(&mut waiting.is_due, true) {
+            // The tree may be opened anew meanwhile, and then its index belongs to whoever does that.
+            let (source, monitor) = (Arc::downgrade(self), Arc::clone(monitor));
+            tokio::spawn(async move {
+                tokio::time::sleep(SOON).await;
+                if let Some(source) = source.upgrade() {
+                    source.acks.waiting().is_due = false;
+                    tokio::task::block_in_place(|| source.record_acks(&*monitor));
+                }
+            });
+        }
+    }
+
+    /// Writes down what was acknowledged until now.
+    pub fn record_acks(&self, monitor: &dyn Monitor) {
+        let recorded = self.acks.take(&self.index).and_then(|acks| match acks.is_empty() {
+            true => Ok(()),
+            false => self.index.record_acks(&acks),
+        });
+        if let Err(error) = recorded {
+            monitor.notice(None, &format!("acknowledgements could not be recorded: {error}"));
+        }
+    }
+}
