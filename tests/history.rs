@@ -178,3 +178,39 @@ fn a_commit_that_finds_no_room_gets_that_of_the_history() {
         assert_exact(&scratch.src(), &copy);
     }
 }
+
+#[test]
+fn a_share_that_is_mirrored_has_a_history_within_its_bound() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    files(&src, 100, 100_000, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "history = '20m'");
+    let kept = || bytes(&packs(&master.state));
+    let pushed = || synccli(&master.state).args(&["push", "www"]).ok();
+    pushed();
+    assert!((9_000_000..12_000_000).contains(&kept()), "{}", kept());
+    // Much more than it may hold, in many versions.
+    for round in 0..12 {
+        files(&src, 100, 100_000, 2 + round);
+        pushed();
+        assert!(kept() <= (20 << 20) + (20 << 20) / 8 + 11_000_000, "{} in round {round}", kept());
+    }
+    assert_exact(&src, &scratch.path("one"));
+    assert!(kept() > 10_000_000, "{}", kept());
+    // It can be had without, from one moment to the next.
+    let config = scratch.path("m.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let bad = text.replace("'20m'", "'1k'");
+    std::fs::write(&config, &bad).unwrap();
+    let ran = synccli(&master.state).arg("reload").code(1);
+    assert!(ran.err().contains("line ") && ran.err().contains("the least is 1m"), "{ran}");
+    std::fs::write(&config, text.replace("'20m'", "'0'")).unwrap();
+    synccli(&master.state).arg("reload").ok();
+    let before = kept();
+    wait_for("the tree to be open again", 60, || {
+        files(&src, 100, 100_000, 77);
+        synccli(&master.state).args(&["push", "www"]).run().status.success()
+    });
+    assert_eq!(kept(), before);
+}

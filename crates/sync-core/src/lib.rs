@@ -27,6 +27,7 @@ pub mod relative;
 pub mod session;
 pub mod settle;
 pub mod similar;
+pub mod size;
 pub mod wire;
 
 // The adapters, and the roles that own the tasks.

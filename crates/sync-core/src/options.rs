@@ -94,9 +94,9 @@ pub struct PushRequest {
 }
 
 impl PushRequest {
-    /// Whether the same entries of the same tree are meant, wherever they go and however.
+    /// Whether the same entries of the same tree are meant, kept in the same way, wherever they go and however.
     pub fn is_same_tree(&self, other: &Self) -> bool {
-        self.source == other.source && self.policy == other.policy
+        self.source == other.source && self.policy == other.policy && self.history == other.history
     }
 }
 

@@ -16,6 +16,7 @@ use sync_core::heal::Heal;
 use sync_core::options::{DEFAULT_PORT, Destination, MAX_SHARE_NAME, default_state_dir, is_share_name};
 use sync_core::path::escape;
 use sync_core::roles::replica::ShareConfig;
+use sync_core::size;
 use toml::Spanned;
 
 /// What is wrong with a configuration, and where.
@@ -77,6 +78,7 @@ struct Share {
     #[serde(default)]
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
+    history: Option<Spanned<String>>,
     max_delete: Option<Spanned<Amount>>,
     rescan: Option<Spanned<String>>,
     /// For a replica.
@@ -148,8 +150,10 @@ pub struct RawMaster {
     pub replicas: Vec<(Vec<String>, String)>,
     /// gitignore patterns.
     pub exclude: Vec<String>,
-    /// See [`Master::settle_max`]; with its place.
+    /// See [`Master::settle_max`] and [`Master::history`]; each with its place.
     pub settle_max: Option<(String, String)>,
+    /// The same.
+    pub history: Option<(String, String)>,
 }
 
 /// A share that this machine is the master of.
@@ -165,6 +169,8 @@ pub struct Master {
     pub exclude: Vec<Rule>,
     /// The longest that a file which is written all the time waits.
     pub settle_max: Duration,
+    /// How many bytes are kept of previous contents, if any.
+    pub history: Option<u64>,
     /// How often all of it is looked at.
     pub rescan: Duration,
     /// How much of it may be deleted unless a person says so.
@@ -173,6 +179,9 @@ pub struct Master {
 
 /// [`Master::settle_max`] unless it is said.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
+
+/// [`Master::history`] unless it is said.
+const HISTORY: u64 = 512 << 20;
 
 /// How often a share is looked at as a whole, unless it is said: [`Master::rescan`], [`ShareConfig::rescan`].
 const RESCAN: Duration = Duration::from_secs(3600);
@@ -219,12 +228,13 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         }
     };
     let share = |(name, share): (String, Share)| {
-        let Share { path, replicas, exclude, settle_max, rescan, heal, max_delete } = share;
-        let only_masters = !exclude.is_empty() || settle_max.is_some();
+        let Share { path, replicas, exclude, settle_max, history, rescan, heal, max_delete } = share;
+        let only_masters = !exclude.is_empty() || settle_max.is_some() || history.is_some();
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
             replicas: replicas.into_iter().flatten().map(addresses).collect(),
             exclude,
             settle_max: settle_max.map(place),
+            history: history.map(place),
         });
         let heal = heal.map(|heal| {
             let place = at(heal.span().start);
@@ -388,8 +398,8 @@ impl RawShare {
 
     fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
         if master.replicas.is_empty() {
-            let what = "a share with replicas, exclude or settle_max is one that this machine is the master of: name \
-                        who follows with replicas = [...], or leave all of them out to hold a replica";
+            let what = "a share with replicas, exclude, settle_max or history is one that this machine is the master of: \
+                        name who follows with replicas = [...], or leave all of them out to hold a replica";
             return Err(self.refusal(what.to_owned()));
         }
         if let Some((_, place)) = &self.heal {
@@ -415,6 +425,10 @@ impl RawShare {
             replicas,
             exclude,
             settle_max: time(&master.settle_max, SETTLE_MAX)?,
+            history: match &master.history {
+                None => Some(HISTORY),
+                Some((text, place)) => size::history(text).map_err(|reason| refusal(place, reason))?,
+            },
             rescan: time(&self.rescan, RESCAN)?,
             max_delete: self.max_delete()?,
         })
@@ -560,7 +574,12 @@ mod tests {
         // The link stays: it may lead elsewhere one day.
         assert_eq!(master.path, top.join("link"));
         assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
-        assert_eq!(checked("replicas = ['web1']").unwrap().masters[0].rescan, RESCAN);
+        let plain = checked("replicas = ['web1']").unwrap().masters.remove(0);
+        assert_eq!((plain.rescan, plain.history), (RESCAN, Some(HISTORY)));
+        for (text, history) in [("'0'", None), ("'3m'", Some(3 << 20))] {
+            let master = checked(&format!("replicas = ['web1']\nhistory = {text}")).unwrap().masters.remove(0);
+            assert_eq!(master.history, history);
+        }
         for (text, most) in [
             ("", MaxDelete::Percent(50)),
             ("max_delete = 7", MaxDelete::Count(7)),
@@ -583,7 +602,7 @@ mod tests {
         }
         assert_eq!(replica("heal = false\nrescan = '5m'"), (Heal::Off, Duration::from_secs(300)));
         for (bad, expected) in [
-            ("exclude = ['x']", "share www: a share with replicas, exclude or settle_max is one that this machine"),
+            ("exclude = ['x']", "share www: a share with replicas, exclude, settle_max or history is one that"),
             ("replicas = []", "name who follows with replicas"),
             ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),
             ("max_delete = '101%'", "c.toml: line 4: `101%` is no limit"),
@@ -600,6 +619,8 @@ mod tests {
             ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
             ("replicas = ['a']\nsettle_max = '0s'", "c.toml: line 5: `0s` is no time"),
+            ("replicas = ['a']\nhistory = '5k'", "c.toml: line 5: too small to be of use: the least is 1m (0 is none)"),
+            ("history = '5m'", "share www: a share with replicas, exclude, settle_max or history is one that"),
             ("replicas = ['a']\nexclude = ['[']", "filter rule 1"),
         ] {
             let error = checked(bad).unwrap_err().to_string();

@@ -207,7 +207,7 @@ fn changes(before: &Master, after: &Master) -> String {
     for (verb, replicas) in [("follows now", only_in(after, before)), ("is left", only_in(before, after))] {
         parts.extend(replicas.iter().map(|replica| format!("{replica} {verb}")));
     }
-    if before.path != after.path || before.exclude != after.exclude {
+    if (&before.path, &before.exclude, before.history) != (&after.path, &after.exclude, after.history) {
         parts.push("it is looked at anew".to_owned());
     }
     let rest = |master: &Master| (master.settle_max, master.rescan, master.max_delete);
@@ -219,7 +219,7 @@ fn changes(before: &Master, after: &Master) -> String {
 
 /// What a mirror is asked for.
 fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
-    let Master { path, replicas, exclude, settle_max, rescan, max_delete, .. } = master.clone();
+    let Master { path, replicas, exclude, settle_max, history, rescan, max_delete, .. } = master.clone();
     let request = PushRequest {
         source: path,
         destinations: replicas,
@@ -228,7 +228,7 @@ fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
         adopt: false,
         bandwidth: None,
         compress: Compress::Auto,
-        history: None,
+        history,
     };
     MirrorConfig { request, settle_max, max_delete, rescan }
 }

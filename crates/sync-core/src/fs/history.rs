@@ -19,6 +19,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::HashSet;
@@ -45,7 +46,7 @@ const ALONE: u64 = 64 << 20;
 /// each content of the pack under way; while room is made, some 60 bytes more for each content that files have. Open files: the
 /// packs used last, at most 16, those of each [`Kept`], and the one that is being written.
 pub struct History {
-    was_empty: bool,
+    to_be_filled: AtomicBool,
     store: Mutex<Store>,
 }
 
@@ -168,12 +169,17 @@ impl History {
             }
         }
         store.fit();
-        Ok(Self { was_empty: store.is_empty(), store: Mutex::new(store) })
+        Ok(Self { to_be_filled: AtomicBool::new(store.is_empty()), store: Mutex::new(store) })
     }
 
-    /// Whether there was nothing in it when it was opened.
-    pub fn was_empty(&self) -> bool {
-        self.was_empty
+    /// Whether there is nothing in it that could be found.
+    pub fn is_empty(&self) -> bool {
+        self.store().is_empty()
+    }
+
+    /// Whether there was nothing in it when it was opened, and this is asked for the first time.
+    pub fn is_to_be_filled(&self) -> bool {
+        self.to_be_filled.swap(false, Ordering::Relaxed)
     }
 
     /// The content whose digest begins in that way; `None` also if it cannot be opened. What was put in since the store
@@ -196,6 +202,11 @@ impl History {
     /// content is needed. On file systems that can do so, the blocks of one that is alone in a pack are shared.
     pub fn put_file(&self, digest: Digest, source: &SourceFile, size: u64) {
         self.store().put_file(digest, source, size);
+    }
+
+    /// Whether so much was put in since it was opened or finished last that it should be finished.
+    pub fn is_due(&self) -> bool {
+        self.store().is_due()
     }
 
     /// Keeps what was put in, and makes room: `current` tells the contents that files of the source have now. First

@@ -18,6 +18,7 @@ use sync_core::destination;
 pub use sync_core::destination::label;
 use sync_core::duration;
 pub use sync_core::options::HostPort;
+use sync_core::size;
 
 use crate::exit::Failure;
 
@@ -121,7 +122,7 @@ pub struct PushArgs {
     bwlimit: Option<u64>,
     /// Keep up to so many bytes of previous contents of SRC in the state directory, so that less is sent of changed files:
     /// 500m, 2g (powers of 1024); 0 is none.
-    #[arg(long, value_name = "SIZE", value_parser = rate::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size::history(text).map(Option::unwrap_or_default))]
     history: Option<u64>,
     /// auto, never, zstd or zstd:LEVEL (1 to 19).
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = compress::parse)]

@@ -15,6 +15,9 @@ use super::room::{Room, is_full};
 use super::{Bounds, Kept, Unkept};
 use crate::hash::Digest;
 
+/// One part in so many of what the store may hold is put in before it is to be finished: so much more room it takes.
+const DUE: u64 = 8;
+
 /// The packs of a store and what is in them.
 pub(super) struct Store {
     dir: PathBuf,
@@ -28,12 +31,14 @@ pub(super) struct Store {
     places: HashMap<u64, Place>,
     handles: Handles,
     writing: Option<Writing>,
-    /// Bytes put in since it was opened.
+    /// Bytes put in since it was opened or finished.
     put: u64,
     /// Bytes that may be written before the file system is looked at again.
     allowance: u64,
-    /// Nothing more is put in.
+    /// Nothing more is put in until it is finished.
     closed: bool,
+    /// Nothing is put in any more.
+    given_up: bool,
     /// Why, unless somebody asked for it.
     trouble: Option<Unkept>,
 }
@@ -67,6 +72,7 @@ impl Store {
             put: 0,
             allowance: 0,
             closed: false,
+            given_up: false,
             trouble: None,
         }
     }
@@ -148,13 +154,18 @@ impl Store {
             self.drop_oldest(limit);
         }
         self.abandon();
+        (self.put, self.closed) = (0, self.given_up);
         self.trouble.take()
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.put >= self.bounds.most / DUE
     }
 
     /// Removes all that there is, and takes no more. Returns how many bytes that were.
     pub(super) fn give_up(&mut self) -> u64 {
         let bytes = self.total + self.writing.as_ref().map_or(0, Writing::bytes);
-        self.closed = true;
+        (self.closed, self.given_up) = (true, true);
         self.abandon();
         self.drop_oldest(0);
         bytes

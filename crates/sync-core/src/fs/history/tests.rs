@@ -61,12 +61,12 @@ fn on_disk(dir: &tempfile::TempDir) -> u64 {
 fn what_is_put_in_is_there_when_it_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let history = open(&dir, M);
-    assert!(history.was_empty());
+    assert!(history.is_to_be_filled() && !history.is_to_be_filled());
     put(&history, 1..20);
     history.finish(HashSet::default);
     drop(history);
     let history = open(&dir, M);
-    assert!(!history.was_empty() && (1..20).all(|number| has(&history, number)) && !has(&history, 20));
+    assert!(!history.is_to_be_filled() && (1..20).all(|number| has(&history, number)) && !has(&history, 20));
     assert!(!history.wants(&Digest::of(&content(3)), 10 * K as u64));
 }
 
@@ -172,8 +172,11 @@ fn a_store_that_cannot_be_written_is_no_failure() {
     let history = open(&dir, M);
     fs::remove_dir_all(dir.path().join("history")).unwrap();
     put(&history, 1..200);
+    let wants = || history.wants(&Digest::of(&content(1)), 10 * K as u64);
+    assert!(!wants());
     assert!(matches!(history.finish(HashSet::default), Some(Unkept::Io(_))));
-    assert!(!has(&history, 1) && !history.wants(&Digest::of(&content(1)), 10 * K as u64));
+    // Another time, perhaps.
+    assert!(!has(&history, 1) && wants());
 }
 
 #[test]
@@ -196,7 +199,7 @@ fn a_pack_that_cannot_be_read_now_stays_for_another_time() {
     };
     hide();
     let history = open(&dir, M);
-    assert!(!history.was_empty() && !has(&history, 1) && has(&history, 30));
+    assert!(!history.is_to_be_filled() && !has(&history, 1) && has(&history, 30));
     put(&history, 31..=60);
     assert!(history.finish(|| current(1..=60)).is_none());
     drop(history);
@@ -358,4 +361,28 @@ impl Drop for Unmounted<'_> {
     fn drop(&mut self) {
         let _ = unmount(self.0, UnmountFlags::DETACH);
     }
+}
+
+/// As a daemon does it, which opens it once.
+#[test]
+fn it_goes_on_after_it_was_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = open(&dir, M);
+    for round in 0..20 {
+        let numbers = round * 20..(round + 1) * 20;
+        assert!(!history.is_due());
+        put(&history, numbers.clone());
+        assert!(history.is_due(), "200 of 1024 KiB");
+        assert!(history.finish(|| current(numbers.clone())).is_none());
+        assert!(numbers.clone().all(|number| has(&history, number)), "round {round}");
+        assert!(on_disk(&dir) <= M, "round {round}");
+    }
+    // More than it may hold, at once: it takes no more until it is finished.
+    put(&history, 1000..1200);
+    assert!(!history.wants(&Digest::of(&content(1)), 10 * K as u64));
+    history.finish(HashSet::default);
+    assert!(history.wants(&Digest::of(&content(1)), 10 * K as u64));
+    history.give_up();
+    history.finish(HashSet::default);
+    assert!(!history.wants(&Digest::of(&content(1)), 10 * K as u64));
 }

@@ -261,7 +261,7 @@ impl<'a> Session<'a> {
         features: u64,
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
-        let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.was_empty());
+        let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
         let [released, adopts] =
             [&delivery.permits.released, &delivery.permits.adopts].map(|permit| permit.load(Ordering::Relaxed));
         let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];

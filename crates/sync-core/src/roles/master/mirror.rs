@@ -24,7 +24,7 @@ use crate::backoff::jittered;
 use crate::control::ShareState;
 use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
-use crate::fs::{self, place};
+use crate::fs::{self, History, place};
 use crate::guard::{MaxDelete, Step};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
@@ -424,6 +424,7 @@ impl Mirror {
         batch: Batch,
         news: &watch::Sender<Option<Arc<News>>>,
     ) -> Result<Option<Arc<Difference>>, Stopped> {
+        let everything = batch.everything;
         let published = self.publish(open, batch);
         match &published {
             Ok(version) => {
@@ -431,7 +432,11 @@ impl Mirror {
                 if let Some((decided, difference)) = version {
                     self.shared.published(&decided.version, decided.entries);
                     news.send_replace(Some(Arc::new(News::new(Arc::clone(decided), difference))));
+                    if let Err(error) = open.source.keep_contents(difference) {
+                        self.monitor.notice(None, &format!("not all previous contents are kept: {error}"));
+                    }
                 }
+                self.tidy(&open.source, everything);
             }
             Err(Stopped::Failed(error)) => {
                 open.last = None;
@@ -447,6 +452,17 @@ impl Mirror {
         Ok(published?.map(|(_, difference)| difference))
     }
 
+    /// Forgets what is of no more use. As seldom as all of the tree is looked at for its own sake: what it costs grows with the
+    /// tree.
+    fn tidy(&self, source: &Source, everything: bool) {
+        if everything && let Err(error) = source.index.tidy() {
+            self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
+        }
+        if everything || source.history.as_ref().is_some_and(History::is_due) {
+            source.tidy_history(&*self.monitor);
+        }
+    }
+
     /// Nothing is published for a reason that a person has to look at.
     fn hold(&self, why: String) -> Stopped {
         if self.shared.obstacle().as_ref() != Some(&why) {
@@ -459,7 +475,6 @@ impl Mirror {
     /// Looks at what a batch names, and commits what was found as a version, if it is one.
     fn publish(&self, open: &mut Open, batch: Batch) -> Result<Option<New>, Stopped> {
         check_place(open)?;
-        let everything = batch.everything;
         let found = match self.names_of(open, batch)? {
             Some(names) => self.look_until_quiet(open, names)?,
             None => None,
@@ -489,11 +504,6 @@ impl Mirror {
         }
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
-        source.keep_contents(&difference)?;
-        // As seldom as all of the tree is looked at for its own sake: what it costs grows with the tree.
-        if everything && let Err(error) = source.index.tidy() {
-            self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
-        }
         let id = decided.version.id();
         if open.told == Some(id) {
             return Ok(None);

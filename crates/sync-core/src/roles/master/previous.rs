@@ -109,7 +109,7 @@ fn needed(index: &Locked, destinations: &[Destination]) -> u64 {
 
 impl Source {
     /// Keeps those contents of the committed version that were too large to keep when they were read; of a store that
-    /// was empty, all.
+    /// was empty, the first time, all.
     pub fn keep_contents(&self, difference: &Difference) -> Result<(), PushError> {
         let Some(history) = &self.history else { return Ok(()) };
         let keep = |row: &Row| {
@@ -125,7 +125,7 @@ impl Source {
                 history.put(digest, &content);
             }
         };
-        if !history.was_empty() {
+        if !history.is_to_be_filled() {
             difference.pending.iter().for_each(|pending| keep(&pending.row));
             return Ok(());
         }
