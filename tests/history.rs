@@ -189,7 +189,8 @@ fn a_share_that_is_mirrored_has_a_history_within_its_bound() {
     let kept = || bytes(&packs(&master.state));
     let pushed = || synccli(&master.state).args(&["push", "www"]).ok();
     pushed();
-    assert!((9_000_000..12_000_000).contains(&kept()), "{}", kept());
+    // Once the replicas have it.
+    wait_for("the history to be filled", 60, || (9_000_000..12_000_000).contains(&kept()));
     // Much more than it may hold, in many versions.
     for round in 0..12 {
         files(&src, 100, 100_000, 2 + round);

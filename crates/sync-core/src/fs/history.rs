@@ -177,9 +177,14 @@ impl History {
         self.store().is_empty()
     }
 
-    /// Whether there was nothing in it when it was opened, and this is asked for the first time.
+    /// Whether there was nothing in it when it was opened, and nobody has filled it since.
     pub fn is_to_be_filled(&self) -> bool {
-        self.to_be_filled.swap(false, Ordering::Relaxed)
+        self.to_be_filled.load(Ordering::Relaxed)
+    }
+
+    /// What the source has was put in, as far as it is wanted.
+    pub fn is_filled(&self) {
+        self.to_be_filled.store(false, Ordering::Relaxed);
     }
 
     /// The content whose digest begins in that way; `None` also if it cannot be opened. What was put in since the store

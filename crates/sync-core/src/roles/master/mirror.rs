@@ -14,6 +14,7 @@ use tokio::task::{JoinSet, block_in_place};
 use super::delivery::Delivery;
 use super::difference::Difference;
 use super::error::PushError;
+use super::filling::Filling;
 use super::follow::Wish;
 use super::handle::{Follower, MirrorHandle, MirrorOrder, Opened, Shared};
 use super::meter::Meter;
@@ -92,6 +93,8 @@ struct Open {
     last: Option<LastLook>,
     /// The newest version that was told.
     told: Option<VersionId>,
+    /// Who puts into the history what there was before.
+    filling: Option<Filling>,
 }
 
 /// Why a tree is not served any more.
@@ -195,7 +198,9 @@ impl Mirror {
         let place = request.source.parent().zip(request.source.file_name());
         let place = place.and_then(|(dir, name)| Some(place::resolve(dir).ok()?.join(name)));
         let watch = self.watch();
-        let source = Arc::new(Source::open_as(request, place.as_deref(), &*self.monitor)?);
+        let mut source = Source::open_as(request, place.as_deref(), &*self.monitor)?;
+        source.fills_later = true;
+        let source = Arc::new(source);
         if matches!(watch, Err(WatchError::RootGone)) {
             return Err(self.failed("it is not where it was a moment ago".to_owned()));
         }
@@ -205,7 +210,7 @@ impl Mirror {
             recalled => recalled?,
         }
         self.hints.add(Hint::Overflow);
-        Ok(Open { source, watch, last: None, told: None })
+        Ok(Open { source, watch, last: None, told: None, filling: None })
     }
 
     fn watch(&self) -> Result<Watch, WatchError> {
@@ -244,6 +249,9 @@ impl Mirror {
         let wishes: Vec<_> =
             self.shared.followers().into_iter().map(|f| (f.fate.wish.send_replace(Wish::End), f)).collect();
         while followers.join_next().await.is_some() {}
+        if let Some(filling) = open.filling.take() {
+            filling.end().await;
+        }
         block_in_place(|| open.source.record_acks(&*self.monitor));
         if !matches!(left, Left::Shutdown) {
             for (wish, follower) in wishes {
@@ -432,9 +440,7 @@ impl Mirror {
                 if let Some((decided, difference)) = version {
                     self.shared.published(&decided.version, decided.entries);
                     news.send_replace(Some(Arc::new(News::new(Arc::clone(decided), difference))));
-                    if let Err(error) = open.source.keep_contents(difference) {
-                        self.monitor.notice(None, &format!("not all previous contents are kept: {error}"));
-                    }
+                    self.keep(&open.source, difference, &mut open.filling);
                 }
                 self.tidy(&open.source, everything);
             }
@@ -450,6 +456,18 @@ impl Mirror {
         // A directory that is held open keeps a file system in the tree from being unmounted.
         open.source.root.forget(&RelPath::root());
         Ok(published?.map(|(_, difference)| difference))
+    }
+
+    /// Keeps the contents of what is new; in a history that is empty, all that there is, but not before the replicas have it:
+    /// that takes its time, and memory.
+    fn keep(&self, source: &Arc<Source>, difference: &Difference, filling: &mut Option<Filling>) {
+        if !source.history.as_ref().is_some_and(History::is_to_be_filled) {
+            if let Err(error) = source.keep_contents(difference) {
+                self.monitor.notice(None, &format!("not all previous contents are kept: {error}"));
+            }
+        } else {
+            filling.get_or_insert_with(|| Filling::start(source, &self.monitor));
+        }
     }
 
     /// Forgets what is of no more use. As seldom as all of the tree is looked at for its own sake: what it costs grows with the

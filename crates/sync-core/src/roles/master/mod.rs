@@ -9,6 +9,7 @@ mod delivery;
 mod dial;
 mod difference;
 mod error;
+mod filling;
 mod follow;
 mod handle;
 mod meter;

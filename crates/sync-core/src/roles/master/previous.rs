@@ -2,6 +2,7 @@
 //! system of the state directory has no room.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::difference::Difference;
@@ -109,31 +110,42 @@ fn needed(index: &Locked, destinations: &[Destination]) -> u64 {
 
 impl Source {
     /// Keeps those contents of the committed version that were too large to keep when they were read; of a store that
-    /// was empty, the first time, all.
+    /// was empty, all.
     pub fn keep_contents(&self, difference: &Difference) -> Result<(), PushError> {
-        let Some(history) = &self.history else { return Ok(()) };
-        let keep = |row: &Row| {
-            let Some((size, digest)) = row.entry.content().filter(|(size, digest)| history.wants(digest, *size)) else {
-                return;
-            };
-            let Some(tuple) = row.tuple else { return };
-            // A file that changed meanwhile is not what is to be kept.
-            let Ok(file) = SourceFile::open(&self.root, &row.path, &tuple) else { return };
-            if size > KEEP {
-                history.put_file(digest, &file, size);
-            } else if let Ok(content) = file.read_at(0, usize::try_from(size).unwrap_or(0)) {
-                history.put(digest, &content);
+        match &self.history {
+            Some(history) if history.is_to_be_filled() => self.fill_history(&AtomicBool::new(false)),
+            Some(history) => {
+                difference.pending.iter().for_each(|pending| self.keep_file(history, &pending.row));
+                Ok(())
             }
-        };
-        if !history.is_to_be_filled() {
-            difference.pending.iter().for_each(|pending| keep(&pending.row));
-            return Ok(());
+            None => Ok(()),
         }
+    }
+
+    /// Keeps the contents of all files, until it is to stop.
+    pub fn fill_history(&self, stop: &AtomicBool) -> Result<(), PushError> {
+        let Some(history) = &self.history else { return Ok(()) };
         let mut rows = self.index.cursor()?;
         while let Some(row) = rows.next()? {
-            keep(&row);
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.keep_file(history, &row);
         }
+        history.is_filled();
         Ok(())
+    }
+
+    fn keep_file(&self, history: &History, row: &Row) {
+        let content = row.entry.content().filter(|(size, digest)| history.wants(digest, *size));
+        let (Some((size, digest)), Some(tuple)) = (content, row.tuple) else { return };
+        // A file that changed meanwhile is not what is to be kept.
+        let Ok(file) = SourceFile::open(&self.root, &row.path, &tuple) else { return };
+        if size > KEEP {
+            history.put_file(digest, &file, size);
+        } else if let Ok(content) = file.read_at(0, usize::try_from(size).unwrap_or(0)) {
+            history.put(digest, &content);
+        }
     }
 
     /// Ends what was kept, and makes room in the history. Nobody may need more of it.

@@ -63,6 +63,8 @@ pub struct Source {
     pub blocks: Option<Blocks>,
     /// Previous contents.
     pub history: Option<History>,
+    /// Whether a history that is empty is filled when nothing else is to be done.
+    pub fills_later: bool,
     /// What the index gets with the next version, or soon.
     pub acks: Acks,
     /// `None` in a dry run.
@@ -140,6 +142,7 @@ impl Source {
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             history,
+            fills_later: false,
             acks: Acks::default(),
             previous,
             filter,
@@ -308,7 +311,8 @@ impl Source {
         if let Some(chunks) = chunks {
             self.written_soon().insert(digest, chunks.into());
         }
-        if let (Some(history), Some(content)) = (&self.history, &content) {
+        let later = |history: &&History| self.fills_later && history.is_to_be_filled();
+        if let (Some(history), Some(content)) = (self.history.as_ref().filter(|history| !later(history)), &content) {
             history.put(digest, content);
         }
         if pending.old_content() == Some((size, digest)) || size == 0 {
