@@ -152,14 +152,14 @@ def wait_for(condition, what):
 
 
 def settle(mirror):
-    """Until a new file has arrived everywhere: then all before it has, and the tree is watched."""
+    """Until a new file has arrived everywhere: then all before it has, and the tree is watched. And until a history is filled."""
     time.sleep(2)
     marker = f".marker{time.time_ns()}"
     (mirror.src / marker).write_text(marker)
     wait_for(lambda: all((dst / marker).exists() for dst in mirror.dsts), f"{mirror.name} has copied the tree")
     (mirror.src / marker).unlink()
     wait_for(lambda: not any((dst / marker).exists() for dst in mirror.dsts), f"{mirror.name} has removed a file")
-    time.sleep(3)
+    time.sleep(3 if mirror.name != Mirror.name else 12)
 
 
 def differences(mirror):

@@ -461,7 +461,7 @@ impl<'a> Session<'a> {
                     match &message {
                         ToReplica::Announce(announce) => {
                             let Announce { changes, contents, .. } = announce;
-                            tracing::info!(dest = self.delivery.dest, changes, contents, "announced");
+                            tracing::debug!(dest = self.delivery.dest, changes, contents, "announced");
                             (self.difference, self.rows) = (None, None);
                             self.announced = true;
                         }
