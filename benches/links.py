@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Measures what `--compress=auto` does on links of several rates: a deploy, beside `never`, `zstd` and `rsync -z`.
+
+    cargo build --release --workspace
+    benches/links.py --tree OLD --tree2 NEW --link 'LINKER --delay-ms {delay} --rate-mbit {rate}'
+
+The link is not made here. The command after --link is run with the one-way delay in milliseconds and the rate in Mbit/s, both
+directions alike; it makes two network namespaces, wan-a with the address 10.99.0.1 and wan-b with 10.99.0.2, prints `ready`, and
+takes them away when it is ended. Needs root, ip(8) and rsync.
+
+For each rate and each way, in turn: the destination is made OLD again on this machine, then NEW is sent over the link. Wall
+seconds and bytes on the device of wan-a, both ways. Afterwards the trees are compared by `rsync --dry-run --checksum`, outside
+the measured time. Written to benches/results/DATE-links.json, with a table of medians as .txt.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+
+import compare
+
+WAYS = ["never", "auto", "zstd", "rsync -z"]
+PORT = 7373
+
+
+def inside(namespace, argv):
+    return ["ip", "netns", "exec", namespace, *argv]
+
+
+class Link:
+    def __init__(self, command, rate, delay):
+        argv = command.format(rate=rate, delay=delay).split()
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        if "ready" not in self.process.stdout.readline():
+            raise SystemExit("the link was not made")
+
+    def bytes(self):
+        """Received and sent by the device of wan-a."""
+        shown = compare.run(inside("wan-a", ["cat", "/proc/net/dev"])).stdout
+        fields = [line.split(":")[1].split() for line in shown.splitlines()[2:] if not line.strip().startswith("lo:")]
+        return sum(int(device[0]) + int(device[8]) for device in fields)
+
+    def end(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+
+
+class Ends:
+    """The receiving side of both, in wan-b."""
+
+    def __init__(self, args, work):
+        self.args, self.work, self.dst = args, work, work / "dst"
+        self.dst.mkdir()
+        (work / "rsyncd.conf").write_text(
+            f"use chroot = no\nreverse lookup = no\n[d]\npath = {self.dst}\nread only = no\nuid = {os.getuid()}\ngid = {os.getgid()}\n"
+        )
+
+    def start(self):
+        log = open(self.work / "log", "a")
+        syncd = [self.args.bin / "syncd", "--state-dir", self.work / "replica", "--share", f"d={self.dst}"]
+        rsyncd = ["rsync", "--daemon", "--no-detach", f"--config={self.work / 'rsyncd.conf'}", "--port=8730"]
+        self.daemons = [compare.Daemon(inside("wan-b", argv), log) for argv in (syncd, rsyncd)]
+        time.sleep(1)
+        token = compare.run([self.args.bin / "syncd", "--state-dir", self.work / "replica", "invite"]).stdout.strip()
+        compare.run(inside("wan-a", [self.args.bin / "synccli", "--state-dir", self.work / "master", "pair", "10.99.0.2", token]))
+
+    def stop(self):
+        for daemon in self.daemons:
+            daemon.stop()
+
+    def restore(self):
+        compare.run(["rsync", "-a", "--delete", f"{self.args.tree}/", f"{self.dst}/"])
+
+    def command(self, way):
+        if way == "rsync -z":
+            return ["rsync", "-a", "-z", "--delete", f"{self.args.tree2}/", "rsync://10.99.0.2:8730/d/"]
+        synccli = [self.args.bin / "synccli", "--state-dir", self.work / "master"]
+        return [*synccli, "push", f"--compress={way}", self.args.tree2, "10.99.0.2/d"]
+
+
+def measure(args, work):
+    samples = []
+    ends = Ends(args, work)
+    for rate in args.rates:
+        link = Link(args.link, rate, args.delay)
+        try:
+            ends.start()
+            for turn in range(args.runs):
+                for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+                    ends.restore()
+                    time.sleep(2)
+                    before, begun = link.bytes(), time.monotonic()
+                    compare.run(inside("wan-a", ends.command(way)))
+                    wall, sent = time.monotonic() - begun, link.bytes() - before
+                    same = compare.same(args.tree2, ends.dst)
+                    samples.append({"rate": rate, "way": way, "turn": turn, "wall": wall, "bytes": sent, "differences": same})
+                    print(f"{rate:5} Mbit/s  {way:9} {wall:7.2f} s {sent / 1e6:8.2f} MB {same[:60]}", flush=True)
+            ends.stop()
+        finally:
+            link.end()
+    return samples
+
+
+def table(samples):
+    lines = ["Mbit/s   " + "".join(f"{way:>22}" for way in WAYS) + "   auto of the better of never and zstd"]
+    for rate in sorted({sample["rate"] for sample in samples}):
+        cells, walls = "", {}
+        for way in WAYS:
+            ours = [sample for sample in samples if (sample["rate"], sample["way"]) == (rate, way)]
+            walls[way] = statistics.median(sample["wall"] for sample in ours)
+            cells += f"{walls[way]:>10.2f} s {statistics.median(sample['bytes'] for sample in ours) / 1e6:>7.2f} MB"
+        lines.append(f"{rate:6}   {cells}   {walls['auto'] / min(walls['never'], walls['zstd']):.2f}")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=pathlib.Path, required=True, help="what the destination has")
+    parser.add_argument("--tree2", type=pathlib.Path, required=True, help="what is sent")
+    parser.add_argument("--link", required=True, help="the command that makes a link, with {rate} and {delay}")
+    parser.add_argument("--rates", type=int, nargs="+", default=[20, 100, 400, 1000], help="Mbit/s")
+    parser.add_argument("--delay", type=int, default=10, help="milliseconds one way")
+    parser.add_argument("-n", "--runs", type=int, default=2)
+    parser.add_argument("--bin", type=pathlib.Path, default=compare.HERE.parent / "target/release")
+    parser.add_argument("--dir", type=pathlib.Path, default=None, help="where to work; a tmpfs")
+    parser.add_argument("--results", type=pathlib.Path, default=compare.HERE / "results")
+    args = parser.parse_args()
+    work = pathlib.Path(tempfile.mkdtemp(dir=args.dir))
+    try:
+        samples = measure(args, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    # The link's command names places of one machine, and no more.
+    about = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": compare.machine(),
+        "versions": compare.versions(args.bin),
+        "link": re.sub(r"\S*/", "", args.link),
+        "delay_ms": args.delay,
+        "trees": [compare.tree_size(args.tree), compare.tree_size(args.tree2)],
+        "runs": args.runs,
+    }
+    name = args.results / f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d-%H%M%S}-links"
+    args.results.mkdir(parents=True, exist_ok=True)
+    name.with_suffix(".json").write_text(json.dumps({**about, "samples": samples}, indent=1) + "\n")
+    text = json.dumps(about, indent=1) + "\n\n" + "\n".join(table(samples)) + "\n"
+    name.with_suffix(".txt").write_text(text)
+    print("\n".join(table(samples)))
+
+
+if __name__ == "__main__":
+    main()
