@@ -235,7 +235,7 @@ async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderErr
     let changed = before.is_none_or(|before| before.id != version.id);
     match held {
         Some(true) => Ok(format!("share {name} is released; its newest version is {number}")),
-        _ if changed => {
+        Some(false) if changed => {
             Ok(format!("share {name}: nothing was held, and what changed is published as version {number}"))
         }
         Some(false) => Ok(format!("share {name}: nothing was held; its newest version is {number}")),

@@ -29,7 +29,7 @@ use crate::hash::Digest;
 
 pub use room::{leave_room, remove_all};
 
-use pack::{PIECE, number_of, read_table};
+use pack::{FILLED, PIECE, number_of, read_table};
 use room::Room;
 use store::Store;
 
@@ -47,6 +47,8 @@ const ALONE: u64 = 64 << 20;
 /// packs used last, at most 16, those of each [`Kept`], and the one that is being written.
 pub struct History {
     to_be_filled: AtomicBool,
+    /// Known without waiting for who works on the store.
+    is_empty: AtomicBool,
     store: Mutex<Store>,
 }
 
@@ -157,6 +159,9 @@ impl History {
         let mut store = Store::new(dir.clone(), bounds, room);
         for item in fs::read_dir(&dir)? {
             let path = item?.path();
+            if path.file_name() == Some(FILLED.as_ref()) {
+                continue;
+            }
             match number_of(&path).map(|number| (number, read_table(&path))) {
                 Some((number, Ok(Some((bytes, contents))))) => store.add(number, bytes, Some(contents)),
                 // A crash left it, or it is damaged; nobody else writes here.
@@ -169,26 +174,31 @@ impl History {
             }
         }
         store.fit();
-        Ok(Self { to_be_filled: AtomicBool::new(store.is_empty()), store: Mutex::new(store) })
+        let (is_empty, to_be_filled) = (store.is_empty().into(), (!store.is_filled()).into());
+        Ok(Self { is_empty, to_be_filled, store: Mutex::new(store) })
     }
 
-    /// Whether there is nothing in it that could be found.
+    /// Whether there is nothing in it that could be found. Waits for nobody.
     pub fn is_empty(&self) -> bool {
-        self.store().is_empty()
+        self.is_empty.load(Ordering::Relaxed)
     }
 
-    /// Whether there was nothing in it when it was opened, and nobody has filled it since.
+    /// Whether what the source has was never put in as a whole, and nobody is about it.
     pub fn is_to_be_filled(&self) -> bool {
         self.to_be_filled.load(Ordering::Relaxed)
     }
 
-    /// What the source has was put in, as far as it is wanted.
-    pub fn is_filled(&self) {
+    /// What the source has is put in from here on.
+    pub fn begin_filling(&self) {
         self.to_be_filled.store(false, Ordering::Relaxed);
     }
 
-    /// The content whose digest begins in that way; `None` also if it cannot be opened. What was put in since the store
-    /// was opened need not be found.
+    /// What the source had when that began was put in, as far as it is wanted: also for who opens the store again.
+    pub fn filled(&self) {
+        self.store().filled();
+    }
+
+    /// The content whose digest begins in that way; `None` also if it cannot be opened.
     pub fn find(&self, prefix: u64) -> Option<Kept> {
         self.store().find(prefix)
     }
@@ -200,31 +210,33 @@ impl History {
 
     /// Puts a content in.
     pub fn put(&self, digest: Digest, content: &[u8]) {
-        self.store().put(digest, content);
+        self.changing(|store| store.put(digest, content));
     }
 
     /// Puts a content in from a file that had it when it was last read: should it have changed, that shows when the
     /// content is needed. On file systems that can do so, the blocks of one that is alone in a pack are shared.
     pub fn put_file(&self, digest: Digest, source: &SourceFile, size: u64) {
-        self.store().put_file(digest, source, size);
-    }
-
-    /// Whether so much was put in since it was opened or finished last that it should be finished.
-    pub fn is_due(&self) -> bool {
-        self.store().is_due()
+        self.changing(|store| store.put_file(digest, source, size));
     }
 
     /// Keeps what was put in, and makes room: `current` tells the contents that files of the source have now. First
     /// goes what no file has any more, the oldest first; then what was put in first. Says why if not all could be kept
     /// that was put in.
     pub fn finish(&self, current: impl FnOnce() -> HashSet<u64>) -> Option<Unkept> {
-        self.store().finish(current)
+        self.changing(|store| store.finish(current))
     }
 
     /// Removes all contents, for something that needs the room more; nothing is put in any more. Returns how many bytes
     /// were removed. What a [`Kept`] still holds is free after that.
     pub fn give_up(&self) -> u64 {
-        self.store().give_up()
+        self.changing(Store::give_up)
+    }
+
+    fn changing<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        let done = change(&mut store);
+        self.is_empty.store(store.is_empty(), Ordering::Relaxed);
+        done
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {

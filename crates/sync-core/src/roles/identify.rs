@@ -354,7 +354,7 @@ fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
             }
             // A name whose group's first name could not be read, or is known as it was before.
             None if pending.needs_hash => {
-                survey.torn = true;
+                survey.torn.push(pending.row.path.clone());
                 let why = "it changed while it was read; push again when it rests";
                 survey.failures.push(FsError::because("read", &pending.row.path, why));
             }

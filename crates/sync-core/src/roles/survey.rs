@@ -288,7 +288,9 @@ impl Walk<'_> {
     /// The inode is the row's: only what other names or mounts decide can differ.
     fn known(&mut self, seen: &Seen<'_>, old: Stored, group: Option<Group>, extra: bool) {
         let row = &old.row;
-        self.survey.torn |= group.as_ref().is_some_and(|group| group.tuple != seen.stat.tuple);
+        if group.as_ref().is_some_and(|group| group.tuple != seen.stat.tuple) {
+            self.survey.torn.push(seen.path().clone());
+        }
         let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|group| group.first) };
         self.remember(seen, &row.entry);
         self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
@@ -359,7 +361,9 @@ impl Walk<'_> {
         if let Some(Group { first, tuple, kind }) = group {
             // What was written between the looks at two names shows only under the second.
             let same = tuple == stat.tuple;
-            self.survey.torn |= !same;
+            if !same {
+                self.survey.torn.push(seen.path().clone());
+            }
             if let (true, Some(kind)) = (needs_hash && same, kind) {
                 entry.kind = kind;
                 needs_hash = false;

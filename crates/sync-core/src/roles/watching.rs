@@ -86,7 +86,7 @@ pub fn names_of(
     leaves_out: &dyn Fn(&RelPath) -> bool,
     tell: &dyn Fn(&str),
 ) -> Result<Option<Names>, WatchError> {
-    let everything = everything || batch.everything || batch.names.len() > MANY;
+    let mut everything = everything || batch.everything || batch.names.len() > MANY;
     let lost = hints.lost.swap(false, Ordering::Relaxed);
     let tops: Vec<RelPath> = std::iter::once(RelPath::root()).chain(batch.names.iter().cloned()).collect();
     let mut names = Names { whole: batch.names, ..Names::default() };
@@ -97,10 +97,10 @@ pub fn names_of(
         watch.restart()?;
     }
     tops.into_iter().try_for_each(|top| {
-        let is_known = cover(watch, root, top.clone(), throughout, leaves_out, tell, &mut |name| {
-            if new.len() <= MANY {
-                new.insert(name);
-            }
+        let is_known = cover(watch, root, top.clone(), throughout, leaves_out, tell, &mut |name| match name {
+            Some(name) if new.len() <= MANY => drop(new.insert(name)),
+            Some(_) => {}
+            None => everything = true,
         })?;
         // In a directory that is new it is known since a moment ago.
         if is_known && !new.contains(&top) && names.whole.remove(&top) {
@@ -112,9 +112,9 @@ pub fn names_of(
     Ok((!everything && !lost && names.whole.len() <= MANY).then_some(names))
 }
 
-/// Watches all directories from `top` down that are not watched yet; `found` gets what is in those. What is beneath one
-/// that is watched was covered when it was new, but for what was made there since: that is looked for `throughout`. Says
-/// whether the top was watched under its name all the time.
+/// Watches all directories from `top` down that are not watched yet; `found` gets what is in those, and `None` for one that
+/// cannot be listed. What is beneath one that is watched was covered when it was new, but for what was made there since: that
+/// is looked for `throughout`. Says whether the top was watched under its name all the time.
 fn cover(
     watch: &Watch,
     root: &Root,
@@ -122,7 +122,7 @@ fn cover(
     throughout: bool,
     leaves_out: &dyn Fn(&RelPath) -> bool,
     tell: &dyn Fn(&str),
-    found: &mut dyn FnMut(RelPath),
+    found: &mut dyn FnMut(Option<RelPath>),
 ) -> Result<bool, WatchError> {
     let mut is_known = false;
     let mut tops = vec![top.clone()];
@@ -144,13 +144,18 @@ fn cover(
             }
             Err(error) => return Err(error),
         }
-        // What cannot be listed is found by the look, which tells why.
-        for (name, may_be_dir) in root.names(&dir).unwrap_or_default() {
+        // Only a look at everything tells why it cannot be listed, and of what is in it.
+        let listed = root.names(&dir).or_else(|error| if error.is_gone() { Ok(Vec::new()) } else { Err(error) });
+        let Ok(listed) = listed else {
+            found(None);
+            continue;
+        };
+        for (name, may_be_dir) in listed {
             let Ok(path) = dir.join(&name) else { continue };
             if may_be_dir {
                 tops.push(path.clone());
             }
-            found(path);
+            found(Some(path));
         }
     }
     Ok(is_known)
@@ -208,6 +213,5 @@ mod tests {
         fs::rename(at("e"), at("d")).unwrap();
         let names = heard(&["d", "e"]);
         assert!(names.whole.is_superset(&set(&["d", "d/new", "d/sub", "d/sub/f"])), "{names:?}");
-        assert!(names.alone.is_empty(), "{names:?}");
     }
 }

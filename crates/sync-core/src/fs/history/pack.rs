@@ -4,8 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use foldhash::HashSet;
+use foldhash::HashMap;
 
 use super::super::read::SourceFile;
 use crate::hash::Digest;
@@ -24,6 +25,9 @@ pub(super) const ENTRY: u64 = 32 + 8;
 
 /// The name of the pack that is being written.
 pub(super) const WRITING: &str = "writing";
+
+/// The name of an empty file: what the source had when the store was made was put in.
+pub(super) const FILLED: &str = "filled";
 
 /// A content and how many bytes it has.
 pub(super) type Content = (Digest, u64);
@@ -77,16 +81,16 @@ fn parse_table(table: &[u8]) -> Option<(Vec<Content>, u64)> {
     Some((contents, total))
 }
 
-/// A pack on its way: it has no table yet, and nothing in it is found.
+/// A pack on its way: it has no table yet, and nothing in it is found by who opens the store anew.
 pub(super) struct Writing {
-    file: File,
+    file: Arc<File>,
     /// Bytes in the file that count.
     written: u64,
     /// What is to be written next.
     buffer: Vec<u8>,
     contents: Vec<Content>,
-    /// The first bytes of their digests.
-    known: HashSet<u64>,
+    /// By the first bytes of their digests: which it is, and where it begins.
+    known: HashMap<u64, (usize, u64)>,
 }
 
 impl Writing {
@@ -95,7 +99,8 @@ impl Writing {
         // A crash may have left one.
         let _ = fs::remove_file(&path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, written: 0, buffer: Vec::new(), contents: Vec::new(), known: HashSet::default() })
+        let file = Arc::new(file);
+        Ok(Self { file, written: 0, buffer: Vec::new(), contents: Vec::new(), known: HashMap::default() })
     }
 
     /// Bytes of its contents.
@@ -109,12 +114,25 @@ impl Writing {
 
     /// Whether it has a content whose digest begins in that way.
     pub(super) fn has(&self, prefix: u64) -> bool {
-        self.known.contains(&prefix)
+        self.known.contains_key(&prefix)
     }
 
-    fn add(&mut self, digest: Digest, len: u64) {
+    /// Such a content, with the file and where it begins in that.
+    ///
+    /// # Errors
+    /// It was still to be written, and that failed.
+    pub(super) fn find(&mut self, prefix: u64) -> io::Result<Option<(Arc<File>, u64, Content)>> {
+        let Some((which, offset)) = self.known.get(&prefix).copied() else { return Ok(None) };
+        let (digest, len) = self.contents[which];
+        if offset + len > self.written {
+            self.flush()?;
+        }
+        Ok(Some((Arc::clone(&self.file), offset, (digest, len))))
+    }
+
+    fn add(&mut self, digest: Digest, len: u64, offset: u64) {
+        self.known.insert(digest.prefix(), (self.contents.len(), offset));
         self.contents.push((digest, len));
-        self.known.insert(digest.prefix());
     }
 
     /// Bytes that are to be written, with the table.
@@ -128,8 +146,8 @@ impl Writing {
     }
 
     pub(super) fn append(&mut self, digest: Digest, content: &[u8]) -> io::Result<()> {
+        self.add(digest, content.len() as u64, self.bytes());
         self.buffer.extend_from_slice(content);
-        self.add(digest, content.len() as u64);
         if self.buffer.len() >= PIECE { self.flush() } else { Ok(()) }
     }
 
@@ -137,8 +155,8 @@ impl Writing {
     pub(super) fn copy_source(&mut self, digest: Digest, source: &SourceFile, len: u64) -> io::Result<()> {
         self.flush()?;
         if source.copy_to(&self.file, self.written, len)? {
+            self.add(digest, len, self.written);
             self.written += len;
-            self.add(digest, len);
             Ok(())
         } else {
             // What was copied before that was noticed would be behind the trailer.
@@ -168,8 +186,8 @@ impl Writing {
             self.file.write_all_at(&piece[..now], self.written + done)?;
             done += now as u64;
         }
+        self.add(digest, len, self.written);
         self.written += len;
-        self.add(digest, len);
         Ok(true)
     }
 

@@ -9,14 +9,11 @@ use foldhash::{HashMap, HashSet};
 
 use super::super::read::SourceFile;
 use super::handles::Handles;
-use super::pack::{Content, ENTRY, PIECE, WRITING, Writing, path_of};
+use super::pack::{Content, ENTRY, FILLED, PIECE, WRITING, Writing, path_of};
 use super::plan::{Weight, to_carry};
 use super::room::{Room, is_full};
 use super::{Bounds, Kept, Unkept};
 use crate::hash::Digest;
-
-/// One part in so many of what the store may hold is put in before it is to be finished: so much more room it takes.
-const DUE: u64 = 8;
 
 /// The packs of a store and what is in them.
 pub(super) struct Store {
@@ -94,12 +91,30 @@ impl Store {
         self.bounds = self.bounds.clone().fit(self.total.saturating_add(self.room.spare()));
     }
 
+    /// Whether there is nothing that could be found.
     pub(super) fn is_empty(&self) -> bool {
-        self.packs.is_empty()
+        self.packs.is_empty() && self.writing.as_ref().is_none_or(Writing::is_empty)
+    }
+
+    /// Whether what the source had was put in, also for who opens it again.
+    pub(super) fn is_filled(&self) -> bool {
+        self.dir.join(FILLED).exists()
+    }
+
+    pub(super) fn filled(&self) {
+        if let Err(error) = fs::File::create(self.dir.join(FILLED)) {
+            tracing::debug!(%error, "the history will be filled again");
+        }
     }
 
     pub(super) fn find(&mut self, prefix: u64) -> Option<Kept> {
-        let Place { digest, pack, offset, len } = *self.places.get(&prefix)?;
+        let Some(Place { digest, pack, offset, len }) = self.places.get(&prefix).copied() else {
+            let found = self.writing.as_mut()?.find(prefix);
+            let is_written = found.as_ref().map(drop).map_err(|error| io::Error::from(error.kind()));
+            self.check(is_written);
+            let (file, offset, (digest, len)) = found.ok().flatten()?;
+            return Some(Kept { file, offset, len, digest });
+        };
         match self.handles.open(&self.dir, pack) {
             Ok(file) => Some(Kept { file, offset, len, digest }),
             Err(error) => {
@@ -158,14 +173,11 @@ impl Store {
         self.trouble.take()
     }
 
-    pub(super) fn is_due(&self) -> bool {
-        self.put >= self.bounds.most / DUE
-    }
-
     /// Removes all that there is, and takes no more. Returns how many bytes that were.
     pub(super) fn give_up(&mut self) -> u64 {
         let bytes = self.total + self.writing.as_ref().map_or(0, Writing::bytes);
         (self.closed, self.given_up) = (true, true);
+        let _ = fs::remove_file(self.dir.join(FILLED));
         self.abandon();
         self.drop_oldest(0);
         bytes

@@ -17,6 +17,8 @@ const SOON: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Acks {
     waiting: Mutex<Waiting>,
+    /// Held by who writes some: one of a replica must not overtake another.
+    writing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -29,6 +31,11 @@ struct Waiting {
 impl Acks {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else writes any. To be held from before they are taken until they are written.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out what the index does not have.
@@ -85,6 +92,7 @@ impl Source {
 
     /// Writes down what was acknowledged until now.
     pub fn record_acks(&self, monitor: &dyn Monitor) {
+        let _turn = self.acks.turn();
         let recorded = self.acks.take(&self.index).and_then(|acks| match acks.is_empty() {
             true => Ok(()),
             false => self.index.record_acks(&acks),

@@ -9,7 +9,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::source::Source;
 use crate::monitor::Monitor;
 
-/// How long a first copy may take until then: both read the whole tree, and need memory.
+/// How long it waits: a first copy, which takes much memory as well, is often over by then.
 const COPIED: Duration = Duration::from_secs(10);
 
 /// How often a thread that waits looks whether it is to end.
@@ -33,9 +33,15 @@ impl Filling {
     }
 
     /// Ends it, wherever it is. What is missing then is put in another time.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.await;
+        let _ = (&mut self.thread).await;
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

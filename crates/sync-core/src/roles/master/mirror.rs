@@ -200,6 +200,9 @@ impl Mirror {
         let watch = self.watch();
         let mut source = Source::open_as(request, place.as_deref(), &*self.monitor)?;
         source.fills_later = true;
+        if request.history.is_none() {
+            source.remove_history(&*self.monitor);
+        }
         let source = Arc::new(source);
         if matches!(watch, Err(WatchError::RootGone)) {
             return Err(self.failed("it is not where it was a moment ago".to_owned()));
@@ -252,6 +255,7 @@ impl Mirror {
         if let Some(filling) = open.filling.take() {
             filling.end().await;
         }
+        block_in_place(|| open.source.tidy_history(&*self.monitor));
         block_in_place(|| open.source.record_acks(&*self.monitor));
         if !matches!(left, Left::Shutdown) {
             for (wish, follower) in wishes {
@@ -458,8 +462,8 @@ impl Mirror {
         Ok(published?.map(|(_, difference)| difference))
     }
 
-    /// Keeps the contents of what is new; in a history that is empty, all that there is, but not before the replicas have it:
-    /// that takes its time, and memory.
+    /// Keeps the contents of what is new; in a history that is empty, all that there is, but a while later: that takes its
+    /// time, and memory.
     fn keep(&self, source: &Arc<Source>, difference: &Difference, filling: &mut Option<Filling>) {
         if !source.history.as_ref().is_some_and(History::is_to_be_filled) {
             if let Err(error) = source.keep_contents(difference) {
@@ -476,7 +480,7 @@ impl Mirror {
         if everything && let Err(error) = source.index.tidy() {
             self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
         }
-        if everything || source.history.as_ref().is_some_and(History::is_due) {
+        if everything {
             source.tidy_history(&*self.monitor);
         }
     }

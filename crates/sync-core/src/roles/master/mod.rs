@@ -258,13 +258,14 @@ fn look(
     let survey = loop {
         let (mut survey, looked) = source.look(&known, stop, meter, monitor, offer, draft)?;
         scanned += looked;
-        if survey.vanished.is_empty() && !survey.torn {
+        if survey.vanished.is_empty() && survey.torn.is_empty() {
             break survey;
         }
         if look == LOOKS {
             if !survey.vanished.is_empty() {
                 survey.hold_what_moves();
             }
+            survey.hold_what_is_torn();
             break survey;
         }
         // A file was listed and is gone: it may be back under a name that was not listed. Or two of its names differ.

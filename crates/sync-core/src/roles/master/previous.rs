@@ -14,6 +14,10 @@ use crate::manifest::Row;
 use crate::monitor::Monitor;
 use crate::options::{Destination, PushRequest};
 
+/// Largest content that is kept of a tree that is mirrored: a log of a hundred megabytes that grows all day would be copied
+/// with each version, and push out all else. What is larger is compared by its chunks.
+const MIRRORED: u64 = 16 << 20;
+
 /// Where a source's previous contents are, whether they are in use or not. For whoever has the lock of its index.
 pub struct Previous {
     dir: PathBuf,
@@ -125,6 +129,7 @@ impl Source {
     /// Keeps the contents of all files, until it is to stop.
     pub fn fill_history(&self, stop: &AtomicBool) -> Result<(), PushError> {
         let Some(history) = &self.history else { return Ok(()) };
+        history.begin_filling();
         let mut rows = self.index.cursor()?;
         while let Some(row) = rows.next()? {
             if stop.load(Ordering::Relaxed) {
@@ -132,12 +137,13 @@ impl Source {
             }
             self.keep_file(history, &row);
         }
-        history.is_filled();
+        history.filled();
         Ok(())
     }
 
     fn keep_file(&self, history: &History, row: &Row) {
-        let content = row.entry.content().filter(|(size, digest)| history.wants(digest, *size));
+        let fits = |size: u64| !self.fills_later || size <= MIRRORED;
+        let content = row.entry.content().filter(|(size, digest)| fits(*size) && history.wants(digest, *size));
         let (Some((size, digest)), Some(tuple)) = (content, row.tuple) else { return };
         // A file that changed meanwhile is not what is to be kept.
         let Ok(file) = SourceFile::open(&self.root, &row.path, &tuple) else { return };
@@ -148,7 +154,15 @@ impl Source {
         }
     }
 
-    /// Ends what was kept, and makes room in the history. Nobody may need more of it.
+    /// Removes what was kept, by who keeps nothing any more.
+    pub fn remove_history(&self, monitor: &dyn Monitor) {
+        let removed = self.previous.as_ref().map_or(0, |previous| history::remove_all(&previous.dir));
+        if removed > 0 {
+            notice_removed(monitor, "none are to be kept", removed);
+        }
+    }
+
+    /// Ends what was kept, and makes room in the history.
     pub fn tidy_history(&self, monitor: &dyn Monitor) {
         let Some(history) = &self.history else { return };
         let unkept = history.finish(|| {

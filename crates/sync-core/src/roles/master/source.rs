@@ -68,7 +68,7 @@ pub struct Source {
     /// What the index gets with the next version, or soon.
     pub acks: Acks,
     /// `None` in a dry run.
-    previous: Option<Previous>,
+    pub(super) previous: Option<Previous>,
     filter: Filter,
     policy: Policy,
     leave_out: Vec<(u64, u64)>,
@@ -409,7 +409,12 @@ impl Source {
         // They stay within reach until the index has them.
         let chunks: Vec<_> = self.written_soon().iter().map(|(digest, chunks)| (*digest, Arc::clone(chunks))).collect();
         let first = self.index.next_version()?.is_none();
-        let acks = self.acks.take(&self.index)?;
+        let _turn = self.acks.turn();
+        // The version is worth more than the log.
+        let acks = self.acks.take(&self.index).unwrap_or_else(|error| {
+            tracing::warn!("acknowledgements could not be recorded: {error}");
+            Vec::new()
+        });
         let committed = self.index.commit_with(version.number, |commit| {
             if first {
                 commit.mint_lineage(version.lineage.0, version.parent)?;

@@ -96,8 +96,8 @@ pub struct Survey {
     pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
-    /// Whether a file changed between the looks at two of its names, so that these would seem to differ.
-    pub torn: bool,
+    /// Names of files that changed between the looks at two of their names, so that these would seem to differ.
+    pub torn: Vec<RelPath>,
     /// Directories, and what they were when they were looked at.
     pub(super) dirs: Vec<(RelPath, Tuple)>,
     /// Directories below the top where another file system is mounted.
@@ -152,6 +152,14 @@ impl Survey {
         let listings = self.vanished.iter().filter_map(RelPath::parent);
         let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).chain(listings).collect();
         self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
+    }
+
+    /// The same for files that have several names: those that would seem to be another file are not published.
+    pub fn hold_what_is_torn(&mut self) {
+        let known: BTreeSet<RelPath> = self.failures.iter().map(|failure| failure.path.clone()).collect();
+        let why = "the file changes all the time, and has other names; push again when it rests";
+        let torn = std::mem::take(&mut self.torn).into_iter().filter(|path| !known.contains(path));
+        self.failures.extend(torn.map(|path| FsError::because("read", &path, why)));
     }
 
     /// The hash of the tree as it was found, without extras if asked. The index still is what it was before the look, and

@@ -4,6 +4,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::{Access, AtFlags, accessat};
+use rustix::io::Errno;
+
 use super::found::recognise_moved_inodes;
 use super::{Survey, SurveyError, SurveyOptions, Walk};
 use crate::fs::{self, FsError, Root, STAGING_NAME, Seen, Stat};
@@ -139,6 +142,11 @@ pub fn survey_names(
             // What the one before held went with it, and nobody needs to have told.
             return Ok(None);
         }
+        let is_known = row.as_ref().is_some_and(|row| row.tuple == Some(stat.tuple));
+        if stat.is_dir() && !is_known && is_closed(&dir, path) {
+            // Nobody needs to have told of what is in it.
+            return Ok(None);
+        }
         if let Some(row) = row.as_ref().filter(|row| row.entry.is_dir() && !stat.is_dir()) {
             over = Some(path);
             let beneath = rows_beneath(index, row)?;
@@ -166,6 +174,13 @@ pub fn survey_names(
 
 fn is_within(path: &RelPath, top: &RelPath) -> bool {
     path == top || path.is_beneath(top)
+}
+
+/// Whether a directory cannot be listed, or what is in it not be looked at, for lack of a permission.
+fn is_closed(dir: &OwnedFd, path: &RelPath) -> bool {
+    let name = if path.is_root() { b"." } else { path.name() };
+    let needed = Access::READ_OK | Access::EXEC_OK;
+    matches!(accessat(dir, name, needed, AtFlags::EACCESS), Err(Errno::ACCESS))
 }
 
 /// Whether what is there now is not the inode of the row.
@@ -230,7 +245,7 @@ impl Dirs<'_> {
         };
         match found {
             Ok(stat) => Ok(Some((dir, mount, stat))),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(FsError::new("look at", path, errno)),
         }
     }
