@@ -188,7 +188,7 @@ fn a_share_that_is_mirrored_has_a_history_within_its_bound() {
     let master = Daemon::master(&scratch, "m", &src, &[&one], "history = '20m'");
     let kept = || bytes(&packs(&master.state));
     let pushed = || synccli(&master.state).args(&["push", "www"]).ok();
-    pushed();
+    waits_for_state(&master.state, 0, "in_sync");
     // A while after the replicas have it.
     wait_for("the history to be filled", 60, || (9_000_000..12_000_000).contains(&kept()));
     // Much more than it may hold, in many versions: until it is tidied, as much again.
