@@ -838,7 +838,9 @@ fn soak() {
         let (memory, files) = ((resident(second), resident(last)), (open(second), open(last)));
         let text = format!("{name}: {} -> {} KiB, {} -> {} descriptors", memory.0, memory.1, files.0, files.1);
         let _ = writeln!(std::io::stderr(), "soak: {text} (medians of the second and the last third)");
-        if memory.1 * 4 > memory.0 * 5 || files.0 != files.1 {
+        // A master opens the packs of its history as it needs them, up to 16.
+        let packs = if name == "master" { 16 } else { 0 };
+        if memory.1 * 4 > memory.0 * 5 || !(files.0..=files.0 + packs).contains(&files.1) {
             problems.push(text);
         }
     }

@@ -17,9 +17,10 @@ pub struct Observation {
 
 /// Decides whether to compress, from what a sender sees of its link. Sans-IO: observations in, an answer out.
 ///
-/// It starts off, and tries compression when the link is what everything waits for. At first what was sent before is still
-/// on its way, and says how fast the link is, not how well compression does: as long as the link is waited for, it is
-/// enough that content shrinks. Then it compares: compression stays as long as it brings more content across in the same
+/// It starts on, because the buffers on the way take in megabytes before a slow link shows: for as long as they may, it is
+/// enough that content shrinks, and then that the link is waited for. Once it was off it tries compression again when the link is
+/// what everything waits for. What was sent before is still on its way then, and says how fast the link is, not how well
+/// compression does: again it is enough that content shrinks. Then it compares: compression stays as long as it brings more content across in the same
 /// time. That one rule covers the link that outruns the compressor, content that does not shrink, and a replica whose disk
 /// is the narrow place; each attempt that brings nothing doubles the wait before the next, and now and then a window goes
 /// plain to see whether the link got faster. A link beyond [`FAST_LINK`] is never tried: there a CPU that both sides may
@@ -28,7 +29,7 @@ pub struct Observation {
 pub struct AutoCompress {
     on: bool,
     window: Observation,
-    /// Bytes per second without compression, while the link was the narrow place.
+    /// Bytes per second without compression, while the link was the narrow place; 0 before that was seen.
     plain_rate: u64,
     /// Whether the link was waited for in the window before this one: part of the first goes into buffers.
     was_narrow: bool,
@@ -53,13 +54,15 @@ const WINDOW_TIME: Duration = Duration::from_millis(100);
 const UNDER_WAY: u64 = 16 << 20;
 /// Most windows between two attempts.
 const LONGEST_HOLD: u32 = 64;
+/// Windows after which what is seen is of plain content alone.
+const CLEAR: u32 = 3;
 /// Windows of compression before the plain rate is measured again: it costs less than a hundredth.
 const LONGEST_ON: u32 = 128;
 
 impl AutoCompress {
-    /// Off, until the link proves slow.
+    /// On, until the link proves fast.
     pub fn new() -> Self {
-        Self::default()
+        Self { on: true, ..Self::default() }
     }
 
     /// Whether the next block should be compressed.
@@ -89,15 +92,20 @@ impl AutoCompress {
         if self.on {
             self.on_for += 1;
             self.sent_on = self.sent_on.saturating_add(window.sent);
-            let is_trial = is_narrow && self.sent_on < UNDER_WAY;
+            let is_first = self.plain_rate == 0;
+            let is_trial = (is_narrow || is_first) && self.sent_on < UNDER_WAY;
+            let shrinks = window.sent <= window.content - window.content / 10;
             // A tenth more, or it is not worth the heat.
-            let pays = match is_trial {
-                true => window.sent <= window.content - window.content / 10,
-                false => rate >= self.plain_rate.saturating_add(self.plain_rate / 10),
+            let pays = match (is_trial, is_first) {
+                (true, _) => shrinks,
+                (false, true) => shrinks && is_narrow,
+                (false, false) => rate >= self.plain_rate.saturating_add(self.plain_rate / 10),
             };
             if pays {
                 self.failures = if is_trial { self.failures } else { 0 };
                 self.on = self.on_for < LONGEST_ON;
+                // What is under way then is not plain yet.
+                self.hold = if self.on { 0 } else { CLEAR };
             } else {
                 self.on = false;
                 self.hold = (4u32 << self.failures.min(8)).min(LONGEST_HOLD);
@@ -190,7 +198,7 @@ mod tests {
         for (world, expected) in table {
             for buffer in [256 << 10, 1 << 20, 8 << 20] {
                 let (mut auto, world) = (AutoCompress::new(), World { buffer, ..world });
-                assert!(!auto.is_on());
+                assert!(auto.is_on());
                 let (compressed, _) = drive(&mut auto, world, 4000);
                 let share = if expected { 3600..=4000 } else { 0..=700 };
                 let World { link, compressor, ratio, replica, .. } = world;
@@ -230,14 +238,10 @@ mod tests {
     #[test]
     fn waiting_for_content_is_no_reason() {
         let mut auto = AutoCompress::new();
-        for _ in 0..1000 {
-            let working = Duration::from_millis(10);
-            assert!(!auto.observe(Observation {
-                content: 10_000,
-                sent: 10_000,
-                working,
-                blocked: Duration::from_millis(1)
-            }));
+        for i in 0..1000 {
+            let (working, blocked) = (Duration::from_millis(10), Duration::from_millis(1));
+            let on = auto.observe(Observation { content: 10_000, sent: 10_000, working, blocked });
+            assert!(!on || i < 10, "{i}");
         }
         auto.observe(Observation::default());
         let forever = Observation { content: 0, sent: 0, working: Duration::MAX, blocked: Duration::MAX };
