@@ -3,15 +3,14 @@
 //!
 //! A power cut may take the last ones from the log. What a replica has it says itself when it is connected again.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::source::Source;
 use crate::index::{Ack, Index, IndexError};
 use crate::monitor::Monitor;
 
 /// How long one waits for the next version to take it along.
-const SOON: Duration = Duration::from_secs(1);
+pub const SOON: Duration = Duration::from_secs(1);
 
 /// Acknowledgements that are not in the index.
 #[derive(Default)]
@@ -31,6 +30,26 @@ struct Waiting {
 impl Acks {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one. Says whether somebody has to record it [`SOON`]: else somebody is about to.
+    pub fn add(&self, ack: Ack) -> bool {
+        let mut waiting = self.waiting();
+        waiting.acks.push(ack);
+        !std::mem::replace(&mut waiting.is_due, true)
+    }
+
+    /// Writes down what was acknowledged until now. The replicas have it in any case, so a failure is only told.
+    pub fn record(&self, index: &Index, monitor: &dyn Monitor) {
+        let _turn = self.turn();
+        self.waiting().is_due = false;
+        let recorded = self.take(index).and_then(|acks| match acks.is_empty() {
+            true => Ok(()),
+            false => index.record_acks(&acks),
+        });
+        if let Err(error) = recorded {
+            monitor.notice(None, &format!("acknowledgements could not be recorded: {error}"));
+        }
     }
 
     /// Waits until nobody else writes any. To be held from before they are taken until they are written.
@@ -65,40 +84,4 @@ impl Acks {
 fn is_known(index: &Index, ack: &Ack) -> Result<bool, IndexError> {
     let known = index.ack(&ack.replica, ack.version)?;
     Ok(known.is_some_and(|known| Ack { time: ack.time, ..known } == *ack))
-}
-
-impl Source {
-    /// Writes an acknowledgement into the index: at once, or with others if it is of one who follows. The replica has the
-    /// version in any case, so a failure is only told.
-    pub fn acknowledge(self: &Arc<Self>, ack: Ack, follows: bool, monitor: &Arc<dyn Monitor>) {
-        if !follows {
-            self.acks.waiting().acks.push(ack);
-            return tokio::task::block_in_place(|| self.record_acks(&**monitor));
-        }
-        let mut waiting = self.acks.waiting();
-        waiting.acks.push(ack);
-        if !std::mem::replace(&mut waiting.is_due, true) {
-            // The tree may be opened anew meanwhile, and then its index belongs to whoever does that.
-            let (source, monitor) = (Arc::downgrade(self), Arc::clone(monitor));
-            tokio::spawn(async move {
-                tokio::time::sleep(SOON).await;
-                if let Some(source) = source.upgrade() {
-                    source.acks.waiting().is_due = false;
-                    tokio::task::block_in_place(|| source.record_acks(&*monitor));
-                }
-            });
-        }
-    }
-
-    /// Writes down what was acknowledged until now.
-    pub fn record_acks(&self, monitor: &dyn Monitor) {
-        let _turn = self.acks.turn();
-        let recorded = self.acks.take(&self.index).and_then(|acks| match acks.is_empty() {
-            true => Ok(()),
-            false => self.index.record_acks(&acks),
-        });
-        if let Err(error) = recorded {
-            monitor.notice(None, &format!("acknowledgements could not be recorded: {error}"));
-        }
-    }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::acks;
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
@@ -752,7 +753,20 @@ impl<'a> Session<'a> {
             time: fs::clock::now(),
             exact,
         };
-        self.delivery.source.acknowledge(indexed, self.follows, &self.delivery.monitor);
+        let (source, monitor) = (&self.delivery.source, Arc::clone(&self.delivery.monitor));
+        let is_due = source.acks.add(indexed);
+        if !self.follows {
+            tokio::task::block_in_place(|| source.acks.record(&source.index, &*monitor));
+        } else if is_due {
+            // The tree may be opened anew meanwhile, and then its index belongs to whoever does that.
+            let source = Arc::downgrade(source);
+            tokio::spawn(async move {
+                tokio::time::sleep(acks::SOON).await;
+                if let Some(source) = source.upgrade() {
+                    tokio::task::block_in_place(|| source.acks.record(&source.index, &*monitor));
+                }
+            });
+        }
     }
 }
 

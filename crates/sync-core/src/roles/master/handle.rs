@@ -271,7 +271,7 @@ impl MirrorHandle {
     /// Has the log know what was acknowledged until now.
     pub fn record_acks(&self) {
         if let Some(opened) = self.shared.open() {
-            opened.source.record_acks(&Silent);
+            opened.source.acks.record(&opened.source.index, &Silent);
         }
     }
 

@@ -256,7 +256,7 @@ impl Mirror {
             filling.end().await;
         }
         block_in_place(|| open.source.tidy_history(&*self.monitor));
-        block_in_place(|| open.source.record_acks(&*self.monitor));
+        block_in_place(|| open.source.acks.record(&open.source.index, &*self.monitor));
         if !matches!(left, Left::Shutdown) {
             for (wish, follower) in wishes {
                 // A comparison ends with the tree that it was made for.
