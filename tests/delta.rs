@@ -268,7 +268,7 @@ fn pushed_texts(args: &[&str]) -> Scratch {
 fn packs(scratch: &Scratch) -> Vec<std::path::PathBuf> {
     let dirs = std::fs::read_dir(scratch.state().join("history")).unwrap();
     let packs = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
-    packs.map(|pack| pack.unwrap().path()).collect()
+    packs.map(|pack| pack.unwrap().path()).filter(|path| path.extension().is_some_and(|ext| ext == "pack")).collect()
 }
 
 #[test]

@@ -20,7 +20,8 @@ use support::*;
 fn packs(state: &Path) -> Vec<PathBuf> {
     let Ok(dirs) = std::fs::read_dir(state.join("history")) else { return Vec::new() };
     let packs = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
-    let mut packs: Vec<PathBuf> = packs.map(|pack| pack.unwrap().path()).collect();
+    let packs = packs.map(|pack| pack.unwrap().path());
+    let mut packs: Vec<PathBuf> = packs.filter(|path| path.extension().is_some_and(|ext| ext == "pack")).collect();
     packs.sort();
     packs
 }

@@ -174,7 +174,7 @@ impl History {
             }
         }
         store.fit();
-        let (is_empty, to_be_filled) = (store.is_empty().into(), (!store.is_filled()).into());
+        let (is_empty, to_be_filled) = (store.is_empty().into(), (store.is_empty() || !store.is_filled()).into());
         Ok(Self { is_empty, to_be_filled, store: Mutex::new(store) })
     }
 
