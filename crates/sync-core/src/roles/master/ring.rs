@@ -157,11 +157,20 @@ mod tests {
         let ring = Ring::default();
         for i in 0..1000u32 {
             let digest = Digest::of(&i.to_le_bytes());
-            // Tiny ones, small ones and then big ones: one eviction does not make room enough.
+            // Small ones and then big ones: one eviction does not make room enough.
             ring.put(digest, Bytes::from(vec![0; if i < 900 { 10 << 10 } else { 1 << 20 }]));
             assert!(ring.take(&digest).is_some());
             assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
         }
+    }
+
+    #[test]
+    fn what_it_takes_to_keep_a_content_counts() {
+        let ring = Ring::default();
+        for i in 0..50_000u32 {
+            ring.put(Digest::of(&i.to_le_bytes()), Bytes::from_static(b"x"));
+        }
+        assert!(ring.inner.lock().unwrap().contents.len() <= CAPACITY / EACH);
     }
 
     #[test]

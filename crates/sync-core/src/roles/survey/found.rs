@@ -156,10 +156,12 @@ impl Survey {
 
     /// The same for files that have several names: those that would seem to be another file are not published.
     pub fn hold_what_is_torn(&mut self) {
-        let known: BTreeSet<RelPath> = self.failures.iter().map(|failure| failure.path.clone()).collect();
         let why = "the file changes all the time, and has other names; push again when it rests";
-        let torn = std::mem::take(&mut self.torn).into_iter().filter(|path| !known.contains(path));
-        self.failures.extend(torn.map(|path| FsError::because("read", &path, why)));
+        let mut torn: BTreeSet<RelPath> = std::mem::take(&mut self.torn).into_iter().collect();
+        for failure in &self.failures {
+            torn.remove(&failure.path);
+        }
+        self.failures.extend(torn.iter().map(|path| FsError::because("read", path, why)));
     }
 
     /// The hash of the tree as it was found, without extras if asked. The index still is what it was before the look, and
