@@ -200,9 +200,12 @@ impl Cluster {
 
     /// Kills a replica; when it starts, its index is gone.
     fn lose_index(&mut self, number: usize, away: Duration) {
+        let index = self.daemon(number).state.join("index");
+        // A master that did not reach it at first comes back only after a while.
+        wait_for("an index that can be lost", PATIENCE, || index.exists());
         self.daemon(number).kill();
         self.a_while(away);
-        std::fs::remove_dir_all(self.daemon(number).state.join("index")).unwrap();
+        std::fs::remove_dir_all(&index).unwrap();
         self.daemon(number).up();
     }
 
