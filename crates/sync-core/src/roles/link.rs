@@ -192,6 +192,13 @@ impl<M: Incoming> Control<M> {
         self.outgoing.send((message, packing)).map_err(|_| LinkError::Ended)
     }
 
+    /// Ends our half of the stream, and waits until the other side has ended its own, or is gone.
+    pub async fn read_to_end(self) {
+        let Self { outgoing, mut incoming, .. } = self;
+        drop(outgoing);
+        while let Some(Ok(_)) = incoming.recv().await {}
+    }
+
     /// Sends what is queued and ends our half of the stream.
     pub async fn finish(self) -> Result<(), LinkError> {
         let Self { outgoing, writer, reader, .. } = self;

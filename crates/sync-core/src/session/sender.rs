@@ -225,10 +225,17 @@ pub struct Sender {
 impl Sender {
     /// Opens a session with `hello`.
     pub fn new(hello: Hello) -> Self {
+        let mut sender = Self::going_on(&hello);
+        sender.send(ToReplica::Hello(hello));
+        sender
+    }
+
+    /// A session behind one that ended well on the same stream: the replica takes it as opened with the same hello.
+    pub fn going_on(hello: &Hello) -> Self {
         let (dry_run, follows) = (hello.policy.dry_run, hello.features & FOLLOW != 0);
         Self {
             state: State::Opening,
-            outputs: VecDeque::from([SenderOutput::Send(ToReplica::Hello(hello))]),
+            outputs: VecDeque::new(),
             contents: Contents::default(),
             budget: Budget::new(MAX_ENTRIES, u64::MAX),
             notices: 0,

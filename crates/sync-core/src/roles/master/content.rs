@@ -54,12 +54,14 @@ pub struct Sending {
 /// The content streams to one replica.
 pub struct ContentSender {
     outgoing: Arc<Outgoing>,
+    connection: Connection,
+    /// None until something is asked for: most versions of a tree that is followed need none.
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl ContentSender {
-    /// Starts the streams; they are opened when there is something to send.
-    pub fn start(
+    /// Streams that are opened when there is something to send.
+    pub fn new(
         sending: Sending,
         connection: &Connection,
         failures: mpsc::UnboundedSender<SendFailure>,
@@ -84,21 +86,26 @@ impl ContentSender {
             copied: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
         });
-        let tasks = (0..STREAMS)
-            .map(|stream| {
-                let (outgoing, connection) = (Arc::clone(&outgoing), connection.clone());
-                // A stream that breaks is seen on the control stream as well, which tells why.
-                tokio::spawn(async move { drop(Stream::run(outgoing, connection, kinds(compress, stream)).await) })
-            })
-            .collect();
-        Self { outgoing, tasks }
+        Self { outgoing, connection: connection.clone(), tasks: Vec::new() }
+    }
+
+    fn start(&mut self) {
+        let compress = self.outgoing.compress;
+        self.tasks.extend((0..STREAMS).map(|stream| {
+            let (outgoing, connection) = (Arc::clone(&self.outgoing), self.connection.clone());
+            // A stream that breaks is seen on the control stream as well, which tells why.
+            tokio::spawn(async move { drop(Stream::run(outgoing, connection, kinds(compress, stream)).await) })
+        }));
     }
 
     /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered, and so many bytes
     /// of what the replica told of its old files.
-    pub fn request(&self, request: ContentRequest) {
+    pub fn request(&mut self, request: ContentRequest) {
         let batch = self.outgoing.batch();
         self.outgoing.queue().push(request, batch);
+        if self.tasks.is_empty() {
+            self.start();
+        }
         self.outgoing.more.notify_waiters();
     }
 

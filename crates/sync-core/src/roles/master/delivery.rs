@@ -35,7 +35,7 @@ use crate::wire::{
     ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica, Unhealed,
 };
 
-/// How long a replica may take to end a session before the next.
+/// How long it may take to send what is queued to the end of a session.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What the source tells every delivery.
@@ -61,12 +61,19 @@ pub struct Delivered {
     pub source_changed: Vec<Problem>,
     /// The version that the replica acknowledged with just its root.
     pub version: Option<Version>,
-    /// Whether the replica is ready for another session on the connection.
-    pub open: bool,
+    /// What the next session on the connection goes on with, if there can be one.
+    pub open: Option<Open>,
     /// What a person has to decide before it is brought to the version, if that is so.
     pub hold: Option<Hold>,
     /// What went wrong last, if something did; the monitor was told.
     pub problem: Option<Problem>,
+}
+
+/// What is left of a session that ended well.
+pub struct Open {
+    control: Control<ToMaster>,
+    /// What the replica takes as said again.
+    hello: Hello,
 }
 
 /// What is for a person to decide.
@@ -119,6 +126,7 @@ pub(super) struct Session<'a> {
     delivery: &'a Delivery,
     connection: Connection,
     control: Control<ToMaster>,
+    hello: Hello,
     sender: Sender,
     contents: ContentSender,
     /// How offers travel.
@@ -213,7 +221,7 @@ impl Delivery {
             }
         };
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut delivered = match Session::open(&self, connection.clone(), share, 0).await {
+        let mut delivered = match Session::open(&self, connection.clone(), share, 0, None).await {
             Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
             Err(error) => {
                 self.monitor.problem(Some(self.dest), &broken(&error));
@@ -236,7 +244,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
         version: None,
-        open: false,
+        open: None,
         hold: None,
         problem: None,
     }
@@ -254,12 +262,14 @@ pub(super) fn broken(error: &LinkError) -> Problem {
 }
 
 impl<'a> Session<'a> {
-    /// Says hello, with these features beside those that the source has.
+    /// Says hello, with these features beside those that the source has; or goes on where the last session on the connection
+    /// ended, if that said the same.
     pub async fn open(
         delivery: &'a Delivery,
         connection: Connection,
         share: String,
         features: u64,
+        last: Option<Open>,
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
@@ -268,10 +278,20 @@ impl<'a> Session<'a> {
         let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
-        let control = Control::open(&connection).await?;
-        if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
-            control.send(ToReplica::Place(region.clone()).encode())?;
-        }
+        let (control, sender) = match last {
+            Some(last) if last.hello == hello => (last.control, Sender::going_on(&hello)),
+            last => {
+                if let Some(Open { control, .. }) = last {
+                    // The replica takes that for the end of a session in which nothing was told, and then this one.
+                    tokio::spawn(control.read_to_end());
+                }
+                let control = Control::open(&connection).await?;
+                if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
+                    control.send(ToReplica::Place(region.clone()).encode())?;
+                }
+                (control, Sender::new(hello.clone()))
+            }
+        };
         let (failure_sender, failures) = mpsc::unbounded_channel();
         let (ask_sender, asks) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
@@ -281,12 +301,13 @@ impl<'a> Session<'a> {
         let sending =
             Sending { dest, source, meter, compress, bandwidth, estimates: estimate.then_some(estimate_sender) };
         let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
-        let contents = ContentSender::start(sending, &connection, failure_sender, ask_sender);
+        let contents = ContentSender::new(sending, &connection, failure_sender, ask_sender);
         Ok(Self {
             delivery,
             connection,
             control,
-            sender: Sender::new(hello),
+            hello,
+            sender,
             contents,
             offers,
             failures,
@@ -629,7 +650,7 @@ impl<'a> Session<'a> {
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
         let mut exact = false;
-        let mut open = false;
+        let mut is_open = false;
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
@@ -640,11 +661,9 @@ impl<'a> Session<'a> {
         let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
-                // A replica that hangs keeps nobody else waiting.
-                if identical && in_order {
-                    open = tokio::time::timeout(GOODBYE, self.read_to_end()).await.unwrap_or(false);
-                }
-                if !open {
+                let takes_more = self.sender.stand().is_some_and(|stand| stand.features & FOLLOW != 0);
+                is_open = identical && in_order && takes_more;
+                if !is_open {
                     self.connection.close(Code::Done, "").await;
                 }
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
@@ -689,6 +708,7 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
+        let open = is_open.then_some(Open { control: self.control, hello: self.hello });
         let problem = self.last_problem;
         Delivered { report, source_changed: self.source_changed, version, open, hold, problem }
     }
@@ -703,21 +723,6 @@ impl<'a> Session<'a> {
         if stand.features & ADOPT == 0 {
             let text = "its release does not know whose a share is: there is nothing to adopt, and any other master may push there";
             self.delivery.monitor.notice(Some(self.delivery.dest), text);
-        }
-    }
-
-    /// Waits until the replica is done with this session too, so that what the next one sends is not taken for this one's.
-    /// Says whether there can be a next one.
-    async fn read_to_end(&mut self) -> bool {
-        if !self.follows || self.sender.stand().is_none_or(|stand| stand.features & FOLLOW == 0) {
-            return false;
-        }
-        loop {
-            match self.control.next_or_room(false).await {
-                Some(Ok(_)) | None => {}
-                Some(Err(LinkError::Ended)) => return true,
-                Some(Err(_)) => return false,
-            }
         }
     }
 

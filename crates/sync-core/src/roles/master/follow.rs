@@ -174,9 +174,9 @@ impl Delivery {
         };
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut acknowledged = None;
+        let (mut acknowledged, mut last) = (None, None);
         let ended = loop {
-            let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW).await;
+            let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, last).await;
             let session = match opened {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
@@ -223,9 +223,10 @@ impl Delivery {
             });
             backoff.reset();
             memory::trim_after(wire_bytes);
-            if !open {
+            if open.is_none() {
                 break Ok(());
             }
+            last = open;
         };
         if let Some(embedded) = embedded {
             let _ = embedded.await;

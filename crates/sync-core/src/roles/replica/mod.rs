@@ -65,23 +65,28 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Serves a push over `connection`, or one after the other if the master follows its tree, to the end, whatever end that
 /// is.
 pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
-    let mut followed = None;
+    let mut followed: Option<Followed> = None;
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&connection, followed.is_some()) => accepted,
-            () = left(followed.as_ref()) => Err(LinkError::Interrupted),
-            _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
-        };
-        let control = match accepted {
-            Ok(control) => control,
-            Err(error) => {
-                tracing::debug!(%error, "no session");
-                followed.into_iter().for_each(Followed::close);
-                connection.close(error.code(), "no session was opened").await;
-                return;
+        let (control, hello) = match followed.as_mut().and_then(|followed| followed.goes_on.take()) {
+            Some((control, hello)) => (control, Some(hello)),
+            None => {
+                let accepted = tokio::select! {
+                    accepted = accept(&connection, followed.is_some()) => accepted,
+                    () = left(followed.as_ref()) => Err(LinkError::Interrupted),
+                    _ = shutdown.wait_for(|stop| *stop) => Err(LinkError::Interrupted),
+                };
+                match accepted {
+                    Ok(control) => (control, None),
+                    Err(error) => {
+                        tracing::debug!(%error, "no session");
+                        followed.into_iter().for_each(Followed::close);
+                        connection.close(error.code(), "no session was opened").await;
+                        return;
+                    }
+                }
             }
         };
-        match serve_one(&connection, &shares, &shutdown, control, followed).await {
+        match serve_one(&connection, &shares, &shutdown, (control, hello), followed).await {
             Some(open) => followed = Some(open),
             None => return,
         }
@@ -101,7 +106,7 @@ async fn serve_one(
     connection: &Connection,
     shares: &Arc<Shares>,
     shutdown: &Shutdown,
-    control: Control<ToReplica>,
+    (control, hello): (Control<ToReplica>, Option<Hello>),
     followed: Option<Followed>,
 ) -> Option<Followed> {
     let session = Session::new(connection.clone(), Arc::clone(shares), followed);
@@ -122,7 +127,7 @@ async fn serve_one(
     };
     let interrupt = tokio::spawn(interrupt);
     let before = connection.traffic().received;
-    let followed = session.run(control).await;
+    let followed = session.run(control, hello).await;
     interrupt.abort();
     memory::trim_after(connection.traffic().received.saturating_sub(before));
     followed
@@ -137,6 +142,8 @@ struct Followed {
     attendance: Option<Attendance>,
     /// See [`Held::left`].
     left: Option<Left>,
+    /// The stream on which the next session goes on, as if that hello were said again.
+    goes_on: Option<(Control<ToReplica>, Hello)>,
 }
 
 impl Followed {
@@ -201,8 +208,10 @@ struct Session {
     interrupted: Arc<Notify>,
     /// What an earlier session on this connection has left open.
     followed: Option<Followed>,
-    /// Whether the master may open another session when this one is over.
-    follows: bool,
+    /// What the master said, if it may have another session when this one is over.
+    follows: Option<Hello>,
+    /// Whether the replica acknowledged the version with its root.
+    exact: bool,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
     /// Of an embedded replica it is empty.
@@ -250,7 +259,8 @@ impl Session {
             ending: Arc::default(),
             interrupted: Arc::default(),
             followed,
-            follows: false,
+            follows: None,
+            exact: false,
             released: false,
             share: String::new(),
             held: None,
@@ -268,33 +278,36 @@ impl Session {
 
     /// Input by input until the receiver says that it is over; then leaves the staging directory in order. Returns what
     /// the next session on this connection can go on with, if there may be one.
-    async fn run(mut self, mut control: Control<ToReplica>) -> Option<Followed> {
-        let ended = self.talk(&mut control).await;
+    async fn run(mut self, mut control: Control<ToReplica>, said: Option<Hello>) -> Option<Followed> {
+        let ended = self.talk(&mut control, said).await;
         self.stager.stop().await;
         // It may wait for room for an answer.
         self.described.close();
         self.describer.stop().await;
-        let follows = self.follows && ended.is_ok();
+        let follows = self.follows.take().filter(|_| ended.is_ok());
         let opened = self.opened.take();
-        let (kept, over) = if follows { Opened::kept(opened) } else { (None, opened) };
+        let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
         let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close()));
         self.followed.take().into_iter().for_each(Followed::close);
-        match ended {
-            Ok(()) if follows => {
-                // The master opens the next session when it has read this one to its end.
+        match (ended, follows) {
+            (Ok(()), Some(hello)) => {
                 let share = std::mem::take(&mut self.share);
                 let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
-                control.finish().await.ok().map(|()| Followed { share, opened: kept, attendance, left })
+                let goes_on = match self.exact {
+                    true => Some((control, hello)),
+                    false => control.finish().await.ok().map(|()| None)?,
+                };
+                Some(Followed { share, opened: kept, attendance, left, goes_on })
             }
-            Ok(()) => {
+            (Ok(()), None) => {
                 // The last word is on its way; the master closes when it has heard it.
                 if control.finish().await.is_ok() {
                     let _ = self.connection.finish(GOODBYE).await;
                 }
                 None
             }
-            Err(error) => {
+            (Err(error), _) => {
                 // Who is not the owner tries again and again, and that is logged once.
                 let is_owner = !matches!(error, LinkError::NotOwner(_));
                 if is_owner {
@@ -310,7 +323,12 @@ impl Session {
         }
     }
 
-    async fn talk(&mut self, control: &mut Control<ToReplica>) -> Result<(), LinkError> {
+    /// `said` is a hello that is not said again on the stream.
+    async fn talk(&mut self, control: &mut Control<ToReplica>, said: Option<Hello>) -> Result<(), LinkError> {
+        let goes_on = said.is_some();
+        if let Some(hello) = said {
+            self.receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello)))?;
+        }
         loop {
             while let Some(output) = self.receiver.poll() {
                 match output {
@@ -331,6 +349,10 @@ impl Session {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
                     let Some(message) = message else { continue };
+                    // The master opens the next session anew, with another hello.
+                    if goes_on && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
+                        return Ok(());
+                    }
                     let message = message?;
                     if let ToReplica::Unavailable(content) = &message {
                         self.stager.give_up(content.seq);
@@ -393,7 +415,7 @@ impl Session {
     fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
-        self.follows = hello.features & FOLLOW != 0;
+        self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
         self.released = hello.features & RELEASED != 0;
         let held = match self.shares.find(&hello.share) {
             Ok(held) => self.held.insert(held).clone(),
@@ -433,7 +455,7 @@ impl Session {
                 let stand = opened.stand();
                 if !opened.policy.dry_run {
                     let stands = opened.index.stand().ok().flatten();
-                    let attendance = held.standing.opened(&self.connection, self.follows, stands.as_ref(), attended);
+                    let attendance = held.standing.opened(&self.connection, self.follows.is_some(), stands.as_ref(), attended);
                     self.attendance = Some(attendance);
                 }
                 self.stager.use_replica(&opened);
@@ -477,11 +499,11 @@ impl Session {
         admission: Option<Admission>,
     ) -> Result<(Opened, bool), OpenError> {
         let Some(lookout) = self.lookout() else {
-            return Ok((Opened::open(share, policy, self.follows, &self.stop, notices, admission)?, false));
+            return Ok((Opened::open(share, policy, self.follows.is_some(), &self.stop, notices, admission)?, false));
         };
         let looks = !policy.dry_run;
         let presence = lookout.enter(looks);
-        let opened = Opened::open(share, policy, self.follows, &self.stop, notices, admission);
+        let opened = Opened::open(share, policy, self.follows.is_some(), &self.stop, notices, admission);
         let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
         let drift = opened.take_drift();
         if looks {
@@ -509,7 +531,7 @@ impl Session {
     /// Whether nothing is told against the stand, so that it may become another one.
     fn may_look(&self) -> bool {
         let is_push = self.opened.as_ref().is_some_and(|opened| !opened.policy.dry_run);
-        self.follows && is_push && self.receiver.is_waiting()
+        self.follows.is_some() && is_push && self.receiver.is_waiting()
     }
 
     /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
@@ -537,7 +559,7 @@ impl Session {
 
     /// Tells a master that follows what drifted and is not undone, if that is not what it was told.
     fn tell_unhealed(&mut self) -> Result<(), LinkError> {
-        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows) else { return Ok(()) };
+        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows.is_some()) else { return Ok(()) };
         let now = held.standing.drift();
         if self.unhealed == now {
             return Ok(());
@@ -569,6 +591,7 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
+        self.exact = self.application.as_ref().is_some_and(|application| application.version().root == ack.root);
         if let (Some(held), Some(_), Some(application)) = (&self.held, &self.attendance, &self.application) {
             let (version, after) = (application.version(), application.step().after);
             let exact = (version.root == ack.root).then(|| VersionStatus {
@@ -702,7 +725,7 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let held = self.held.as_ref().filter(|_| self.follows && !self.released)?;
+        let held = self.held.as_ref().filter(|_| self.follows.is_some() && !self.released)?;
         let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
@@ -734,7 +757,7 @@ impl Session {
         };
         // Nobody follows a replica in the process of its master.
         let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
-        let counted = held.map(|held| held.guard.counting(application.step(), self.released || !self.follows));
+        let counted = held.map(|held| held.guard.counting(application.step(), self.released || self.follows.is_none()));
         let published = application.publish(opened, &self.ending, counted.as_ref());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
