@@ -14,7 +14,11 @@ use super::error::Fault;
 const APPLICATION_ID: i32 = 0x7379_6e63;
 
 /// Each migration takes the schema one version further. Released ones are never edited.
-const MIGRATIONS: [&str; 2] = [include_str!("schema/0001_index.sql"), include_str!("schema/0002_additions.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema/0001_index.sql"),
+    include_str!("schema/0002_additions.sql"),
+    include_str!("schema/0003_acks.sql"),
+];
 
 /// How long a statement waits for a reader or writer of another connection.
 const BUSY: Duration = Duration::from_secs(5);

@@ -205,16 +205,7 @@ impl Index {
         self.read(|conn| acks(conn, "number", "", []))
     }
 
-    /// What `replica` acknowledged of `version`, if it did.
-    ///
-    /// # Errors
-    /// [`IndexError`] if the index cannot be read.
-    pub fn ack(&self, replica: &str, version: VersionId) -> Result<Option<Ack>, IndexError> {
-        let one = "WHERE replica = ?1 AND version = ?2";
-        self.read(|conn| Ok(acks(conn, "number", one, rusqlite::params![replica, version.0.0])?.pop()))
-    }
-
-    /// Records what replicas acknowledged, durably.
+    /// Records what replicas acknowledged, durably. What is known stays as it was, with the time when it was told first.
     ///
     /// # Errors
     /// [`IndexError`] if it cannot be written.
@@ -428,8 +419,10 @@ pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> R
     let sum = ack_sum(ack, summer);
     let Time { sec, nsec } = ack.time;
     conn.prepare_cached(
-        "INSERT OR REPLACE INTO acks (replica, version, number, root, sec, nsec, exact, sum)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO acks (replica, version, number, root, sec, nsec, exact, sum)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (number, replica, version) DO UPDATE
+         SET (root, sec, nsec, exact, sum) = (?4, ?5, ?6, ?7, ?8) WHERE root != ?4 OR exact != ?7",
     )?
     .execute(params![
         ack.replica,

@@ -18,8 +18,8 @@ use crate::plan::Changes;
 use crate::region::Region;
 use crate::relative;
 use crate::wire::{
-    Announce, Basis, Change, Describe, FOLLOW, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, Moved, Offered, Run, ToMaster,
-    ToReplica, Touched, Unavailable, Wanted, in_messages,
+    Announce, Basis, Change, Describe, FOLLOW, Given, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_GIVEN, Moved, Offered,
+    Run, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most.
@@ -89,6 +89,10 @@ pub struct Receiver {
     outstanding: HashMap<u64, Outstanding>,
     /// What is asked about once fewer are, with the number of the first.
     postponed: VecDeque<(u64, Vec<Offered>)>,
+    /// Contents that came without being asked for, by number, until it shows whether they are wanted.
+    given: HashMap<u64, Vec<u8>>,
+    /// How many bytes of them came.
+    given_bytes: usize,
     /// What could not be stored while others filled the disk: tried once more when all else is done, the smallest first.
     set_aside: BTreeMap<(u64, u64), SetAside>,
     /// What was offered ahead of all changes, by number; nothing once it was told to be as offered, or all was announced.
@@ -138,6 +142,8 @@ impl Receiver {
             considering: 0,
             outstanding: HashMap::default(),
             postponed: VecDeque::new(),
+            given: HashMap::default(),
+            given_bytes: 0,
             set_aside: BTreeMap::new(),
             offered: Vec::new(),
             missing: Missing::default(),
@@ -166,6 +172,11 @@ impl Receiver {
     /// Whether a content with this number is expected.
     pub fn expects(&self, seq: u64) -> bool {
         self.outstanding.contains_key(&seq)
+    }
+
+    /// Whether the content of this number came before it was asked for.
+    pub fn is_given(&self, seq: u64) -> bool {
+        self.given.contains_key(&seq)
     }
 
     /// Whether the stand is told, and the master has not told anything against it.
@@ -253,6 +264,7 @@ impl Receiver {
             ToReplica::List(dirs) => paths(dirs),
             ToReplica::Holds(holds) => paths(holds),
             ToReplica::Describe(describe) => (describe.ranges.len(), 0),
+            ToReplica::Given(given) => (given.len(), 0),
             ToReplica::Draft(draft) => (1 + draft.ranges.len(), draft.path.as_bytes().len()),
             ToReplica::Announce(announce) => paths(&announce.holds),
             ToReplica::AsOffered(runs) => {
@@ -304,6 +316,18 @@ impl Receiver {
                 }
                 self.missing.number(self.next_seq, &files);
                 self.consider(files);
+            }
+            (ToReplica::Given(given), State::Gathering) => {
+                for Given { seq, content } in given {
+                    self.given_bytes += content.len();
+                    if self.given_bytes > MAX_GIVEN {
+                        return Err(ProtocolError(format!("more than {MAX_GIVEN} bytes of contents that nobody asked for")));
+                    }
+                    // It is settled by now whether one with a lower number is wanted.
+                    if seq < self.next_seq || self.given.insert(seq, content).is_some() {
+                        return Err(ProtocolError(format!("content {seq} came too late, or twice")));
+                    }
+                }
             }
             (ToReplica::AsOffered(runs), State::Gathering) => {
                 for Run { first, count } in runs {
@@ -475,7 +499,10 @@ impl Receiver {
                 want.part.clear();
             }
             self.outstanding.insert(want.seq, Outstanding { path, size, again: false, described: 0 });
-            wanted.push(want);
+            match self.given.remove(&want.seq) {
+                Some(content) => self.outputs.push_back(ReceiverOutput::Take(want.seq, content)),
+                None => wanted.push(want),
+            }
         }
         for part in in_messages(wanted, PER_MESSAGE, Wanted::size) {
             self.send(ToMaster::Want(part));
@@ -638,7 +665,7 @@ impl Receiver {
         }
         // What takes most is still to come: what is of no more use makes room for it.
         self.missing.end();
-        self.outstanding = HashMap::default();
+        (self.outstanding, self.given) = (HashMap::default(), HashMap::default());
         self.state = State::Preparing;
         self.outputs.push_back(ReceiverOutput::Prepare);
     }
@@ -667,5 +694,6 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Moved(_) => "moved directories",
         ToReplica::Draft(_) => "draft",
         ToReplica::Place(_) => "place of the source",
+        ToReplica::Given(_) => "contents that nobody asked for",
     }
 }

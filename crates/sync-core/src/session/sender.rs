@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
+
 use super::offered::Contents;
 use super::{Budget, ProtocolError};
 use crate::chunk::{ChunkRef, Chunking};
@@ -11,7 +13,7 @@ use crate::manifest::{Holds, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Hello, Listing, MAX_DIRS, MAX_ENTRIES,
+    Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, Hello, Listing, MAX_DIRS, MAX_ENTRIES,
     MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Unhealed,
     Wanted, in_messages,
 };
@@ -84,6 +86,8 @@ pub struct Told {
     pub touched: Vec<Touched>,
     /// By other names of directories.
     pub moved: Vec<Moved>,
+    /// Contents of these changes that the replica is given without being asked, by digest.
+    pub contents: Vec<(Digest, Bytes)>,
 }
 
 impl From<Vec<Change>> for Told {
@@ -418,7 +422,7 @@ impl Sender {
         told.changes.retain(|change| !holds.covers(&change.path));
         told.touched.retain(|touched| !holds.covers(&touched.path));
         self.emit_relative(told.moved, told.touched);
-        self.emit(told.changes);
+        self.emit(told.changes, told.contents);
         if done {
             self.loads = self.loads.saturating_sub(1);
         }
@@ -436,15 +440,23 @@ impl Sender {
         }
     }
 
-    fn emit(&mut self, mut changes: Vec<Change>) {
+    fn emit(&mut self, mut changes: Vec<Change>, mut contents: Vec<(Digest, Bytes)>) {
         self.changes += changes.len() as u64;
         self.emit_as_offered(&mut changes);
+        let mut given = Vec::new();
         for change in &changes {
             let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
             if let Some((size, digest)) = entry.content() {
+                if let Some(i) = contents.iter().position(|(is, _)| *is == digest) {
+                    let (_, content) = contents.swap_remove(i);
+                    given.push(Given { seq: self.contents.len(), content: content.into() });
+                }
                 let file = || Offered { path: change.path.clone(), digest, size, likely: entry.metadata() };
                 self.contents.number(&change.path, &digest, file);
             }
+        }
+        if !given.is_empty() {
+            self.send(ToReplica::Given(given));
         }
         for part in in_messages(changes, PER_MESSAGE, Change::size) {
             self.send(ToReplica::Changes(part));

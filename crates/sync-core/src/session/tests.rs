@@ -7,6 +7,7 @@
 mod disk;
 mod drafts;
 mod faults;
+mod given;
 mod master;
 mod push;
 mod random;

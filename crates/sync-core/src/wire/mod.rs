@@ -14,8 +14,8 @@ pub(crate) use message::MAX_CHUNKS;
 
 pub use content::{Batch, BatchFile, ContentFrame, Encoding, MAX_PREFIX, Piece, Splice, gaps};
 pub use message::{
-    ADOPT, Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, HISTORY, Hello, Listing, Moved, Offered,
-    Parts, RELEASED, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Unhealed, Wanted,
+    ADOPT, Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, HISTORY, Hello, Listing, Moved,
+    Offered, Parts, RELEASED, Refusal, ReplicaStats, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Unhealed, Wanted,
 };
 pub use packed::Packer;
 
@@ -44,6 +44,10 @@ pub(crate) const MAX_DIRS: usize = 256;
 
 /// Most items in one message that is a list of anything else. Senders stay below by sending several.
 pub(crate) const MAX_ITEMS: usize = 4096;
+
+/// Most bytes of contents that a master gives in one session without being asked, and a replica holds until it knows whether
+/// it lacks them.
+pub const MAX_GIVEN: usize = 64 << 10;
 
 /// Most bytes of one content frame, header not counted.
 pub const MAX_CONTENT: usize = 4 << 20;

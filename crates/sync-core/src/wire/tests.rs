@@ -122,6 +122,7 @@ fn to_replica() -> Vec<ToReplica> {
             mounts: vec![Mark([0xcc; 16])],
             above_mounts: Vec::new(),
         }),
+        ToReplica::Given(vec![Given { seq: 300, content: b"all of it".to_vec() }, Given { seq: 302, content: vec![0xff] }]),
     ]
 }
 
@@ -289,6 +290,7 @@ fn the_bytes_are_pinned() {
         "12 v1 0103612f620163[99*32]",
         "14 v1 020007ac028080808020000103626967808080808020[44*32]",
         "15 v1 02[aa*16][bb*16]01[cc*16]00",
+        "16 v1 02ac0209616c6c206f66206974ae0201ff",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 04ac0202[44*32]ac0201[88*16]80200101[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
@@ -363,7 +365,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 16, 100, 114, 200, 203, u16::MAX] {
+    for kind in [0, 17, 100, 114, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
@@ -474,6 +476,13 @@ fn what_is_told_relative_to_a_version_must_make_sense_without_it() {
     for (from, to) in [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("", "a"), ("a", ""), ("", "")] {
         assert!(refused(&ToReplica::Moved(vec![moved("x", "y"), moved(from, to)])), "{from:?} to {to:?}");
     }
+}
+
+#[test]
+fn what_is_given_without_being_asked_for_is_bounded() {
+    let given = |sizes: [usize; 2]| ToReplica::Given(sizes.map(|size| Given { seq: 7, content: vec![0; size] }).into());
+    assert!(!refused(&given([1, MAX_GIVEN - 1])));
+    assert!(refused(&given([1, MAX_GIVEN])));
 }
 
 #[test]

@@ -128,8 +128,12 @@ fn acknowledgements_are_kept_by_replica_and_version() {
     }
     assert_eq!(index.acks().unwrap(), [ack("a", 1, true), ack("a", 2, true), ack("b", 2, true)]);
     let one = ack("a", 2, true);
-    assert_eq!(index.ack("a", one.version).unwrap(), Some(one));
-    assert_eq!(index.ack("b", ack("b", 1, true).version).unwrap(), None);
+    let later = Ack { time: Time { sec: 1 << 40, nsec: 0 }, ..one.clone() };
+    index.record_acks(std::slice::from_ref(&later)).unwrap();
+    assert_eq!(index.acks().unwrap()[1], one, "told again");
+    let other = Ack { exact: false, ..later };
+    index.record_acks(std::slice::from_ref(&other)).unwrap();
+    assert_eq!(index.acks().unwrap()[1], other);
 }
 
 #[test]
@@ -275,9 +279,30 @@ fn an_index_of_the_first_format_is_brought_up_to_date() {
     let temp = tempfile::tempdir().unwrap();
     let index = open(temp.path()).index;
     upsert(&index, 0, &[file("a", 1)]);
+    let acks = ["b", "a"].map(|replica| Ack {
+        replica: replica.to_owned(),
+        version: VersionId(Digest::of(b"version")),
+        number: 7,
+        root: Digest::of(b"root"),
+        time: Time { sec: 7, nsec: 8 },
+        exact: true,
+    });
+    index.record_acks(&acks).unwrap();
     drop(index);
     let old = rusqlite::Connection::open(temp.path().join("index.db")).unwrap();
-    old.execute_batch("DROP TABLE additions; PRAGMA user_version = 1").unwrap();
+    let first = include_str!("../schema/0001_index.sql");
+    let (_, table) = first.split_once("CREATE TABLE acks").unwrap();
+    let (table, _) = table.split_once(';').unwrap();
+    let columns = "replica, version, number, root, sec, nsec, exact, sum";
+    old.execute_batch(&format!(
+        "DROP TABLE additions;
+         ALTER TABLE acks RENAME TO newer;
+         CREATE TABLE acks {table};
+         INSERT INTO acks ({columns}) SELECT {columns} FROM newer;
+         DROP TABLE newer;
+         PRAGMA user_version = 1"
+    ))
+    .unwrap();
     drop(old);
     // Who only looks does not need to have it done before.
     let looked = Index::scratch_copy(temp.path()).unwrap();
@@ -285,4 +310,6 @@ fn an_index_of_the_first_format_is_brought_up_to_date() {
     let opened = open(temp.path());
     assert_eq!((opened.rebuilt, all(&opened.index).len()), (None, 1));
     assert_eq!(opened.index.additions().unwrap(), []);
+    let [b, a] = acks;
+    assert_eq!(opened.index.acks().unwrap(), [a, b]);
 }

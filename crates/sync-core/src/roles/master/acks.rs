@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::index::{Ack, Index, IndexError};
+use crate::index::{Ack, Index};
 use crate::monitor::Monitor;
 
 /// How long one waits for the next version to take it along.
@@ -43,11 +43,11 @@ impl Acks {
     pub fn record(&self, index: &Index, monitor: &dyn Monitor) {
         let _turn = self.turn();
         self.waiting().is_due = false;
-        let recorded = self.take(index).and_then(|acks| match acks.is_empty() {
-            true => Ok(()),
-            false => index.record_acks(&acks),
-        });
-        if let Err(error) = recorded {
+        let acks = self.take();
+        if acks.is_empty() {
+            return;
+        }
+        if let Err(error) = index.record_acks(&acks) {
             monitor.notice(None, &format!("acknowledgements could not be recorded: {error}"));
         }
     }
@@ -57,31 +57,13 @@ impl Acks {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes out what the index does not have.
-    ///
-    /// # Errors
-    /// [`IndexError`] if it cannot be read.
-    pub fn take(&self, index: &Index) -> Result<Vec<Ack>, IndexError> {
-        let mut acks = std::mem::take(&mut self.waiting().acks);
-        let mut result = Ok(());
-        acks.retain(|ack| match is_known(index, ack) {
-            Ok(is_known) => !is_known,
-            Err(error) => {
-                result = Err(error);
-                false
-            }
-        });
-        result.map(|()| acks)
+    /// Takes out what waits.
+    pub fn take(&self) -> Vec<Ack> {
+        std::mem::take(&mut self.waiting().acks)
     }
 
     /// Puts back what could not be written.
     pub fn put_back(&self, acks: Vec<Ack>) {
         self.waiting().acks.splice(..0, acks);
     }
-}
-
-/// Whether the index has it, at whatever time it was told.
-fn is_known(index: &Index, ack: &Ack) -> Result<bool, IndexError> {
-    let known = index.ack(&ack.replica, ack.version)?;
-    Ok(known.is_some_and(|known| Ack { time: ack.time, ..known } == *ack))
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::acks;
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
+use super::giving;
 use super::difference::Difference;
 use super::meter::Meter;
 use super::news::News;
@@ -520,10 +521,13 @@ impl<'a> Session<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Offers travel beside the content and are many: they are compressed where content may be. All other lists come while
+    /// Offers travel beside the content and are many, and some contents are given: these are compressed where content may be. All other lists come while
     /// nothing else is to do.
     fn send(&self, message: &ToReplica) -> Result<(), LinkError> {
-        let packing = if matches!(message, ToReplica::Offer(_)) { self.offers } else { Packing::Packed };
+        let packing = match message {
+            ToReplica::Offer(_) | ToReplica::Given(_) => self.offers,
+            _ => Packing::Packed,
+        };
         self.control.send_as(message.encode(), packing)
     }
 
@@ -543,7 +547,14 @@ impl<'a> Session<'a> {
             if let Some(telling) = &mut self.telling {
                 let (told, done) = match telling {
                     // Nothing to wait for.
-                    Telling::Difference(..) => telling.next()?,
+                    Telling::Difference(difference, _) => {
+                        let difference = Arc::clone(difference);
+                        let (mut told, done) = telling.next()?;
+                        if self.follows && self.delivery.bandwidth.is_none() {
+                            told.contents = giving::contents(&difference, &told.changes, &self.delivery.source.ring);
+                        }
+                        (told, done)
+                    }
                     _ => tokio::task::block_in_place(|| telling.next())?,
                 };
                 if done {

@@ -164,7 +164,7 @@ mod tests {
         for most in 1..=6 {
             let (mut told, mut from) = (Vec::new(), Some(0));
             while let Some(place) = from {
-                let (Told { changes, touched, moved }, next) = difference.changes(place, most);
+                let (Told { changes, touched, moved, .. }, next) = difference.changes(place, most);
                 assert!(touched.is_empty() && moved.is_empty());
                 assert!(changes.len() <= most && next.is_none_or(|next| next > place));
                 told.extend(changes.into_iter().map(|change| (change.path.display(), change.entry.is_some())));

@@ -11,6 +11,7 @@ mod difference;
 mod error;
 mod filling;
 mod follow;
+mod giving;
 mod handle;
 mod meter;
 mod mirror;

@@ -410,11 +410,7 @@ impl Source {
         let chunks: Vec<_> = self.written_soon().iter().map(|(digest, chunks)| (*digest, Arc::clone(chunks))).collect();
         let first = self.index.next_version()?.is_none();
         let _turn = self.acks.turn();
-        // The version is worth more than the log.
-        let acks = self.acks.take(&self.index).unwrap_or_else(|error| {
-            tracing::warn!("acknowledgements could not be recorded: {error}");
-            Vec::new()
-        });
+        let acks = self.acks.take();
         let committed = self.index.commit_with(version.number, |commit| {
             if first {
                 commit.mint_lineage(version.lineage.0, version.parent)?;

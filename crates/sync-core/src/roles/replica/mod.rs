@@ -385,6 +385,7 @@ impl Session {
                 let wants = self.consider(first, files)?;
                 Ok(self.receiver.handle(ReceiverInput::Considered(wants))?)
             }
+            ReceiverOutput::Take(seq, content) => self.stager.take(seq, &content),
             ReceiverOutput::Draft(draft) => {
                 if let Some(opened) = &self.opened {
                     self.stager.draft(opened, draft);
@@ -678,6 +679,8 @@ impl Session {
     /// Makes ready for these contents; with what may save sending some of them.
     fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Result<Vec<(Wanted, Offered)>, LinkError> {
         let Some(opened) = self.opened.as_mut() else { return Ok(Vec::new()) };
+        // Nothing saves sending what is here.
+        let (given, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(seq, _)| self.receiver.is_given(*seq));
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
@@ -689,7 +692,11 @@ impl Session {
             _ => Vec::new(),
         };
         let mut bases = bases.into_iter();
-        let mut wants = Vec::with_capacity(files.len());
+        let mut wants = Vec::with_capacity(given.len() + files.len());
+        for (seq, file) in given {
+            self.stager.expect(seq, Expected { file: file.clone(), basis: None, cuts: None, given_up: false });
+            wants.push((Wanted::whole(seq), file));
+        }
         for (seq, file) in files {
             let basis::Found { old, cuts, basis } = bases.next().unwrap_or_default();
             let part = opened.part_of(&file);

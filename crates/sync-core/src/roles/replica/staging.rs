@@ -122,6 +122,13 @@ impl Stager {
         self.shared.expected().insert(seq, expected);
     }
 
+    /// Takes a content that is expected and came by itself.
+    pub fn take(&self, seq: u64, content: &[u8]) -> Result<(), LinkError> {
+        let literal = u32::try_from(content.len()).map_err(|_| protocol("a content that is too long to be given"))?;
+        let batch = Batch { files: vec![BatchFile { seq, literal, runs: Vec::new() }], encoding: Encoding::Plain };
+        Files::new(Arc::clone(&self.shared)).batch(&batch, content)
+    }
+
     /// Copies what a content will probably have in common with an old file.
     pub fn draft(&self, opened: &Opened, draft: wire::Draft) {
         if let (Some(root), Some(staging)) = (&opened.root, &opened.staging)

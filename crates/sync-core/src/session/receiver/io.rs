@@ -88,6 +88,8 @@ pub enum ReceiverOutput {
     Draft(Draft),
     /// Contents with these numbers are missing for certain: find out what may save sending some of them.
     Fetch(Vec<(u64, Offered)>),
+    /// Stage the content of this number, which is not asked for because it is here.
+    Take(u64, Vec<u8>),
     /// Read the old file of a content that is awaited, and tell of what it consists.
     Describe(Describe),
     /// Make changes of what was told relative to the version that the replica stands at, from its own rows. The touched

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
+
 use super::disk::Disk;
 use super::master::{Committed, Master};
 use super::replica::{Opened, Replica};
 use crate::chunk::pieces::{Form, Pieces, small};
+use crate::hash::Digest;
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
@@ -14,7 +17,7 @@ use crate::session::{
     SenderOutput, Settled, Told,
 };
 use crate::wire::{
-    Basis, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica,
+    Basis, Change, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica,
 };
 
 /// Everything that survives sessions.
@@ -37,6 +40,8 @@ pub struct Faults {
     pub unavailable: BTreeSet<RelPath>,
     /// How often each of these still cannot be stored.
     pub unstorable: BTreeMap<RelPath, u32>,
+    /// Not one: contents of changes that the index tells are given without being asked for.
+    pub gives: bool,
 }
 
 impl World {
@@ -427,7 +432,7 @@ impl Link {
                     assert_eq!(ToReplica::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
                     self.to_replica.push_back(message);
                 }
-                SenderOutput::Load(load) => self.load(master, &load),
+                SenderOutput::Load(load) => self.load(master, faults, &load),
                 SenderOutput::LoadChildren(dir) => {
                     let (own, children) = master.children(committed.unwrap(), &dir);
                     self.tell_sender(SenderInput::Children { dir, own, children });
@@ -457,14 +462,27 @@ impl Link {
     }
 
     /// In parts of three, as a big index answers.
-    fn load(&mut self, master: &Master, load: &Load) {
-        let Some(Told { changes, touched, moved }) = master.load(load) else {
+    fn load(&mut self, master: &Master, faults: &Faults, load: &Load) {
+        let Some(Told { changes, touched, moved, .. }) = master.load(load) else {
             return self.tell_sender(SenderInput::UnknownVersion);
+        };
+        let given = |told: &Told| -> Vec<(Digest, Bytes)> {
+            let contents = told.changes.iter().filter(|_| faults.gives).filter_map(|Change { path, entry }| {
+                let (size, digest) = entry.as_ref()?.content()?;
+                let likely = entry.as_ref()?.metadata();
+                let mut content = master.read(&Offered { path: path.clone(), digest, size, likely })?;
+                if faults.torn.contains(path) {
+                    content.push(b'!');
+                }
+                Some((digest, content.into()))
+            });
+            contents.collect()
         };
         let mut parts = VecDeque::from([Told { moved, ..Told::default() }]);
         parts.extend(touched.chunks(3).map(|part| Told { touched: part.to_vec(), ..Told::default() }));
         parts.extend(changes.chunks(3).map(|part| part.to_vec().into()));
-        while let Some(told) = parts.pop_front() {
+        while let Some(mut told) = parts.pop_front() {
+            told.contents = given(&told);
             self.tell_sender(SenderInput::Changes { told, done: parts.is_empty() });
         }
     }
@@ -536,6 +554,7 @@ impl Link {
                 let wants = replica.consider(opened, first, files);
                 self.tell_receiver(ReceiverInput::Considered(wants));
             }
+            (ReceiverOutput::Take(seq, content), Some(_)) => self.contents.push_back((seq, content)),
             (ReceiverOutput::Fetch(files), Some(opened)) => {
                 let wants = replica.fetch(opened, files);
                 self.tell_receiver(ReceiverInput::Considered(wants));

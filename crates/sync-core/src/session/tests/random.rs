@@ -114,6 +114,7 @@ fn round() -> impl Strategy<Value = Round> {
 }
 
 fn push(world: &mut World, round: &Round) {
+    world.faults.gives = round.order % 2 == 1;
     let mut push = Push::new(world);
     let mut choose = at_random(round.order);
     let at = match round.ending {
