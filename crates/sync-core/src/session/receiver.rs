@@ -18,8 +18,8 @@ use crate::plan::Changes;
 use crate::region::Region;
 use crate::relative;
 use crate::wire::{
-    Announce, Basis, Change, Describe, FOLLOW, Given, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_GIVEN, Moved, Offered,
-    Run, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
+    Announce, Basis, Change, Describe, FOLLOW, Given, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_GIVEN, Moved,
+    Offered, Run, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most.
@@ -199,6 +199,7 @@ impl Receiver {
                 self.state = State::Gathering;
                 self.send(ToMaster::Stand(stand));
             }
+            ReceiverInput::Reopened => self.state = State::Gathering,
             ReceiverInput::Listed(listing) => self.send(ToMaster::Listing(listing)),
             ReceiverInput::Considered(wants) => self.want(wants),
             ReceiverInput::Described(described) => self.send(ToMaster::Described(described)),
@@ -321,7 +322,9 @@ impl Receiver {
                 for Given { seq, content } in given {
                     self.given_bytes += content.len();
                     if self.given_bytes > MAX_GIVEN {
-                        return Err(ProtocolError(format!("more than {MAX_GIVEN} bytes of contents that nobody asked for")));
+                        return Err(ProtocolError(format!(
+                            "more than {MAX_GIVEN} bytes of contents that nobody asked for"
+                        )));
                     }
                     // It is settled by now whether one with a lower number is wanted.
                     if seq < self.next_seq || self.given.insert(seq, content).is_some() {

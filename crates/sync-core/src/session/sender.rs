@@ -229,13 +229,18 @@ pub struct Sender {
 impl Sender {
     /// Opens a session with `hello`.
     pub fn new(hello: Hello) -> Self {
-        let mut sender = Self::going_on(&hello);
+        let mut sender = Self::with(&hello);
         sender.send(ToReplica::Hello(hello));
         sender
     }
 
-    /// A session behind one that ended well on the same stream: the replica takes it as opened with the same hello.
-    pub fn going_on(hello: &Hello) -> Self {
+    /// A session behind one that ended well on the same stream. The replica takes it as opened with the same hello, and
+    /// stands where it said with its acknowledgement.
+    pub fn going_on(hello: &Hello, stand: Stand) -> Self {
+        Self { stand: Some(stand), ..Self::with(hello) }
+    }
+
+    fn with(hello: &Hello) -> Self {
         let (dry_run, follows) = (hello.policy.dry_run, hello.features & FOLLOW != 0);
         Self {
             state: State::Opening,

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Envelope, MAX_BATCH, MAX_DIRS, MAX_GIVEN, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN, WireError,
-    envelope, malformed, open,
+    Envelope, MAX_BATCH, MAX_DIRS, MAX_GIVEN, MAX_ITEMS, MAX_LIST, MAX_MESSAGE, MAX_MESSAGE_XATTRS, MAX_PLAIN,
+    WireError, envelope, malformed, open,
 };
 use crate::chunk::pieces::{MAX_PIECES, Pieces, small};
 use crate::chunk::{ChunkRef, Chunking};

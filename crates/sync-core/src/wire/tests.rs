@@ -122,7 +122,10 @@ fn to_replica() -> Vec<ToReplica> {
             mounts: vec![Mark([0xcc; 16])],
             above_mounts: Vec::new(),
         }),
-        ToReplica::Given(vec![Given { seq: 300, content: b"all of it".to_vec() }, Given { seq: 302, content: vec![0xff] }]),
+        ToReplica::Given(vec![
+            Given { seq: 300, content: b"all of it".to_vec() },
+            Given { seq: 302, content: vec![0xff] },
+        ]),
     ]
 }
 

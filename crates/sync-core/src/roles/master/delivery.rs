@@ -13,8 +13,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::acks;
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
-use super::giving;
 use super::difference::Difference;
+use super::giving;
 use super::meter::Meter;
 use super::news::News;
 use super::outgoing::{Estimate, SendFailure};
@@ -33,7 +33,8 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
-    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, ToMaster, ToReplica, Unhealed,
+    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
+    Unhealed,
 };
 
 /// How long it may take to send what is queued to the end of a session.
@@ -75,6 +76,8 @@ pub struct Open {
     control: Control<ToMaster>,
     /// What the replica takes as said again.
     hello: Hello,
+    /// Where the replica is.
+    stand: Stand,
 }
 
 /// What is for a person to decide.
@@ -280,7 +283,7 @@ impl<'a> Session<'a> {
         let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         let (control, sender) = match last {
-            Some(last) if last.hello == hello => (last.control, Sender::going_on(&hello)),
+            Some(last) if last.hello == hello => (last.control, Sender::going_on(&hello, last.stand)),
             last => {
                 if let Some(Open { control, .. }) = last {
                     // The replica takes that for the end of a session in which nothing was told, and then this one.
@@ -661,7 +664,7 @@ impl<'a> Session<'a> {
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
         let mut exact = false;
-        let mut is_open = false;
+        let mut open_at = None;
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
@@ -672,9 +675,10 @@ impl<'a> Session<'a> {
         let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
-                let takes_more = self.sender.stand().is_some_and(|stand| stand.features & FOLLOW != 0);
-                is_open = identical && in_order && takes_more;
-                if !is_open {
+                if identical && in_order {
+                    open_at = self.stand_at(&ack);
+                }
+                if open_at.is_none() {
                     self.connection.close(Code::Done, "").await;
                 }
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
@@ -719,7 +723,7 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
-        let open = is_open.then_some(Open { control: self.control, hello: self.hello });
+        let open = open_at.map(|stand| Open { control: self.control, hello: self.hello, stand });
         let problem = self.last_problem;
         Delivered { report, source_changed: self.source_changed, version, open, hold, problem }
     }
@@ -735,6 +739,13 @@ impl<'a> Session<'a> {
             let text = "its release does not know whose a share is: there is nothing to adopt, and any other master may push there";
             self.delivery.monitor.notice(Some(self.delivery.dest), text);
         }
+    }
+
+    /// Where the replica is now, if it stays for another session.
+    fn stand_at(&self, ack: &Ack) -> Option<Stand> {
+        let features = self.sender.stand()?.features;
+        let entries = self.decided.as_ref()?.entries;
+        (features & FOLLOW != 0).then_some(Stand { features, version: Some(ack.version), root: ack.root, entries })
     }
 
     fn clock_stops(&mut self) {

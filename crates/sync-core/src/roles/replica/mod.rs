@@ -33,7 +33,8 @@ pub use owner::Ownership;
 pub use shares::{Share, Shares};
 
 use crate::control::VersionStatus;
-use crate::manifest::Row;
+use crate::hash::Digest;
+use crate::manifest::{Row, VersionId};
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
@@ -67,8 +68,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
     let mut followed: Option<Followed> = None;
     loop {
-        let (control, hello) = match followed.as_mut().and_then(|followed| followed.goes_on.take()) {
-            Some((control, hello)) => (control, Some(hello)),
+        let (control, said) = match followed.as_mut().and_then(|followed| followed.goes_on.take()) {
+            Some((control, said)) => (control, Some(said)),
             None => {
                 let accepted = tokio::select! {
                     accepted = accept(&connection, followed.is_some()) => accepted,
@@ -86,7 +87,7 @@ pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Sh
                 }
             }
         };
-        match serve_one(&connection, &shares, &shutdown, (control, hello), followed).await {
+        match serve_one(&connection, &shares, &shutdown, (control, said), followed).await {
             Some(open) => followed = Some(open),
             None => return,
         }
@@ -106,7 +107,7 @@ async fn serve_one(
     connection: &Connection,
     shares: &Arc<Shares>,
     shutdown: &Shutdown,
-    (control, hello): (Control<ToReplica>, Option<Hello>),
+    (control, said): (Control<ToReplica>, Option<Said>),
     followed: Option<Followed>,
 ) -> Option<Followed> {
     let session = Session::new(connection.clone(), Arc::clone(shares), followed);
@@ -127,10 +128,17 @@ async fn serve_one(
     };
     let interrupt = tokio::spawn(interrupt);
     let before = connection.traffic().received;
-    let followed = session.run(control, hello).await;
+    let followed = session.run(control, said).await;
     interrupt.abort();
     memory::trim_after(connection.traffic().received.saturating_sub(before));
     followed
+}
+
+/// What is not said again in a session behind one that ended well.
+struct Said {
+    hello: Hello,
+    /// The version and the root that were acknowledged.
+    stand: (VersionId, Digest),
 }
 
 /// A share between two sessions of a master that follows its tree.
@@ -142,8 +150,8 @@ struct Followed {
     attendance: Option<Attendance>,
     /// See [`Held::left`].
     left: Option<Left>,
-    /// The stream on which the next session goes on, as if that hello were said again.
-    goes_on: Option<(Control<ToReplica>, Hello)>,
+    /// The stream on which the next session goes on.
+    goes_on: Option<(Control<ToReplica>, Said)>,
 }
 
 impl Followed {
@@ -210,8 +218,8 @@ struct Session {
     followed: Option<Followed>,
     /// What the master said, if it may have another session when this one is over.
     follows: Option<Hello>,
-    /// Whether the replica acknowledged the version with its root.
-    exact: bool,
+    /// The version, and its root, that the replica is at and the master knows that.
+    acknowledged: Option<(VersionId, Digest)>,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
     /// Of an embedded replica it is empty.
@@ -260,7 +268,7 @@ impl Session {
             interrupted: Arc::default(),
             followed,
             follows: None,
-            exact: false,
+            acknowledged: None,
             released: false,
             share: String::new(),
             held: None,
@@ -278,7 +286,7 @@ impl Session {
 
     /// Input by input until the receiver says that it is over; then leaves the staging directory in order. Returns what
     /// the next session on this connection can go on with, if there may be one.
-    async fn run(mut self, mut control: Control<ToReplica>, said: Option<Hello>) -> Option<Followed> {
+    async fn run(mut self, mut control: Control<ToReplica>, said: Option<Said>) -> Option<Followed> {
         let ended = self.talk(&mut control, said).await;
         self.stager.stop().await;
         // It may wait for room for an answer.
@@ -294,9 +302,9 @@ impl Session {
             (Ok(()), Some(hello)) => {
                 let share = std::mem::take(&mut self.share);
                 let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
-                let goes_on = match self.exact {
-                    true => Some((control, hello)),
-                    false => control.finish().await.ok().map(|()| None)?,
+                let goes_on = match self.acknowledged {
+                    Some(stand) => Some((control, Said { hello, stand })),
+                    None => control.finish().await.ok().map(|()| None)?,
                 };
                 Some(Followed { share, opened: kept, attendance, left, goes_on })
             }
@@ -323,10 +331,10 @@ impl Session {
         }
     }
 
-    /// `said` is a hello that is not said again on the stream.
-    async fn talk(&mut self, control: &mut Control<ToReplica>, said: Option<Hello>) -> Result<(), LinkError> {
+    async fn talk(&mut self, control: &mut Control<ToReplica>, said: Option<Said>) -> Result<(), LinkError> {
         let goes_on = said.is_some();
-        if let Some(hello) = said {
+        if let Some(Said { hello, stand }) = said {
+            self.acknowledged = Some(stand);
             self.receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello)))?;
         }
         loop {
@@ -414,6 +422,7 @@ impl Session {
     }
 
     fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
+        let known = self.acknowledged.take();
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
         self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
@@ -456,13 +465,19 @@ impl Session {
                 let stand = opened.stand();
                 if !opened.policy.dry_run {
                     let stands = opened.index.stand().ok().flatten();
-                    let attendance = held.standing.opened(&self.connection, self.follows.is_some(), stands.as_ref(), attended);
+                    let attendance =
+                        held.standing.opened(&self.connection, self.follows.is_some(), stands.as_ref(), attended);
                     self.attendance = Some(attendance);
                 }
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
-                self.receiver.handle(ReceiverInput::Opened(stand.clone()))?;
-                if heals && !is_first {
+                self.receiver.handle(match known {
+                    Some(_) => ReceiverInput::Reopened,
+                    None => ReceiverInput::Opened(stand.clone()),
+                })?;
+                let is_other =
+                    known.is_some_and(|(version, root)| (stand.version, stand.root) != (Some(version), root));
+                if is_other || (heals && !is_first) {
                     self.receiver.handle(ReceiverInput::Drifted(stand))?;
                 }
                 self.tell_unhealed()
@@ -592,7 +607,8 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
-        self.exact = self.application.as_ref().is_some_and(|application| application.version().root == ack.root);
+        let version = self.application.as_ref().map(Application::version).filter(|version| version.root == ack.root);
+        self.acknowledged = version.map(|version| (version.id(), version.root));
         if let (Some(held), Some(_), Some(application)) = (&self.held, &self.attendance, &self.application) {
             let (version, after) = (application.version(), application.step().after);
             let exact = (version.root == ack.root).then(|| VersionStatus {

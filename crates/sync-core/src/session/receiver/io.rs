@@ -30,6 +30,8 @@ pub enum ReceiverInput {
     Received(ToReplica),
     /// The share is open and its tree was looked at.
     Opened(Stand),
+    /// The same, in a session behind one that ended well on the same stream: the master knows the stand.
+    Reopened,
     /// Answers [`ReceiverOutput::List`], once for each directory or part of one.
     Listed(Listing),
     /// Answers [`ReceiverOutput::Consider`] and [`ReceiverOutput::Fetch`]: what is missing of it.

@@ -6,9 +6,7 @@ use super::push::World;
 use super::scenarios::{gathering, hello, stand};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Kind, VersionId};
-use crate::session::{
-    Load, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told,
-};
+use crate::session::{Load, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told};
 use crate::wire::{Announce, Change, Given, MAX_GIVEN, Offered, Stand, ToMaster, ToReplica, Wanted};
 
 fn given(seq: u64, content: &[u8]) -> ToReplica {
@@ -67,11 +65,10 @@ fn what_is_given_is_bounded_and_comes_once_and_before_its_number() {
 
 #[test]
 fn contents_go_ahead_of_the_changes_that_number_them() {
-    let mut sender = Sender::going_on(&hello());
-    let version = Master::new().commit().version;
     let root = Digest::of(b"another root");
     let at = Stand { version: Some(VersionId(Digest::of(b"before"))), root, entries: 1, ..stand() };
-    sender.handle(SenderInput::Received(ToMaster::Stand(at))).unwrap();
+    let mut sender = Sender::going_on(&hello(), at);
+    let version = Master::new().commit().version;
     sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed: true }).unwrap();
     assert!(matches!(sender.poll(), Some(SenderOutput::Load(Load::Since(_)))), "nothing is said again");
     let changes: Vec<Change> = files(&["a", "b", "c"])
