@@ -71,7 +71,7 @@ pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     // Exactly as many as there are, or it would be the largest list by far.
     plan.steps = Vec::with_capacity(count);
     plan.steps.extend(steps);
-    (plan.deletes, plan.renamed) = lost_and_renamed(&plan.steps);
+    (plan.deletes, plan.renamed) = (lost(&plan.steps), renamed(&plan.steps));
     plan
 }
 
@@ -299,15 +299,36 @@ fn same_body(old: &Kind, new: &Kind) -> bool {
     }
 }
 
-/// How many deletes lose something, and where those appear again that lose nothing: a name whose very entry appears
-/// elsewhere in the same plan was renamed.
-fn lost_and_renamed(steps: &[Step]) -> (u64, BTreeMap<RelPath, RelPath>) {
-    let (mut lost, mut renamed) = (0, BTreeMap::new());
-    if !steps.iter().any(|step| step.action == Action::Delete) {
-        return (lost, renamed);
+/// How many deletes lose something: what appears elsewhere in the same plan was renamed. Counted by what it is, so that it
+/// does not depend on which of equal files a content is taken from.
+fn lost(steps: &[Step]) -> u64 {
+    let is_delete = |step: &&Step| step.action == Action::Delete;
+    if !steps.iter().any(|step| is_delete(&step)) {
+        return 0;
     }
+    let mut appearing: HashMap<Digest, u64> = HashMap::new();
+    for Step { old, new, .. } in steps {
+        let (old, new) = (old.as_ref().map(|old| substance(&old.entry)), new.as_ref().map(|new| substance(new)));
+        if let Some(new) = new.filter(|new| old != Some(*new)) {
+            *appearing.entry(new).or_default() += 1;
+        }
+    }
+    let mut is_lost = |step: &&Step| {
+        let Some(old) = &step.old else { return false };
+        let places = appearing.get_mut(&substance(&old.entry)).filter(|places| **places > 0);
+        places.map(|places| *places -= 1).is_none()
+    };
+    steps.iter().filter(is_delete).filter(|step| is_lost(step)).count() as u64
+}
+
+/// Where deletes appear again whose content is not moved from there: names whose very entry appears elsewhere.
+fn renamed(steps: &[Step]) -> BTreeMap<RelPath, RelPath> {
+    let mut renamed = BTreeMap::new();
     let is_delete = |step: &&Step| step.action == Action::Delete;
     let deleted: HashSet<&RelPath> = steps.iter().filter(is_delete).map(|step| &step.path).collect();
+    if deleted.is_empty() {
+        return renamed;
+    }
     let mut sources: HashSet<&RelPath> = HashSet::new();
     let mut appearing: HashMap<Digest, VecDeque<&RelPath>> = HashMap::new();
     for step in steps {
@@ -319,12 +340,16 @@ fn lost_and_renamed(steps: &[Step]) -> (u64, BTreeMap<RelPath, RelPath>) {
     }
     for step in steps.iter().filter(is_delete).filter(|step| !sources.contains(&step.path)) {
         let Some(old) = &step.old else { continue };
-        match appearing.get_mut(&nameless(&old.entry)).and_then(VecDeque::pop_front) {
-            Some(to) => drop(renamed.insert(to.clone(), step.path.clone())),
-            None => lost += 1,
+        if let Some(to) = appearing.get_mut(&nameless(&old.entry)).and_then(VecDeque::pop_front) {
+            renamed.insert(to.clone(), step.path.clone());
         }
     }
-    (lost, renamed)
+    renamed
+}
+
+/// What is lost with an entry: its content, or all of it if it has none.
+fn substance(entry: &Entry) -> Digest {
+    entry.content().filter(|(size, _)| *size > 0).map_or_else(|| nameless(entry), |(_, digest)| digest)
 }
 
 /// An entry's identity apart from the names in its hard-link group.

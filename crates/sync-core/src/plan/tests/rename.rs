@@ -164,6 +164,8 @@ fn some_tree() -> impl Strategy<Value = BTreeMap<RelPath, Entry>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
     /// Whole or entry by entry, the plan leads to the wanted tree, deletes as many, and needs nothing that is not there.
     #[test]
     fn renamed_or_not_it_is_the_same_tree(old in some_tree(), mut new in some_tree(), moved in any::<bool>()) {
