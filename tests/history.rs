@@ -200,6 +200,10 @@ fn a_share_that_is_mirrored_has_a_history_within_its_bound() {
     }
     assert_exact(&src, &scratch.path("one"));
     assert!(kept() > 10_000_000, "{}", kept());
+    // That there is one now was said on the connection that there was.
+    let connected = master.logged().lines().filter(|line| line.contains("connected to=")).count();
+    assert_eq!(connected, 1, "{}", master.logged());
+    assert!(!one.logged().contains("ended early"), "{}", one.logged());
     // It can be had without, from one moment to the next.
     let config = scratch.path("m.toml");
     let text = std::fs::read_to_string(&config).unwrap();

@@ -76,6 +76,27 @@ fn every_change_is_on_every_replica() {
 }
 
 /// It is paired at the first, which names it, and answers at the second.
+/// The version with its content there, the acknowledgement back, and what QUIC says of these.
+#[test]
+fn a_small_change_costs_one_message_there_and_one_back() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "history = '0'");
+    becomes_identical(&src, &scratch.path("one"));
+    let changes = (0..10).map(|i: u64| {
+        write(src.join("page"), noise(i + 1, 300));
+        synccli(&master.state).args(&["push", "www"]).ok();
+        status(&master.state)["replicas"][0]["delivery"]["wire_bytes"].as_u64().unwrap()
+    });
+    let changes: Vec<u64> = changes.collect();
+    // Something may have been sent twice, or come late.
+    let least = *changes.iter().min().unwrap();
+    assert!((400..900).contains(&least), "{changes:?}");
+    assert_exact(&src, &scratch.path("one"));
+}
+
 #[test]
 fn a_replica_is_found_at_another_of_its_addresses() {
     let scratch = Scratch::new();
