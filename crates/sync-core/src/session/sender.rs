@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
-
 use super::offered::Contents;
 use super::{Budget, ProtocolError};
 use crate::chunk::{ChunkRef, Chunking};
@@ -87,7 +85,7 @@ pub struct Told {
     /// By other names of directories.
     pub moved: Vec<Moved>,
     /// Contents of these changes that the replica is given without being asked, by digest.
-    pub contents: Vec<(Digest, Bytes)>,
+    pub contents: Vec<(Digest, Vec<u8>)>,
 }
 
 impl From<Vec<Change>> for Told {
@@ -445,7 +443,7 @@ impl Sender {
         }
     }
 
-    fn emit(&mut self, mut changes: Vec<Change>, mut contents: Vec<(Digest, Bytes)>) {
+    fn emit(&mut self, mut changes: Vec<Change>, mut contents: Vec<(Digest, Vec<u8>)>) {
         self.changes += changes.len() as u64;
         self.emit_as_offered(&mut changes);
         let mut given = Vec::new();
@@ -454,7 +452,7 @@ impl Sender {
             if let Some((size, digest)) = entry.content() {
                 if let Some(i) = contents.iter().position(|(is, _)| *is == digest) {
                     let (_, content) = contents.swap_remove(i);
-                    given.push(Given { seq: self.contents.len(), content: content.into() });
+                    given.push(Given { seq: self.contents.len(), content });
                 }
                 let file = || Offered { path: change.path.clone(), digest, size, likely: entry.metadata() };
                 self.contents.number(&change.path, &digest, file);

@@ -1,8 +1,6 @@
 //! Small contents that go with a version, so that a replica that follows need not ask: that takes a round trip, a stream and
 //! most of what a small change costs where there are many replicas.
 
-use bytes::Bytes;
-
 use super::difference::Difference;
 use super::ring::Ring;
 use crate::hash::Digest;
@@ -16,8 +14,8 @@ const SMALL: u64 = 16 << 10;
 
 /// Contents of `changes` that are still in memory and new to a replica that stands where the difference begins: at most
 /// [`MAX_GIVEN`] bytes.
-pub fn contents(difference: &Difference, changes: &[Change], ring: &Ring) -> Vec<(Digest, Bytes)> {
-    let mut contents: Vec<(Digest, Bytes)> = Vec::new();
+pub fn contents(difference: &Difference, changes: &[Change], ring: &Ring) -> Vec<(Digest, Vec<u8>)> {
+    let mut contents: Vec<(Digest, Vec<u8>)> = Vec::new();
     if difference.len() > FEW {
         return contents;
     }
@@ -32,7 +30,7 @@ pub fn contents(difference: &Difference, changes: &[Change], ring: &Ring) -> Vec
         }
         if let Some(content) = ring.take(&digest).filter(|content| content.len() <= room) {
             room -= content.len();
-            contents.push((digest, content));
+            contents.push((digest, content.to_vec()));
         }
     }
     contents

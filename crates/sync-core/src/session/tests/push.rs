@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
-
 use super::disk::Disk;
 use super::master::{Committed, Master};
 use super::replica::{Opened, Replica};
@@ -466,7 +464,7 @@ impl Link {
         let Some(Told { changes, touched, moved, .. }) = master.load(load) else {
             return self.tell_sender(SenderInput::UnknownVersion);
         };
-        let given = |told: &Told| -> Vec<(Digest, Bytes)> {
+        let given = |told: &Told| -> Vec<(Digest, Vec<u8>)> {
             let contents = told.changes.iter().filter(|_| faults.gives).filter_map(|Change { path, entry }| {
                 let (size, digest) = entry.as_ref()?.content()?;
                 let likely = entry.as_ref()?.metadata();
@@ -474,7 +472,7 @@ impl Link {
                 if faults.torn.contains(path) {
                     content.push(b'!');
                 }
-                Some((digest, content.into()))
+                Some((digest, content))
             });
             contents.collect()
         };
