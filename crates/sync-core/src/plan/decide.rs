@@ -308,9 +308,13 @@ fn lost(steps: &[Step]) -> u64 {
     }
     let mut appearing: HashMap<Digest, u64> = HashMap::new();
     for Step { old, new, .. } in steps {
-        let (old, new) = (old.as_ref().map(|old| substance(&old.entry)), new.as_ref().map(|new| substance(new)));
-        if let Some(new) = new.filter(|new| old != Some(*new)) {
-            *appearing.entry(new).or_default() += 1;
+        let Some(new) = new else { continue };
+        let is_there = old.as_ref().map(|row| &row.entry).is_some_and(|old| {
+            // A further name goes with the first, unless it becomes one itself.
+            substance(old) == substance(new) && (old.link.is_none() || new.link.is_some())
+        });
+        if !is_there {
+            *appearing.entry(substance(new)).or_default() += 1;
         }
     }
     let mut is_lost = |step: &&Step| {

@@ -318,6 +318,7 @@ impl Receiver {
                 self.missing.number(self.next_seq, &files);
                 self.consider(files);
             }
+            (ToReplica::Given(_), State::Gathering) if self.dry_run => {}
             (ToReplica::Given(given), State::Gathering) => {
                 for Given { seq, content } in given {
                     self.given_bytes += content.len();
@@ -378,6 +379,7 @@ impl Receiver {
                 self.changes.clear();
                 self.changes_received = 0;
                 self.missing.restart();
+                self.given.clear();
                 self.announce = None;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.state = State::Gathering;

@@ -536,6 +536,9 @@ impl ToReplica {
             | Self::AsOffered(_) => Ok(()),
             Self::Place(region) if region.is_bounded() => Ok(()),
             Self::Place(_) => Err("it has more marks than it may have".to_owned()),
+            Self::Given(given) if given.iter().any(|given| given.content.is_empty()) => {
+                Err("a content of no bytes, which nobody needs".to_owned())
+            }
             Self::Given(given) if given.iter().map(|given| given.content.len()).sum::<usize>() <= MAX_GIVEN => Ok(()),
             Self::Given(_) => Err(format!("more than {MAX_GIVEN} bytes of contents that nobody asked for")),
             Self::Draft(draft) => draft.validate(),

@@ -486,6 +486,8 @@ fn what_is_given_without_being_asked_for_is_bounded() {
     let given = |sizes: [usize; 2]| ToReplica::Given(sizes.map(|size| Given { seq: 7, content: vec![0; size] }).into());
     assert!(!refused(&given([1, MAX_GIVEN - 1])));
     assert!(refused(&given([1, MAX_GIVEN])));
+    // Any number of them would be within the bound.
+    assert!(refused(&given([1, 0])));
 }
 
 #[test]

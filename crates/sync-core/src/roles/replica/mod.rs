@@ -68,7 +68,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub async fn serve(connection: Connection, shares: Arc<Shares>, mut shutdown: Shutdown) {
     let mut followed: Option<Followed> = None;
     loop {
-        let (control, said) = match followed.as_mut().and_then(|followed| followed.goes_on.take()) {
+        let (control, said) = match followed.as_mut().and_then(Followed::goes_on) {
             Some((control, said)) => (control, Some(said)),
             None => {
                 let accepted = tokio::select! {
@@ -137,8 +137,7 @@ async fn serve_one(
 /// What is not said again in a session behind one that ended well.
 struct Said {
     hello: Hello,
-    /// The version and the root that were acknowledged.
-    stand: (VersionId, Digest),
+    source: Option<Region>,
 }
 
 /// A share between two sessions of a master that follows its tree.
@@ -150,11 +149,19 @@ struct Followed {
     attendance: Option<Attendance>,
     /// See [`Held::left`].
     left: Option<Left>,
+    /// The version and the root that were acknowledged last: where the master believes that the replica is.
+    acknowledged: Option<(VersionId, Digest)>,
     /// The stream on which the next session goes on.
     goes_on: Option<(Control<ToReplica>, Said)>,
 }
 
 impl Followed {
+    /// The stream of the next session, if that goes on and the share is still held in the same way.
+    fn goes_on(&mut self) -> Option<(Control<ToReplica>, Said)> {
+        let is_left = self.left.as_ref().is_some_and(|left| left.borrow().is_some());
+        self.goes_on.take().filter(|_| !is_left)
+    }
+
     /// The same share under the same policy, if nothing speaks against taking it as it was left.
     fn resume(self, share: &Share, policy: &Policy, stop: &Arc<AtomicBool>) -> Option<Opened> {
         let same = self.share == share.name && self.opened.as_ref().is_some_and(|opened| opened.policy == *policy);
@@ -218,8 +225,16 @@ struct Session {
     followed: Option<Followed>,
     /// What the master said, if it may have another session when this one is over.
     follows: Option<Hello>,
-    /// The version, and its root, that the replica is at and the master knows that.
+    /// Where the source is, if it said so.
+    source: Option<Region>,
+    /// Where the master believed that the replica is when this began, if an earlier session told.
+    known: Option<(VersionId, Digest)>,
+    /// The version that was acknowledged, and its root, if that is the announced one.
     acknowledged: Option<(VersionId, Digest)>,
+    /// Whether the session goes on behind another, whose hello and acknowledgement hold for it.
+    goes_on: bool,
+    /// Whether the master ended it before it told anything.
+    is_passed_over: bool,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
     /// Of an embedded replica it is empty.
@@ -268,7 +283,11 @@ impl Session {
             interrupted: Arc::default(),
             followed,
             follows: None,
+            source: None,
+            known: None,
             acknowledged: None,
+            goes_on: false,
+            is_passed_over: false,
             released: false,
             share: String::new(),
             held: None,
@@ -302,11 +321,12 @@ impl Session {
             (Ok(()), Some(hello)) => {
                 let share = std::mem::take(&mut self.share);
                 let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
-                let goes_on = match self.acknowledged {
-                    Some(stand) => Some((control, Said { hello, stand })),
-                    None => control.finish().await.ok().map(|()| None)?,
+                let (acknowledged, source) = (self.acknowledged, self.source.take());
+                let goes_on = match acknowledged {
+                    Some(_) if !self.is_passed_over => Some((control, Said { hello, source })),
+                    _ => control.finish().await.ok().map(|()| None)?,
                 };
-                Some(Followed { share, opened: kept, attendance, left, goes_on })
+                Some(Followed { share, opened: kept, attendance, left, acknowledged, goes_on })
             }
             (Ok(()), None) => {
                 // The last word is on its way; the master closes when it has heard it.
@@ -332,9 +352,11 @@ impl Session {
     }
 
     async fn talk(&mut self, control: &mut Control<ToReplica>, said: Option<Said>) -> Result<(), LinkError> {
-        let goes_on = said.is_some();
-        if let Some(Said { hello, stand }) = said {
-            self.acknowledged = Some(stand);
+        self.goes_on = said.is_some();
+        if let Some(Said { hello, source }) = said {
+            if let Some(source) = source {
+                self.receiver.handle(ReceiverInput::Received(ToReplica::Place(source)))?;
+            }
             self.receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello)))?;
         }
         loop {
@@ -357,8 +379,8 @@ impl Session {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
                     let Some(message) = message else { continue };
-                    // The master opens the next session anew, with another hello.
-                    if goes_on && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
+                    if self.goes_on && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
+                        self.pass_over();
                         return Ok(());
                     }
                     let message = message?;
@@ -380,6 +402,15 @@ impl Session {
                 // Shutdown without a word from the master: see the flag above.
                 () = self.interrupted.notified() => {}
             }
+        }
+    }
+
+    /// The master opens the next session anew, with another hello, and did not hear what was told in this one.
+    fn pass_over(&mut self) {
+        self.is_passed_over = true;
+        self.acknowledged = self.known;
+        if let Some(opened) = &mut self.opened {
+            opened.was_told_nothing();
         }
     }
 
@@ -422,7 +453,9 @@ impl Session {
     }
 
     fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
-        let known = self.acknowledged.take();
+        self.source = source.cloned();
+        // Also if what came between was passed over: what was told in that, the master did not hear.
+        self.known = self.followed.as_ref().and_then(|followed| followed.acknowledged);
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
         self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
@@ -471,13 +504,14 @@ impl Session {
                 }
                 self.stager.use_replica(&opened);
                 self.opened = Some(opened);
-                self.receiver.handle(match known {
-                    Some(_) => ReceiverInput::Reopened,
-                    None => ReceiverInput::Opened(stand.clone()),
+                self.receiver.handle(match self.goes_on {
+                    true => ReceiverInput::Reopened,
+                    false => ReceiverInput::Opened(stand.clone()),
                 })?;
+                let is_healed = self.lookout().is_some_and(|lookout| lookout.heals());
                 let is_other =
-                    known.is_some_and(|(version, root)| (stand.version, stand.root) != (Some(version), root));
-                if is_other || (heals && !is_first) {
+                    self.known.is_some_and(|(version, root)| (stand.version, stand.root) != (Some(version), root));
+                if (is_other && is_healed) || (heals && !is_first) {
                     self.receiver.handle(ReceiverInput::Drifted(stand))?;
                 }
                 self.tell_unhealed()

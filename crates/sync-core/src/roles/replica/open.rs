@@ -382,6 +382,11 @@ impl Opened {
         self.is_current = self.entries > 0 && self.contents.len() as u64 <= 2 * self.entries + 1024;
     }
 
+    /// A session in which nothing was told leaves all as it was.
+    pub fn was_told_nothing(&mut self) {
+        self.complete = true;
+    }
+
     /// What a session that came to its end leaves for the next, and what is over.
     pub fn kept(opened: Option<Self>) -> (Option<Self>, Option<Self>) {
         match opened {

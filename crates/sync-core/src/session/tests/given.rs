@@ -1,13 +1,15 @@
-//! Contents that come without being asked for.
+//! What is not said or asked for: sessions that go on behind others, contents that come by themselves.
 
 use super::disk::{entry, path};
 use super::master::Master;
 use super::push::World;
-use super::scenarios::{gathering, hello, stand};
+use super::scenarios::{announce, gathering, hello, stand};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Kind, VersionId};
-use crate::session::{Load, Receiver, ReceiverInput, ReceiverOutput, Sender, SenderInput, SenderOutput, Settled, Told};
-use crate::wire::{Announce, Change, Given, MAX_GIVEN, Offered, Stand, ToMaster, ToReplica, Wanted};
+use crate::session::{
+    Load, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput, SenderOutput, Settled, Told,
+};
+use crate::wire::{Announce, Change, FOLLOW, Given, Hello, MAX_GIVEN, Offered, Stand, ToMaster, ToReplica, Wanted};
 
 fn given(seq: u64, content: &[u8]) -> ToReplica {
     ToReplica::Given(vec![Given { seq, content: content.to_vec() }])
@@ -51,7 +53,6 @@ fn what_is_given_is_bounded_and_comes_once_and_before_its_number() {
     let mut receiver = gathering();
     to(&mut receiver, given(0, &half)).unwrap();
     to(&mut receiver, given(1, &half)).unwrap();
-    to(&mut receiver, given(2, b"")).unwrap();
     assert!(to(&mut receiver, given(3, b"x")).unwrap_err().contains("more than 65536 bytes"));
 
     let mut receiver = gathering();
@@ -61,6 +62,33 @@ fn what_is_given_is_bounded_and_comes_once_and_before_its_number() {
     to(&mut receiver, ToReplica::Offer(files(&["a"]))).unwrap();
     assert!(to(&mut receiver, given(0, b"a")).unwrap_err().contains("too late, or twice"));
     assert!(to(&mut Receiver::new(), given(0, b"a")).is_err(), "before the hello");
+}
+
+/// A session behind one that ended well begins without a word.
+#[test]
+fn a_session_that_goes_on_waits_for_a_version_or_for_drift() {
+    let open = || {
+        let mut receiver = Receiver::new();
+        let follows = Hello { features: FOLLOW, ..hello() };
+        to(&mut receiver, ToReplica::Hello(follows)).unwrap();
+        assert!(matches!(outputs(&mut receiver)[..], [ReceiverOutput::Open(..)]));
+        receiver.handle(ReceiverInput::Reopened).unwrap();
+        assert!(receiver.is_waiting() && outputs(&mut receiver).is_empty());
+        receiver
+    };
+    let mut receiver = open();
+    receiver.handle(ReceiverInput::Drifted(stand())).unwrap();
+    assert_eq!(outputs(&mut receiver), [ReceiverOutput::Send(ToMaster::Drifted(stand()))]);
+    let mut receiver = open();
+    to(&mut receiver, ToReplica::Announce(announce())).unwrap();
+    assert!(matches!(outputs(&mut receiver)[..], [ReceiverOutput::Plan(..)]));
+    assert!(to(&mut open(), ToReplica::Hello(hello())).is_err(), "that is said on another stream");
+
+    let mut sender = Sender::going_on(&Hello { features: FOLLOW, ..hello() }, stand());
+    assert_eq!(sender.poll(), None);
+    sender.handle(SenderInput::Received(ToMaster::Drifted(stand()))).unwrap();
+    assert_eq!(sender.poll(), Some(SenderOutput::Report(Report::Drifted)));
+    assert!(sender.handle(SenderInput::Received(ToMaster::Stand(stand()))).is_err());
 }
 
 #[test]
@@ -90,13 +118,19 @@ fn contents_that_come_by_themselves_change_nothing_else() {
     world.source().mkdir("d");
     world.source().write("d/a", "one");
     world.push_exactly();
-    world.faults.gives = true;
-    world.source().write("d/a", "two");
-    world.source().write("d/b", "three");
-    world.source().hard_link("d/b", "d/c");
-    world.push_exactly();
-    assert!(world.is_identical(0));
+    for gives in [true, false] {
+        world.faults.gives = gives;
+        world.source().write("d/a", &format!("two {gives}"));
+        world.source().write("d/b", &format!("three {gives}"));
+        world.source().hard_link("d/b", "d/c");
+        // It was published before this session, so that nothing is offered in it.
+        world.master.commit();
+        let outcomes = world.push_exactly();
+        assert_eq!(outcomes[0].wants, if gives { 0 } else { 2 });
+        assert!(world.is_identical(0));
+    }
 
+    world.faults.gives = true;
     world.source().write("d/a", "three and four");
     world.faults.torn.insert(path("d/a"));
     assert!(!world.push()[0].is_exact());
