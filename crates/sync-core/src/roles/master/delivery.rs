@@ -524,8 +524,8 @@ impl<'a> Session<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Offers travel beside the content and are many, and some contents are given: these are compressed where content may be. All other lists come while
-    /// nothing else is to do.
+    /// Offers travel beside the content and are many, and what is given is content: both are compressed where content may be.
+    /// All other lists come while nothing else is to do.
     fn send(&self, message: &ToReplica) -> Result<(), LinkError> {
         let packing = match message {
             ToReplica::Offer(_) | ToReplica::Given(_) => self.offers,

@@ -22,14 +22,16 @@ pub fn contents(difference: &Difference, changes: &[Change], ring: &Ring) -> Vec
     let mut room = MAX_GIVEN;
     for change in changes {
         let Some(entry) = change.entry.as_ref().filter(|entry| entry.needs_content()) else { continue };
-        let Some((_, digest)) = entry.content().filter(|(size, _)| *size <= SMALL) else { continue };
+        // What does not go along must stay in memory: a ring with one session forgets what it gives.
+        let fits = |(size, _): &(u64, Digest)| *size <= SMALL && *size <= room as u64;
+        let Some((_, digest)) = entry.content().filter(fits) else { continue };
         // It is there under another name.
         let moved = difference.gone.iter().any(|row| row.entry.content().is_some_and(|(_, gone)| gone == digest));
         if moved || contents.iter().any(|(is, _)| *is == digest) {
             continue;
         }
-        if let Some(content) = ring.take(&digest).filter(|content| content.len() <= room) {
-            room -= content.len();
+        if let Some(content) = ring.take(&digest) {
+            room = room.saturating_sub(content.len());
             contents.push((digest, content.to_vec()));
         }
     }
@@ -80,6 +82,16 @@ mod tests {
         // What is in memory no more is asked for.
         let kept = [&small, &most, &large, &moved];
         assert_eq!(given(&changes, vec![gone("x", &moved)], &kept), [small.0, most.0]);
+    }
+
+    #[test]
+    fn what_finds_no_room_stays_in_memory() {
+        let kept: Vec<_> = (0..8).map(|byte| content(byte, 15 << 10)).collect();
+        let ring = Ring::new(1);
+        kept.iter().for_each(|(digest, content)| ring.put(*digest, content.clone().into()));
+        let changes: Vec<_> = kept.iter().map(|content| change("a", content)).collect();
+        assert_eq!(contents(&Difference::new(None, Vec::new(), Vec::new(), Vec::new()), &changes, &ring).len(), 4);
+        assert_eq!(kept.iter().filter(|(digest, _)| ring.take(digest).is_some()).count(), 4);
     }
 
     #[test]
