@@ -36,16 +36,20 @@ where
     let workers = Builder::new_multi_thread().enable_all().build()?;
     // Signals are waited for on this thread alone: work that keeps every worker busy cannot delay them.
     let waiting = Builder::new_current_thread().enable_all().build()?;
+    // Before any work: what a signal ends from then on is cleaned up.
+    let signals = {
+        let _entered = waiting.enter();
+        Signals { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? }
+    };
     let (ask, shutdown) = watch::channel(false);
     let task = workers.spawn(work(shutdown));
-    let outcome = waiting.block_on(wait(task, &ask));
+    let outcome = waiting.block_on(wait(signals, task, &ask));
     // Blocking calls of abandoned work must not hold the process back.
     workers.shutdown_background();
     outcome
 }
 
-async fn wait<T>(mut task: JoinHandle<T>, ask: &watch::Sender<bool>) -> io::Result<Outcome<T>> {
-    let mut signals = Signals { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? };
+async fn wait<T>(mut signals: Signals, mut task: JoinHandle<T>, ask: &watch::Sender<bool>) -> io::Result<Outcome<T>> {
     let ended = |result: Result<T, JoinError>| result.map(Outcome::Ended).map_err(io::Error::other);
     let exit = tokio::select! {
         result = &mut task => return ended(result),

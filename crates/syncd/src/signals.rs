@@ -1,12 +1,13 @@
 //! Ends the daemon on SIGINT and SIGTERM: each push has less than five seconds to stop between two entries and clear up.
 
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sync_core::roles::Shutdown;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -24,23 +25,42 @@ where
     let workers = Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     // Signals are waited for on this thread alone: work that keeps every worker busy cannot delay them.
     let waiting = Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
+    // Before any work, which tells that the daemon is ready: a signal from then on ends it in order.
+    let signals = {
+        let _entered = waiting.enter();
+        Signals::new().context("cannot wait for signals")?
+    };
     let (ask, shutdown) = watch::channel(false);
     // One that nobody has taken up yet stands for all that follow.
     let (hangup, hangups) = mpsc::channel(1);
     let task = workers.spawn(work(shutdown, hangups));
-    let result = waiting.block_on(wait(task, &ask, &hangup));
+    let result = waiting.block_on(wait(signals, task, &ask, &hangup));
     workers.shutdown_background();
     result
 }
 
+struct Signals {
+    int: Signal,
+    term: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn wait(
+    Signals { mut int, mut term, mut hup }: Signals,
     mut task: JoinHandle<anyhow::Result<()>>,
     ask: &watch::Sender<bool>,
     hangup: &mpsc::Sender<()>,
 ) -> anyhow::Result<()> {
-    let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut hup = signal(SignalKind::hangup()).context("cannot wait for signals")?;
     loop {
         tokio::select! {
             result = &mut task => return result.context("the daemon ended unexpectedly")?,
