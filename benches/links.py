@@ -95,7 +95,7 @@ def measure(args, work):
         try:
             ends.start()
             for turn in range(args.runs):
-                for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+                for way in args.ways if turn % 2 == 0 else args.ways[::-1]:
                     ends.restore()
                     time.sleep(2)
                     before, begun = link.bytes(), time.monotonic()
@@ -110,15 +110,17 @@ def measure(args, work):
     return samples
 
 
-def table(samples):
-    lines = ["Mbit/s   " + "".join(f"{way:>22}" for way in WAYS) + "   auto of the better of never and zstd"]
+def table(samples, ways):
+    lines = ["Mbit/s   " + "".join(f"{way:>22}" for way in ways) + "   auto of the best of ours"]
     for rate in sorted({sample["rate"] for sample in samples}):
         cells, walls = "", {}
-        for way in WAYS:
+        for way in ways:
             ours = [sample for sample in samples if (sample["rate"], sample["way"]) == (rate, way)]
             walls[way] = statistics.median(sample["wall"] for sample in ours)
             cells += f"{walls[way]:>10.2f} s {statistics.median(sample['bytes'] for sample in ours) / 1e6:>7.2f} MB"
-        lines.append(f"{rate:6}   {cells}   {walls['auto'] / min(walls['never'], walls['zstd']):.2f}")
+        ours = [wall for way, wall in walls.items() if way not in ("auto", "rsync -z")]
+        ratio = f"{walls['auto'] / min(ours):.2f}" if ours and "auto" in walls else "-"
+        lines.append(f"{rate:6}   {cells}   {ratio}")
     return lines
 
 
@@ -128,6 +130,7 @@ def main():
     parser.add_argument("--tree2", type=pathlib.Path, required=True, help="what is sent")
     parser.add_argument("--link", required=True, help="the command that makes a link, with {rate} and {delay}")
     parser.add_argument("--rates", type=int, nargs="+", default=[20, 100, 400, 1000], help="Mbit/s")
+    parser.add_argument("--ways", nargs="+", default=WAYS, help="values of --compress, and `rsync -z`")
     parser.add_argument("--delay", type=int, default=10, help="milliseconds one way")
     parser.add_argument("-n", "--runs", type=int, default=2)
     parser.add_argument("--bin", type=pathlib.Path, default=compare.HERE.parent / "target/release")
@@ -152,9 +155,9 @@ def main():
     name = args.results / f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d-%H%M%S}-links"
     args.results.mkdir(parents=True, exist_ok=True)
     name.with_suffix(".json").write_text(json.dumps({**about, "samples": samples}, indent=1) + "\n")
-    text = json.dumps(about, indent=1) + "\n\n" + "\n".join(table(samples)) + "\n"
+    text = json.dumps(about, indent=1) + "\n\n" + "\n".join(table(samples, args.ways)) + "\n"
     name.with_suffix(".txt").write_text(text)
-    print("\n".join(table(samples)))
+    print("\n".join(table(samples, args.ways)))
 
 
 if __name__ == "__main__":

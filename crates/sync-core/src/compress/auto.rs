@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{LIGHT_LEVEL, STRONG_LEVEL};
+
 /// What one sender did since it last told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
@@ -15,7 +17,7 @@ pub struct Observation {
     pub blocked: Duration,
 }
 
-/// Decides whether to compress, from what a sender sees of its link. Sans-IO: observations in, an answer out.
+/// Decides whether to compress and how strongly, from what a sender sees of its link. Sans-IO: observations in, an answer out.
 ///
 /// It starts on, because the buffers on the way take in megabytes before a slow link shows: for as long as they may, it is
 /// enough that content shrinks, and then that the link is waited for. Once it was off it tries compression again when the link is
@@ -25,6 +27,8 @@ pub struct Observation {
 /// is the narrow place; each attempt that brings nothing doubles the wait before the next, and now and then a window goes
 /// plain to see whether the link got faster. A link beyond [`FAST_LINK`] is never tried: there a CPU that both sides may
 /// share has better things to do.
+///
+/// While it is on, it is strong where the link is waited for nearly all the time, and light again once it hardly ever is.
 #[derive(Clone, Debug, Default)]
 pub struct AutoCompress {
     on: bool,
@@ -37,14 +41,22 @@ pub struct AutoCompress {
     hold: u32,
     /// Attempts in a row that brought nothing.
     failures: u32,
+    /// Periods in a row in which it brought more.
+    successes: u32,
     /// Windows since compression was turned on, and bytes sent in them.
     on_for: u32,
     sent_on: u64,
+    /// Whether it takes the time that the link leaves.
+    is_strong: bool,
+    /// Windows left before it may again, after it took too much.
+    strong_hold: u32,
+    /// Whether most of the window before this one was spent waiting for the link.
+    was_idle: bool,
 }
 
-/// Bytes per second beyond which compression is not tried: three quarters of what zstd takes at
-/// [`super::DEFAULT_LEVEL`] on one core (0.26 to 0.45 GB/s), so that the outcome is open.
-pub const FAST_LINK: u64 = 200_000_000;
+/// Bytes per second beyond which compression is not tried: about what zstd takes at [`LIGHT_LEVEL`] on one core, so that the
+/// outcome is open.
+pub const FAST_LINK: u64 = 150_000_000;
 
 /// An opinion is formed after this much content, which is a few round trips' worth on most links, …
 const WINDOW_BYTES: u64 = 1 << 20;
@@ -56,8 +68,10 @@ const UNDER_WAY: u64 = 16 << 20;
 const LONGEST_HOLD: u32 = 64;
 /// Windows after which what is seen is of plain content alone.
 const CLEAR: u32 = 3;
-/// Windows of compression before the plain rate is measured again: it costs less than a hundredth.
-const LONGEST_ON: u32 = 128;
+/// Windows of compression before the plain rate is measured first; each time that compression does better then doubles it, …
+const FIRST_ON: u32 = 128;
+/// … up to so many times, while the link is waited for.
+const MOST_DOUBLED: u32 = 5;
 
 impl AutoCompress {
     /// On, until the link proves fast.
@@ -68,6 +82,11 @@ impl AutoCompress {
     /// Whether the next block should be compressed.
     pub fn is_on(&self) -> bool {
         self.on
+    }
+
+    /// How strongly the next block should be compressed, if at all.
+    pub fn level(&self) -> Option<i32> {
+        self.on.then_some(if self.is_strong { STRONG_LEVEL } else { LIGHT_LEVEL })
     }
 
     /// Takes what was done under the present answer, and returns the next answer.
@@ -86,6 +105,22 @@ impl AutoCompress {
         self.on
     }
 
+    /// More is done while the link leaves the time for it, and no more once it waits for the compressor.
+    fn strengthen(&mut self, window: Observation) {
+        let is_idle = window.blocked >= window.working / 4 * 3;
+        self.strong_hold = self.strong_hold.saturating_sub(1);
+        if self.is_strong && window.blocked < window.working / 8 {
+            self.weaken();
+        } else if is_idle && self.was_idle && self.strong_hold == 0 {
+            self.is_strong = true;
+        }
+        self.was_idle = is_idle;
+    }
+
+    fn weaken(&mut self) {
+        (self.is_strong, self.strong_hold) = (false, LONGEST_HOLD);
+    }
+
     fn judge(&mut self, window: Observation) {
         let rate = rate(window.content, window.working);
         let is_narrow = window.blocked.saturating_mul(2) >= window.working;
@@ -101,16 +136,22 @@ impl AutoCompress {
                 (false, true) => shrinks && is_narrow,
                 (false, false) => rate >= self.plain_rate.saturating_add(self.plain_rate / 10),
             };
-            if pays {
+            if !pays && self.is_strong {
+                // Less of it may.
+                self.weaken();
+            } else if pays {
                 self.failures = if is_trial { self.failures } else { 0 };
-                self.on = self.on_for < LONGEST_ON;
+                let doubled = if is_narrow { self.successes.min(MOST_DOUBLED) } else { 0 };
+                self.on = self.on_for < FIRST_ON << doubled;
+                self.successes = self.successes.saturating_add(u32::from(!self.on && !is_first));
                 // What is under way then is not plain yet.
                 self.hold = if self.on { 0 } else { CLEAR };
             } else {
-                self.on = false;
+                (self.on, self.successes) = (false, 0);
                 self.hold = (4u32 << self.failures.min(8)).min(LONGEST_HOLD);
                 self.failures = self.failures.saturating_add(1);
             }
+            self.strengthen(window);
         } else {
             self.hold = self.hold.saturating_sub(1);
             if is_narrow && self.was_narrow && self.hold == 0 && rate < FAST_LINK {
@@ -143,20 +184,48 @@ mod tests {
         replica: u64,
         /// Bytes that are taken in before anybody waits.
         buffer: u64,
+        /// How much longer the strong level takes.
+        effort: u64,
     }
 
-    const HOME: World = World { link: 12 * MB, compressor: 300 * MB, ratio: 3, replica: u64::MAX, buffer: 256 << 10 };
+    const HOME: World =
+        World { link: 12 * MB, compressor: 300 * MB, ratio: 3, replica: u64::MAX, buffer: 256 << 10, effort: 2 };
 
-    /// Sends so many blocks; returns how many of them were compressed, and how long it took.
-    fn drive(auto: &mut AutoCompress, world: World, blocks: usize) -> (usize, f64) {
-        let World { link, compressor, ratio, replica, buffer } = world;
-        let (content, mut compressed, mut now) = (256u64 << 10, 0, 0.0);
+    /// What was sent.
+    #[derive(Default)]
+    struct Driven {
+        /// Blocks that were compressed, …
+        compressed: usize,
+        /// … and strongly.
+        strong: usize,
+        /// Changes between strong and light.
+        turns: usize,
+        /// Seconds.
+        took: f64,
+    }
+
+    /// Sends so many blocks.
+    fn drive(auto: &mut AutoCompress, world: World, blocks: usize) -> Driven {
+        let World { link, compressor, ratio, replica, buffer, effort } = world;
+        let (content, mut driven, mut now) = (256u64 << 10, Driven::default(), 0.0);
         // What is under way: bytes, and when they have arrived.
+        let mut was_strong = false;
         let (mut queue, mut queued, mut last) = (std::collections::VecDeque::<(u64, f64)>::new(), 0, 0.0);
         for _ in 0..blocks {
-            let on = auto.is_on();
-            compressed += usize::from(on);
-            let (sent, speed) = if on { (content / ratio, compressor) } else { (content, 2000 * MB) };
+            let level = auto.level();
+            assert_eq!(level.is_some(), auto.is_on());
+            let is_strong = level == Some(STRONG_LEVEL);
+            driven.compressed += usize::from(level.is_some());
+            driven.strong += usize::from(is_strong);
+            if level.is_some() {
+                driven.turns += usize::from(is_strong != was_strong);
+                was_strong = is_strong;
+            }
+            let (sent, speed) = match level {
+                None => (content, 2000 * MB),
+                Some(STRONG_LEVEL) if ratio > 1 => (content / ratio * 7 / 8, compressor / effort),
+                Some(_) => (content / ratio, compressor),
+            };
             let started = now;
             now += content as f64 / speed as f64;
             let compressed_at = now;
@@ -174,8 +243,8 @@ mod tests {
             let (working, blocked) = (seconds(now - started), seconds(now - compressed_at));
             auto.observe(Observation { content, sent, working, blocked });
         }
-        let took = now;
-        (compressed, took)
+        driven.took = now;
+        driven
     }
 
     #[test]
@@ -199,7 +268,7 @@ mod tests {
             for buffer in [256 << 10, 1 << 20, 8 << 20] {
                 let (mut auto, world) = (AutoCompress::new(), World { buffer, ..world });
                 assert!(auto.is_on());
-                let (compressed, _) = drive(&mut auto, world, 4000);
+                let Driven { compressed, .. } = drive(&mut auto, world, 4000);
                 let share = if expected { 3600..=4000 } else { 0..=700 };
                 let World { link, compressor, ratio, replica, .. } = world;
                 assert!(share.contains(&compressed), "{link} {compressor} {ratio} {replica} {buffer}: {compressed}");
@@ -211,7 +280,7 @@ mod tests {
     #[test]
     fn it_gives_up_for_a_while_where_the_disk_of_the_replica_is_slower_than_the_link() {
         let world = World { link: 100 * MB, replica: 50 * MB, ..HOME };
-        let (compressed, _) = drive(&mut AutoCompress::new(), world, 4000);
+        let Driven { compressed, .. } = drive(&mut AutoCompress::new(), world, 4000);
         assert!((100..2500).contains(&compressed), "{compressed}");
     }
 
@@ -219,15 +288,32 @@ mod tests {
     #[test]
     fn a_push_of_some_hundred_megabytes_gains_what_it_can() {
         let world = World { link: 25 * MB, ratio: 5, buffer: 8 << 20, ..HOME };
-        let (_, plain) = drive(&mut AutoCompress::new(), World { ratio: 1, ..world }, 1000);
-        let (compressed, took) = drive(&mut AutoCompress::new(), world, 1000);
+        let Driven { took: plain, .. } = drive(&mut AutoCompress::new(), World { ratio: 1, ..world }, 1000);
+        let Driven { compressed, took, .. } = drive(&mut AutoCompress::new(), world, 1000);
         assert!(compressed > 930 && took * 3.5 < plain, "{compressed} of 1000 in {took} s, {plain} s without");
+    }
+
+    #[test]
+    fn a_slow_link_leaves_the_time_for_more() {
+        for link in [MB / 100, MB, 2 * MB, 12 * MB] {
+            let Driven { compressed, strong, turns, .. } =
+                drive(&mut AutoCompress::new(), World { link, ..HOME }, 2000);
+            assert!(strong > 1900 && compressed > 1970 && turns == 1, "{link}: {strong} of {compressed}, {turns}");
+        }
+        // Where the strong level would be the narrow place it is found out now and then, since each change forgets what was sent.
+        for (link, compressor, effort) in [(24 * MB, 300 * MB, 16), (80 * MB, 300 * MB, 2), (MB, 3 * MB, 40)] {
+            let world = World { link, compressor, effort, ..HOME };
+            let Driven { strong, turns, took, .. } = drive(&mut AutoCompress::new(), world, 2000);
+            assert!(strong < 150 && turns < 25, "{link} {compressor} {effort}: {strong}, {turns}");
+            let light = drive(&mut AutoCompress::new(), World { effort: 1, ..world }, 2000);
+            assert!(took < light.took * 1.5, "{link} {compressor} {effort}: {took} s, {} s", light.took);
+        }
     }
 
     #[test]
     fn it_follows_a_change() {
         let mut auto = AutoCompress::new();
-        let mut share = |world, blocks| drive(&mut auto, world, blocks).0;
+        let mut share = |world, blocks| drive(&mut auto, world, blocks).compressed;
         share(World { ratio: 1, ..HOME }, 2000);
         assert!(share(HOME, 2000) > 1500, "content that shrinks after some that does not");
         assert!(share(World { ratio: 1, ..HOME }, 2000) < 200, "and back");

@@ -1,7 +1,7 @@
 //! One zstd frame over everything that a content stream carries compressed: what was sent before helps with what comes.
 //! Measured on a web deploy, that halves what each batch alone would take; see docs/delta.md.
 //!
-//! The frame never ends. Each block is flushed, so that the peer can open it when it has come.
+//! Each block is flushed, so that the peer can open it when it has come. The frame ends only where another level is wanted.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Oper
 use super::{DecompressError, LEVELS};
 
 /// Power of two of the bytes that are remembered at either end: 8 MiB, the most that every zstd decoder must bear
-/// (RFC 8878, 3.1.1.1.2). Below level 6 zstd finds little in more.
+/// (RFC 8878, 3.1.1.1.2).
 const WINDOW: u32 = 23;
 
 /// The same from [`THOROUGH`] on: 32 MiB.
@@ -25,9 +25,10 @@ const TRIED: usize = 64 << 10;
 /// Bytes that are tried at the beginning, in the middle and at the end of a block.
 const SAMPLE: usize = 8 << 10;
 
-/// Compresses the blocks of a stream. Memory: the window and zstd's tables, from some 3 MB at level 3 to some 50 at 9.
+/// Compresses the blocks of a stream. Memory: the window and zstd's tables, from some 12 MB at level 3 to some 50 at 9.
 pub struct StreamCompressor {
     zstd: Encoder<'static>,
+    level: i32,
 }
 
 impl StreamCompressor {
@@ -37,23 +38,34 @@ impl StreamCompressor {
     /// zstd could not set itself up, which means that memory is short.
     pub fn new(level: i32) -> io::Result<Self> {
         let level = level.clamp(*LEVELS.start(), *LEVELS.end());
+        let is_thorough = level >= THOROUGH;
         let mut zstd = Encoder::new(level)?;
-        zstd.set_parameter(CParameter::WindowLog(if level < THOROUGH { WINDOW } else { WIDE_WINDOW }))?;
-        zstd.set_parameter(CParameter::EnableLongDistanceMatching(level >= THOROUGH))?;
+        zstd.set_parameter(CParameter::WindowLog(if is_thorough { WIDE_WINDOW } else { WINDOW }))?;
+        zstd.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
+        if !is_thorough {
+            zstd.set_parameter(CParameter::LdmMinMatch(32))?;
+            zstd.set_parameter(CParameter::LdmHashRateLog(5))?;
+        }
         zstd.set_parameter(CParameter::ContentSizeFlag(false))?;
         zstd.set_parameter(CParameter::ChecksumFlag(false))?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, level })
     }
 
-    /// The next block; `None` if what it holds does not shrink, and it should go as it is.
+    /// The next block, at `level`: where that is another one, the frame ends and a new one begins, which knows nothing of what was sent
+    /// before. `None` if what the block holds does not shrink, and it should go as it is.
     ///
     /// # Errors
     /// zstd failed: nothing can be compressed any more.
-    pub fn compress(&mut self, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    pub fn compress(&mut self, bytes: &[u8], level: i32) -> io::Result<Option<Vec<u8>>> {
         if bytes.is_empty() || !shrinks(bytes) {
             return Ok(None);
         }
         let mut out = Vec::with_capacity(bytes.len() / 2 + 1024);
+        if level.clamp(*LEVELS.start(), *LEVELS.end()) != self.level {
+            let next = Self::new(level)?;
+            drain(&mut out, |output| self.zstd.finish(output, true))?;
+            *self = next;
+        }
         let mut input = InBuffer::around(bytes);
         while input.pos() < bytes.len() {
             grow(&mut out, 4096);
@@ -61,13 +73,18 @@ impl StreamCompressor {
             let mut output = OutBuffer::around_pos(&mut out, written);
             self.zstd.run(&mut input, &mut output)?;
         }
-        loop {
-            grow(&mut out, 4096);
-            let written = out.len();
-            let mut output = OutBuffer::around_pos(&mut out, written);
-            if self.zstd.flush(&mut output)? == 0 {
-                return Ok(Some(out));
-            }
+        drain(&mut out, |output| self.zstd.flush(output))?;
+        Ok(Some(out))
+    }
+}
+
+/// Takes what zstd still has, until it says that it has nothing.
+fn drain(out: &mut Vec<u8>, mut more: impl FnMut(&mut OutBuffer<'_, Vec<u8>>) -> io::Result<usize>) -> io::Result<()> {
+    loop {
+        grow(out, 4096);
+        let written = out.len();
+        if more(&mut OutBuffer::around_pos(out, written))? == 0 {
+            return Ok(());
         }
     }
 }
@@ -146,20 +163,20 @@ mod tests {
 
     use super::*;
     use crate::chunk::noise;
-    use crate::compress::DEFAULT_LEVEL;
+    use crate::compress::{LIGHT_LEVEL, STRONG_LEVEL};
 
     const LIMIT: usize = 1 << 20;
 
     fn both() -> (StreamCompressor, StreamDecompressor) {
-        (StreamCompressor::new(DEFAULT_LEVEL).unwrap(), StreamDecompressor::new().unwrap())
+        (StreamCompressor::new(LIGHT_LEVEL).unwrap(), StreamDecompressor::new().unwrap())
     }
 
     #[test]
     fn what_came_before_helps_with_what_comes() {
         let (mut compressor, mut decompressor) = both();
         let text: Vec<u8> = noise(30_000, 5).iter().flat_map(|b| format!("{b} ").into_bytes()).collect();
-        let first = compressor.compress(&text).unwrap().unwrap();
-        let again = compressor.compress(&text).unwrap().unwrap();
+        let first = compressor.compress(&text, LIGHT_LEVEL).unwrap().unwrap();
+        let again = compressor.compress(&text, LIGHT_LEVEL).unwrap().unwrap();
         assert!(again.len() * 100 < first.len(), "{} and {}", first.len(), again.len());
         for block in [&first, &again] {
             assert_eq!(decompressor.decompress(block, text.len(), LIMIT).unwrap(), text);
@@ -167,11 +184,28 @@ mod tests {
     }
 
     #[test]
+    fn the_level_may_change_from_block_to_block() {
+        let (mut compressor, mut decompressor) = both();
+        let text: Vec<u8> = noise(100_000, 5).iter().flat_map(|b| format!("{b} ").into_bytes()).collect();
+        let mut sizes = Vec::new();
+        for level in [LIGHT_LEVEL, STRONG_LEVEL, STRONG_LEVEL, i32::MAX, 19, LIGHT_LEVEL] {
+            // Noise in between neither ends a frame nor begins one.
+            assert!(compressor.compress(&noise(LIMIT, 1), 1).unwrap().is_none());
+            let block = compressor.compress(&text, level).unwrap().unwrap();
+            assert_eq!(decompressor.decompress(&block, text.len(), LIMIT).unwrap(), text);
+            sizes.push(block.len());
+        }
+        let begins: Vec<bool> = sizes.iter().map(|&size| size * 10 > sizes[0]).collect();
+        assert_eq!(begins, [true, true, false, true, false, true], "{sizes:?}");
+        assert!(sizes[1] < sizes[0], "{sizes:?}");
+    }
+
+    #[test]
     fn what_does_not_shrink_goes_as_it_is_and_is_not_remembered() {
         let (mut compressor, mut decompressor) = both();
-        assert!(compressor.compress(&noise(LIMIT, 1)).unwrap().is_none());
-        assert!(compressor.compress(b"").unwrap().is_none());
-        let block = compressor.compress(b"short").unwrap().unwrap();
+        assert!(compressor.compress(&noise(LIMIT, 1), LIGHT_LEVEL).unwrap().is_none());
+        assert!(compressor.compress(b"", LIGHT_LEVEL).unwrap().is_none());
+        let block = compressor.compress(b"short", LIGHT_LEVEL).unwrap().unwrap();
         assert_eq!(decompressor.decompress(&block, 5, LIMIT).unwrap(), b"short");
     }
 
@@ -180,7 +214,7 @@ mod tests {
         let bytes = vec![7; 10_000];
         for (claimed, fits) in [(10_000, true), (9_999, false), (10_001, false), (0, false), (LIMIT + 1, false)] {
             let (mut compressor, mut decompressor) = both();
-            let block = compressor.compress(&bytes).unwrap().unwrap();
+            let block = compressor.compress(&bytes, LIGHT_LEVEL).unwrap().unwrap();
             assert_eq!(decompressor.decompress(&block, claimed, LIMIT).is_ok(), fits, "{claimed}");
         }
         // 64 MiB of zeros in a few KB, claimed to be small; a window of 128 MiB; an end, and something behind it.
@@ -213,7 +247,7 @@ mod tests {
                 if text {
                     bytes.iter_mut().for_each(|b| *b = b'a' + *b % 4);
                 }
-                if let Some(block) = compressor.compress(&bytes).unwrap() {
+                if let Some(block) = compressor.compress(&bytes, LIGHT_LEVEL).unwrap() {
                     prop_assert_eq!(decompressor.decompress(&block, len, LIMIT).unwrap(), bytes);
                 }
             }
@@ -225,7 +259,7 @@ mod tests {
             mask in 1u8..,
         ) {
             let (mut compressor, mut decompressor) = both();
-            let mut block = compressor.compress(&b"abcdefghij".repeat(100)).unwrap().unwrap();
+            let mut block = compressor.compress(&b"abcdefghij".repeat(100), LIGHT_LEVEL).unwrap().unwrap();
             let at = flip.index(block.len());
             block[at] ^= mask;
             if let Ok(bytes) = decompressor.decompress(&block, 1000, LIMIT) {

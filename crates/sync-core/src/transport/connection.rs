@@ -10,7 +10,7 @@ use super::error::StreamError;
 use super::frames::{FrameReader, FrameWriter};
 use super::identity::{PeerId, PublicKey};
 use super::tls::Purpose;
-use super::tuning::Settings;
+use super::tuning::{self, Settings};
 use super::vigil::{Fate, Vigil};
 
 /// Bytes on the wire, UDP payloads counted, headers of IP and UDP not.
@@ -58,6 +58,13 @@ impl Connection {
     /// The smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
         self.inner.rtt()
+    }
+
+    /// Holds no more bytes to be sent than keep the link busy, so that who waits to write waits for the link, and not for
+    /// megabytes of buffers. To be called again and again while much is written: it goes by how the link is now.
+    pub fn hold_what_the_link_takes(&self) {
+        let path = self.inner.stats().path;
+        self.inner.set_send_window(tuning::held(path.cwnd, path.rtt));
     }
 
     /// What went over the wire so far.

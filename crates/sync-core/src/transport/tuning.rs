@@ -42,6 +42,10 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 /// What a sender may hold unacknowledged: twice a stream's window.
 const SEND_WINDOW: u64 = 16 << 20;
+/// The least that a sender may hold, and …
+const LEAST_HELD: u64 = 256 << 10;
+/// … what the link takes in this time: a writer may be away for so long to compress the next block.
+const HELD_FOR: Duration = Duration::from_millis(50);
 /// A control stream and a few data streams are all we use.
 const MAX_STREAMS: u32 = 16;
 /// Asked for each socket; a burst of a gigabit per second outruns the usual 208 KiB in 2 ms.
@@ -87,6 +91,14 @@ pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
 fn idle_timeout(idle: Duration) -> IdleTimeout {
     let millis = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
     IdleTimeout::from(VarInt::from_u32(millis))
+}
+
+/// What a sender may hold unacknowledged on a link with this round trip and this congestion window, which doubles within one
+/// while it is looked for.
+pub(super) fn held(window: u64, rtt: Duration) -> u64 {
+    let ahead = u128::from(window) * HELD_FOR.as_nanos() / rtt.as_nanos().max(1);
+    let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+    window.saturating_mul(2).saturating_add(ahead).clamp(LEAST_HELD, SEND_WINDOW)
 }
 
 /// The endpoint's parameters. With an identity, the keys that mark and reset connections follow from it, so that they

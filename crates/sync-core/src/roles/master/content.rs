@@ -9,7 +9,6 @@ use tokio::task::JoinHandle;
 
 use super::meter::Meter;
 use super::outgoing::{Estimate, Outgoing, SendFailure};
-use super::queue::kinds;
 use super::source::Source;
 use super::stream::Stream;
 use crate::compress::AutoCompress;
@@ -90,11 +89,10 @@ impl ContentSender {
     }
 
     fn start(&mut self) {
-        let compress = self.outgoing.compress;
         self.tasks.extend((0..STREAMS).map(|stream| {
             let (outgoing, connection) = (Arc::clone(&self.outgoing), self.connection.clone());
             // A stream that breaks is seen on the control stream as well, which tells why.
-            tokio::spawn(async move { drop(Stream::run(outgoing, connection, kinds(compress, stream)).await) })
+            tokio::spawn(async move { drop(Stream::run(outgoing, connection, stream).await) })
         }));
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, mpsc};
 
 use super::meter::Meter;
-use super::queue::{Job, Kinds, Queue};
+use super::queue::{Job, Queue, kinds};
 use super::source::Source;
 use crate::compress::AutoCompress;
 use crate::fs::ReadError;
@@ -84,20 +84,29 @@ impl Outgoing {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a stream that takes these kinds does next; waits for it. `None` when nothing will come any more.
-    pub async fn next(&self, batch: u64, kinds: Kinds) -> Option<Job> {
+    /// What the stream with this number does next; waits for it. `None` when nothing will come any more.
+    pub async fn next(&self, batch: u64, stream: usize) -> Option<Job> {
         loop {
             // Listening begins before the look, so that nothing comes unheard in between.
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
             {
                 let mut queue = self.queue();
-                let job = queue.next(batch, kinds);
+                let job = queue.next(batch, kinds(self.is_compressed(), stream));
                 if job.is_some() || queue.is_over {
                     return job;
                 }
             }
             more.await;
+        }
+    }
+
+    /// Whether what is sent now is compressed.
+    fn is_compressed(&self) -> bool {
+        match self.compress {
+            Compress::Never => false,
+            Compress::Zstd(_) => true,
+            Compress::Auto => self.auto.lock().unwrap_or_else(PoisonError::into_inner).is_on(),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::compare::Comparison;
-use crate::options::Compress;
 use crate::session::ContentRequest;
 use crate::wire::{Basis, Describe, Described};
 
@@ -53,13 +52,13 @@ pub enum Kinds {
     Big,
 }
 
-/// Where everything is compressed, small files are all in one stream and big ones in another, where each helps with the
+/// While everything is compressed, small files are all in one stream and big ones in another, where each helps with the
 /// others: measured, dealing either out to both costs more than it saves in time, until the source is read.
-pub fn kinds(compress: Compress, stream: usize) -> Kinds {
-    match (compress, stream) {
-        (Compress::Auto | Compress::Never, _) => Kinds::All,
-        (Compress::Zstd(_), 0) => Kinds::Small,
-        (Compress::Zstd(_), _) => Kinds::Big,
+pub fn kinds(is_compressed: bool, stream: usize) -> Kinds {
+    match (is_compressed, stream) {
+        (false, _) => Kinds::All,
+        (true, 0) => Kinds::Small,
+        (true, _) => Kinds::Big,
     }
 }
 

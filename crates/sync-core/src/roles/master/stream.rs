@@ -9,9 +9,9 @@ use bytes::Bytes;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::outgoing::{BATCH, Outgoing};
-use super::queue::{Job, Kinds, SMALL};
+use super::queue::{Job, SMALL};
 use super::splicing::Splicing;
-use crate::compress::{DEFAULT_LEVEL, Observation, StreamCompressor, compress_after};
+use crate::compress::{Observation, StreamCompressor, compress_after};
 use crate::delta::Op;
 use crate::delta::patch::{self, Cuts};
 use crate::fs::{Kept, ReadError};
@@ -30,6 +30,7 @@ const SHORT: u64 = 64 << 10;
 /// A stream that sends.
 pub struct Stream {
     outgoing: Arc<Outgoing>,
+    connection: Connection,
     /// `None` if nothing is to be sent.
     writer: Option<FrameWriter>,
     /// Made when first something is compressed; it may fail once and for all.
@@ -40,14 +41,14 @@ pub struct Stream {
 
 impl Stream {
     /// Opens the stream when there is something to send, and sends until it is aborted.
-    pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, kinds: Kinds) -> Result<(), StreamError> {
+    pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, number: usize) -> Result<(), StreamError> {
         let batch = outgoing.batch();
-        let Some(mut job) = outgoing.next(batch, kinds).await else { return Ok(()) };
+        let Some(mut job) = outgoing.next(batch, number).await else { return Ok(()) };
         let writer = match outgoing.estimates {
             None => Some(connection.open_uni().await?),
             Some(_) => None,
         };
-        let mut stream = Self { outgoing: Arc::clone(&outgoing), writer, compressor: None, literal: 0 };
+        let mut stream = Self { outgoing: Arc::clone(&outgoing), connection, writer, compressor: None, literal: 0 };
         loop {
             match job {
                 Job::Small(requests) => stream.small(&requests).await?,
@@ -58,7 +59,7 @@ impl Stream {
                     stream.send_compared(&request, compared).await?;
                 }
             }
-            job = match outgoing.next(batch, kinds).await {
+            job = match outgoing.next(batch, number).await {
                 Some(job) => job,
                 None => return stream.writer.map_or(Ok(()), FrameWriter::finish),
             };
@@ -371,6 +372,9 @@ impl Stream {
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
         let sent = bytes.len() as u64;
         self.outgoing.compressed.fetch_add(sent, Ordering::Relaxed);
+        if self.outgoing.compress == Compress::Auto {
+            self.connection.hold_what_the_link_takes();
+        }
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
         let seen = Observation { content, sent, working: started.elapsed(), blocked: before.elapsed() };
@@ -383,10 +387,7 @@ impl Stream {
         match self.outgoing.compress {
             Compress::Never => None,
             Compress::Zstd(level) => Some(level),
-            Compress::Auto => {
-                let on = self.outgoing.auto.lock().unwrap_or_else(PoisonError::into_inner).is_on();
-                on.then_some(DEFAULT_LEVEL)
-            }
+            Compress::Auto => self.outgoing.auto.lock().unwrap_or_else(PoisonError::into_inner).level(),
         }
     }
 
@@ -399,7 +400,7 @@ impl Stream {
             return Some((Encoding::AfterGaps, small));
         }
         let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
-        match compressor.as_mut().map(|compressor| compressor.compress(bytes)) {
+        match compressor.as_mut().map(|compressor| compressor.compress(bytes, level)) {
             Ok(Ok(small)) => small.map(|small| (Encoding::Zstd, small)),
             // Without memory for it, content goes as it is.
             Ok(Err(error)) => {
