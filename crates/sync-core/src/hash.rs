@@ -57,7 +57,7 @@ impl fmt::Display for Digest {
 }
 
 /// Bytes of a content that are hashed apart: a power of two, so that the hash tree has a node for just them.
-pub const BLOCK: u64 = 1 << 20;
+pub const BLOCK: u64 = 256 << 10;
 
 /// What a block adds to the digest of the content that it is of.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +69,11 @@ impl BlockHash {
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(i.saturating_mul(BLOCK)).update(bytes);
         Self(hasher.finalize_non_root())
+    }
+
+    /// Of each block of `bytes`, which begin with the `first`th.
+    pub fn of_each(first: u64, bytes: &[u8]) -> Vec<Self> {
+        (first..).zip(bytes.chunks(BLOCK as usize)).map(|(i, block)| Self::of(i, block)).collect()
     }
 }
 

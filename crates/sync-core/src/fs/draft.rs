@@ -6,7 +6,7 @@
 //! Nor does it keep anything else from its place: it is begun only where there is room to spare, and if there is none any
 //! more, what is certain to be wanted ends all drafts first.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -24,7 +24,10 @@ use crate::delta::CopyRange;
 use crate::hash::{BLOCK, BlockHash};
 use crate::path::RelPath;
 
-/// Blocks that are read ahead of the writing.
+/// Blocks that are read and written at once, at most.
+const TOGETHER: u64 = 4;
+
+/// Pieces that are read ahead of the writing.
 const AHEAD: usize = 2;
 
 /// Ranges that wait to be copied: as many as one message may tell. What does not fit is copied later, as without a draft.
@@ -33,14 +36,23 @@ const QUEUE: usize = 4096;
 /// What drafts leave free on their file system, in bytes.
 const RESERVE: u64 = 64 << 20;
 
-/// What was copied: by number of the block, where it was in the old file, and its hash.
-pub(super) type Blocks = BTreeMap<u64, (u64, BlockHash)>;
+/// A block that was copied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    /// Its number.
+    pub(super) i: u64,
+    /// Where it was in the old file.
+    pub(super) from: u64,
+    /// Its hash.
+    pub(super) hash: BlockHash,
+}
 
-/// A block that was read.
-struct Block {
-    i: u64,
-    from: u64,
-    hash: BlockHash,
+/// What was copied, in order.
+pub(super) type Blocks = VecDeque<Block>;
+
+/// Some blocks in a row that were read.
+struct Piece {
+    blocks: Vec<Block>,
     bytes: Vec<u8>,
 }
 
@@ -112,11 +124,11 @@ impl Staging {
         let file = DraftFile { staging: Arc::clone(self), stage, near: near.clone(), size, name: Some(name) };
         let given_up = Arc::new(AtomicBool::new(false));
         let (ranges, told) = mpsc::sync_channel(QUEUE);
-        let (full, blocks) = mpsc::sync_channel(AHEAD);
+        let (full, pieces) = mpsc::sync_channel(AHEAD);
         let (done, empty) = mpsc::channel();
         let write = {
             let (staging, near) = (Arc::clone(self), near.clone());
-            move || write(&staging, &near, fd, &blocks, &done)
+            move || write(&staging, &near, fd, &pieces, &done)
         };
         let read = {
             let (staging, given_up) = (Arc::clone(self), Arc::clone(&given_up));
@@ -245,38 +257,40 @@ fn read(
     basis: &BasisFile,
     ranges: &Receiver<CopyRange>,
     is_over: &dyn Fn() -> bool,
-    full: &SyncSender<Block>,
+    full: &SyncSender<Piece>,
     empty: &Receiver<Vec<u8>>,
 ) -> Result<(), FsError> {
-    for (i, from) in ranges.iter().flat_map(CopyRange::blocks) {
+    for piece in ranges.iter().flat_map(|range| range.pieces(TOGETHER)) {
         let mut bytes: Vec<u8> = empty.try_recv().unwrap_or_default();
-        bytes.resize(usize::try_from(BLOCK).unwrap_or(0), 0);
-        basis.read_exact_at(from, &mut bytes)?;
-        let hash = BlockHash::of(i, &bytes);
+        bytes.resize(usize::try_from(piece.len).unwrap_or(0), 0);
+        basis.read_exact_at(piece.from, &mut bytes)?;
+        let hashes = BlockHash::of_each(piece.at / BLOCK, &bytes);
+        let blocks = piece.blocks().zip(hashes).map(|((i, from), hash)| Block { i, from, hash }).collect();
         // Nobody writes any more: that failed, and says so.
-        if is_over() || full.send(Block { i, from, hash, bytes }).is_err() {
+        if is_over() || full.send(Piece { blocks, bytes }).is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// Writes blocks as they come. After an error nothing of them takes any room.
+/// Writes pieces as they come. After an error nothing of them takes any room.
 fn write(
     staging: &Staging,
     near: &RelPath,
     fd: OwnedFd,
-    blocks: &Receiver<Block>,
+    pieces: &Receiver<Piece>,
     done: &Sender<Vec<u8>>,
 ) -> Result<(OwnedFd, Blocks), FsError> {
     let mut written = Blocks::new();
-    for Block { i, from, hash, bytes } in blocks {
+    for Piece { blocks, bytes } in pieces {
         let _going_on = staging.going_on(near)?;
-        if let Err(errno) = sparse::write_sparse(&fd, i.saturating_mul(BLOCK), &bytes) {
+        let at = blocks.first().map_or(0, |block| block.i.saturating_mul(BLOCK));
+        if let Err(errno) = sparse::write_sparse(&fd, at, &bytes) {
             let _ = ftruncate(&fd, 0);
             return Err(FsError::new("stage", near, errno));
         }
-        written.insert(i, (from, hash));
+        written.extend(blocks);
         // The last ones are wanted by nobody.
         let _ = done.send(bytes);
     }

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::basis_file::BasisFile;
-use super::draft::{Blocks, Drafted};
+use super::draft::{Block, Blocks, Drafted};
 use super::error::{FsError, IncomingError, is_full};
 use super::sparse::{self, BLOCK};
 use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};
@@ -284,15 +284,15 @@ impl Incoming {
 
     /// How many bytes there are before a drafted block in what is copied from `offset` on.
     fn until_drafted(&self, offset: u64, len: u64) -> Option<u64> {
-        let (i, (from, _)) = self.drafted.first_key_value()?;
+        let Block { i, from, .. } = *self.drafted.front()?;
         let before = i.checked_mul(hash::BLOCK)?.checked_sub(self.position())?;
-        let is_it = before.checked_add(hash::BLOCK)? <= len && offset.checked_add(before)? == *from;
+        let is_it = before.checked_add(hash::BLOCK)? <= len && offset.checked_add(before)? == from;
         is_it.then_some(before)
     }
 
     /// Counts the first drafted block as written; it begins where the writing is.
     fn take_drafted(&mut self) -> Result<(), IncomingError> {
-        let Some((_, (_, hash))) = self.drafted.pop_first() else { return Ok(()) };
+        let Some(Block { hash, .. }) = self.drafted.pop_front() else { return Ok(()) };
         // Out of step, which does not happen, the content would only come out wrong.
         if !self.hasher.take_block(hash) {
             return Err(IncomingError::Mismatch);
@@ -422,7 +422,7 @@ impl Incoming {
     /// nothing else may be.
     fn drop_draft(&mut self, len: u64) -> Result<(), Errno> {
         let end = self.written + len;
-        let is_in_the_way = self.drafted.first_key_value().is_some_and(|(i, _)| i.saturating_mul(hash::BLOCK) < end);
+        let is_in_the_way = self.drafted.front().is_some_and(|block| block.i.saturating_mul(hash::BLOCK) < end);
         if is_in_the_way {
             self.drafted.clear();
             ftruncate(&self.fd, self.written)?;

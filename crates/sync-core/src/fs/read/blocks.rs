@@ -12,13 +12,19 @@ use crate::hash::{BLOCK, BlockHash, BlockTree, Digest};
 /// Most threads that read one file: a few outrun whatever is made of the content in order.
 const READERS: usize = 4;
 
-/// Blocks beyond one for each of them: read, and not yet taken.
+/// Bytes that are read at once: several blocks, whose hashes are handed over together.
+const PIECE: u64 = 4 * BLOCK;
+
+/// Pieces beyond one for each of them: read, and not yet taken.
 const AHEAD: usize = 2;
 
-/// A block's place, and what was read of it.
-type Outcome = (u64, Result<(BlockHash, Vec<u8>), ReadError>);
+/// A piece, and the hash of each of its blocks.
+type Piece = (Vec<BlockHash>, Vec<u8>);
 
-/// The place of what a reader sends that panics, and sends no block any more.
+/// A piece's number, and what was read of it.
+type Outcome = (u64, Result<Piece, ReadError>);
+
+/// The number of what a reader sends that panics, and sends no piece any more.
 const LOST: u64 = u64::MAX;
 
 /// A reader's end of the channel. The other readers keep it open, so that one that panics must say so.
@@ -33,13 +39,13 @@ impl Drop for Reader {
     }
 }
 
-/// Reads and hashes a file of more than one [`BLOCK`]; `take` gets it in order, block by block. `None` if there is no
+/// Reads and hashes a file of more than one [`BLOCK`]; `take` gets it in order, piece by piece. `None` if there is no
 /// thread for it, and then nothing was taken.
 ///
-/// Holds a few blocks. Believe it only after [`SourceFile::verify`].
+/// Holds a few pieces. Believe it only after [`SourceFile::verify`].
 ///
 /// # Errors
-/// [`ReadError`] of the first block that cannot be read; [`ReadError::Cancelled`] within a few blocks after `cancel`
+/// [`ReadError`] of the first piece that cannot be read; [`ReadError::Cancelled`] within a few pieces after `cancel`
 /// turned true.
 pub(super) fn hash(
     root: &Root,
@@ -52,7 +58,7 @@ pub(super) fn hash(
     let (room, rooms) = mpsc::channel();
     let rooms = &Mutex::new(rooms);
     let next = &AtomicU64::new(0);
-    let (full, blocks) = mpsc::channel();
+    let (full, pieces) = mpsc::channel();
     std::thread::scope(|scope| {
         // Dropped when this ends, however it does: then the readers end.
         let room = room;
@@ -60,8 +66,8 @@ pub(super) fn hash(
         for _ in 0..readers {
             let full = Reader(full.clone());
             let read = move || {
-                while let Some(block) = read_next(file, size, next, rooms) {
-                    if full.0.send(block).is_err() {
+                while let Some(piece) = read_next(file, size, next, rooms) {
+                    if full.0.send(piece).is_err() {
                         break;
                     }
                 }
@@ -76,12 +82,12 @@ pub(super) fn hash(
         (0..readers + AHEAD).for_each(|_| drop(room.send(Vec::new())));
         let mut tree = BlockTree::default();
         let mut early = BTreeMap::new();
-        for at in 0..size.div_ceil(BLOCK) {
+        for at in 0..size.div_ceil(PIECE) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(ReadError::Cancelled);
             }
-            let outcome = match await_block(at, &blocks, &mut early) {
-                Some(Ok(block)) => block,
+            let (hashes, bytes) = match await_piece(at, &pieces, &mut early) {
+                Some(Ok(piece)) => piece,
                 Some(Err(error)) => {
                     // What cannot be read may be something else by now, a directory say.
                     file.verify(root)?;
@@ -90,39 +96,38 @@ pub(super) fn hash(
                 // A reader that panicked; leaving the scope tells it.
                 None => return Err(ReadError::Cancelled),
             };
-            let (hash, bytes) = outcome;
-            tree.push(hash);
+            hashes.into_iter().for_each(|hash| tree.push(hash));
             take(&bytes);
-            // After the last block nobody wants it.
+            // After the last piece nobody wants it.
             let _ = room.send(bytes);
         }
         Ok(tree.finish())
     })
 }
 
-/// The block whose turn it is; `early` has those that came before their turn.
-fn await_block(
+/// The piece whose turn it is; `early` has those that came before their turn.
+fn await_piece(
     at: u64,
-    blocks: &Receiver<Outcome>,
-    early: &mut BTreeMap<u64, Result<(BlockHash, Vec<u8>), ReadError>>,
-) -> Option<Result<(BlockHash, Vec<u8>), ReadError>> {
+    pieces: &Receiver<Outcome>,
+    early: &mut BTreeMap<u64, Result<Piece, ReadError>>,
+) -> Option<Result<Piece, ReadError>> {
     loop {
-        if let Some(block) = early.remove(&at) {
-            return Some(block);
+        if let Some(piece) = early.remove(&at) {
+            return Some(piece);
         }
-        let (at, block) = blocks.recv().ok().filter(|(at, _)| *at != LOST)?;
-        early.insert(at, block);
+        let (at, piece) = pieces.recv().ok().filter(|(at, _)| *at != LOST)?;
+        early.insert(at, piece);
     }
 }
 
-/// Reads the next block that nobody reads yet, once there is room for it; `None` after the last.
+/// Reads the next piece that nobody reads yet, once there is room for it; `None` after the last.
 fn read_next(file: &SourceFile, size: u64, next: &AtomicU64, rooms: &Mutex<Receiver<Vec<u8>>>) -> Option<Outcome> {
-    // First the room, then the block: nobody who has room waits for one who has none.
+    // First the room, then the piece: nobody who has room waits for one who has none.
     let mut bytes = rooms.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()?;
     let i = next.fetch_add(1, Ordering::Relaxed);
-    let at = i.checked_mul(BLOCK).filter(|at| *at < size)?;
-    bytes.resize(usize::try_from(BLOCK.min(size - at)).unwrap_or(0), 0);
-    Some((i, file.read_exact_at(at, &mut bytes).map(|()| (BlockHash::of(i, &bytes), bytes))))
+    let at = i.checked_mul(PIECE).filter(|at| *at < size)?;
+    bytes.resize(usize::try_from(PIECE.min(size - at)).unwrap_or(0), 0);
+    Some((i, file.read_exact_at(at, &mut bytes).map(|()| (BlockHash::of_each(at / BLOCK, &bytes), bytes))))
 }
 
 #[cfg(test)]
@@ -141,7 +146,7 @@ mod tests {
         };
         assert!(std::thread::spawn(panics).join().is_err());
         let (done, ended) = mpsc::channel();
-        std::thread::spawn(move || done.send(await_block(0, &blocks, &mut BTreeMap::new()).is_none()));
+        std::thread::spawn(move || done.send(await_piece(0, &blocks, &mut BTreeMap::new()).is_none()));
         assert_eq!(ended.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
     }
 }
