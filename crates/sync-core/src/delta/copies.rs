@@ -198,7 +198,7 @@ mod tests {
             let range = CopyRange { at, from, len };
             for most in [0, 1, 2, 4, 100] {
                 let pieces: Vec<_> = range.pieces(most).collect();
-                let lies = |piece: &CopyRange| piece.at % BLOCK == 0 && piece.len <= most.max(1) * BLOCK;
+                let lies = |piece: &CopyRange| piece.at.is_multiple_of(BLOCK) && piece.len <= most.max(1) * BLOCK;
                 assert!(pieces.iter().all(lies), "{range:?} by {most}: {pieces:?}");
                 let blocks: Vec<_> = pieces.into_iter().flat_map(CopyRange::blocks).collect();
                 assert_eq!(blocks, range.blocks().collect::<Vec<_>>(), "{range:?} by {most}");
