@@ -4,17 +4,55 @@ use std::time::Duration;
 
 use super::{LIGHT_LEVEL, STRONG_LEVEL};
 
-/// What one sender did since it last told.
+/// What one sender did since it last told. There may be several, each of which tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
     /// Bytes of content handed to the link, counted before compression.
     pub content: u64,
     /// The same, after it.
     pub sent: u64,
-    /// Time spent on it: compressing, handing over and waiting for the link, but not waiting for content.
-    pub working: Duration,
-    /// The part of `working` that was spent waiting for the link.
+    /// When it began with that, on a clock that all senders share: with compressing, handing over and waiting for the link, but
+    /// not with waiting for content.
+    pub begun: Duration,
+    /// When it ended.
+    pub ended: Duration,
+    /// The part in between that was spent waiting for the link.
     pub blocked: Duration,
+}
+
+/// What all senders did in a time.
+#[derive(Clone, Debug, Default)]
+struct Window {
+    content: u64,
+    sent: u64,
+    /// Of all senders together.
+    working: Duration,
+    blocked: Duration,
+    /// When any of them worked.
+    spans: Vec<(Duration, Duration)>,
+}
+
+impl Window {
+    fn add(&mut self, seen: Observation) {
+        self.content = self.content.saturating_add(seen.content);
+        self.sent = self.sent.saturating_add(seen.sent);
+        self.working = self.working.saturating_add(seen.ended.saturating_sub(seen.begun));
+        self.blocked = self.blocked.saturating_add(seen.blocked);
+        self.spans.push((seen.begun, seen.ended));
+    }
+
+    /// Bytes of content per second in which any sender worked: so it does not matter how many there were. At least 1, so that a
+    /// tenth more is always more.
+    fn rate(&mut self) -> u64 {
+        self.spans.sort_unstable();
+        let (mut time, mut until) = (Duration::ZERO, Duration::ZERO);
+        for &(begun, ended) in &self.spans {
+            time = time.saturating_add(ended.saturating_sub(begun.max(until)));
+            until = until.max(ended);
+        }
+        let rate = u128::from(self.content) * 1_000_000_000 / time.as_nanos().max(1);
+        u64::try_from(rate).unwrap_or(u64::MAX).max(1)
+    }
 }
 
 /// Decides whether to compress and how strongly, from what a sender sees of its link. Sans-IO: observations in, an answer out.
@@ -32,7 +70,7 @@ pub struct Observation {
 #[derive(Clone, Debug, Default)]
 pub struct AutoCompress {
     on: bool,
-    window: Observation,
+    window: Window,
     /// Bytes per second without compression, while the link was the narrow place; 0 before that was seen.
     plain_rate: u64,
     /// Whether the link was waited for in the window before this one: part of the first goes into buffers.
@@ -91,10 +129,7 @@ impl AutoCompress {
 
     /// Takes what was done under the present answer, and returns the next answer.
     pub fn observe(&mut self, seen: Observation) -> bool {
-        self.window.content = self.window.content.saturating_add(seen.content);
-        self.window.sent = self.window.sent.saturating_add(seen.sent);
-        self.window.working = self.window.working.saturating_add(seen.working);
-        self.window.blocked = self.window.blocked.saturating_add(seen.blocked);
+        self.window.add(seen);
         if self.window.content >= WINDOW_BYTES || self.window.working >= WINDOW_TIME {
             let window = std::mem::take(&mut self.window);
             // Without content there is nothing to compare.
@@ -106,7 +141,7 @@ impl AutoCompress {
     }
 
     /// More is done while the link leaves the time for it, and no more once it waits for the compressor.
-    fn strengthen(&mut self, window: Observation) {
+    fn strengthen(&mut self, window: &Window) {
         let is_idle = window.blocked >= window.working / 4 * 3;
         self.strong_hold = self.strong_hold.saturating_sub(1);
         if self.is_strong && window.blocked < window.working / 8 {
@@ -121,8 +156,8 @@ impl AutoCompress {
         (self.is_strong, self.strong_hold) = (false, LONGEST_HOLD);
     }
 
-    fn judge(&mut self, window: Observation) {
-        let rate = rate(window.content, window.working);
+    fn judge(&mut self, mut window: Window) {
+        let rate = window.rate();
         let is_narrow = window.blocked.saturating_mul(2) >= window.working;
         if self.on {
             self.on_for += 1;
@@ -151,7 +186,9 @@ impl AutoCompress {
                 self.hold = (4u32 << self.failures.min(8)).min(LONGEST_HOLD);
                 self.failures = self.failures.saturating_add(1);
             }
-            self.strengthen(window);
+            if self.on {
+                self.strengthen(&window);
+            }
         } else {
             self.hold = self.hold.saturating_sub(1);
             if is_narrow && self.was_narrow && self.hold == 0 && rate < FAST_LINK {
@@ -161,12 +198,6 @@ impl AutoCompress {
         }
         self.was_narrow = is_narrow;
     }
-}
-
-/// Bytes per second, at least 1 so that a tenth more is always more.
-fn rate(bytes: u64, time: Duration) -> u64 {
-    let rate = u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1);
-    u64::try_from(rate).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -240,8 +271,8 @@ mod tests {
                 now = f64::max(now, arrived);
             }
             let seconds = Duration::from_secs_f64;
-            let (working, blocked) = (seconds(now - started), seconds(now - compressed_at));
-            auto.observe(Observation { content, sent, working, blocked });
+            let (begun, ended, blocked) = (seconds(started), seconds(now), seconds(now - compressed_at));
+            auto.observe(Observation { content, sent, begun, ended, blocked });
         }
         driven.took = now;
         driven
@@ -321,16 +352,38 @@ mod tests {
         assert!(share(World { link: 1500 * MB, ..HOME }, 2000) < 600, "a link that got faster");
     }
 
+    /// Two senders that share a link are as fast as one that has it.
+    #[test]
+    fn the_number_of_senders_does_not_matter() {
+        let ms = Duration::from_millis;
+        let span =
+            |begun, ended| Observation { content: 1000, begun: ms(begun), ended: ms(ended), ..Observation::default() };
+        for (spans, milliseconds) in [
+            (vec![(0, 10)], 10),
+            (vec![(8, 9), (0, 10), (0, 10), (3, 4)], 10),
+            (vec![(0, 10), (20, 30), (5, 25)], 30),
+            (vec![(0, 10), (20, 30), (5, 8)], 20),
+            (vec![(7, 7)], 0),
+        ] {
+            let mut window = Window::default();
+            spans.iter().for_each(|&(begun, ended)| window.add(span(begun, ended)));
+            let rate = (spans.len() as u64 * 1_000_000).checked_div(milliseconds);
+            assert_eq!(window.rate(), rate.unwrap_or(1_000_000_000_000), "{spans:?}");
+        }
+    }
+
     #[test]
     fn waiting_for_content_is_no_reason() {
         let mut auto = AutoCompress::new();
         for i in 0..1000 {
-            let (working, blocked) = (Duration::from_millis(10), Duration::from_millis(1));
-            let on = auto.observe(Observation { content: 10_000, sent: 10_000, working, blocked });
+            let (begun, blocked) = (Duration::from_millis(100 * i), Duration::from_millis(1));
+            let ended = begun + Duration::from_millis(10);
+            let on = auto.observe(Observation { content: 10_000, sent: 10_000, begun, ended, blocked });
             assert!(!on || i < 10, "{i}");
         }
         auto.observe(Observation::default());
-        let forever = Observation { content: 0, sent: 0, working: Duration::MAX, blocked: Duration::MAX };
+        let forever =
+            Observation { content: 0, sent: 0, begun: Duration::ZERO, ended: Duration::MAX, blocked: Duration::MAX };
         assert!(!auto.observe(forever));
     }
 }

@@ -33,6 +33,9 @@ const AHEAD: usize = 2;
 /// Ranges that wait to be copied: as many as one message may tell. What does not fit is copied later, as without a draft.
 const QUEUE: usize = 4096;
 
+/// Bytes of a content of which there is a draft: what is behind is copied later. So what is remembered of it takes up to 13 MB.
+const MOST: u64 = 32 << 30;
+
 /// What drafts leave free on their file system, in bytes.
 const RESERVE: u64 = 64 << 20;
 
@@ -197,10 +200,10 @@ impl Drop for Copying {
 
 impl Draft {
     /// Will copy the whole blocks of a range, unless too many wait already; one that has none, is not behind all before,
-    /// or reaches beyond the content, is passed over.
+    /// or reaches beyond the content or the first 32 GiB of it, is passed over.
     pub fn copy(&mut self, range: CopyRange) {
         let end = range.at.saturating_add(range.len);
-        if range.at >= self.end && end <= self.file.size && range.has_block() {
+        if range.at >= self.end && end <= self.file.size.min(MOST) && range.has_block() {
             self.end = end;
             if let Some(threads) = &*self.copying.threads() {
                 // If it failed, that shows in the end.

@@ -508,3 +508,6 @@ fn read_part(
     sparse::each_piece(&fd, offset, stop, |piece| hasher.update(piece))?;
     Ok((fd, hasher))
 }
+
+#[cfg(test)]
+mod tests;

@@ -593,8 +593,8 @@ proptest! {
 fn a_sender_holds_what_the_link_takes_and_no_more() {
     let ms = std::time::Duration::from_millis;
     // Twice the window, and what goes in 50 ms.
-    assert_eq!(tuning::held(400_000, ms(20)), 1_800_000);
-    assert_eq!(tuning::held(14_000, ms(20)), 256 << 10, "at the start");
+    assert_eq!(tuning::held(1_000_000, ms(20)), 4_500_000);
+    assert_eq!(tuning::held(14_000, ms(20)), 2 << 20, "at the start");
     assert_eq!(tuning::held(7_500_000, ms(60)), 16 << 20);
     assert_eq!(tuning::held(u64::MAX, ms(0)), 16 << 20);
 }

@@ -42,8 +42,9 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 /// What a sender may hold unacknowledged: twice a stream's window.
 const SEND_WINDOW: u64 = 16 << 20;
-/// The least that a sender may hold, and …
-const LEAST_HELD: u64 = 256 << 10;
+/// The least that a sender may hold: two of the largest blocks that are written at once, or the link would wait for the next one
+/// while its speed is still being found out. And …
+const LEAST_HELD: u64 = 2 << 20;
 /// … what the link takes in this time: a writer may be away for so long to compress the next block.
 const HELD_FOR: Duration = Duration::from_millis(50);
 /// A control stream and a few data streams are all we use.

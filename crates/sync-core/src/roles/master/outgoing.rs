@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use super::meter::Meter;
 use super::queue::{Job, Queue, kinds};
 use super::source::Source;
-use crate::compress::AutoCompress;
+use crate::compress::{AutoCompress, Observation};
 use crate::fs::ReadError;
 use crate::options::Compress;
 use crate::pace::Pace;
@@ -106,7 +106,21 @@ impl Outgoing {
         match self.compress {
             Compress::Never => false,
             Compress::Zstd(_) => true,
-            Compress::Auto => self.auto.lock().unwrap_or_else(PoisonError::into_inner).is_on(),
+            Compress::Auto => self.auto().is_on(),
+        }
+    }
+
+    /// Whether compression pays.
+    pub fn auto(&self) -> MutexGuard<'_, AutoCompress> {
+        self.auto.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes how the link was. What the streams take of the queue may be something else afterwards.
+    pub fn learn(&self, seen: Observation) {
+        let mut auto = self.auto();
+        let before = auto.is_on();
+        if auto.observe(seen) != before {
+            self.more.notify_waiters();
         }
     }
 

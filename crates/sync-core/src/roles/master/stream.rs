@@ -366,19 +366,19 @@ impl Stream {
         prefix: &[u8],
         frame: impl Fn(Encoding) -> ContentFrame<'static>,
     ) -> Result<(), StreamError> {
-        let started = Instant::now();
-        let content = bytes.len() as u64;
+        let (begun, content) = (self.outgoing.started.elapsed(), bytes.len() as u64);
         let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
         let sent = bytes.len() as u64;
         self.outgoing.compressed.fetch_add(sent, Ordering::Relaxed);
-        if self.outgoing.compress == Compress::Auto {
-            self.connection.hold_what_the_link_takes();
+        if self.outgoing.compress != Compress::Auto {
+            return self.send(&frame(encoding), bytes).await;
         }
+        self.connection.hold_what_the_link_takes();
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
-        let seen = Observation { content, sent, working: started.elapsed(), blocked: before.elapsed() };
-        self.outgoing.auto.lock().unwrap_or_else(PoisonError::into_inner).observe(seen);
+        let (ended, blocked) = (self.outgoing.started.elapsed(), before.elapsed());
+        self.outgoing.learn(Observation { content, sent, begun, ended, blocked });
         Ok(())
     }
 
@@ -387,7 +387,7 @@ impl Stream {
         match self.outgoing.compress {
             Compress::Never => None,
             Compress::Zstd(level) => Some(level),
-            Compress::Auto => self.outgoing.auto.lock().unwrap_or_else(PoisonError::into_inner).level(),
+            Compress::Auto => self.outgoing.auto().level(),
         }
     }
 
