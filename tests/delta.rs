@@ -254,6 +254,33 @@ fn texts(scratch: &Scratch, edit: bool) {
     }
 }
 
+/// A deploy in small: of 5 MB most files have a few other lines, and some are new.
+#[test]
+fn a_deploy_that_is_compressed_costs_its_lines() {
+    let scratch = Scratch::new();
+    let name = |i: u64| format!("d{}/page{i}", i % 13);
+    for i in 0..400 {
+        write(scratch.src().join(name(i)), lines(100 + i, 120));
+    }
+    write(scratch.src().join("bundle"), lines(99, 30_000));
+    push(&scratch, &[]);
+    for i in 0..400 {
+        let mut text = lines(100 + i, 120);
+        text.splice(100..120, format!("release 2 of {i}").into_bytes());
+        text.extend(lines(1000 + i, 2));
+        write(scratch.src().join(name(i)), text);
+    }
+    for i in 400..420 {
+        write(scratch.src().join(name(i)), lines(100 + i, 120));
+    }
+    let mut bundle = lines(99, 30_000);
+    (0..40).for_each(|i| drop(bundle.splice(i * 50_000..i * 50_000 + 9, *b"release 2")));
+    write(scratch.src().join("bundle"), bundle);
+    let (bytes, summary) = push(&scratch, &["--compress=zstd"]);
+    // Of each of 400 pages two lines and what is told of it, some pieces of the bundle, 20 new pages; compressed together.
+    assert!(bytes < 250_000, "{bytes} bytes: {summary:?}");
+}
+
 const HISTORY: [&str; 2] = ["--compress=zstd", "--history=64m"];
 
 /// The texts, pushed once with what is told.

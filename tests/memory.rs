@@ -82,9 +82,9 @@ fn many_files_that_are_asked_about() {
     assert!(master < 64 * M && replica < 64 * M, "{} MiB and {} MiB", master / M, replica / M);
 }
 
-/// The strongest that is the default, with its window.
+/// As it is without a level, and as strong as it becomes by itself on a slow link.
 #[test]
-fn compression_at_its_default_level() {
+fn compression_with_the_wide_window() {
     let lines = |seed: u64| -> Vec<u8> {
         noise(seed, 4 * M).chunks(8).flat_map(|some| format!("{some:?} and what is the same\n").into_bytes()).collect()
     };
@@ -92,6 +92,9 @@ fn compression_at_its_default_level() {
     for i in 2..5 {
         write(pair.scratch.src().join(format!("file{i}")), lines(i));
     }
-    let (master, replica) = pair.push(&["--compress=zstd"]);
-    assert!(master < 128 * M && replica < 96 * M, "{} MiB and {} MiB", master / M, replica / M);
+    for level in ["--compress=zstd", "--compress=zstd:9"] {
+        write(pair.scratch.src().join("file"), lines(level.len() as u64 + 10));
+        let (master, replica) = pair.push(&[level]);
+        assert!(master < 128 * M && replica < 96 * M, "{level}: {} MiB and {} MiB", master / M, replica / M);
+    }
 }

@@ -165,6 +165,23 @@ fn equal_content_is_sent_once() {
     assert!(bytes < 500_000, "{bytes} bytes for ten equal files of 400,000");
 }
 
+/// A million in small: what a file adds is its name and its times.
+#[test]
+fn many_equal_files_cost_their_names() {
+    let scratch = Scratch::new();
+    let content = noise(1, 3000);
+    for i in 0..20_000 {
+        let dir = scratch.src().join(format!("d{:02}", i / 500));
+        if i % 500 == 0 {
+            mkdir(&dir);
+        }
+        std::fs::write(dir.join(format!("{i}")), &content).unwrap();
+    }
+    let (bytes, summary) = sent(&scratch, &["--compress=zstd"]);
+    assert_eq!(summary.count("literal_bytes"), 3000, "{summary:?}");
+    assert!(bytes < 20_000 * 10, "{bytes} bytes for 20,000 equal files");
+}
+
 #[test]
 fn a_changed_large_file_reuses_what_did_not_change() {
     let scratch = Scratch::new();

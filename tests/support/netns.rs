@@ -83,6 +83,17 @@ impl Cable {
         how
     }
 
+    /// Makes it as slow as this in both directions, or as fast as it can be; `false` where the kernel or the tools cannot.
+    pub fn slow(&mut self, rate: Option<&str>) -> bool {
+        // There may be none yet.
+        let _ = self.far(&["tc", "qdisc", "del", "dev", "far", "root"]);
+        let _ = run("tc", &["qdisc", "del", "dev", self.near.as_str(), "root"]);
+        let Some(rate) = rate else { return true };
+        let bucket = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms"];
+        self.far(&[&["tc", "qdisc", "add", "dev", "far"][..], &bucket].concat()).is_ok()
+            && run("tc", &[&["qdisc", "add", "dev", self.near.as_str()][..], &bucket].concat()).is_ok()
+    }
+
     pub fn mend(&mut self) {
         match self.cut.take() {
             Some(Cut::Silent) => {

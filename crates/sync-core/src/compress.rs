@@ -1,7 +1,8 @@
 //! Compression of content on the wire: what is worth it, and the bounds under which a peer's frames are opened.
 //!
-//! zstd (RFC 8878) over whole blocks, each of which stands alone. Whether to compress at all is [`AutoCompress`]'s
-//! decision, made from how the link behaves; for one block it is the size that decides.
+//! zstd (RFC 8878): over blocks that stand alone ([`Compressor`]), over all blocks of a stream ([`StreamCompressor`]), and behind what
+//! both sides have ([`compress_after`]). Whether to compress at all is [`AutoCompress`]'s decision, made from how the link behaves; for one
+//! block it is the size that decides.
 
 mod after;
 mod auto;
@@ -22,7 +23,7 @@ pub const STRONG_LEVEL: i32 = 9;
 /// Levels a person may ask for. Above 19 zstd wants more memory from the receiver than one block is worth.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
-/// Compresses blocks one by one, with one set of tables (a megabyte or so at the default level).
+/// Compresses blocks one by one, with one set of tables (a megabyte or so at level 3).
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
 }

@@ -193,7 +193,8 @@ impl History {
         self.to_be_filled.store(false, Ordering::Relaxed);
     }
 
-    /// What the source had when that began was put in, as far as it is wanted: also for who opens the store again.
+    /// What the source had when that began was put in, as far as it is wanted: also for who opens the store again, once
+    /// [`History::finish`] was called.
     pub fn filled(&self) {
         self.store().filled();
     }

@@ -36,6 +36,8 @@ pub(super) struct Store {
     closed: bool,
     /// Nothing is put in any more.
     given_up: bool,
+    /// Whether all that the source has was put in since it was opened, and not told to the next who opens it.
+    is_complete: bool,
     /// Why, unless somebody asked for it.
     trouble: Option<Unkept>,
 }
@@ -70,6 +72,7 @@ impl Store {
             allowance: 0,
             closed: false,
             given_up: false,
+            is_complete: false,
             trouble: None,
         }
     }
@@ -101,10 +104,9 @@ impl Store {
         self.dir.join(FILLED).exists()
     }
 
-    pub(super) fn filled(&self) {
-        if let Err(error) = fs::File::create(self.dir.join(FILLED)) {
-            tracing::debug!(%error, "the history will be filled again");
-        }
+    /// What the source had was put in; it is there once that is sealed.
+    pub(super) fn filled(&mut self) {
+        self.is_complete = true;
     }
 
     pub(super) fn find(&mut self, prefix: u64) -> Option<Kept> {
@@ -153,6 +155,12 @@ impl Store {
     /// Ends what was put in, and makes room for it.
     pub(super) fn finish(&mut self, current: impl FnOnce() -> HashSet<u64>) -> Option<Unkept> {
         let sealed = self.seal();
+        if std::mem::take(&mut self.is_complete)
+            && sealed.is_ok()
+            && let Err(error) = fs::File::create(self.dir.join(FILLED))
+        {
+            tracing::debug!(%error, "the history will be filled again");
+        }
         self.check(sealed);
         let lack = self.room.lack();
         if lack > 0 && !self.packs.is_empty() {

@@ -70,7 +70,14 @@ fn what_is_put_in_is_there_when_it_is_opened_again() {
     // Whoever began it did not come to the end.
     let history = open(&dir, M);
     assert!(history.is_to_be_filled());
+    put(&history, 30..32);
     history.filled();
+    drop(history);
+    // What is not sealed is not there.
+    let history = open(&dir, M);
+    assert!(history.is_to_be_filled() && !has(&history, 30));
+    history.filled();
+    history.finish(HashSet::default);
     drop(history);
     let history = open(&dir, M);
     assert!(!history.is_to_be_filled() && (1..20).all(|number| has(&history, number)) && !has(&history, 20));

@@ -61,7 +61,9 @@ impl Bed {
                 file.write_all_at(&[byte[0] ^ 1], at).unwrap();
             }
             Damage::Flip(_) => {}
-            Damage::Overwrite(at, n, seed) => file.write_all_at(&noise(*n, seed | 1), at.index(len + 1) as u64).unwrap(),
+            Damage::Overwrite(at, n, seed) => {
+                file.write_all_at(&noise(*n, seed | 1), at.index(len + 1) as u64).unwrap();
+            }
             Damage::Cut(at) => file.set_len(at.index(len + 1) as u64).unwrap(),
             Damage::Append(n) => file.write_all_at(&noise(*n, 3), len as u64).unwrap(),
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::acks::Acks;
 use super::blocks::Blocks;
@@ -33,6 +34,9 @@ use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_
 use crate::roles::survey::{KnownContents, LastLook, Names, Pending, Survey, SurveyOptions, survey, survey_names};
 use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
+
+/// Streams of a source that compress strongly at the same time, each with some 50 MB, unless `--compress` tells all to.
+const MOST_STRONG: usize = 4;
 
 /// How long to wait for another push of the same source.
 pub(super) const BUSY: Duration = Duration::from_secs(600);
@@ -67,6 +71,8 @@ pub struct Source {
     pub fills_later: bool,
     /// What the index gets with the next version, or soon.
     pub acks: Acks,
+    /// Streams that may compress strongly on their own account at the same time.
+    pub strong: Arc<Semaphore>,
     /// `None` in a dry run.
     pub(super) previous: Option<Previous>,
     filter: Filter,
@@ -139,6 +145,7 @@ impl Source {
             root,
             region: if asks_others { fs::place::region(&canonical, with_mounts) } else { None },
             index: opened.index,
+            strong: Arc::new(Semaphore::new(MOST_STRONG)),
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             history,

@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::outgoing::{BATCH, Outgoing};
 use super::queue::{Job, SMALL};
 use super::splicing::Splicing;
-use crate::compress::{Observation, StreamCompressor, compress_after};
+use crate::compress::{LIGHT_LEVEL, Observation, STRONG_LEVEL, StreamCompressor, compress_after};
 use crate::delta::Op;
 use crate::delta::patch::{self, Cuts};
 use crate::fs::{Kept, ReadError};
@@ -35,6 +36,8 @@ pub struct Stream {
     writer: Option<FrameWriter>,
     /// Made when first something is compressed; it may fail once and for all.
     compressor: Option<io::Result<StreamCompressor>>,
+    /// Held while it compresses strongly because the link is slow.
+    strong: Option<OwnedSemaphorePermit>,
     /// Content bytes sent in this stream.
     literal: u64,
 }
@@ -48,7 +51,8 @@ impl Stream {
             None => Some(connection.open_uni().await?),
             Some(_) => None,
         };
-        let mut stream = Self { outgoing: Arc::clone(&outgoing), connection, writer, compressor: None, literal: 0 };
+        let mut stream =
+            Self { outgoing: Arc::clone(&outgoing), connection, writer, compressor: None, strong: None, literal: 0 };
         loop {
             match job {
                 Job::Small(requests) => stream.small(&requests).await?,
@@ -383,12 +387,21 @@ impl Stream {
     }
 
     /// How strongly to compress now, if at all.
-    fn level(&self) -> Option<i32> {
-        match self.outgoing.compress {
-            Compress::Never => None,
-            Compress::Zstd(level) => Some(level),
+    fn level(&mut self) -> Option<i32> {
+        let level = match self.outgoing.compress {
+            Compress::Never => return None,
+            Compress::Zstd(level) => return Some(level),
             Compress::Auto => self.outgoing.auto().level(),
+        };
+        if level != Some(STRONG_LEVEL) {
+            self.strong = None;
+            return level;
         }
+        if self.strong.is_none() {
+            self.strong = Arc::clone(&self.outgoing.source.strong).try_acquire_owned().ok();
+        }
+        // Many slow links at the same time shall not take all the memory.
+        if self.strong.is_some() { level } else { Some(LIGHT_LEVEL) }
     }
 
     fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
