@@ -43,8 +43,8 @@ fn cable(test: &str) -> Option<Cable> {
 }
 
 #[test]
-fn compression_finds_its_level_on_a_slow_link_and_on_a_fast_one() {
-    let Some(mut cable) = cable("compression_finds_its_level") else { return };
+fn compression_helps_on_a_slow_link_and_does_no_harm_on_a_fast_one() {
+    let Some(mut cable) = cable("compression_helps_on_a_slow_link") else { return };
     let scratch = Scratch::new();
     let dst = scratch.dst();
     mkdir(&dst);
@@ -53,7 +53,7 @@ fn compression_finds_its_level_on_a_slow_link_and_on_a_fast_one() {
     daemon.pair(&scratch.state());
     for (turn, rate) in [None, Some("30mbit"), None].into_iter().enumerate() {
         if !cable.slow(rate) {
-            skip("compression_finds_its_level", "no slow links");
+            skip("compression_helps_on_a_slow_link", "no slow links");
             continue;
         }
         fill(&scratch, turn as u64 * 10_000);

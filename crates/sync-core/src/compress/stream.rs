@@ -51,6 +51,11 @@ impl StreamCompressor {
         Ok(Self { zstd, level })
     }
 
+    /// At which level the last block was compressed.
+    pub fn level(&self) -> i32 {
+        self.level
+    }
+
     /// The next block, at `level`: where that is another one, the frame ends and a new one begins, which knows nothing of what was sent
     /// before. `None` if what the block holds does not shrink, and it should go as it is.
     ///

@@ -155,8 +155,9 @@ impl Store {
     /// Ends what was put in, and makes room for it.
     pub(super) fn finish(&mut self, current: impl FnOnce() -> HashSet<u64>) -> Option<Unkept> {
         let sealed = self.seal();
+        let is_lost = sealed.is_err() || matches!(self.trouble, Some(Unkept::Io(_)));
         if std::mem::take(&mut self.is_complete)
-            && sealed.is_ok()
+            && !is_lost
             && let Err(error) = fs::File::create(self.dir.join(FILLED))
         {
             tracing::debug!(%error, "the history will be filled again");

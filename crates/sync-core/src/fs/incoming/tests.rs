@@ -196,6 +196,7 @@ proptest! {
         }
         early.iter().for_each(|damage| bed.damage(damage));
         let drafted = draft.finish();
+        prop_assert!(drafted.is_some() || early.is_some());
         let digest = Digest::of(&new);
         let incoming = match drafted {
             Some(drafted) => bed.staging.begin_drafted(&digest, size, &x(), drafted).unwrap(),

@@ -36,7 +36,7 @@ pub struct Stream {
     writer: Option<FrameWriter>,
     /// Made when first something is compressed; it may fail once and for all.
     compressor: Option<io::Result<StreamCompressor>>,
-    /// Held while it compresses strongly because the link is slow.
+    /// Held while the compressor is a strong one because the link is slow.
     strong: Option<OwnedSemaphorePermit>,
     /// Content bytes sent in this stream.
     literal: u64,
@@ -393,15 +393,11 @@ impl Stream {
             Compress::Zstd(level) => return Some(level),
             Compress::Auto => self.outgoing.auto().level(),
         };
-        if level != Some(STRONG_LEVEL) {
-            self.strong = None;
-            return level;
-        }
-        if self.strong.is_none() {
+        if level == Some(STRONG_LEVEL) && self.strong.is_none() {
             self.strong = Arc::clone(&self.outgoing.source.strong).try_acquire_owned().ok();
         }
         // Many slow links at the same time shall not take all the memory.
-        if self.strong.is_some() { level } else { Some(LIGHT_LEVEL) }
+        level.map(|level| if self.strong.is_some() { level } else { LIGHT_LEVEL })
     }
 
     fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
@@ -413,14 +409,19 @@ impl Stream {
             return Some((Encoding::AfterGaps, small));
         }
         let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
-        match compressor.as_mut().map(|compressor| compressor.compress(bytes, level)) {
-            Ok(Ok(small)) => small.map(|small| (Encoding::Zstd, small)),
-            // Without memory for it, content goes as it is.
-            Ok(Err(error)) => {
-                self.compressor = Some(Err(error));
+        // Without memory for it, content goes as it is.
+        let Ok(zstd) = compressor else { return None };
+        let compressed = zstd.compress(bytes, level);
+        // It stays as large as it is while nothing is compressed.
+        if zstd.level() != STRONG_LEVEL || compressed.is_err() {
+            self.strong = None;
+        }
+        match compressed {
+            Ok(small) => small.map(|small| (Encoding::Zstd, small)),
+            Err(error) => {
+                *compressor = Err(error);
                 None
             }
-            Err(_) => None,
         }
     }
 
