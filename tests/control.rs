@@ -276,7 +276,10 @@ fn a_replica_takes_over_its_configuration_while_it_runs() {
     let before = connected();
     let ran = here(&|text| text.replace(&table, "")).code(0);
     assert_eq!(ran.out().trim(), "share img is not held any more");
-    let ran = synccli(&master.state).args(&["push", "img", "--timeout=3s"]).code(1);
+    // What the replica has acknowledged it has, as long as the master has not heard of this.
+    let push = || synccli(&master.state).args(&["push", "img", "--timeout=3s"]).run();
+    wait_for("the master to be told", PATIENCE, || !push().status.success());
+    let ran = push().code(1);
     assert!(ran.err().contains("there is no share named \"img\" here; there are: www"), "{ran}");
     write(src.join("later"), b"later");
     synccli(&master.state).args(&["push", "www"]).ok();
