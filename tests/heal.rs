@@ -71,7 +71,10 @@ impl Pair {
 fn becomes_identical(src: &Path, dst: &Path) {
     // No second look: it may be identical by chance, while what somebody did there is still to be seen.
     wait_for("the replica to be identical", PATIENCE, || {
-        dst.exists() && differences(&snapshot(src), &snapshot(dst)).is_empty() && lost_holes(&snapshot(dst)).is_empty()
+        dst.exists() && {
+            let have = snapshot(dst);
+            differences(&snapshot(src), &have).is_empty() && lost_holes(&have).is_empty()
+        }
     });
 }
 

@@ -107,10 +107,7 @@ impl Copies {
 impl CopyRange {
     /// The blocks of the content that lie in it whole: their numbers, and where each begins in the old file.
     pub fn blocks(self) -> impl Iterator<Item = (u64, u64)> {
-        let Self { at, from, len } = self;
-        let first = at.div_ceil(BLOCK);
-        let end = at.saturating_add(len) / BLOCK;
-        (first..end).map(move |i| (i, from.saturating_add(i.saturating_mul(BLOCK).saturating_sub(at))))
+        self.pieces(1).map(|block| (block.at / BLOCK, block.from))
     }
 
     /// The same, so many blocks at a time; there may be fewer at the end.

@@ -55,6 +55,8 @@ pub(super) type Blocks = VecDeque<Block>;
 
 /// Some blocks in a row that were read.
 struct Piece {
+    /// Where they are in the content.
+    at: u64,
     blocks: Vec<Block>,
     bytes: Vec<u8>,
 }
@@ -270,7 +272,7 @@ fn read(
         let hashes = BlockHash::of_each(piece.at / BLOCK, &bytes);
         let blocks = piece.blocks().zip(hashes).map(|((i, from), hash)| Block { i, from, hash }).collect();
         // Nobody writes any more: that failed, and says so.
-        if is_over() || full.send(Piece { blocks, bytes }).is_err() {
+        if is_over() || full.send(Piece { at: piece.at, blocks, bytes }).is_err() {
             break;
         }
     }
@@ -286,9 +288,8 @@ fn write(
     done: &Sender<Vec<u8>>,
 ) -> Result<(OwnedFd, Blocks), FsError> {
     let mut written = Blocks::new();
-    for Piece { blocks, bytes } in pieces {
+    for Piece { at, blocks, bytes } in pieces {
         let _going_on = staging.going_on(near)?;
-        let at = blocks.first().map_or(0, |block| block.i.saturating_mul(BLOCK));
         if let Err(errno) = sparse::write_sparse(&fd, at, &bytes) {
             let _ = ftruncate(&fd, 0);
             return Err(FsError::new("stage", near, errno));

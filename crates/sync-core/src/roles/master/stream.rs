@@ -410,7 +410,10 @@ impl Stream {
         }
         let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
         // Without memory for it, content goes as it is.
-        let Ok(zstd) = compressor else { return None };
+        let Ok(zstd) = compressor else {
+            self.strong = None;
+            return None;
+        };
         let compressed = zstd.compress(bytes, level);
         // It stays as large as it is while nothing is compressed.
         if zstd.level() != STRONG_LEVEL || compressed.is_err() {
