@@ -196,3 +196,41 @@ fn a_part_whose_file_is_gone_from_the_source_goes_with_the_next_push() {
     assert_exact(&big.scratch.src(), &big.scratch.dst());
     assert_no_differences("left over", &leftovers(&snapshot(&big.scratch.dst())));
 }
+
+/// Files in staging, at whatever depth.
+fn staged(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries.flatten().map(|entry| if entry.path().is_dir() { staged(&entry.path()) } else { 1 }).sum()
+}
+
+#[test]
+fn small_files_that_arrived_before_the_master_vanished_are_not_sent_again() {
+    const COUNT: u64 = 2000;
+    const SIZE: usize = 20_000;
+    let scratch = Scratch::new();
+    mkdir(scratch.dst().join("there"));
+    for i in 0..COUNT {
+        // Into a directory that is new, and into one that is there.
+        let dir = if i % 2 == 0 { "new" } else { "there" };
+        write(scratch.src().join(format!("{dir}/f{i}")), noise(i, SIZE));
+    }
+    let daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
+    daemon.pair(&scratch.state());
+    let push = || scratch.push_to(&[daemon.dest("www")]);
+    let mut running = push().args(&["--bwlimit=8m", "--compress=never"]).timeout(90).start();
+    let came = COUNT as usize / 4;
+    wait_for("a quarter of the files to be staged", 60, || {
+        assert!(running.is_running(), "ended before it could be cut");
+        staged(&scratch.dst().join(STAGING)) >= came
+    });
+    running.signal(Signal::KILL);
+    running.wait();
+    // Waits for the daemon to notice.
+    let ran = push().args(&["--json", "--compress=never"]).timeout(90).ok();
+    assert_exact(&scratch.src(), &scratch.dst());
+    assert_no_differences("left over", &leftovers(&snapshot(&scratch.dst())));
+    let (literal, resumed) = (ran.summary().count("literal_bytes"), ran.summary().count("resumed_bytes"));
+    assert_eq!(literal + resumed, COUNT * SIZE as u64, "{ran}");
+    // Slack: what is being written and named at this moment.
+    assert!(resumed >= (came as u64 - 20) * SIZE as u64, "{resumed} bytes of {came} files were used again\n{ran}");
+}

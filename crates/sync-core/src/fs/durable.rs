@@ -1,6 +1,7 @@
 //! Making what was done survive a power cut, in one place.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -10,7 +11,10 @@ use crate::path::RelPath;
 
 /// The file systems that a push writes to, each by a descriptor opened before its first write.
 #[derive(Debug, Default)]
-pub(crate) struct Durable(Mutex<Vec<Watched>>);
+pub(crate) struct Durable {
+    watched: Mutex<Vec<Watched>>,
+    failed: AtomicBool,
+}
 
 #[derive(Debug)]
 struct Watched {
@@ -23,7 +27,7 @@ impl Durable {
     /// Adds the file system with device number `dev`; to be called before anything is written there. `fd` must not be
     /// an `O_PATH` descriptor.
     pub fn watch(&self, dev: u64, top: &RelPath, fd: OwnedFd) {
-        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if !watched.iter().any(|fs| fs.dev == dev) {
             watched.push(Watched { dev, top: top.clone(), fd });
         }
@@ -38,7 +42,7 @@ impl Durable {
     /// whole batch counts as lost, and is staged anew by the next push. An error from before the descriptor was opened
     /// is not ours and not seen (Linux 5.8; older kernels report none, there only the device's own errors show).
     pub fn flush(&self) -> Result<(), FsError> {
-        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let mut result = Ok(());
         for fs in &*watched {
             let flushed = loop {
@@ -52,6 +56,19 @@ impl Durable {
                 result = Err(FsError::new("flush the file system at", &fs.top, errno));
             }
         }
+        if result.is_err() {
+            self.fail();
+        }
         result
+    }
+
+    /// A flush has failed.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a flush has failed: then nothing can be relied on that was written before it.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 }

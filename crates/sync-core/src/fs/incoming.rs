@@ -405,6 +405,9 @@ impl Incoming {
             written = self.try_put(bytes);
         }
         if let Err(errno) = written {
+            if is_full(errno) {
+                staging.met_full_disk();
+            }
             self.discard();
             return Err(self.fail(errno).into());
         }

@@ -7,7 +7,8 @@
 //! The directory lies at the top of the replica, and at the top of every mount below it that is written to, under
 //! [`STAGING_NAME`]: a rename from there into the tree never crosses a file system. Nobody but us may enter it, so
 //! that names in it lead where we made them lead. A completed push removes it; an interrupted one leaves the parts of
-//! big files, and a killed one whatever it was doing, which the next one adopts or clears away.
+//! big files, one that is cut off all that is whole, and a killed one whatever it was doing, which the next one adopts or
+//! clears away.
 
 mod adopt;
 mod new_tree;
@@ -62,10 +63,22 @@ pub struct Staging {
     ahead: Mutex<Option<BTreeMap<RelPath, Digest>>>,
     problems: Mutex<Vec<FsError>>,
     counter: AtomicU64,
+    /// Whether something did not fit on the disk.
+    is_full: AtomicBool,
     pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
     pub(super) phase: RwLock<Phase>,
+}
+
+/// What the end of a session leaves in a staging directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    Nothing,
+    /// Contents over [`PART_MIN`], whole or not.
+    Big,
+    /// Those, and whatever else is whole.
+    Whole,
 }
 
 /// How far a session is.
@@ -156,6 +169,7 @@ impl Staging {
             ahead: Mutex::default(),
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
             stop: Arc::default(),
             phase: RwLock::new(Phase::Gathering),
         }
@@ -192,10 +206,19 @@ impl Staging {
         match self.try_store(digest, bytes, near, likely) {
             Err(IncomingError::Fs(error)) if error.errno().is_some_and(is_full) => {
                 self.end_drafts();
-                self.try_store(digest, bytes, near, likely)
+                let stored = self.try_store(digest, bytes, near, likely);
+                if stored.is_err() {
+                    self.met_full_disk();
+                }
+                stored
             }
             stored => stored,
         }
+    }
+
+    /// Something did not fit.
+    pub(super) fn met_full_disk(&self) {
+        self.is_full.store(true, Ordering::Relaxed);
     }
 
     fn try_store(
@@ -335,11 +358,22 @@ impl Staging {
         self.durable.flush()
     }
 
-    /// Ends an interrupted push: leaves what a resume can use, the parts of files over [`PART_MIN`] bytes, whole ones
-    /// too, and gives read-only directories their modes back, and the directories that held staging their times. What cannot be
-    /// removed is among the problems. Nothing can be staged any more.
+    /// Ends a push that somebody interrupts: leaves the parts of files over [`PART_MIN`] bytes, whole ones too, and gives
+    /// read-only directories their modes back, and the directories that held staging their times. After a flush that failed
+    /// nothing can be relied on, and nothing is left. What cannot be removed is among the problems. Nothing can be staged any
+    /// more.
     pub fn keep_parts(&self) {
-        self.clear(true, true);
+        self.keep(Leave::Big);
+    }
+
+    /// Ends a push that was cut off, and is probably taken up again soon: leaves whatever is whole as well, unless the disk was
+    /// full. Else as [`Staging::keep_parts`].
+    pub fn keep_what_came(&self) {
+        self.keep(if self.is_full.load(Ordering::Relaxed) { Leave::Big } else { Leave::Whole });
+    }
+
+    fn keep(&self, leave: Leave) {
+        self.clear(if self.durable.has_failed() { Leave::Nothing } else { leave }, true);
         self.thaw.restore(&self.root);
     }
 
@@ -348,12 +382,12 @@ impl Staging {
     ///
     /// The directories that held them get the time back that they had before, unless they were changed otherwise.
     pub fn remove(&self) {
-        self.clear(false, true);
+        self.clear(Leave::Nothing, true);
     }
 
     /// As [`Staging::remove`], but the session goes on: what was published may have to be followed by more.
     pub(crate) fn remove_for_now(&self) {
-        self.clear(false, false);
+        self.clear(Leave::Nothing, false);
     }
 
     /// To be held while a file in staging is made, written or named.
@@ -420,14 +454,14 @@ impl Staging {
         self.mounts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn clear(&self, keep_parts: bool, for_good: bool) {
+    fn clear(&self, leave: Leave, for_good: bool) {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         *phase = (*phase).max(if for_good { Phase::Over } else { Phase::Planned });
         for mount in self.mounts() {
             let Some(stage) = mount.stage.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
             // Looked at before the removal, which moves the time in any case.
             let only_ours = self.look_at_top(&mount.top).is_ok_and(|stat| stat.tuple.mtime == stage.top.ours);
-            if self.empty(&stage, keep_parts) {
+            if self.empty(&stage, leave) {
                 let gone =
                     self.thaw.within(&self.root, &mount.top, |top| unlinkat(top, STAGING_NAME, AtFlags::REMOVEDIR));
                 match gone {

@@ -116,6 +116,15 @@ pub enum Closed {
 }
 
 impl Closed {
+    /// Whether neither side wanted the end: the network failed, or the peer's process did.
+    pub fn is_cut(&self) -> bool {
+        match self {
+            Self::Vanished | Self::Restarted | Self::Broken(_) => true,
+            Self::ByPeer { code, .. } => *code == Code::Abandoned,
+            Self::Here | Self::Tls { .. } | Self::Refused => false,
+        }
+    }
+
     /// Whether the peer ended the connection in order.
     pub fn is_done(&self) -> bool {
         matches!(self, Self::ByPeer { code: Code::Done, .. })

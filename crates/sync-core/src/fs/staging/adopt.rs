@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat, rena
 use rustix::io::Errno;
 
 use super::new_tree::TREE;
-use super::{Content, PART, PART_MIN, Stage, Staging, State, is_big};
+use super::{Content, Leave, PART, PART_MIN, Stage, Staging, State, is_big};
 use crate::chunk::Chunking;
 use crate::fs::STAGING_NAME;
 use crate::fs::error::FsError;
@@ -117,7 +117,7 @@ impl Staging {
         }
     }
 
-    /// Hashes a content that a killed push left whole; one that is not what its name says is removed. Once the session is
+    /// Hashes a content that an interrupted push left whole; one that is not what its name says is removed. Once the session is
     /// asked to stop, it stays what it is and is not believed.
     pub(super) fn verify(&self, digest: &Digest, stage: &Arc<Stage>) -> bool {
         let name = digest.to_hex();
@@ -137,8 +137,8 @@ impl Staging {
         good
     }
 
-    /// Removes what is ours; tells whether the directory is empty now.
-    pub(super) fn empty(&self, stage: &Arc<Stage>, keep_parts: bool) -> bool {
+    /// Removes what is ours and not to be left; tells whether the directory is empty now.
+    pub(super) fn empty(&self, stage: &Arc<Stage>, leave: Leave) -> bool {
         let names = match names(stage.fd()) {
             Ok(names) => names,
             Err(errno) => {
@@ -146,23 +146,27 @@ impl Staging {
                 return false;
             }
         };
-        in_portions(&names, PORTION, &|names| self.clear_names(stage, names, keep_parts)).into_iter().all(|empty| empty)
+        in_portions(&names, PORTION, &|names| self.clear_names(stage, names, leave)).into_iter().all(|empty| empty)
     }
 
-    /// Removes those of the names that are ours and not to be kept; tells whether that is all of them.
-    fn clear_names(&self, stage: &Stage, names: &[Vec<u8>], keep_parts: bool) -> bool {
+    /// Removes those of the names that are ours and not to be left; tells whether that is all of them.
+    fn clear_names(&self, stage: &Stage, names: &[Vec<u8>], leave: Leave) -> bool {
         let mut empty = true;
         for name in names {
             let keep = match Name::parse(name) {
                 Name::Temporary => false,
+                // Taken apart by the next session: it may be large, and who interrupts does not wait.
+                Name::Tree if leave == Leave::Whole => true,
                 Name::Tree => {
                     empty &= self.remove_tree(stage, name, &|_, _| {});
                     continue;
                 }
-                Name::Content(_) => {
-                    keep_parts && self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size))
-                }
-                Name::Part(_) => keep_parts && self.is(stage, name, is_usable_part),
+                Name::Content(_) => match leave {
+                    Leave::Nothing => false,
+                    Leave::Big => self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size)),
+                    Leave::Whole => self.is(stage, name, is_usable),
+                },
+                Name::Part(_) => leave != Leave::Nothing && self.is(stage, name, is_usable_part),
                 Name::Foreign => true,
             };
             if keep || !self.discard(stage, name) {
@@ -172,7 +176,7 @@ impl Staging {
         empty
     }
 
-    /// Takes over a file of a new directory that a killed push left: it gets its digest as a name.
+    /// Takes over a file of a new directory that an interrupted push left: it gets its digest as a name.
     fn take_over(&self, stage: &Arc<Stage>, dir: BorrowedFd<'_>, name: &[u8]) {
         let is_file = |stat: Stat| is_usable(&stat) && stat.tuple.size > 0;
         if self.is_stopped() || !self.root.stat_at(dir, name).is_ok_and(is_file) {

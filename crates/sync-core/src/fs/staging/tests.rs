@@ -562,6 +562,49 @@ fn what_a_killed_session_left_in_new_directories_is_not_sent_again() {
 }
 
 #[test]
+fn a_session_that_is_cut_off_keeps_all_that_is_whole() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    staging.store(&Digest::of(b"small"), b"small", &near(), None).unwrap();
+    staging.store(&Digest::of(b"in its place"), b"in its place", &beneath_new(), None).unwrap();
+    let bytes = noise(2_000_000);
+    let mut incoming = begin(&staging, &bytes);
+    incoming.write(&bytes[..1_000_000]).unwrap();
+    staging.keep_what_came();
+    drop(incoming);
+    // Twice, since what was in its place has its digest for a name since the first time.
+    for _ in 0..2 {
+        let staging = bed.session();
+        assert!(staging.has(&Digest::of(b"small")) && staging.has(&Digest::of(b"in its place")));
+        assert!(!staging.has(&Digest::of(&bytes)), "it has not come to its end");
+        staging.keep_what_came();
+        assert_eq!(bed.names().len(), 2);
+        assert!(staging.take_problems().is_empty());
+    }
+    bed.session().remove();
+    assert!(!bed.dir().exists());
+}
+
+#[test]
+fn where_the_disk_is_full_only_what_is_big_is_kept_and_after_a_failed_flush_nothing() {
+    let big = noise(usize::try_from(PART_MIN).unwrap() + 1);
+    let ends: [(fn(&Staging), Vec<String>); 2] =
+        [(Staging::met_full_disk, vec![Digest::of(&big).to_hex()]), (|staging| staging.durable.fail(), Vec::new())];
+    for (meets, left) in ends {
+        let bed = Bed::new();
+        let staging = bed.session();
+        for (bytes, path) in [(&big[..], near()), (b"small", near()), (b"in its place", beneath_new())] {
+            staging.store(&Digest::of(bytes), bytes, &path, None).unwrap();
+        }
+        meets(&staging);
+        staging.keep_what_came();
+        assert_eq!(bed.names(), left);
+        assert_eq!(bed.dir().exists(), !left.is_empty());
+        assert!(staging.take_problems().is_empty());
+    }
+}
+
+#[test]
 fn only_a_file_that_is_as_it_was_dressed_has_a_tuple() {
     let bed = Bed::new();
     let file = bed.top.path().join("file");

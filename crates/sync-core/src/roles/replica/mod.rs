@@ -173,7 +173,7 @@ impl Followed {
     }
 
     fn close(self) {
-        drop(self.opened.map(|opened| tokio::task::block_in_place(|| opened.close())));
+        drop(self.opened.map(|opened| tokio::task::block_in_place(|| opened.close(false))));
     }
 }
 
@@ -315,7 +315,8 @@ impl Session {
         let opened = self.opened.take();
         let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
-        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close()));
+        let is_cut = self.connection.close_reason().is_some_and(|closed| closed.is_cut());
+        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_cut)));
         self.followed.take().into_iter().for_each(Followed::close);
         match (ended, follows) {
             (Ok(()), Some(hello)) => {

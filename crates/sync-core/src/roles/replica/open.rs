@@ -417,14 +417,14 @@ impl Opened {
         self.made.0 = None;
     }
 
-    /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete. Returns what
-    /// takes a while to be dropped.
-    pub fn close(self) -> impl Sized {
+    /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete, and more of it
+    /// if it was cut off. Returns what takes a while to be dropped.
+    pub fn close(self, is_cut: bool) -> impl Sized {
         if let Some(staging) = &self.staging {
-            if self.complete {
-                staging.remove();
-            } else {
-                staging.keep_parts();
+            match (self.complete, is_cut) {
+                (true, _) => staging.remove(),
+                (false, true) => staging.keep_what_came(),
+                (false, false) => staging.keep_parts(),
             }
         }
         (self.tree, self.names, self.contents, self.asked)
