@@ -23,6 +23,10 @@ const TRIES: u32 = 4;
 /// How long to wait before the next try, times the number of tries so far.
 const PAUSE: Duration = Duration::from_millis(30);
 
+/// Files after which what was read is written into the rows: then all threads wait for the last of them, and until then each
+/// takes [`Done`].
+const COMPLETED_AT_ONCE: usize = 1 << 15;
+
 /// Files that a thread takes at once.
 const JOBS_AT_ONCE: usize = 32;
 
@@ -73,7 +77,7 @@ enum Outcome {
 type Again = Option<Box<(Entry, Tuple)>>;
 
 /// What is to be written into a pending row. Kept apart while the rows are being read from several threads; small,
-/// because a first look has one for every file.
+/// because a first look reads tens of thousands of files.
 struct Done {
     i: usize,
     digest: Digest,
@@ -109,6 +113,30 @@ impl Early {
             }
             Outcome::Gone => self.failed.push((i, None)),
             Outcome::Failed(error) => self.failed.push((i, Some(error))),
+        }
+    }
+
+    /// Gives the rows what was read of them.
+    fn complete(&mut self, survey: &mut Survey) {
+        for Done { i, digest, proven, more } in self.done.drain(..) {
+            let pending = &mut survey.pending[i];
+            let row = &mut pending.row;
+            if let Some(more) = more {
+                let More { again, xattrs } = *more;
+                if let Some(again) = again {
+                    let (entry, tuple) = *again;
+                    row.entry = Entry { link: row.entry.link.take(), ..entry };
+                    row.tuple = Some(tuple);
+                }
+                if let Some(xattrs) = xattrs {
+                    row.entry.xattrs = xattrs;
+                }
+            }
+            // As many bytes were read as the tuple tells, or the file would have been read again.
+            let size = row.tuple.map_or(0, |tuple| tuple.size);
+            row.entry.kind = Kind::File { size, digest };
+            row.proven = row.proven && proven;
+            (pending.needs_hash, pending.needs_xattrs) = (false, false);
         }
     }
 }
@@ -171,31 +199,14 @@ pub fn identify(
         early.done.iter().map(|done| done.i).chain(early.failed.iter().map(|(i, _)| *i)).collect();
     let jobs = rows.iter().enumerate().filter(|(i, pending)| is_job(pending) && !known.contains(i));
     let jobs: Vec<usize> = jobs.map(|(i, _)| i).collect();
-    if !jobs.is_empty() {
-        early.done.reserve_exact(jobs.len());
-        read_all(root, rows, &jobs, options, &mut |i, outcome| early.add(i, &rows[i], outcome, found));
+    drop(known);
+    early.complete(survey);
+    for some in jobs.chunks(COMPLETED_AT_ONCE) {
+        let rows = &survey.pending[..];
+        read_all(root, rows, some, options, &mut |i, outcome| early.add(i, &rows[i], outcome, found));
+        early.complete(survey);
     }
-    let Early { done, failed } = early;
-    for Done { i, digest, proven, more } in done {
-        let pending = &mut survey.pending[i];
-        let row = &mut pending.row;
-        if let Some(more) = more {
-            let More { again, xattrs } = *more;
-            if let Some(again) = again {
-                let (entry, tuple) = *again;
-                row.entry = Entry { link: row.entry.link.take(), ..entry };
-                row.tuple = Some(tuple);
-            }
-            if let Some(xattrs) = xattrs {
-                row.entry.xattrs = xattrs;
-            }
-        }
-        // As many bytes were read as the tuple tells, or the file would have been read again.
-        let size = row.tuple.map_or(0, |tuple| tuple.size);
-        row.entry.kind = Kind::File { size, digest };
-        row.proven = row.proven && proven;
-        (pending.needs_hash, pending.needs_xattrs) = (false, false);
-    }
+    let failed = early.failed;
     give_members_their_content(survey);
     drop_failed(survey, failed);
 }
