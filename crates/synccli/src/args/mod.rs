@@ -95,9 +95,9 @@ pub struct PushArgs {
     )]
     #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(destination::parse))]
     pub destinations: Vec<Destination>,
-    /// Without DEST, who must have it before this ends: all, quorum (more than half) or none.
-    #[arg(long, value_name = "WHO", value_enum, default_value_t = Wait::All)]
-    pub wait: Wait,
+    /// Without DEST, who must have it before this ends: all (unless given), quorum (more than half) or none.
+    #[arg(long, value_name = "WHO", value_enum)]
+    wait: Option<Wait>,
     /// Without DEST, how long to wait: 500ms, 10s, 5m, 1h. Unless given, until nobody is left but who could not be reached
     /// for half a minute.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
@@ -112,7 +112,7 @@ pub struct PushArgs {
     #[command(flatten)]
     pub compare: CompareArgs,
     /// Refuse the whole plan of a DEST if it would remove more than N entries.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = entries)]
     pub max_delete: Option<u64>,
     /// Take over each DEST that is a share of a daemon and another master's: that one is refused there from then on.
     #[arg(long)]
@@ -164,6 +164,9 @@ pub struct CompareArgs {
     /// Keep what DEST has and SRC has not.
     #[arg(long, conflicts_with = "delete_excluded")]
     pub no_delete: bool,
+    /// Remove at DEST what SRC has not: done in any case, and accepted for who is used to rsync.
+    #[arg(long, hide = true, conflicts_with = "no_delete")]
+    delete: bool,
     /// Believe no metadata on either side: read and compare everything.
     #[arg(short = 'c', long)]
     pub checksum: bool,
@@ -199,10 +202,10 @@ pub struct DiffArgs {
     #[arg(required_unless_present_any = ["since", "versions"], conflicts_with_all = ["since", "versions"])]
     pub destination: Option<Destination>,
     /// What changed in SRC from version A to the last one that was pushed.
-    #[arg(long, value_name = "A", conflicts_with = "versions")]
+    #[arg(long, value_name = "A", conflicts_with = "versions", value_parser = version)]
     pub since: Option<u64>,
     /// What changed in SRC from version A to version B, as far as the index knows.
-    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    #[arg(long, num_args = 2, value_names = ["A", "B"], value_parser = version)]
     pub versions: Option<Vec<u64>>,
     /// What is compared.
     #[command(flatten)]
@@ -317,11 +320,23 @@ impl PushArgs {
         }
     }
 
-    /// Whether there is a DEST that somebody can own.
+    /// Who must have a version before a push by the daemon is done.
+    pub fn wait(&self) -> Wait {
+        self.wait.unwrap_or(Wait::All)
+    }
+
+    /// Whether the options belong together where there is a DEST: such a push always waits for all, and only who is a share
+    /// of a daemon has an owner.
     ///
     /// # Errors
     /// A usage failure.
-    pub fn check_adoption(&self) -> Result<(), Failure> {
+    pub fn check_for_destinations(&self) -> Result<(), Failure> {
+        let given = [(self.wait.is_some(), "--wait"), (self.timeout.is_some(), "--timeout")];
+        if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+            return Err(Failure::usage(format!(
+                "{option} is for a push by the daemon, without DEST; a push to a DEST ends when each has it or has failed"
+            )));
+        }
         let is_share = |dest: &Destination| matches!(dest, Destination::Remote { .. });
         match self.adopt && !self.destinations.iter().any(is_share) {
             true => Err(Failure::usage(
@@ -335,6 +350,16 @@ impl PushArgs {
     pub fn history(&self) -> Option<u64> {
         self.history.filter(|&size| size > 0)
     }
+}
+
+/// A number of entries.
+fn entries(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("`{text}` is no number of entries, such as 0 or 500"))
+}
+
+/// A version by its number.
+fn version(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("`{text}` is no number of a version; `synccli log` lists them"))
 }
 
 /// `synccli pair`.
@@ -593,16 +618,19 @@ mod tests {
         assert_eq!((none.bandwidth(), none.compress, none.destinations.len()), (None, Compress::Auto, 2));
         assert_eq!((none.history(), push(&["--history=0", "a", "./b"]).history()), (None, None));
         assert!(push(&["-n", "-n", "a", "./b"]).dry_run, "a flag may be repeated");
+        assert!(!push(&["--delete", "a", "./b"]).compare.no_delete, "who is used to rsync may say what is so anyway");
     }
 
     #[test]
-    fn only_shares_are_adopted() {
-        assert_eq!(push(&["--adopt", "a", "host/share"]).check_adoption(), Ok(()));
-        assert_eq!(push(&["--adopt", "a", "host/share", "./b"]).check_adoption(), Ok(()));
-        assert_eq!(push(&["a", "./b"]).check_adoption(), Ok(()));
+    fn what_a_destination_has_no_use_for_is_refused() {
+        assert_eq!(push(&["--adopt", "a", "host/share"]).check_for_destinations(), Ok(()));
+        assert_eq!(push(&["--adopt", "a", "host/share", "./b"]).check_for_destinations(), Ok(()));
+        assert_eq!(push(&["a", "./b"]).check_for_destinations(), Ok(()));
         for (refused, hint) in [
-            (push(&["--adopt", "a", "./b"]).check_adoption(), "share of a daemon"),
+            (push(&["--adopt", "a", "./b"]).check_for_destinations(), "share of a daemon"),
             (push(&["--adopt", "a"]).check_for_daemon(), "synccli release SHARE --adopt"),
+            (push(&["--wait=all", "a", "./b"]).check_for_destinations(), "--wait is for a push by the daemon"),
+            (push(&["--timeout=1h", "a", "./b"]).check_for_destinations(), "--timeout is for a push by the daemon"),
         ] {
             let failure = refused.unwrap_err();
             assert_eq!(failure.exit, crate::exit::Exit::Usage);
@@ -624,7 +652,10 @@ mod tests {
             &["push", "a", "./b", "c"],
             &["push", "-qv", "a", "./b"],
             &["push", "--no-delete", "--delete-excluded", "a", "./b"],
+            &["push", "--delete", "--no-delete", "a", "./b"],
             &["push", "--max-delete=-1", "a", "./b"],
+            &["push", "--max-delete=50%", "a", "./b"],
+            &["diff", "a", "--since=abc"],
             &["push", "--bwlimit=fast", "a", "./b"],
             &["push", "--history=much", "a", "./b"],
             &["push", "--history=1k", "a", "./b"],

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pushes.
 pub fn run(args: PushArgs, state_dir: PathBuf, out: &Sink, err: &Sink) -> Result<Exit, Failure> {
-    args.check_adoption()?;
+    args.check_for_destinations()?;
     if !args.dry_run {
         refuse_a_mirrored_source(&args.source, &state_dir)?;
     }

@@ -37,14 +37,14 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
             Some(timeout) => now - started >= timeout,
             None => waiting.is_hopeless(now),
         };
-        if waiting.is_enough(args.wait) || given_up {
+        if waiting.is_enough(args.wait()) || given_up {
             break;
         }
     }
     let Some(version) = &waiting.version else {
         return Err(Failure::failed("no version was published in time; `synccli status` tells how the share is"));
     };
-    if waiting.is_enough(args.wait) {
+    if waiting.is_enough(args.wait()) {
         return Ok(if waiting.unread { Exit::Failed } else { Exit::Done });
     }
     let behind: Vec<String> = waiting.behind.iter().map(|(replica, _)| status::behind(replica)).collect();

@@ -10,7 +10,7 @@ use crate::roles::survey::SurveyError;
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
     /// The source is not there, or not a directory.
-    #[error("cannot push {}: {reason}", crate::path::escape(path.as_os_str().as_encoded_bytes()))]
+    #[error("cannot read {} as a source: {reason}", crate::path::escape(path.as_os_str().as_encoded_bytes()))]
     Source {
         /// As given.
         path: PathBuf,
