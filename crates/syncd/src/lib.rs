@@ -98,8 +98,11 @@ pub async fn run(
         let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
         let alive = Arc::clone(&service);
         service.notifier.ready(&tokio::task::block_in_place(|| service.status()));
-        let alive = tokio::spawn(async move { notify::keep_alive(&alive).await });
-        (alive, tokio::spawn(async move { notify::follow(&service, shutdown).await }))
+        let alive = tokio::spawn(async move { notify::keep_alive(&alive.notifier).await });
+        let following = async move {
+            notify::follow(&service.notifier, service.changes(), || service.status(), shutdown).await;
+        };
+        (alive, tokio::spawn(following))
     });
     // When nothing is left to do, nobody needs to ask for the end.
     let (end, ended) = watch::channel(false);

@@ -11,8 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sync_core::control::{CopyState, ReplicaState, Role, ShareState, ShareStatus, Status};
 use sync_core::path::escape;
 use sync_core::roles::Shutdown;
-
-use crate::service::Service;
+use tokio::sync::watch;
 
 /// The least time between two sentences about the shares.
 const REFRESH: Duration = Duration::from_secs(3);
@@ -85,7 +84,7 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
 
 /// Says that the daemon lives, twice in the time in which the manager wants to hear it. It runs where the work is done: if
 /// no thread there gets to it, the daemon hangs.
-pub async fn keep_alive(service: &Service) {
+pub async fn keep_alive(notifier: &Notifier) {
     let variable = |name| std::env::var(name).ok();
     let Some(within) = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), std::process::id()) else {
         return;
@@ -94,7 +93,7 @@ pub async fn keep_alive(service: &Service) {
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
-        service.notifier.tell("WATCHDOG=1");
+        notifier.tell("WATCHDOG=1");
     }
 }
 
@@ -106,9 +105,13 @@ fn watchdog(within: Option<String>, of: Option<String>, pid: u32) -> Option<Dura
     Some(Duration::from_micros(within))
 }
 
-/// Says how the shares are whenever that changed, until it says that the daemon ends.
-pub async fn follow(service: &Service, mut shutdown: Shutdown) {
-    let mut changes = service.changes();
+/// Says how the shares are whenever `changes` tells, until it says that the daemon ends.
+pub async fn follow(
+    notifier: &Notifier,
+    mut changes: watch::Receiver<()>,
+    status: impl Fn() -> Status,
+    mut shutdown: Shutdown,
+) {
     // What came before this was not heard.
     changes.mark_changed();
     let mut said = String::new();
@@ -122,11 +125,11 @@ pub async fn follow(service: &Service, mut shutdown: Shutdown) {
         };
         tokio::select! {
             () = changed => {}
-            _ = shutdown.wait_for(|stop| *stop) => return service.notifier.tell("STOPPING=1\nSTATUS=ending"),
+            _ = shutdown.wait_for(|stop| *stop) => return notifier.tell("STOPPING=1\nSTATUS=ending"),
         }
-        let now = tokio::task::block_in_place(|| sentence(&service.status()));
+        let now = tokio::task::block_in_place(|| sentence(&status()));
         if now != said {
-            service.notifier.tell(&format!("STATUS={now}"));
+            notifier.tell(&format!("STATUS={now}"));
             said = now;
         }
     }

@@ -6,17 +6,16 @@
 //! Nor does it keep anything else from its place: it is begun only where there is room to spare, and if there is none any
 //! more, what is certain to be wanted ends all drafts first.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
 
 use rustix::fs::{AtFlags, fstatvfs, ftruncate, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::basis_file::BasisFile;
+use super::copying::{Block, Blocks, Copying, Threads};
 use super::error::FsError;
 use super::sparse;
 use super::staging::{Stage, Staging, create};
@@ -39,20 +38,6 @@ const MOST: u64 = 32 << 30;
 /// What drafts leave free on their file system, in bytes.
 const RESERVE: u64 = 64 << 20;
 
-/// A block that was copied.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    /// Its number.
-    pub(super) i: u64,
-    /// Where it was in the old file.
-    pub(super) from: u64,
-    /// Its hash.
-    pub(super) hash: BlockHash,
-}
-
-/// What was copied, in order.
-pub(super) type Blocks = VecDeque<Block>;
-
 /// Some blocks in a row that were read.
 struct Piece {
     /// Where they are in the content.
@@ -70,26 +55,6 @@ pub struct Draft {
     copying: Arc<Copying>,
     file: DraftFile,
 }
-
-/// The work on a draft. Dropped, it has ended.
-#[derive(Debug)]
-struct Copying {
-    given_up: Arc<AtomicBool>,
-    /// `None` once somebody has waited for its end.
-    threads: Mutex<Option<Threads>>,
-}
-
-#[derive(Debug)]
-struct Threads {
-    /// When this is gone, and all that was told is copied, they end.
-    ranges: SyncSender<CopyRange>,
-    reading: JoinHandle<Result<(), FsError>>,
-    writing: JoinHandle<Result<(OwnedFd, Blocks), FsError>>,
-}
-
-/// The drafts of a staging that may be under way, with their sizes.
-#[derive(Debug, Default)]
-pub(super) struct UnderWay(Mutex<Vec<(u64, Weak<Copying>)>>);
 
 /// What a draft has written. Dropped, it is removed.
 #[derive(Debug)]
@@ -144,8 +109,7 @@ impl Staging {
         // One that finds no partner ends at once.
         let writing = std::thread::Builder::new().spawn(write).map_err(fail)?;
         let reading = std::thread::Builder::new().spawn(read).map_err(fail)?;
-        let threads = Mutex::new(Some(Threads { ranges, reading, writing }));
-        let copying = Arc::new(Copying { given_up, threads });
+        let copying = Arc::new(Copying::new(given_up, Threads { ranges, reading, writing }));
         under_way.push((size, Arc::downgrade(&copying)));
         Ok(Draft { end: 0, copying, file })
     }
@@ -164,40 +128,6 @@ fn has_room(stage: &Stage, bytes: u64) -> bool {
     // A tmpfs without a limit says that it has no blocks at all.
     let free = fstatvfs(stage.fd()).ok().filter(|now| now.f_blocks > 0);
     free.is_none_or(|now| bytes.saturating_add(RESERVE) <= now.f_bavail.saturating_mul(now.f_frsize))
-}
-
-impl UnderWay {
-    fn all(&self) -> MutexGuard<'_, Vec<(u64, Weak<Copying>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Copying {
-    fn threads(&self) -> MutexGuard<'_, Option<Threads>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for all that was to be copied; `None` if somebody has waited before.
-    fn join(&self) -> Option<(Result<(), FsError>, Result<(OwnedFd, Blocks), FsError>)> {
-        let Threads { ranges, reading, writing } = self.threads().take()?;
-        drop(ranges);
-        let (read, written) = (reading.join(), writing.join());
-        read.ok().zip(written.ok())
-    }
-
-    /// Copies no more, and takes back what was copied.
-    fn end(&self) {
-        self.given_up.store(true, Ordering::Relaxed);
-        if let Some((_, Ok((fd, _)))) = self.join() {
-            let _ = ftruncate(&fd, 0);
-        }
-    }
-}
-
-impl Drop for Copying {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
 
 impl Draft {

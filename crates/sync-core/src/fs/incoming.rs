@@ -8,7 +8,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, ftruncate, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::basis_file::BasisFile;
-use super::draft::{Block, Blocks, Drafted};
+use super::copying::{Block, Blocks};
+use super::draft::Drafted;
 use super::error::{FsError, IncomingError, is_full};
 use super::sparse::{self, BLOCK};
 use super::staging::{Phase, Stage, Staging, State, create, is_big, part_name};

@@ -21,6 +21,7 @@ mod state_dir;
 mod attributes;
 mod basis_file;
 pub mod clock;
+mod copying;
 mod draft;
 mod durable;
 mod entropy;

@@ -27,7 +27,7 @@ use rustix::io::Errno;
 
 use super::STAGING_NAME;
 use super::attributes::Target;
-use super::draft::UnderWay;
+use super::copying::UnderWay;
 use super::durable::Durable;
 use super::error::{FsError, IncomingError, is_full};
 use super::root::Root;

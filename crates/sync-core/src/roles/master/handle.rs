@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::config::MirrorConfig;
 use super::follow::{Fate, Following, Wish};
-use super::mirror::MirrorConfig;
 use super::news::News;
 use super::source::Source;
 use crate::control::{

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, block_in_place};
 
+use super::config::{MirrorConfig, Monitors};
 use super::delivery::Delivery;
 use super::difference::Difference;
 use super::error::PushError;
@@ -26,11 +27,10 @@ use crate::control::ShareState;
 use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, History, place};
-use crate::guard::{MaxDelete, Step};
+use crate::guard::Step;
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
-use crate::options::{Destination, PushRequest};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::guarding::{Counted, Guard};
@@ -49,23 +49,6 @@ const MOVING: Duration = Duration::from_millis(10);
 
 /// How often a tree is looked at of which events cannot be had.
 const UNWATCHED: Duration = Duration::from_secs(30);
-
-/// A tree and who follows it.
-#[derive(Clone, Debug)]
-pub struct MirrorConfig {
-    /// As for a push: the tree, the replicas, the state directory and the rules.
-    pub request: PushRequest,
-    /// The longest that a file that is written all the time waits to be published.
-    pub settle_max: Duration,
-    /// How much of it a version may delete unless a person says so.
-    pub max_delete: MaxDelete,
-    /// How often the whole tree is looked at to prove that no change was missed. Each time it is up to a quarter sooner or
-    /// later.
-    pub rescan: Duration,
-}
-
-/// Makes what hears of a share, or of one of its replicas.
-pub type Monitors = Arc<dyn Fn(Option<&Destination>) -> Arc<dyn Monitor> + Send + Sync>;
 
 /// A tree that is mirrored.
 pub struct Mirror {

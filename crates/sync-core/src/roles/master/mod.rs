@@ -4,6 +4,7 @@
 mod acks;
 mod blocks;
 mod compare;
+mod config;
 mod content;
 mod delivery;
 mod dial;
@@ -13,6 +14,7 @@ mod filling;
 mod follow;
 mod giving;
 mod handle;
+mod keeping;
 mod meter;
 mod mirror;
 mod news;
@@ -32,9 +34,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+pub use config::{MirrorConfig, Monitors};
 pub use error::PushError;
 pub use handle::{MirrorHandle, OrderError};
-pub use mirror::{Mirror, MirrorConfig, Monitors};
+pub use mirror::Mirror;
 pub(crate) use source::SOURCE_PATH;
 
 use crate::index::IndexError;

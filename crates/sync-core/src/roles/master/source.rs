@@ -38,9 +38,6 @@ use crate::wire::{Draft, Offered};
 /// Streams of a source that compress strongly at the same time, each with some 50 MB, unless `--compress` tells all to.
 const MOST_STRONG: usize = 4;
 
-/// How long to wait for another push of the same source.
-pub(super) const BUSY: Duration = Duration::from_secs(600);
-
 /// Contents up to this size stay in memory from hashing to sending.
 pub(super) const KEEP: u64 = 1 << 20;
 

@@ -11,7 +11,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::lookout::Lookout;
 use super::owner::Ownership;
-use super::shares::{Held, Share, Shares};
+use super::share::Share;
+use super::shares::{Held, Shares};
 use super::standing::Standing;
 use crate::control::ShareStatus;
 use crate::fs::StateDir;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::open::Opened;
-use super::shares::{Left, Share};
+use super::share::Share;
+use super::shares::Left;
 use super::standing::Attendance;
 use crate::hash::Digest;
 use crate::manifest::VersionId;

@@ -14,8 +14,9 @@ use tokio::sync::Notify;
 use tokio::task::{block_in_place, spawn_blocking};
 
 use super::drift::Drift;
-use super::open::{OpenError, Opened};
-use super::shares::Share;
+use super::error::OpenError;
+use super::open::Opened;
+use super::share::Share;
 use super::standing::Standing;
 use crate::backoff::jittered;
 use crate::fs::watch::{Watch, WatchError};

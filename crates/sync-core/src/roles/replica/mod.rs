@@ -7,6 +7,7 @@ mod basis;
 mod daemon;
 mod drafts;
 mod drift;
+mod error;
 mod expand;
 mod followed;
 mod inputs;
@@ -16,6 +17,7 @@ mod lookout;
 mod open;
 mod owner;
 mod session;
+mod share;
 mod shares;
 mod staging;
 mod stand_in;
@@ -28,7 +30,8 @@ use std::time::Duration;
 
 pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonHandle, ShareConfig};
 pub use owner::Ownership;
-pub use shares::{Share, Shares};
+pub use share::Share;
+pub use shares::Shares;
 
 use crate::roles::link::{Control, LinkError};
 use crate::roles::{Shutdown, memory};

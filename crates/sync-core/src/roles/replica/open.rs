@@ -1,5 +1,6 @@
 //! An open replica: locked, looked at, its index true to its disk.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,9 @@ use std::time::{Duration, Instant};
 use foldhash::HashSet;
 
 use super::drift::Drift;
-use super::lookout::Presence;
+use super::error::OpenError;
 use super::owner::Admission;
-use super::shares::Share;
+use super::share::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
@@ -41,22 +42,8 @@ pub const UNFLUSHED: &str = "replica.unflushed";
 /// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
 pub const POLICY: &str = "replica.policy";
 
-/// Why a replica could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// In words for the pushing side.
-    #[error("{0}")]
-    Refused(String),
-    /// The share is another master's, in words for the pushing side.
-    #[error("{0}")]
-    NotOwner(String),
-    /// The index.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// The tree.
-    #[error(transparent)]
-    Survey(#[from] SurveyError),
-}
+/// Whatever is told by its drop that a session does not have the share open any more.
+pub type Presence = Box<dyn Any + Send + Sync>;
 
 /// An open replica.
 pub struct Opened {
@@ -97,7 +84,7 @@ pub struct Opened {
     is_plain: bool,
     /// What the first look found.
     drift: Drift,
-    /// Told to whoever watches the tree.
+    /// What whoever watches the tree wants dropped when it is not open any more.
     _presence: Option<Presence>,
     /// Of a share of a daemon, that the master was let in.
     admission: Option<Admission>,
@@ -213,8 +200,8 @@ impl Opened {
     }
 
     /// As long as it is open, who watches the tree leaves the looking to it.
-    pub fn watched_by(self, presence: Option<Presence>) -> Self {
-        Self { _presence: presence, ..self }
+    pub fn watched_by(self, presence: Presence) -> Self {
+        Self { _presence: Some(presence), ..self }
     }
 
     /// The same master was let in for another session.

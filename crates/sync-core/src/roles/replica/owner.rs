@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::open::OpenError;
+use super::error::OpenError;
 use crate::fs::StateDir;
 use crate::transport::{Code, Connection, PeerId};
 

@@ -10,11 +10,13 @@ use tokio::task::JoinSet;
 
 use super::apply::Application;
 use super::basis::{self, Describer};
+use super::error::OpenError;
 use super::followed::{Followed, Said};
 use super::lookout::{Look, Lookout};
-use super::open::{OpenError, Opened};
+use super::open::Opened;
 use super::owner::{Admission, Asks};
-use super::shares::{Held, Left, Share, Shares};
+use super::share::Share;
+use super::shares::{Held, Left, Shares};
 use super::staging::{Expected, Stager};
 use super::stand_in::StandIns;
 use super::standing::Attendance;
@@ -429,7 +431,7 @@ impl Session {
             lookout.tell(None, &drift, true);
         }
         let heals = looks && drift.count() > 0 && lookout.heals();
-        Ok((opened.watched_by(Some(presence)), heals))
+        Ok((opened.watched_by(Box::new(presence)), heals))
     }
 
     /// What watches the share's tree.

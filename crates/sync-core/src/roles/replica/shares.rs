@@ -1,50 +1,18 @@
-//! The shares that a process serves: names, where they are, where their indexes are.
+//! The shares that a process serves, by name, and who cares for each.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
 use super::lookout::Lookout;
 use super::owner::Ownership;
+use super::share::Share;
 use super::standing::Standing;
-use crate::fs::place;
 use crate::guard::MaxDelete;
 use crate::heal::Heal;
 use crate::path::escape;
-use crate::region::Region;
 use crate::roles::guarding::Guard;
-
-/// One share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// Where the replica is.
-    pub path: PathBuf,
-    /// The state directory; the index's place in it follows from the name or path.
-    pub state_dir: PathBuf,
-    /// Its name; empty for an embedded replica.
-    pub name: String,
-}
-
-impl Share {
-    /// A replica in the process of its master, at a path.
-    pub fn embedded(path: PathBuf, state_dir: PathBuf) -> Self {
-        Self { path, state_dir, name: String::new() }
-    }
-
-    /// How it lies to a source on the same machine, if they are not apart.
-    pub fn lies(&self, source: &Region, with_mounts: bool) -> Option<&'static str> {
-        let place = place::resolve(&self.path).ok()?;
-        place::region(&place, with_mounts)?.lies(source)
-    }
-
-    /// What to call it in messages.
-    pub fn describe(&self) -> String {
-        let path = escape(self.path.as_os_str().as_encoded_bytes());
-        if self.name.is_empty() { path } else { format!("the share {} ({path})", self.name) }
-    }
-}
 
 /// A share and who cares for it.
 #[derive(Clone)]

@@ -1,0 +1,21 @@
+//! Why a replica could not be opened.
+
+use crate::index::IndexError;
+use crate::roles::survey::SurveyError;
+
+/// Why a replica could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// In words for the pushing side.
+    #[error("{0}")]
+    Refused(String),
+    /// The share is another master's, in words for the pushing side.
+    #[error("{0}")]
+    NotOwner(String),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The tree.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+}
