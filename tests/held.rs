@@ -98,6 +98,57 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     assert_exact(&src, &scratch.path("one"));
 }
 
+/// What a person needs to find out and to decide must not wait for a tree to rest.
+#[test]
+fn orders_are_answered_while_a_held_tree_goes_on_changing() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
+    let one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = '50%'");
+    waits_for_state(&master.state, 0, "in_sync");
+    let before = snapshot(&scratch.path("one"));
+    master.signal(Signal::STOP);
+    remove(&src, 0..150);
+    master.signal(Signal::CONT);
+    wait_for("the master to hold", PATIENCE, || status(&master.state)["state"] == "held");
+    let busy = src.clone();
+    let changes = watch::Hammer::start(move |turn| {
+        write(busy.join(format!("restless/{}", turn % 30)), turn.to_le_bytes());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    });
+    let order = |words: &[&str]| synccli(&master.state).args(words).timeout(PATIENCE).run();
+    let config = scratch.path("m.toml");
+    let reload = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        order(&["reload"]).code(0)
+    };
+    for round in 0..5 {
+        let turns = changes.turns();
+        let held = order(&["status", "www", "--json"]).code(0).json()[0]["shares"][0].clone();
+        assert_eq!((&held["state"], &held["version"]["number"]), (&json!("held"), &json!(1)), "{held}");
+        assert!(held["reason"].as_str().unwrap().contains("entries would be deleted"), "{held}");
+        order(&["status", "--exit-code"]).code(3);
+        let log = order(&["log", &src.to_string_lossy()]).code(0);
+        assert!(log.out().contains("version 1 ") && !log.out().contains("version 2 "), "{log}");
+        assert_eq!(reload("", "").out().trim(), "nothing changed");
+        // A limit that is still too low is taken over, and lets nothing out.
+        let ran = reload(&format!("'{}%'", 50 - round), &format!("'{}%'", 49 - round));
+        assert!(ran.out().contains("max_delete are taken over"), "{ran}");
+        let ran = order(&["push", "www"]).code(1);
+        assert!(ran.err().contains(&format!("more than max_delete = {}%", 49 - round)), "{ran}");
+        wait_for("further changes", PATIENCE, || changes.turns() > turns + 50);
+    }
+    assert_untouched(&before, &snapshot(&scratch.path("one")));
+    let ran = order(&["release", "www"]).code(0);
+    assert!(ran.out().contains("is released"), "{ran}");
+    changes.stop();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+}
+
 #[test]
 fn a_replica_has_a_guard_of_its_own() {
     let scratch = Scratch::new();
