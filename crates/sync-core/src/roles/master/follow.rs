@@ -1,7 +1,7 @@
 //! One replica that follows a tree: brought to the newest version, and kept there over one connection for as long as that
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,8 @@ pub struct Fate {
     following: Mutex<Following>,
     /// What its task is to do; whoever runs one listens.
     pub wish: watch::Sender<Wish>,
+    /// Whether somebody compares it, for which it rests: set and looked at while the wish is changed.
+    pub is_compared: AtomicBool,
     /// Try again now instead of after the wait.
     pub again: Notify,
     /// What a person has decided.
@@ -74,7 +76,8 @@ impl Fate {
     pub fn new(changed: watch::Sender<()>) -> Self {
         let following = Mutex::default();
         let wish = watch::channel(Wish::Follow).0;
-        Self { following, wish, again: Notify::new(), permits: Arc::default(), changed }
+        let (is_compared, again, permits) = (AtomicBool::new(false), Notify::new(), Arc::default());
+        Self { following, wish, is_compared, again, permits, changed }
     }
 
     /// Of the same replica at other addresses: what a person has decided stays.

@@ -286,12 +286,16 @@ impl MirrorHandle {
     /// # Errors
     /// There is none of that name.
     pub fn pause(&self, replica: &str, pause: bool) -> Result<String, OrderError> {
-        let wish = if pause { Wish::Pause } else { Wish::Follow };
         let follower = self.follower(replica)?;
         let taken = follower.fate.wish.send_if_modified(|now| {
             let goes_on = *now != Wish::End;
             if goes_on {
-                *now = wish;
+                // Who followed now would have the share before whoever compares it.
+                *now = match follower.fate.is_compared.load(Ordering::Relaxed) {
+                    _ if pause => Wish::Pause,
+                    true => Wish::Rest,
+                    false => Wish::Follow,
+                };
             }
             goes_on
         });

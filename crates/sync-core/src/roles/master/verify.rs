@@ -125,6 +125,7 @@ impl<'a> Resting<'a> {
             let follows = *wish == Wish::Follow;
             if follows {
                 *wish = Wish::Rest;
+                fate.is_compared.store(true, Ordering::Relaxed);
             }
             follows
         });
@@ -142,6 +143,7 @@ impl Drop for Resting<'_> {
     fn drop(&mut self) {
         // Unless it was told something else meanwhile.
         self.0.wish.send_if_modified(|wish| {
+            self.0.is_compared.store(false, Ordering::Relaxed);
             let rests = *wish == Wish::Rest;
             if rests {
                 *wish = Wish::Follow;
