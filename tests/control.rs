@@ -298,6 +298,72 @@ fn a_replica_takes_over_its_configuration_while_it_runs() {
     assert!(ran.err().contains("share www is mirrored from here: only a restart"), "{ran}");
 }
 
+/// Content that is on its way, and a version that a replica is about to have, are none of a reload's business.
+#[test]
+fn a_reload_drops_nothing_of_what_is_under_way_and_serves_who_is_new() {
+    let scratch = Scratch::new();
+    let (src, more, dst) = (scratch.src(), scratch.dir("more"), scratch.path("one"));
+    many(&src, 60, 1);
+    many(&more, 60, 2);
+    let (mut one, two) = (replica(&scratch, "one"), replica(&scratch, "two"));
+    let three = Daemon::start(&scratch, "state-three", &[("more", &scratch.dir("three"))]);
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "settle_max = '5s'");
+    waits_for_state(&master.state, 0, "in_sync");
+    two.pair(&master.state);
+    three.pair(&master.state);
+    let large = stops_halfway(&src, &dst, &mut one, &master);
+    // The window in which changes settle is another one from then on, and this may still wait in the old one.
+    write(src.join("just before"), b"x");
+    let table = format!("[share.more]\npath = '{}'\nreplicas = ['{}']\n", more.display(), three.address());
+    let ran = reload(&scratch, "m", &master.state, |text| {
+        text.replace("5s", "6s").replace(&one.address(), &format!("{}\", \"{}", one.address(), two.address())) + &table
+    });
+    let ran = ran.code(0);
+    assert!(ran.out().contains("share more is mirrored"), "{ran}");
+    assert!(ran.out().contains(&format!("share www: {} follows now", two.dest("www"))), "{ran}");
+    // Who is new waits for nobody.
+    waits_for_state(&master.state, 1, "in_sync");
+    assert_exact(&src, &scratch.path("two"));
+    synccli(&master.state).args(&["push", "more"]).ok();
+    assert_exact(&more, &scratch.path("three"));
+    assert!(!large_arrived(&dst, &large), "it was to be under way all the time");
+    assert_eq!(status(&master.state)["replicas"][0]["state"], "catching_up");
+    one.signal(Signal::CONT);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &dst);
+    // Over the connection of the beginning.
+    assert_eq!(master.logged().matches(" connected ").count(), 3, "{}", master.logged());
+}
+
+/// Has a large file published, and stops the replica when it has a part of it. Returns the file's name.
+fn stops_halfway(src: &Path, dst: &Path, replica: &mut Daemon, master: &Daemon) -> String {
+    let has_part = || {
+        let staged = std::fs::read_dir(dst.join(STAGING)).into_iter().flatten().flatten();
+        staged.filter_map(|entry| entry.metadata().ok()).any(|staged| staged.is_file() && staged.len() > 0)
+    };
+    for attempt in 0..20 {
+        let large = format!("large {attempt}");
+        // Moved in, so that it is one version.
+        write(src.with_extension("aside"), noise(attempt, 48 << 20));
+        std::fs::rename(src.with_extension("aside"), src.join(&large)).unwrap();
+        wait_for("a part of it", PATIENCE, || has_part() || large_arrived(dst, &large));
+        replica.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", replica.pid());
+        wait_for("it to stop", PATIENCE, || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        if has_part() && !large_arrived(dst, &large) {
+            return large;
+        }
+        // It was faster.
+        replica.signal(Signal::CONT);
+        waits_for_state(&master.state, 0, "in_sync");
+    }
+    panic!("a replica that has each of the files at once");
+}
+
+fn large_arrived(dst: &Path, large: &str) -> bool {
+    dst.join(large).exists()
+}
+
 /// Removes so many of the files of [`many`].
 fn remove_files(top: &Path, count: usize) {
     let is_file = |path: &std::path::PathBuf| path.is_file();
