@@ -471,6 +471,64 @@ fn what_differs_at_a_replica_is_named() {
     assert_eq!((&ran.json()[0]["identical"], &ran.json()[0]["replica"]), (&json!(true), &json!(name)), "{ran}");
 }
 
+/// A replica that somebody pauses while it is compared is still compared to the end, and then left alone.
+#[test]
+fn a_replica_may_be_paused_while_it_is_verified() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    write(src.join("page"), b"as it should be");
+    // Reading this takes a while.
+    write(src.join("large"), noise(1, 64 << 20));
+    // It would mend what is to be found.
+    let mut one = Daemon::replica(&scratch, "state-one", &scratch.dir("one"), "heal = 'off'");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let name = one.dest("www");
+    let order = |verb: &str| synccli(&master.state).args(&["replica", verb, "www", &name]).timeout(PATIENCE).ok();
+    let connected = || master.logged().matches(" connected ").count();
+    let page = scratch.path("one/page");
+    // Before the comparison has reached the replica, and while that reads its files; and with a second thought.
+    for (is_reading, is_resumed, differs) in
+        [(false, false, false), (true, false, true), (false, true, false), (true, true, true), (true, false, false)]
+    {
+        let place = format!("while it reads: {is_reading}, resumed: {is_resumed}, differs: {differs}");
+        if differs {
+            write(&page, b"as nobody meant");
+        }
+        let before = connected();
+        if !is_reading {
+            one.signal(Signal::STOP);
+        }
+        let verify = synccli(&master.state).args(&["verify", "www", "--deep"]).timeout(PATIENCE).start();
+        if is_reading {
+            wait_for("the comparison to begin", PATIENCE, || connected() > before);
+            one.signal(Signal::STOP);
+        } else {
+            wait_for("the follower to rest", PATIENCE, || status(&master.state)["replicas"][0]["link"].is_null());
+        }
+        order("pause");
+        assert_eq!(status(&master.state)["replicas"][0]["state"], "paused", "{place}");
+        if is_resumed {
+            order("resume");
+        }
+        one.signal(Signal::CONT);
+        let ran = verify.wait().code(i32::from(differs));
+        assert_eq!(ran.out().contains(&format!("{name}: identical")), !differs, "{place}: {ran}");
+        assert_eq!(ran.out().lines().any(|line| line.ends_with(" page")), differs, "{place}: {ran}");
+        if !is_resumed {
+            // It is left alone as was asked, and whoever asks now hears why.
+            waits_for_state(&master.state, 0, "paused");
+            let ran = synccli(&master.state).args(&["verify", "www", "--deep"]).timeout(PATIENCE).code(1);
+            assert!(ran.said().contains("it is paused"), "{place}: {ran}");
+            order("resume");
+        }
+        write(src.join("page"), format!("as it should be after {place}"));
+        synccli(&master.state).args(&["push", "www"]).timeout(PATIENCE).ok();
+        assert_exact(&src, &scratch.path("one"));
+    }
+}
+
 #[test]
 fn what_cannot_be_read_is_told_by_every_command() {
     let scratch = Scratch::new();
