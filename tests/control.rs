@@ -529,6 +529,63 @@ fn a_replica_may_be_paused_while_it_is_verified() {
     }
 }
 
+/// Whether something differs is a question of the moment then; that nothing is said which is not so is none.
+#[test]
+fn a_share_that_never_rests_is_verified() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    write(src.join("page"), b"as it should be");
+    // It would mend what is to be found.
+    let one = Daemon::replica(&scratch, "state-one", &scratch.dir("one"), "heal = 'off'");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let (busy, page, time) = (src.clone(), scratch.path("one/page"), mtime_of(src.join("page")));
+    let changes = watch::Hammer::start(move |turn| {
+        write(busy.join(format!("d000/restless {}", turn % 700)), turn.to_le_bytes());
+        // Now and then it draws breath: what never is at the newest version cannot be compared with it.
+        let rest = match turn % 36 {
+            0..20 => 3,
+            20..30 => 30,
+            30..35 => 100,
+            _ => 700,
+        };
+        std::thread::sleep(std::time::Duration::from_millis(rest));
+    });
+    let verify = || synccli(&master.state).args(&["verify", "www"]).timeout(PATIENCE).run().one_of(&[0, 1]);
+    let is_behind = |ran: &Ran| {
+        ["it does not have version ", "it is being brought to a version"]
+            .iter()
+            .any(|reason| ran.said().contains(reason))
+    };
+    let was_overtaken = |ran: &Ran| ran.said().contains("the share changed meanwhile");
+    let differs = |ran: &Ran| ran.out().lines().any(|line| line.ends_with(" page"));
+    let (mut identical, mut found, mut behind, mut overtaken) = (0, 0, 0, 0);
+    wait_for("every kind of answer", 2 * PATIENCE, || {
+        let ran = verify();
+        assert_eq!(ran.out().contains(": identical"), ran.status.success(), "{ran}");
+        assert!(ran.status.success() || is_behind(&ran) || was_overtaken(&ran), "{ran}");
+        assert!(!differs(&ran), "nobody changed that: {ran}");
+        identical += u32::from(ran.status.success());
+        behind += u32::from(is_behind(&ran));
+        overtaken += u32::from(was_overtaken(&ran));
+        // Somebody else changes what the tree does not: no comparison that comes to its end may miss that.
+        write(&page, b"as nobody meant");
+        let ran = verify().code(1);
+        assert!(differs(&ran) || is_behind(&ran), "{ran}");
+        found += u32::from(differs(&ran));
+        // If nobody has mended it by now.
+        write(&page, b"as it should be");
+        set_mtime(&page, time.0, time.1);
+        [identical, behind, overtaken, found].iter().all(|count| *count > 0)
+    });
+    changes.stop();
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+    let ran = verify();
+    assert!(ran.status.success() && ran.out().contains(": identical"), "{ran}");
+}
+
 #[test]
 fn what_cannot_be_read_is_told_by_every_command() {
     let scratch = Scratch::new();
