@@ -462,3 +462,6 @@ fn prefix_of(old: &Kept, gaps: &[(u64, u64)]) -> Vec<u8> {
     }
     prefix
 }
+
+#[cfg(test)]
+mod tests;
