@@ -1,7 +1,8 @@
-//! How strongly streams compress beside each other.
+//! How strongly streams compress beside each other, and what they take when that changes.
 
 #![allow(clippy::disallowed_methods, reason = "the tests make trees of their own")]
 
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
@@ -9,11 +10,17 @@ use tokio::sync::{Notify, mpsc};
 
 use super::*;
 use crate::compress::AutoCompress;
+use crate::manifest::{Metadata, Time};
 use crate::monitor::Silent;
 use crate::options::{Destination, Policy, PushRequest};
+use crate::path::RelPath;
 use crate::roles::master::meter::Meter;
 use crate::roles::master::source::Source;
 use crate::transport::{Loopback, Settings};
+use crate::wire::Offered;
+
+/// Longer than anything here takes.
+const PROMPT: Duration = Duration::from_secs(20);
 
 /// What a block is for those who learn from it.
 const BLOCK: u64 = 256 << 10;
@@ -130,4 +137,33 @@ async fn four_streams_of_a_source_compress_strongly_and_the_others_lightly() {
     // When all have ended, nothing is held.
     drop(streams);
     assert_eq!(levels(&mut (0..5).map(|_| bed.slow()).collect::<Vec<_>>()), [9, 9, 9, 9, 3]);
+}
+
+fn wanted(size: u64) -> ContentRequest {
+    let likely = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Time { sec: 0, nsec: 0 } };
+    let file = Offered { path: RelPath::new(b"f").unwrap(), digest: Digest::of(b""), size, likely };
+    ContentRequest { seq: 0, file, basis: Basis::None, part: Vec::new() }
+}
+
+/// While content is compressed a stream leaves to the other what it takes otherwise: it must not sleep over that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_waits_is_woken_when_compression_ends() {
+    let bed = Bed::new().await;
+    for (stream, size) in [(0, 2 << 20), (1, 1000)] {
+        let outgoing = bed.outgoing(Compress::Auto);
+        outgoing.queue().push(wanted(size), BATCH);
+        let mut next = pin!(outgoing.next(BATCH, stream));
+        tokio::select! {
+            biased;
+            _ = &mut next => panic!("stream {stream} took what is the other's"),
+            () = std::future::ready(()) => {}
+        }
+        outgoing.learns(|auto| !auto.is_on(), BLOCK, false);
+        let job = tokio::time::timeout(PROMPT, next).await.expect("nobody woke it");
+        match job {
+            Some(Job::Small(requests)) => assert_eq!((stream, requests.len()), (1, 1)),
+            Some(Job::Big(_)) => assert_eq!(stream, 0),
+            Some(Job::GoOn(_)) | None => panic!("stream {stream} has nothing to do"),
+        }
+    }
 }
