@@ -391,6 +391,47 @@ fn a_write_in_the_way_of_an_update_loses_and_is_logged() {
     assert!(told, "{logged}");
 }
 
+/// What is in the way of a watch may go while the daemon runs: here the limit of a user namespace of its own.
+#[test]
+fn a_replica_that_cannot_be_watched_is_looked_at_and_watched_as_soon_as_it_can_be() {
+    let name = "a_replica_that_cannot_be_watched_is_looked_at";
+    need!(name, is_root() && has("unshare") && has("nsenter"), "needs root, unshare and nsenter");
+    let limited = "echo 0 >/proc/sys/user/max_inotify_instances && exec \"$@\"";
+    let behind = ["unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"];
+    let works = std::process::Command::new(behind[0]).args(&behind[1..]).arg("true").output();
+    need!(name, works.is_ok_and(|ran| ran.status.success()), "no user namespaces");
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    // Owners other than root do not exist in there.
+    many(&src, 60, 3);
+    let behind = behind.map(Into::into).to_vec();
+    let mut one = Daemon::replica_at(&scratch, "state-one", &dst, "rescan = '500ms'", "127.0.0.1", behind);
+    one.up();
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let unwatched = || status(&one.state)["unwatched"].clone();
+    let why = unwatched();
+    assert!(why.as_str().is_some_and(|why| why.contains("changes are not heard of")), "{why}");
+    // Without it somebody looks from time to time.
+    write(dst.join("d000/f00001"), b"as nobody meant");
+    becomes_identical(&src, &dst);
+    assert_eq!(unwatched(), why);
+    let user = format!("--user=/proc/{}/ns/user", one.pid());
+    let more = "echo 100 >/proc/sys/user/max_inotify_instances";
+    tool("nsenter", &[&user, "sh", "-c", more].map(std::ffi::OsStr::new));
+    wait_for("the watch", PATIENCE, || unwatched().is_null());
+    let watches = || {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", one.pid())).unwrap().flatten();
+        let targets = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets.filter(|target| target.to_string_lossy().contains("inotify")).count()
+    };
+    assert!(watches() > 0, "it only says so");
+    write(dst.join("d000/f00002"), b"as nobody meant");
+    becomes_identical(&src, &dst);
+    waits_for_copy(&one.state, "in_sync");
+    assert_eq!(master.logged().matches(" connected ").count(), 1, "{}", master.logged());
+}
+
 #[test]
 fn a_directory_that_is_not_the_one_it_was_is_left_alone() {
     let pair = pair("");
