@@ -71,6 +71,8 @@ fn survives(before: &World, seed: u64, at: usize, fault: Fault, keep: bool) {
         }
     }
     world.replicas[0].assert_rows_are_facts();
+    // Whatever it was, the next session begins with a hello.
+    world.goes_on = false;
     world.push_exactly();
     assert!(world.is_identical(0));
     let again = world.push_exactly();
@@ -164,13 +166,34 @@ fn moved_under_a_delete_limit() {
     matrix("moved, delete limit", &world);
 }
 
+/// A master that follows its tree has one session behind the other: no hello, no look, no stand.
+#[test]
+fn going_on_behind_another_session() {
+    let mut world = settled();
+    world.goes_on = true;
+    matrix("going on, nothing new", &world);
+    world.source().write("a", "alpha, edited").rm("d/e").write("new", "new").write("new2", "new").chmod("b", 0o600);
+    matrix("going on", &world);
+    world.policy.max_delete = Some(4);
+    matrix("going on, delete limit", &world);
+    world.policy.max_delete = None;
+    world.source().rename("d", "moved").retime("h1").write("moved/link", "a file now");
+    matrix("going on, moved and touched", &world);
+    // What it waits with is not what it acknowledged, which it says before the master has said anything or after that.
+    world.replicas[0].disk.write("b", "tampered").mkdir("stray").write("stray/x", "?").rm("d/one");
+    matrix("going on, drifted", &world);
+}
+
 /// Somebody changes the disk of a replica that waits, and it says so: whatever the master has told against the stand before,
 /// the session ends exact.
 #[test]
 fn drift_while_the_replica_waits() {
     let mut changed = settled();
     changed.source().write("a", "alpha, edited").rm("d/e").write("new", "new");
-    for (name, before) in [("nothing new", settled()), ("a new version", changed), ("first push", grown())] {
+    let going_on = World { goes_on: true, ..changed.clone() };
+    for (name, before) in
+        [("nothing new", settled()), ("a new version", changed), ("first push", grown()), ("going on", going_on)]
+    {
         let mut told = 0;
         for seed in [0, 7, 1234] {
             for at in 0..steps_of(&before, seed) {

@@ -15,7 +15,8 @@ use crate::session::{
     SenderOutput, Settled, Told,
 };
 use crate::wire::{
-    Basis, Change, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, ToMaster, ToReplica,
+    Basis, Change, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, Stand, ToMaster,
+    ToReplica,
 };
 
 /// Everything that survives sessions.
@@ -25,6 +26,9 @@ pub struct World {
     pub replicas: Vec<Replica>,
     pub policy: Policy,
     pub faults: Faults,
+    /// Whether the next session goes on behind one that ended well on the same stream: nobody says hello, the master knows
+    /// the stand, and has published what it tells.
+    pub goes_on: bool,
 }
 
 /// What goes wrong with contents on their way.
@@ -49,6 +53,7 @@ impl World {
             replicas: (0..replicas).map(|_| Replica::new()).collect(),
             policy: Policy::default(),
             faults: Faults::default(),
+            goes_on: false,
         }
     }
 
@@ -179,6 +184,8 @@ struct Link {
     cut: bool,
     /// The version is in the master's index.
     committed: bool,
+    /// Where the master knows that the replica stands, if the session goes on behind another.
+    known: Option<Stand>,
     /// Whether no content is sent, only found out about.
     estimates: bool,
     outcome: Outcome,
@@ -186,10 +193,15 @@ struct Link {
 
 impl Push {
     pub fn new(world: &World) -> Self {
-        let offers = world.master.look();
+        let offers = if world.goes_on { Vec::new() } else { world.master.look() };
         let mut source: VecDeque<_> = offers.chunks(2).map(|files| SourceEvent::Hashed(files.to_vec())).collect();
-        source.extend([SourceEvent::Decide, SourceEvent::Commit]);
-        let links = (0..world.replicas.len()).map(|replica| Link::new(replica, world.policy.clone())).collect();
+        source.push_back(SourceEvent::Decide);
+        source.extend((!world.goes_on).then_some(SourceEvent::Commit));
+        let link = |(i, replica): (usize, &Replica)| {
+            let known = world.goes_on.then(|| replica.acknowledged(&world.policy));
+            Link::new(i, world.policy.clone(), known)
+        };
+        let links = world.replicas.iter().enumerate().map(link).collect();
         let mut push = Self { source, committed: None, links };
         for link in &mut push.links {
             link.drain(&world.master, &world.faults, None);
@@ -245,8 +257,9 @@ impl Push {
         for link in self.links.iter_mut().filter(|link| !link.is_over()) {
             let input = match (&event, &self.committed) {
                 (SourceEvent::Decide, Some(Committed { version, holds, known, .. })) => {
-                    link.committed = *known;
-                    SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed: *known }
+                    link.committed = *known || link.known.is_some();
+                    let committed = link.committed;
+                    SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed }
                 }
                 (SourceEvent::Hashed(files), _) => SenderInput::Hashed(files.clone()),
                 (SourceEvent::Decide, None) => unreachable!(),
@@ -338,17 +351,30 @@ impl Push {
 }
 
 impl Link {
-    fn new(replica: usize, policy: Policy) -> Self {
+    fn new(replica: usize, policy: Policy, known: Option<Stand>) -> Self {
+        let estimates = policy.dry_run && policy.estimate;
+        let hello = Hello { features: FOLLOW, share: "www".to_owned(), policy };
+        let mut receiver = Receiver::new();
+        let (sender, work) = match &known {
+            None => (Sender::new(hello), VecDeque::new()),
+            // The hello of the session before holds for this one.
+            Some(stand) => {
+                let sender = Sender::going_on(&hello, stand.clone());
+                receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello))).unwrap();
+                (sender, std::iter::from_fn(|| receiver.poll()).collect())
+            }
+        };
         Self {
             replica,
-            estimates: policy.dry_run && policy.estimate,
-            sender: Sender::new(Hello { features: FOLLOW, share: "www".to_owned(), policy }),
-            receiver: Receiver::new(),
+            estimates,
+            sender,
+            receiver,
+            known,
             to_replica: VecDeque::new(),
             to_master: VecDeque::new(),
             contents: VecDeque::new(),
             asked: BTreeMap::new(),
-            work: VecDeque::new(),
+            work,
             opened: None,
             finished: false,
             cut: false,
@@ -534,7 +560,16 @@ impl Link {
             (ReceiverOutput::Open(hello, _), _) => {
                 let (opened, stand) = replica.open(hello.policy);
                 self.opened = Some(opened);
-                self.tell_receiver(ReceiverInput::Opened(stand));
+                match &self.known {
+                    None => self.tell_receiver(ReceiverInput::Opened(stand)),
+                    Some(known) => {
+                        let is_other = (known.version, known.root) != (stand.version, stand.root);
+                        self.tell_receiver(ReceiverInput::Reopened);
+                        if is_other {
+                            self.tell_receiver(ReceiverInput::Drifted(stand));
+                        }
+                    }
+                }
             }
             (ReceiverOutput::Describe(Describe { seq, .. }), Some(_)) => {
                 let none = Pieces { form: Form::of_ranges(1), list: Vec::new() };

@@ -108,6 +108,12 @@ impl Replica {
         (Opened { policy, tree, asked, expected, application: None }, stand)
     }
 
+    /// What its rows say, without a look: where a master that was acknowledged the last version believes it to be.
+    pub fn acknowledged(&self, policy: &Policy) -> Stand {
+        let root = hash(self.visible(policy)).root;
+        Stand { features: 0, version: self.stand, root, entries: self.rows.len() as u64 - 1 }
+    }
+
     /// In parts of two children, so that big directories are tried too.
     pub fn list(&self, opened: &Opened, dir: &RelPath) -> Vec<Listing> {
         let listing = |own, children: &[_], last| Listing { dir: dir.clone(), own, children: children.to_vec(), last };
