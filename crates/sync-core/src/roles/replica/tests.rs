@@ -1,6 +1,7 @@
 //! A replica on a real disk, served to a master that these tests play themselves.
 
 mod drafts;
+mod drift;
 mod owner;
 
 use std::path::Path;
