@@ -412,6 +412,7 @@ fn a_replica_that_cannot_be_watched_is_looked_at_and_watched_as_soon_as_it_can_b
     let unwatched = || status(&one.state)["unwatched"].clone();
     let why = unwatched();
     assert!(why.as_str().is_some_and(|why| why.contains("changes are not heard of")), "{why}");
+    assert!(why.as_str().unwrap().ends_with("the tree is looked at about every 500ms"), "{why}");
     // Without it somebody looks from time to time.
     write(dst.join("d000/f00001"), b"as nobody meant");
     becomes_identical(&src, &dst);

@@ -19,6 +19,7 @@ use super::open::Opened;
 use super::share::Share;
 use super::standing::Standing;
 use crate::backoff::jittered;
+use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, Root, STAGING_NAME};
 use crate::heal::{Heal, Pauses};
@@ -244,8 +245,8 @@ impl Lookout {
     }
 
     fn not_watched(&self, why: &str) {
-        let (share, every) = (&*self.share.name, self.rescan.min(UNWATCHED).as_secs());
-        let text = format!("changes are not heard of: {why}; the tree is looked at about every {every} s");
+        let (share, every) = (&*self.share.name, duration::text(self.rescan.min(UNWATCHED)));
+        let text = format!("changes are not heard of: {why}; the tree is looked at about every {every}");
         tracing::warn!(share, "{text}");
         self.standing.unwatched(Some(&text));
     }
