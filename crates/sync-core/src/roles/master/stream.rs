@@ -402,6 +402,9 @@ impl Stream {
 
     fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
         let level = self.level()?;
+        if level != STRONG_LEVEL && self.frame_level() != Some(STRONG_LEVEL) {
+            self.strong = None;
+        }
         if !prefix.is_empty()
             && !bytes.is_empty()
             && let Some(small) = compress_after(prefix, bytes, level)
@@ -414,18 +417,23 @@ impl Stream {
             self.strong = None;
             return None;
         };
-        let compressed = zstd.compress(bytes, level);
-        // It stays as large as it is while nothing is compressed.
-        if zstd.level() != STRONG_LEVEL || compressed.is_err() {
-            self.strong = None;
-        }
-        match compressed {
+        let compressed = match zstd.compress(bytes, level) {
             Ok(small) => small.map(|small| (Encoding::Zstd, small)),
             Err(error) => {
                 *compressor = Err(error);
                 None
             }
+        };
+        // It stays as large as it is while nothing is compressed.
+        if self.frame_level() != Some(STRONG_LEVEL) {
+            self.strong = None;
         }
+        compressed
+    }
+
+    /// How strongly what is in the frame that is open was compressed.
+    fn frame_level(&self) -> Option<i32> {
+        self.compressor.as_ref()?.as_ref().ok().map(StreamCompressor::level)
     }
 
     async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {
