@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -23,6 +23,10 @@ const STALE: usize = 64;
 
 /// How long the reader waits for somebody to take something before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long a content is kept at most: whoever has not taken it by then is slow, or needs it not, and a tree that is mirrored for
+/// months shall not hold as many of them as there is room for.
+const KEPT_FOR: Duration = Duration::from_secs(10);
 
 /// The contents, by digest.
 #[derive(Default)]
@@ -54,6 +58,7 @@ struct Content {
     /// Counts contents from 1, in the order in which they were added.
     number: u64,
     taken: bool,
+    since: Instant,
 }
 
 impl Ring {
@@ -66,6 +71,8 @@ impl Ring {
     /// that somebody passed over: a replica has it, or has enough of it to be told only the rest.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        inner.forget_old(now);
         while inner.bytes + EACH + content.len() > CAPACITY && !inner.order.is_empty() {
             if inner.evict_done() {
                 continue;
@@ -80,7 +87,7 @@ impl Ring {
             inner.waiting = false;
             inner.ignored = timeout.timed_out();
         }
-        inner.insert(digest, content);
+        inner.insert(digest, content, now);
     }
 
     /// The content, if it is still here.
@@ -102,10 +109,10 @@ impl Ring {
 }
 
 impl Inner {
-    fn insert(&mut self, digest: Digest, content: Bytes) {
+    fn insert(&mut self, digest: Digest, content: Bytes, since: Instant) {
         self.bytes += EACH + content.len();
         self.added += 1;
-        let content = Content { bytes: content, number: self.added, taken: false };
+        let content = Content { bytes: content, number: self.added, taken: false, since };
         if let Some(old) = self.contents.insert(digest, content) {
             self.bytes -= EACH + old.bytes.len();
         }
@@ -113,6 +120,20 @@ impl Inner {
         if self.order.len() > 2 * self.contents.len() + STALE {
             let contents = &self.contents;
             self.order.retain(|(number, digest)| contents.get(digest).is_some_and(|content| content.number == *number));
+        }
+    }
+
+    /// Drops what was kept for long enough, and shrinks with that.
+    fn forget_old(&mut self, now: Instant) {
+        let is_old = |content: &Content| now.duration_since(content.since) >= KEPT_FOR;
+        while let Some((number, digest)) = self.order.front()
+            && self.at(*number, digest).is_none_or(is_old)
+        {
+            self.evict();
+        }
+        if self.contents.capacity() > 8 * (self.contents.len() + STALE) {
+            self.contents.shrink_to_fit();
+            self.order.shrink_to_fit();
         }
     }
 
@@ -162,6 +183,24 @@ mod tests {
             assert!(ring.take(&digest).is_some());
             assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
         }
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten_with_its_places() {
+        let mut inner = Inner::default();
+        let begun = Instant::now();
+        for i in 0..10_000u32 {
+            let since = begun + KEPT_FOR * i / 10_000;
+            inner.insert(Digest::of(&i.to_le_bytes()), Bytes::from_static(b"x"), since);
+        }
+        // One that came again is as young as that.
+        inner.insert(Digest::of(&0u32.to_le_bytes()), Bytes::from_static(b"x"), begun + KEPT_FOR);
+        inner.forget_old(begun + KEPT_FOR * 3 / 2);
+        assert_eq!((inner.contents.len(), inner.bytes), (5000, 5000 * (EACH + 1)));
+        assert!(inner.order.len() <= inner.contents.len() + STALE);
+        inner.forget_old(begun + KEPT_FOR * 2);
+        assert_eq!((inner.contents.len(), inner.order.len(), inner.bytes), (0, 0, 0));
+        assert!(inner.contents.capacity() <= STALE && inner.order.capacity() <= STALE);
     }
 
     #[test]
