@@ -79,6 +79,9 @@ impl Staging {
         let name = if is_big(size) { part_name(digest) } else { self.fresh_name() };
         let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| {
             self.contents().swap_remove(digest);
+            if is_full(errno) {
+                self.met_full_disk();
+            }
             FsError::new("stage", near, errno)
         })?;
         Ok(Some(self.incoming(stage, fd, name, digest, size, near)))
@@ -406,9 +409,6 @@ impl Incoming {
             written = self.try_put(bytes);
         }
         if let Err(errno) = written {
-            if is_full(errno) {
-                staging.met_full_disk();
-            }
             self.discard();
             return Err(self.fail(errno).into());
         }
@@ -435,6 +435,9 @@ impl Incoming {
     }
 
     fn fail(&self, errno: Errno) -> FsError {
+        if is_full(errno) {
+            self.staging.met_full_disk();
+        }
         FsError::new("stage", &self.near, errno)
     }
 

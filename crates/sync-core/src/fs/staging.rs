@@ -65,6 +65,8 @@ pub struct Staging {
     counter: AtomicU64,
     /// Whether something did not fit on the disk.
     is_full: AtomicBool,
+    /// Whether the session came to have a plan: what that needs of what an earlier one left was asked for.
+    had_plan: AtomicBool,
     pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
@@ -170,6 +172,7 @@ impl Staging {
             problems: Mutex::default(),
             counter: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
+            had_plan: AtomicBool::new(false),
             stop: Arc::default(),
             phase: RwLock::new(Phase::Gathering),
         }
@@ -367,11 +370,19 @@ impl Staging {
     }
 
     /// Ends a push that was cut off, and is probably taken up again soon: leaves whatever is whole as well, unless the disk was
-    /// full. Else as [`Staging::keep_parts`].
+    /// full. It is flushed first: who uses it finds no trace of a write that failed before. Else as [`Staging::keep_parts`].
     pub fn keep_what_came(&self) {
-        self.keep(if self.is_full.load(Ordering::Relaxed) { Leave::Big } else { Leave::Whole });
+        if self.is_full.load(Ordering::Relaxed) {
+            return self.keep(Leave::Big);
+        }
+        if let Err(error) = self.flush() {
+            self.note(error);
+        }
+        self.keep(Leave::Whole);
     }
 
+    /// What an earlier session left and this one has no use for goes in any case, once there is a plan, and where the disk was
+    /// full: it would be there for ever, or in the way.
     fn keep(&self, leave: Leave) {
         self.clear(if self.durable.has_failed() { Leave::Nothing } else { leave }, true);
         self.thaw.restore(&self.root);

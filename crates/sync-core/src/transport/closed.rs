@@ -116,11 +116,11 @@ pub enum Closed {
 }
 
 impl Closed {
-    /// Whether neither side wanted the end: the network failed, or the peer's process did.
+    /// Whether neither side wanted the end: the network failed, or the peer did.
     pub fn is_cut(&self) -> bool {
         match self {
             Self::Vanished | Self::Restarted | Self::Broken(_) => true,
-            Self::ByPeer { code, .. } => *code == Code::Abandoned,
+            Self::ByPeer { code, .. } => matches!(code, Code::Abandoned | Code::Internal),
             Self::Here | Self::Tls { .. } | Self::Refused => false,
         }
     }
@@ -169,6 +169,25 @@ impl From<ConnectionError> for Closed {
             other @ (ConnectionError::VersionMismatch | ConnectionError::CidsExhausted) => {
                 Self::Broken(other.to_string())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_cut_by_who_fails_and_not_by_who_ends_it() {
+        let by = |code| Closed::ByPeer { code, reason: String::new() };
+        for cut in [Closed::Vanished, Closed::Restarted, Closed::Broken(String::new())] {
+            assert!(cut.is_cut(), "{cut:?}");
+        }
+        for (_, code) in Code::KNOWN {
+            assert_eq!(by(code).is_cut(), matches!(code, Code::Abandoned | Code::Internal), "{code:?}");
+        }
+        for ended in [Closed::Here, Closed::Refused, by(Code::Other(77))] {
+            assert!(!ended.is_cut(), "{ended:?}");
         }
     }
 }

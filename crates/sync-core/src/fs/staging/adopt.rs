@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat, renameat_with, unlinkat};
@@ -146,7 +146,11 @@ impl Staging {
                 return false;
             }
         };
-        in_portions(&names, PORTION, &|names| self.clear_names(stage, names, leave)).into_iter().all(|empty| empty)
+        // First of all temporaries, as in `adopt_names`: one may be another name of a content that is to be left.
+        let (temporaries, rest): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| matches!(Name::parse(name), Name::Temporary));
+        let clear = |names: &[Vec<u8>]| in_portions(names, PORTION, &|names| self.clear_names(stage, names, leave));
+        [clear(&temporaries), clear(&rest)].into_iter().flatten().all(|empty| empty)
     }
 
     /// Removes those of the names that are ours and not to be left; tells whether that is all of them.
@@ -158,9 +162,10 @@ impl Staging {
                 // Taken apart by the next session: it may be large, and who interrupts does not wait.
                 Name::Tree if leave == Leave::Whole => true,
                 Name::Tree => {
-                    empty &= self.remove_tree(stage, name, &|_, _| {});
+                    empty &= self.remove_tree(stage, name, &|_, _| true);
                     continue;
                 }
+                Name::Content(digest) | Name::Part(digest) if self.is_of_no_use(&digest) => false,
                 Name::Content(_) => match leave {
                     Leave::Nothing => false,
                     Leave::Big => self.is(stage, name, |stat| is_usable(stat) && is_big(stat.tuple.size)),
@@ -176,24 +181,39 @@ impl Staging {
         empty
     }
 
-    /// Takes over a file of a new directory that an interrupted push left: it gets its digest as a name.
-    fn take_over(&self, stage: &Arc<Stage>, dir: BorrowedFd<'_>, name: &[u8]) {
+    /// Takes over a file of a new directory that an earlier push left: it gets its digest as a name. Once the session is asked
+    /// to stop, it stays what it is; tells whether whatever still has the name may go.
+    fn take_over(&self, stage: &Arc<Stage>, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+        if self.is_stopped() {
+            return false;
+        }
         let is_file = |stat: Stat| is_usable(&stat) && stat.tuple.size > 0;
-        if self.is_stopped() || !self.root.stat_at(dir, name).is_ok_and(is_file) {
-            return;
+        if !self.root.stat_at(dir, name).is_ok_and(is_file) {
+            return true;
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let hashed = openat(dir, name, flags, Mode::empty()).and_then(|file| sparse::hash(&file, u64::MAX, &self.stop));
-        let Ok(digest) = hashed.map(|hasher| Digest::from(hasher.finalize())) else { return };
+        let digest = match hashed {
+            Ok(hasher) => Digest::from(hasher.finalize()),
+            Err(errno) => return errno != Errno::CANCELED,
+        };
         let hex = digest.to_hex();
-        if renameat_with(dir, name, stage.fd(), &hex, RenameFlags::NOREPLACE).is_err() {
-            return;
+        if renameat_with(dir, name, stage.fd(), &hex, RenameFlags::NOREPLACE).is_ok() {
+            if stage.make_plain(hex.as_bytes()) {
+                self.contents().insert(digest, Content::new(stage, State::Whole));
+            } else {
+                self.discard(stage, hex.as_bytes());
+            }
         }
-        if stage.make_plain(hex.as_bytes()) {
-            self.contents().insert(digest, Content::new(stage, State::Whole));
-        } else {
-            self.discard(stage, hex.as_bytes());
-        }
+        true
+    }
+
+    /// Whether an earlier session left the content and this one has no use for it: it has not asked for it, and has a plan; or
+    /// needs the room.
+    fn is_of_no_use(&self, digest: &Digest) -> bool {
+        let is_left = |content: &Content| matches!(content.state, State::Unverified | State::Part);
+        (self.had_plan.load(Ordering::Relaxed) || self.is_full.load(Ordering::Relaxed))
+            && self.contents().get(digest).is_some_and(is_left)
     }
 
     /// Removes a directory of ours with all that is in it, after `each` saw the files; tells whether it is gone.
@@ -234,7 +254,7 @@ pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
     let numbers = AtomicU64::new(0);
     for name in names.iter().filter(|name| !matches!(Name::parse(name), Name::Foreign)) {
         if matches!(Name::parse(name), Name::Tree) {
-            take_apart(dir, name, &numbers, &|_, _| {});
+            take_apart(dir, name, &numbers, &|_, _| true);
             continue;
         }
         let is_dir = root.stat_at(dir, &name[..]).is_ok_and(|stat| stat.is_dir());
@@ -242,13 +262,13 @@ pub(super) fn empty_foreign(root: &Root, dir: BorrowedFd<'_>) {
     }
 }
 
-/// Sees a file by its directory and name before it is removed.
-type Each<'a> = &'a (dyn Fn(BorrowedFd<'_>, &[u8]) + Sync);
+/// Sees what is about to be removed or taken apart, by its directory and name, and tells whether that may go.
+type Each<'a> = &'a (dyn Fn(BorrowedFd<'_>, &[u8]) -> bool + Sync);
 
 /// Names that could not be removed, and why.
 type Left = Vec<(Vec<u8>, Errno)>;
 
-/// Removes what is at `name` in `stage`, a directory with all that is in it. Directories in it are moved up next to it
+/// Removes what is at `name` in `stage`, a directory with all that is in it but for what is not to go. Directories in it are moved up next to it
 /// first, under numbers that are free: so it needs no paths, however deep it is.
 fn take_apart(stage: BorrowedFd<'_>, name: &[u8], numbers: &AtomicU64, each: Each<'_>) -> Left {
     let mut level = vec![name.to_vec()];
@@ -280,7 +300,7 @@ fn is_usable_part(stat: &Stat) -> bool {
 }
 
 /// Removes a directory and the files in it. Adds the new names of the directories in it to the first of `found`, and what
-/// stays to the second.
+/// could not be removed to the second.
 fn take_one_apart(
     stage: BorrowedFd<'_>,
     name: &[u8],
@@ -297,10 +317,14 @@ fn take_one_apart(
             return found.1.extend(removed.err().map(|errno| (name.to_vec(), errno)));
         }
     };
+    let spares = AtomicBool::new(false);
     let remove = |names: &[Vec<u8>]| -> (Vec<Vec<u8>>, Left) {
         let (mut deeper, mut left) = (Vec::new(), Left::new());
         for entry in names {
-            each(dir.as_fd(), entry);
+            if !each(dir.as_fd(), entry) {
+                spares.store(true, Ordering::Relaxed);
+                continue;
+            }
             match unlinkat(&dir, &entry[..], AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM) => match move_up(dir.as_fd(), entry, stage, numbers) {
@@ -315,6 +339,9 @@ fn take_one_apart(
     for (deeper, left) in in_portions(&names(dir.as_fd()).unwrap_or_default(), PORTION, &remove) {
         found.0.extend(deeper);
         found.1.extend(left);
+    }
+    if spares.into_inner() {
+        return;
     }
     let removed = unlinkat(stage, name, AtFlags::REMOVEDIR);
     found.1.extend(removed.err().filter(|errno| *errno != Errno::NOENT).map(|errno| (name.to_vec(), errno)));

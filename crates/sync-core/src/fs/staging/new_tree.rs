@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indexmap::map::Entry;
@@ -131,6 +132,7 @@ impl Staging {
     pub(crate) fn begin_plan(&self) {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         *phase = (*phase).max(super::Phase::Planned);
+        self.had_plan.store(true, Ordering::Relaxed);
     }
 
     /// Makes room at the place of `path` in a new directory, where something is that came there ahead of the plan: a

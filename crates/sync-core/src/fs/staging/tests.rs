@@ -586,6 +586,80 @@ fn a_session_that_is_cut_off_keeps_all_that_is_whole() {
 }
 
 #[test]
+fn what_is_cut_off_while_it_takes_over_leaves_what_it_has_not_come_to() {
+    let bed = Bed::new();
+    let paths = ["a/b/c/file", "a/other", "d/file"];
+    let staging = bed.session();
+    for name in paths {
+        staging.store(&Digest::of(name.as_bytes()), name.as_bytes(), &RelPath::new(name).unwrap(), None).unwrap();
+    }
+    staging.keep_what_came();
+    let stopped = Staging::new(Arc::clone(&bed.root)).stop_on(Arc::new(AtomicBool::new(true)));
+    stopped.adopt(&RelPath::root()).unwrap();
+    assert!(paths.iter().all(|name| !stopped.has(&Digest::of(name.as_bytes()))));
+    stopped.keep_what_came();
+    assert!(stopped.take_problems().is_empty());
+    let staging = bed.session();
+    assert!(paths.iter().all(|name| staging.has(&Digest::of(name.as_bytes()))));
+    staging.remove();
+    assert!(!bed.dir().exists());
+}
+
+/// Nobody asks for it any more: else it would be there for ever, or in the way.
+#[test]
+fn what_an_earlier_session_left_goes_once_a_plan_needs_it_not_or_the_disk_is_full() {
+    let big = noise(usize::try_from(PART_MIN).unwrap() + 2);
+    let meets: [fn(&Staging); 3] = [Staging::begin_plan, Staging::met_full_disk, |_| {}];
+    for (i, meets) in meets.into_iter().enumerate() {
+        for is_cut in [false, true] {
+            let bed = Bed::new();
+            let staging = bed.session();
+            staging.store(&Digest::of(&big), &big, &near(), None).unwrap();
+            staging.store(&Digest::of(b"asked for"), b"asked for", &near(), None).unwrap();
+            staging.store(&Digest::of(b"forgotten"), b"forgotten", &near(), None).unwrap();
+            let mut incoming = begin(&staging, &big[1..]);
+            incoming.write(&big[1..10 << 20]).unwrap();
+            drop(incoming);
+            staging.keep_what_came();
+            let next = bed.session();
+            assert_eq!(bed.names().len(), 4);
+            assert!(next.has(&Digest::of(b"asked for")));
+            meets(&next);
+            if is_cut {
+                next.keep_what_came();
+            } else {
+                next.keep_parts();
+            }
+            let small = i != 1 && is_cut;
+            let left = bed.names();
+            assert_eq!(left.contains(&Digest::of(b"asked for").to_hex()), small, "{i}");
+            assert_eq!(left.contains(&Digest::of(b"forgotten").to_hex()), small && i == 2, "{i}");
+            assert_eq!(left.contains(&Digest::of(&big).to_hex()), i == 2, "{i}");
+            assert_eq!(left.contains(&part_name(&Digest::of(&big[1..]))), i == 2, "{i}");
+        }
+    }
+}
+
+#[test]
+fn a_content_that_a_temporary_is_another_name_of_is_kept() {
+    let bed = Bed::new();
+    let staging = bed.session();
+    let names: Vec<String> = (0..40u32)
+        .map(|i| {
+            staging.store(&Digest::of(&i.to_le_bytes()), &i.to_le_bytes(), &near(), None).unwrap();
+            let name = Digest::of(&i.to_le_bytes()).to_hex();
+            fs::hard_link(bed.dir().join(&name), bed.dir().join(format!("t{}", 100 + i))).unwrap();
+            name
+        })
+        .collect();
+    staging.keep_what_came();
+    assert!(staging.take_problems().is_empty());
+    let mut names = names;
+    names.sort();
+    assert_eq!(bed.names(), names);
+}
+
+#[test]
 fn where_the_disk_is_full_only_what_is_big_is_kept_and_after_a_failed_flush_nothing() {
     let big = noise(usize::try_from(PART_MIN).unwrap() + 1);
     let ends: [(fn(&Staging), Vec<String>); 2] =

@@ -80,9 +80,11 @@ impl Fate {
         Self { following, wish, is_compared, again, permits, changed }
     }
 
-    /// Of the same replica at other addresses: what a person has decided stays.
+    /// Of the same replica at other addresses: what a person has decided stays. Who compares it has the old one rest, and will
+    /// not end a rest of this one.
     pub fn after(old: &Self) -> Self {
-        let wish = watch::channel(*old.wish.borrow()).0;
+        let old_wish = *old.wish.borrow();
+        let wish = watch::channel(if old_wish == Wish::Rest { Wish::Follow } else { old_wish }).0;
         Self { wish, permits: Arc::clone(&old.permits), ..Self::new(old.changed.clone()) }
     }
 
@@ -273,4 +275,21 @@ async fn note(mut unhealed: watch::Receiver<Option<DriftStatus>>, fate: &Fate) -
 /// For waits that shall differ; any number does if the kernel has none.
 fn random() -> u64 {
     fs::random().map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_other_addresses_goes_on_as_a_person_wished() {
+        for (old, new) in [(Wish::Follow, Wish::Follow), (Wish::Rest, Wish::Follow), (Wish::Pause, Wish::Pause)] {
+            let fate = Fate::new(watch::channel(()).0);
+            fate.wish.send_replace(old);
+            fate.permits.released.store(true, Ordering::Relaxed);
+            let after = Fate::after(&fate);
+            assert_eq!(*after.wish.borrow(), new);
+            assert!(after.permits.released.load(Ordering::Relaxed));
+        }
+    }
 }

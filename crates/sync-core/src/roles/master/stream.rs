@@ -401,10 +401,11 @@ impl Stream {
     }
 
     fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
-        let level = self.level()?;
-        if level != STRONG_LEVEL && self.frame_level() != Some(STRONG_LEVEL) {
+        let level = self.level();
+        if level != Some(STRONG_LEVEL) && self.frame_level() != Some(STRONG_LEVEL) {
             self.strong = None;
         }
+        let level = level?;
         if !prefix.is_empty()
             && !bytes.is_empty()
             && let Some(small) = compress_after(prefix, bytes, level)
