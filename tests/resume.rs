@@ -234,3 +234,35 @@ fn small_files_that_arrived_before_the_master_vanished_are_not_sent_again() {
     // Slack: what is being written and named at this moment.
     assert!(resumed >= (came as u64 - 20) * SIZE as u64, "{resumed} bytes of {came} files were used again\n{ran}");
 }
+
+#[test]
+fn the_first_copy_of_a_mirror_goes_on_where_either_daemon_was_restarted() {
+    const COUNT: u64 = 2000;
+    const SIZE: usize = 20_000;
+    let scratch = Scratch::new();
+    for i in 0..COUNT {
+        write(scratch.src().join(format!("d{}/f{i}", i % 20)), noise(i, SIZE));
+    }
+    let mut one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &scratch.src(), &[&one], "bwlimit = '8m'");
+    let staging = scratch.path("one").join(STAGING);
+    let mut came = 0;
+    for restarts_master in [true, false] {
+        wait_for("more of the files to be staged", 60, || staged(&staging) >= came + COUNT as usize / 8);
+        let ended = if restarts_master { master.term() } else { one.term() };
+        assert!(ended.1.success());
+        wait_for("the session to end", 60, || !staging.join("tree").exists() || staged(&staging) >= came);
+        came = staged(&staging);
+        if restarts_master { master.up() } else { one.up() }
+    }
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    wait_for("the replica to be identical", 120, || differences(&snapshot(&src), &snapshot(&dst)).is_empty());
+    assert_exact(&src, &dst);
+    waits_for_state(&master.state, 0, "in_sync");
+    let bytes = status(&master.state)["replicas"][0]["delivery"]["wire_bytes"].as_u64().unwrap();
+    let (all, resumed) = (COUNT * SIZE as u64, came as u64 * SIZE as u64);
+    assert!(came >= COUNT as usize / 4, "only {came} files were staged");
+    // Slack: headers, offers and changes; what was being written and named.
+    assert!(bytes < all - resumed * 9 / 10 + all / 20, "{bytes} bytes were sent of {all}, and {resumed} had come");
+    assert_no_differences("left over", &leftovers(&snapshot(&scratch.path("one"))));
+}

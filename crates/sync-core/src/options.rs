@@ -94,9 +94,10 @@ pub struct PushRequest {
 }
 
 impl PushRequest {
-    /// Whether the same entries of the same tree are meant, kept in the same way, wherever they go and however.
+    /// Whether the same entries of the same tree are meant, kept in the same way, and as fast, wherever they go.
     pub fn is_same_tree(&self, other: &Self) -> bool {
-        self.source == other.source && self.policy == other.policy && self.history == other.history
+        let kept = |request: &Self| (request.history, request.bandwidth);
+        self.source == other.source && self.policy == other.policy && kept(self) == kept(other)
     }
 }
 

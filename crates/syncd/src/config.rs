@@ -79,6 +79,7 @@ struct Share {
     exclude: Vec<String>,
     settle_max: Option<Spanned<String>>,
     history: Option<Spanned<String>>,
+    bwlimit: Option<Spanned<String>>,
     max_delete: Option<Spanned<Amount>>,
     rescan: Option<Spanned<String>>,
     /// For a replica.
@@ -150,10 +151,12 @@ pub struct RawMaster {
     pub replicas: Vec<(Vec<String>, String)>,
     /// gitignore patterns.
     pub exclude: Vec<String>,
-    /// See [`Master::settle_max`] and [`Master::history`]; each with its place.
+    /// See [`Master::settle_max`], [`Master::history`] and [`Master::bandwidth`]; each with its place.
     pub settle_max: Option<(String, String)>,
     /// The same.
     pub history: Option<(String, String)>,
+    /// The same.
+    pub bwlimit: Option<(String, String)>,
 }
 
 /// A share that this machine is the master of.
@@ -171,6 +174,8 @@ pub struct Master {
     pub settle_max: Duration,
     /// How many bytes are kept of previous contents, if any.
     pub history: Option<u64>,
+    /// Bytes per second that content takes on the way to each replica, if there is a limit.
+    pub bandwidth: Option<u64>,
     /// How often all of it is looked at.
     pub rescan: Duration,
     /// How much of it may be deleted unless a person says so.
@@ -228,13 +233,14 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         }
     };
     let share = |(name, share): (String, Share)| {
-        let Share { path, replicas, exclude, settle_max, history, rescan, heal, max_delete } = share;
-        let only_masters = !exclude.is_empty() || settle_max.is_some() || history.is_some();
+        let Share { path, replicas, exclude, settle_max, history, bwlimit, rescan, heal, max_delete } = share;
+        let only_masters = !exclude.is_empty() || [&settle_max, &history, &bwlimit].iter().any(|key| key.is_some());
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
             replicas: replicas.into_iter().flatten().map(addresses).collect(),
             exclude,
             settle_max: settle_max.map(place),
             history: history.map(place),
+            bwlimit: bwlimit.map(place),
         });
         let heal = heal.map(|heal| {
             let place = at(heal.span().start);
@@ -398,7 +404,7 @@ impl RawShare {
 
     fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
         if master.replicas.is_empty() {
-            let what = "a share with replicas, exclude, settle_max or history is one that this machine is the master of: \
+            let what = "a share with replicas, exclude, settle_max, history or bwlimit is one that this machine is the master of: \
                         name who follows with replicas = [...], or leave all of them out to hold a replica";
             return Err(self.refusal(what.to_owned()));
         }
@@ -428,6 +434,13 @@ impl RawShare {
             history: match &master.history {
                 None => Some(HISTORY),
                 Some((text, place)) => size::history(text).map_err(|reason| refusal(place, reason))?,
+            },
+            bandwidth: match &master.bwlimit {
+                None => None,
+                Some((text, place)) => {
+                    let rate = size::rate(text).map_err(|reason| refusal(place, reason))?;
+                    Some(rate).filter(|rate| *rate > 0)
+                }
             },
             rescan: time(&self.rescan, RESCAN)?,
             max_delete: self.max_delete()?,
@@ -580,6 +593,10 @@ mod tests {
             let master = checked(&format!("replicas = ['web1']\nhistory = {text}")).unwrap().masters.remove(0);
             assert_eq!(master.history, history);
         }
+        for (text, rate) in [("'0'", None), ("'4m'", Some(4 << 20))] {
+            let master = checked(&format!("replicas = ['web1']\nbwlimit = {text}")).unwrap().masters.remove(0);
+            assert_eq!(master.bandwidth, rate);
+        }
         for (text, most) in [
             ("", MaxDelete::Percent(50)),
             ("max_delete = 7", MaxDelete::Count(7)),
@@ -602,7 +619,10 @@ mod tests {
         }
         assert_eq!(replica("heal = false\nrescan = '5m'"), (Heal::Off, Duration::from_secs(300)));
         for (bad, expected) in [
-            ("exclude = ['x']", "share www: a share with replicas, exclude, settle_max or history is one that"),
+            (
+                "exclude = ['x']",
+                "share www: a share with replicas, exclude, settle_max, history or bwlimit is one that",
+            ),
             ("replicas = []", "name who follows with replicas"),
             ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),
             ("max_delete = '101%'", "c.toml: line 4: `101%` is no limit"),
@@ -620,7 +640,9 @@ mod tests {
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
             ("replicas = ['a']\nsettle_max = '0s'", "c.toml: line 5: `0s` is no time"),
             ("replicas = ['a']\nhistory = '5k'", "c.toml: line 5: too small to be of use: the least is 1m (0 is none)"),
-            ("history = '5m'", "share www: a share with replicas, exclude, settle_max or history is one that"),
+            ("replicas = ['a']\nbwlimit = '5'", "c.toml: line 5: too slow for a handshake"),
+            ("bwlimit = '5m'", "share www: a share with replicas, exclude, settle_max, history or bwlimit is one that"),
+            ("history = '5m'", "share www: a share with replicas, exclude, settle_max, history or bwlimit is one that"),
             ("replicas = ['a']\nexclude = ['[']", "filter rule 1"),
         ] {
             let error = checked(bad).unwrap_err().to_string();

@@ -207,7 +207,8 @@ fn changes(before: &Master, after: &Master) -> String {
     for (verb, replicas) in [("follows now", only_in(after, before)), ("is left", only_in(before, after))] {
         parts.extend(replicas.iter().map(|replica| format!("{replica} {verb}")));
     }
-    if (&before.path, &before.exclude, before.history) != (&after.path, &after.exclude, after.history) {
+    let kept = |master: &Master| (master.path.clone(), master.exclude.clone(), master.history, master.bandwidth);
+    if kept(before) != kept(after) {
         parts.push("it is looked at anew".to_owned());
     }
     let rest = |master: &Master| (master.settle_max, master.rescan, master.max_delete);
@@ -219,14 +220,14 @@ fn changes(before: &Master, after: &Master) -> String {
 
 /// What a mirror is asked for.
 fn config(master: &Master, state_dir: &Path) -> MirrorConfig {
-    let Master { path, replicas, exclude, settle_max, history, rescan, max_delete, .. } = master.clone();
+    let Master { path, replicas, exclude, settle_max, history, bandwidth, rescan, max_delete, .. } = master.clone();
     let request = PushRequest {
         source: path,
         destinations: replicas,
         state_dir: state_dir.to_owned(),
         policy: Policy { rules: exclude, ..Policy::default() },
         adopt: false,
-        bandwidth: None,
+        bandwidth,
         compress: Compress::Auto,
         history,
     };

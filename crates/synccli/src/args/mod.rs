@@ -2,7 +2,6 @@
 
 mod compress;
 mod filters;
-mod rate;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -118,7 +117,7 @@ pub struct PushArgs {
     #[arg(long)]
     pub adopt: bool,
     /// Bytes per second on the wire for each DEST: 500k, 4m, 1.5g (powers of 1024); 0 is no limit.
-    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
+    #[arg(long, value_name = "RATE", value_parser = |text: &str| size::rate(text))]
     bwlimit: Option<u64>,
     /// Keep up to so many bytes of previous contents of SRC in the state directory, so that less is sent of changed files:
     /// 500m, 2g (powers of 1024); 0 is none.

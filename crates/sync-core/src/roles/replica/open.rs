@@ -405,10 +405,10 @@ impl Opened {
     }
 
     /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete, and more of it
-    /// if it was cut off. Returns what takes a while to be dropped.
-    pub fn close(self, is_cut: bool) -> impl Sized {
+    /// if it will probably be taken up again. Returns what takes a while to be dropped.
+    pub fn close(self, is_taken_up: bool) -> impl Sized {
         if let Some(staging) = &self.staging {
-            match (self.complete, is_cut) {
+            match (self.complete, is_taken_up) {
                 (true, _) => staging.remove(),
                 (false, true) => staging.keep_what_came(),
                 (false, false) => staging.keep_parts(),

@@ -173,6 +173,14 @@ impl Session {
         }
     }
 
+    /// Whether what came of a version that was not published will probably be wanted soon: nobody gives up a tree that is
+    /// mirrored by ending a daemon, nor a push by what cuts it off.
+    fn is_taken_up_again(&self) -> bool {
+        let is_left = self.held.as_ref().is_some_and(|held| held.left.borrow().is_some());
+        let is_cut = || self.connection.close_reason().is_some_and(|closed| closed.is_cut());
+        !is_left && (self.follows.is_some() || is_cut())
+    }
+
     /// Input by input until the receiver says that it is over; then leaves the staging directory in order. Returns what
     /// the next session on this connection can go on with, if there may be one.
     pub async fn run(mut self, mut control: Control<ToReplica>, said: Option<Said>) -> Option<Followed> {
@@ -181,12 +189,12 @@ impl Session {
         // It may wait for room for an answer.
         self.described.close();
         self.describer.stop().await;
+        let is_taken_up = self.is_taken_up_again();
         let follows = self.follows.take().filter(|_| ended.is_ok());
         let opened = self.opened.take();
         let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
-        let is_cut = self.connection.close_reason().is_some_and(|closed| closed.is_cut());
-        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_cut)));
+        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_taken_up)));
         self.followed.take().into_iter().for_each(Followed::close);
         match (ended, follows) {
             (Ok(()), Some(hello)) => {
