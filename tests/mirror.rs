@@ -96,6 +96,46 @@ fn a_small_change_costs_one_message_there_and_one_back() {
     assert_exact(&src, &scratch.path("one"));
 }
 
+/// Its copy stays, which is no drift: nobody changed anything there.
+#[test]
+fn a_file_that_becomes_unreadable_is_told_and_all_else_goes_on_in_peace() {
+    let name = "a_file_that_becomes_unreadable_is_told_and_all_else_goes_on_in_peace";
+    need!(name, is_root() && has("setpriv"), "needs root and setpriv to be somebody who may not read all");
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    for file in ["page", "secret", "dir/secret"] {
+        write(src.join(file), file);
+    }
+    let one = replica(&scratch, "one");
+    let behind = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"].map(Into::into).to_vec();
+    let master = Daemon::master_behind(&scratch, "m", &src, &[&one], "", behind);
+    becomes_identical(&src, &dst);
+    let unread = || status(&master.state)["unread"]["entries"].as_u64().unwrap_or(0);
+    for (count, path) in ["secret", "dir/secret"].into_iter().enumerate() {
+        set_mode(src.join(path), 0);
+        wait_for("the master to say so", 60, || unread() == count as u64 + 1);
+    }
+    let sessions = || one.logged().matches(": done ").count();
+    let before = sessions();
+    // Each another one: what is written again and again is waited for.
+    for change in 0..10_u64 {
+        let page = format!("page{change}");
+        write(src.join(&page), noise(change, 300));
+        let arrived = || std::fs::read(dst.join(&page)).is_ok_and(|page| page == noise(change, 300));
+        wait_for("the change", 60, arrived);
+    }
+    // One for each, and a few for what was still to be told before, or more for a change that was seen in two steps.
+    assert!(sessions() - before <= 25, "{}", one.logged());
+    assert!(!one.logged().contains("drift"), "{}", one.logged());
+    assert!(!master.logged().contains("somebody changed"), "{}", master.logged());
+    assert_eq!(std::fs::read(dst.join("dir/secret")).unwrap(), b"dir/secret");
+    for path in ["secret", "dir/secret"] {
+        set_mode(src.join(path), 0o644);
+    }
+    wait_for("the master to read them again", 60, || unread() == 0);
+    becomes_identical(&src, &dst);
+}
+
 /// It is paired at the first, which names it, and answers at the second.
 #[test]
 fn a_replica_is_found_at_another_of_its_addresses() {

@@ -191,6 +191,11 @@ impl Application {
         &self.announce.version
     }
 
+    /// What the master could not read: no part of the version, here as there.
+    pub fn holds(&self) -> &[RelPath] {
+        &self.announce.holds
+    }
+
     /// The hash of the tree that the plan leads to.
     pub fn root(&self) -> Digest {
         self.root
@@ -612,8 +617,8 @@ fn privilege() -> [u8; 1] {
     [u8::from(rustix::process::geteuid().is_root())]
 }
 
-/// The hash of the tree as the rows are.
-fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
+/// The hash of the tree as the rows are, without what is held.
+pub fn root_of(opened: &Opened, holds: &[RelPath]) -> Result<Digest, IndexError> {
     let holds = Holds::new(holds.iter().cloned());
     Ok(tree::hash_with(&opened.index, std::iter::empty(), &holds, opened.policy.no_delete)?.root)
 }

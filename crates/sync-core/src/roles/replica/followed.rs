@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::apply;
 use super::open::Opened;
 use super::share::Share;
 use super::shares::Left;
 use super::standing::Attendance;
 use crate::hash::Digest;
+use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::options::Policy;
+use crate::path::RelPath;
 use crate::region::Region;
 use crate::roles::link::Control;
 use crate::wire::{Hello, ToReplica};
@@ -22,6 +25,29 @@ pub struct Said {
     pub source: Option<Region>,
 }
 
+/// What was acknowledged last, if that is just the version.
+#[derive(Clone)]
+pub struct Acknowledged {
+    /// The version.
+    pub version: VersionId,
+    /// Its root.
+    pub root: Digest,
+    /// What the master could not read, which that root is without, here as there.
+    pub holds: Vec<RelPath>,
+}
+
+impl Acknowledged {
+    /// Whether that is still where the replica is.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn is_true_of(&self, opened: &Opened) -> Result<bool, IndexError> {
+        let stand = opened.stand();
+        let root = if self.holds.is_empty() { stand.root } else { apply::root_of(opened, &self.holds)? };
+        Ok((stand.version, root) == (Some(self.version), self.root))
+    }
+}
+
 /// A share between two sessions of a master that follows its tree.
 pub struct Followed {
     /// Its name.
@@ -32,8 +58,8 @@ pub struct Followed {
     pub attendance: Option<Attendance>,
     /// See [`Held::left`].
     pub left: Option<Left>,
-    /// The version and the root that were acknowledged last: where the master believes that the replica is.
-    pub acknowledged: Option<(VersionId, Digest)>,
+    /// Where the master believes that the replica is.
+    pub acknowledged: Option<Acknowledged>,
     /// The stream on which the next session goes on.
     pub goes_on: Option<(Control<ToReplica>, Said)>,
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::apply::Application;
 use super::basis::{self, Describer};
 use super::error::OpenError;
-use super::followed::{Followed, Said};
+use super::followed::{Acknowledged, Followed, Said};
 use super::lookout::{Look, Lookout};
 use super::open::Opened;
 use super::owner::{Admission, Asks};
@@ -22,8 +22,7 @@ use super::stand_in::StandIns;
 use super::standing::Attendance;
 use super::{expand, listing};
 use crate::control::VersionStatus;
-use crate::hash::Digest;
-use crate::manifest::{Row, VersionId};
+use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
@@ -81,9 +80,9 @@ pub struct Session {
     /// Where the source is, if it said so.
     source: Option<Region>,
     /// Where the master believed that the replica is when this began, if an earlier session told.
-    known: Option<(VersionId, Digest)>,
-    /// The version that was acknowledged, and its root, if that is the announced one.
-    acknowledged: Option<(VersionId, Digest)>,
+    known: Option<Acknowledged>,
+    /// What was acknowledged.
+    acknowledged: Option<Acknowledged>,
     /// Whether the session goes on behind another, whose hello and acknowledgement hold for it.
     goes_on: bool,
     /// Whether the master ended it before it told anything.
@@ -200,8 +199,8 @@ impl Session {
             (Ok(()), Some(hello)) => {
                 let share = std::mem::take(&mut self.share);
                 let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
-                let (acknowledged, source) = (self.acknowledged, self.source.take());
-                let goes_on = match acknowledged {
+                let (acknowledged, source) = (self.acknowledged.take(), self.source.take());
+                let goes_on = match &acknowledged {
                     Some(_) if !self.is_passed_over => Some((control, Said { hello, source })),
                     _ => control.finish().await.ok().map(|()| None)?,
                 };
@@ -287,7 +286,7 @@ impl Session {
     /// The master opens the next session anew, with another hello, and did not hear what was told in this one.
     fn pass_over(&mut self) {
         self.is_passed_over = true;
-        self.acknowledged = self.known;
+        self.acknowledged.clone_from(&self.known);
         if let Some(opened) = &mut self.opened {
             opened.was_told_nothing();
         }
@@ -334,7 +333,7 @@ impl Session {
     fn open(&mut self, hello: Hello, source: Option<&Region>) -> Result<(), LinkError> {
         self.source = source.cloned();
         // Also if what came between was passed over: what was told in that, the master did not hear.
-        self.known = self.followed.as_ref().and_then(|followed| followed.acknowledged);
+        self.known = self.followed.as_ref().and_then(|followed| followed.acknowledged.clone());
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
         self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
@@ -375,6 +374,10 @@ impl Session {
                 self.tell_problems(opened.take_problems())?;
                 held.guard.recall(&opened.index)?;
                 let stand = opened.stand();
+                let is_other = match &self.known {
+                    Some(known) => !known.is_true_of(&opened)?,
+                    None => false,
+                };
                 if !opened.policy.dry_run {
                     let stands = opened.index.stand().ok().flatten();
                     let attendance =
@@ -388,8 +391,6 @@ impl Session {
                     false => ReceiverInput::Opened(stand.clone()),
                 })?;
                 let is_healed = self.lookout().is_some_and(|lookout| lookout.heals());
-                let is_other =
-                    self.known.is_some_and(|(version, root)| (stand.version, stand.root) != (Some(version), root));
                 if (is_other && is_healed) || (heals && !is_first) {
                     self.receiver.handle(ReceiverInput::Drifted(stand))?;
                 }
@@ -520,8 +521,12 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
-        let version = self.application.as_ref().map(Application::version).filter(|version| version.root == ack.root);
-        self.acknowledged = version.map(|version| (version.id(), version.root));
+        let application = self.application.as_ref().filter(|application| application.version().root == ack.root);
+        self.acknowledged = application.map(|application| Acknowledged {
+            version: application.version().id(),
+            root: ack.root,
+            holds: application.holds().to_vec(),
+        });
         if let (Some(held), Some(_), Some(application)) = (&self.held, &self.attendance, &self.application) {
             let (version, after) = (application.version(), application.step().after);
             let exact = (version.root == ack.root).then(|| VersionStatus {
