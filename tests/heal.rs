@@ -435,6 +435,21 @@ fn a_replica_that_cannot_be_watched_is_looked_at_and_watched_as_soon_as_it_can_b
 }
 
 #[test]
+fn a_directory_that_is_not_the_one_it_was_is_filled_when_a_person_says_so() {
+    let pair = pair("");
+    std::fs::rename(&pair.dst, pair.scratch.path("aside")).unwrap();
+    mkdir(&pair.dst);
+    waits_for_state(&pair.master.state, 0, "held");
+    let why = status(&pair.master.state)["replicas"][0]["problem"].clone();
+    assert!(why.as_str().is_some_and(|why| why.contains("synccli release")), "{why}");
+    waits_for_copy(&pair.replica.state, "held");
+    assert_eq!(std::fs::read_dir(&pair.dst).unwrap().count(), 0, "it was filled");
+    synccli(&pair.master.state).args(&["release", "www"]).ok();
+    pair.is_healed();
+    waits_for_copy(&pair.replica.state, "in_sync");
+}
+
+#[test]
 fn a_directory_that_is_not_the_one_it_was_is_left_alone() {
     let pair = pair("");
     let aside = pair.scratch.path("aside");

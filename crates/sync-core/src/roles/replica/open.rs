@@ -42,6 +42,17 @@ pub const UNFLUSHED: &str = "replica.unflushed";
 /// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
 pub const POLICY: &str = "replica.policy";
 
+/// What an empty top directory is suspected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspicion {
+    /// Nothing: a person has decided that it is the right one.
+    None,
+    /// The place where another file system is mounted at other times.
+    Unmounted,
+    /// Any other directory than it was: nobody is there to see it.
+    Replaced,
+}
+
 /// Whatever is told by its drop that a session does not have the share open any more.
 pub type Presence = Box<dyn Any + Send + Sync>;
 
@@ -104,27 +115,26 @@ impl Drop for Made {
 }
 
 impl Opened {
-    /// Locks the share, looks at its tree and brings its index up to date with it. For a master that is there by itself and
-    /// not at somebody's order (`unattended`) it is not enough that an empty top directory is on the file system that it
-    /// was on: it has to be the same one.
+    /// Locks the share, looks at its tree and brings its index up to date with it, unless its top directory is empty and what
+    /// it is suspected to be.
     pub fn open(
         share: &Share,
         policy: Policy,
-        unattended: bool,
+        suspicion: Suspicion,
         stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
         admission: Option<Admission>,
     ) -> Result<Self, OpenError> {
         let mut opened = Self::begin(share, policy, stop, notices, admission)?;
         opened.adopt(&RelPath::root())?;
-        match opened.look(share, unattended, stop) {
+        match opened.look(share, suspicion, stop) {
             Err(
                 OpenError::Index(IndexError::Damaged(reason))
                 | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason))),
             ) => {
                 notices.push(rebuilt(&reason));
                 opened.index.rebuild()?;
-                opened.drift = opened.look(share, unattended, stop)?;
+                opened.drift = opened.look(share, suspicion, stop)?;
             }
             other => opened.drift = other?,
         }
@@ -142,7 +152,7 @@ impl Opened {
         let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
         let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
-        match opened.found(share, true, stop)? {
+        match opened.found(share, Suspicion::Replaced, stop)? {
             Some((found, _)) => opened.drift_in(&found, names),
             None => Ok(Drift::default()),
         }
@@ -243,9 +253,9 @@ impl Opened {
             return Ok(drift);
         }
         if keep {
-            return self.look(share, true, stop);
+            return self.look(share, Suspicion::Replaced, stop);
         }
-        match self.found(share, true, stop)? {
+        match self.found(share, Suspicion::Replaced, stop)? {
             Some((found, _)) => self.drift_in(&found, names),
             None => Ok(Drift::default()),
         }
@@ -425,8 +435,8 @@ impl Opened {
     }
 
     /// Looks at the tree, hashes what is not proven, and writes down what was found.
-    fn look(&mut self, share: &Share, unattended: bool, stop: &AtomicBool) -> Result<Drift, OpenError> {
-        let Some((found, privilege)) = self.found(share, unattended, stop)? else { return Ok(Drift::default()) };
+    fn look(&mut self, share: &Share, suspicion: Suspicion, stop: &AtomicBool) -> Result<Drift, OpenError> {
+        let Some((found, privilege)) = self.found(share, suspicion, stop)? else { return Ok(Drift::default()) };
         let drift = self.drift_in(&found, None)?;
         self.write_down(found, privilege)?;
         Ok(drift)
@@ -436,7 +446,7 @@ impl Opened {
     fn found(
         &mut self,
         share: &Share,
-        unattended: bool,
+        suspicion: Suspicion,
         stop: &AtomicBool,
     ) -> Result<Option<(Survey, Option<[u8; 1]>)>, OpenError> {
         let Some(root) = self.root.clone() else { return Ok(None) };
@@ -453,12 +463,9 @@ impl Opened {
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
-        if !self.policy.checksum && found.is_unmounted(&root, &self.index, unattended)? {
-            return Err(OpenError::Refused(format!(
-                "{} is empty and not the directory that it was at the last push: is it not mounted? nothing was changed; \
-                 mount it, or push once with --checksum to take it as it is",
-                share.describe()
-            )));
+        let (suspects, by_inode) = (suspicion != Suspicion::None, suspicion == Suspicion::Replaced);
+        if suspects && !self.policy.checksum && found.is_unmounted(&root, &self.index, by_inode)? {
+            return Err(OpenError::Unmounted(share.describe()));
         }
         let thawed = self.staging.as_ref().is_some_and(|staging| staging.make_passable(&found.failures));
         if self.adopt_on_mounts(&root, &found)? || thawed {

@@ -13,7 +13,7 @@ use super::basis::{self, Describer};
 use super::error::OpenError;
 use super::followed::{Acknowledged, Followed, Said};
 use super::lookout::{Look, Lookout};
-use super::open::Opened;
+use super::open::{Opened, Suspicion};
 use super::owner::{Admission, Asks};
 use super::share::Share;
 use super::shares::{Held, Left, Shares};
@@ -401,10 +401,30 @@ impl Session {
         }
     }
 
+    /// What an empty directory is taken for: who follows comes by itself, and not at somebody's order.
+    fn suspicion(&self) -> Suspicion {
+        match (self.follows.is_some(), self.released) {
+            (true, true) => Suspicion::None,
+            (true, false) => Suspicion::Replaced,
+            (false, _) => Suspicion::Unmounted,
+        }
+    }
+
     /// Ends the session with the reason.
     fn turn_away(&mut self, error: OpenError) -> Result<(), LinkError> {
         match error {
             OpenError::NotOwner(reason) => Err(LinkError::NotOwner(reason)),
+            OpenError::Unmounted(share) if self.follows.is_some() => {
+                let reason = format!(
+                    "{share} is empty and not the directory that it was: is it not mounted? nothing was changed; mount it, or, if it \
+                     is to be filled anew, say so on the master with `synccli release`"
+                );
+                tracing::warn!(share = self.share, reason, "held");
+                if let Some(held) = &self.held {
+                    held.standing.holds(&reason);
+                }
+                Ok(self.receiver.handle(ReceiverInput::Refuse(Refusal { max_delete: true, reason }))?)
+            }
             error => self.refuse(error.to_string()),
         }
     }
@@ -429,11 +449,11 @@ impl Session {
         admission: Option<Admission>,
     ) -> Result<(Opened, bool), OpenError> {
         let Some(lookout) = self.lookout() else {
-            return Ok((Opened::open(share, policy, self.follows.is_some(), &self.stop, notices, admission)?, false));
+            return Ok((Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission)?, false));
         };
         let looks = !policy.dry_run;
         let presence = lookout.enter(looks);
-        let opened = Opened::open(share, policy, self.follows.is_some(), &self.stop, notices, admission);
+        let opened = Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission);
         let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
         let drift = opened.take_drift();
         if looks {
