@@ -44,6 +44,27 @@ fn an_emptied_tree_is_held_until_it_is_released() {
     assert_eq!(status(&master.state)["state"], "ready");
 }
 
+/// The kernel tells nothing of the removal of a directory that is watched and open.
+#[test]
+fn a_tree_that_comes_back_is_seen_without_a_word() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    many(&src, 60, 1);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let aside = scratch.path("aside");
+    std::fs::rename(&src, &aside).unwrap();
+    mkdir(&src);
+    wait_for("the master to hold", PATIENCE, || status(&master.state)["state"] == "held");
+    std::fs::remove_dir(&src).unwrap();
+    std::fs::rename(&aside, &src).unwrap();
+    wait_for("the master to see it", PATIENCE, || status(&master.state)["state"] == "ready");
+    write(src.join("new"), b"new");
+    wait_for("the change", PATIENCE, || scratch.path("one").join("new").exists());
+    assert_exact(&src, &scratch.path("one"));
+}
+
 fn remove(dir: &Path, names: std::ops::Range<usize>) {
     names.for_each(|i| std::fs::remove_file(dir.join(format!("{i}"))).unwrap());
 }

@@ -270,6 +270,11 @@ impl Mirror {
             if *shutdown.borrow() {
                 return Left::Shutdown;
             }
+            // Of a directory that is removed while it is open the kernel tells nothing, and of an empty one nothing else goes.
+            let is_obstructed = self.shared.obstacle().is_some();
+            if is_obstructed && check_place(open).is_err() {
+                return Left::Gone;
+            }
             if rescan <= Instant::now() {
                 let proven = block_in_place(|| self.prove(open, news));
                 rescan = Instant::now() + self.next_rescan(open);
@@ -281,7 +286,7 @@ impl Mirror {
                 }
             }
             let now = self.hints.now();
-            let is_resting = Instant::now() < rests && self.shared.obstacle().is_some();
+            let is_resting = is_obstructed && Instant::now() < rests;
             let (batch, timeout) = {
                 let mut settle = self.hints.settle();
                 (if is_resting { None } else { settle.poll(now) }, settle.timeout())
@@ -301,6 +306,7 @@ impl Mirror {
             let due = match timeout {
                 _ if is_resting => rests,
                 Some(at) => Instant::now() + at.saturating_sub(now),
+                None if is_obstructed => Instant::now() + RETRY,
                 None => rescan,
             };
             tokio::select! {
