@@ -12,22 +12,41 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use support::*;
 
 /// The packs of the only history in a state directory, by name.
 fn packs(state: &Path) -> Vec<PathBuf> {
-    let Ok(dirs) = std::fs::read_dir(state.join("history")) else { return Vec::new() };
-    let packs = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
-    let packs = packs.map(|pack| pack.unwrap().path());
-    let mut packs: Vec<PathBuf> = packs.filter(|path| path.extension().is_some_and(|ext| ext == "pack")).collect();
+    let shares = entries(&state.join("history"));
+    let mut packs: Vec<PathBuf> = shares.iter().flat_map(|share| entries(share)).collect();
+    packs.retain(|path| path.extension().is_some_and(|ext| ext == "pack"));
     packs.sort();
     packs
 }
 
+/// What is in a directory: nothing, if a daemon removed it a moment ago.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    match std::fs::read_dir(dir) {
+        Ok(found) => found.map(|entry| entry.unwrap().path()).collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => panic!("{}: {error}", dir.display()),
+    }
+}
+
 fn bytes(packs: &[PathBuf]) -> u64 {
-    packs.iter().map(|pack| pack.metadata().unwrap().len()).sum()
+    packs.iter().map(|pack| size(pack)).sum()
+}
+
+fn size(pack: &Path) -> u64 {
+    match pack.metadata() {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+        Err(error) => panic!("{}: {error}", pack.display()),
+    }
 }
 
 /// Files of one size, each unlike the others; with a byte in front that tells the edit.

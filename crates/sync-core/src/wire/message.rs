@@ -289,8 +289,9 @@ pub struct Ack {
 /// Why a replica will not go on, in words for a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Whether the plan was refused by the delete limit.
-    pub max_delete: bool,
+    /// Whether a person on the master may decide that it goes on all the same: the delete limit, or an empty directory that is
+    /// not the one that it was.
+    pub for_a_person: bool,
     /// The reason, and what to do next.
     pub reason: String,
 }

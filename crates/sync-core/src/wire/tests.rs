@@ -170,7 +170,7 @@ fn to_master() -> Vec<ToMaster> {
             item("cf+++++++++", None, How::Copied { from: path("f"), size: 300 }),
         ]),
         ToMaster::Notice("n".to_owned()),
-        ToMaster::Refuse(Refusal { max_delete: true, reason: "no".to_owned() }),
+        ToMaster::Refuse(Refusal { for_a_person: true, reason: "no".to_owned() }),
         ToMaster::Described(Described { seq: 300, parts: Parts::Chunks(vec![chunk]), done: false }),
         ToMaster::Described(Described {
             seq: 300,

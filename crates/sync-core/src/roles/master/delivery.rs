@@ -668,7 +668,7 @@ impl<'a> Session<'a> {
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
-            Ok(End::Refused(refusal)) => refusal.max_delete.then_some(Hold::Release),
+            Ok(End::Refused(refusal)) => refusal.for_a_person.then_some(Hold::Release),
             _ => None,
         };
         let mut refused = [0; 6];

@@ -724,7 +724,7 @@ fn deleted_additions(opened: &Opened, plan: &Plan) -> u64 {
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {
     let limit = opened.policy.max_delete?;
     (plan.deletes > limit).then(|| Refusal {
-        max_delete: true,
+        for_a_person: true,
         reason: format!(
             "the plan would delete {} entries, more than the {limit} that --max-delete allows; nothing was changed",
             plan.deletes

@@ -420,10 +420,8 @@ impl Session {
                      is to be filled anew, say so on the master with `synccli release`"
                 );
                 tracing::warn!(share = self.share, reason, "held");
-                if let Some(held) = &self.held {
-                    held.standing.holds(&reason);
-                }
-                Ok(self.receiver.handle(ReceiverInput::Refuse(Refusal { max_delete: true, reason }))?)
+                let refusal = self.hold(reason);
+                Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
             }
             error => self.refuse(error.to_string()),
         }
@@ -574,7 +572,7 @@ impl Session {
         if let Some(held) = &self.held {
             held.standing.failed(&reason);
         }
-        let refusal = Refusal { max_delete: false, reason };
+        let refusal = Refusal { for_a_person: false, reason };
         Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
     }
 
@@ -690,8 +688,15 @@ impl Session {
         let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
-        held.standing.holds(&reason);
-        Some(Refusal { max_delete: true, reason })
+        Some(self.hold(reason))
+    }
+
+    /// It waits for a person on the master, and says so here as well.
+    fn hold(&self, reason: String) -> Refusal {
+        if let Some(held) = &self.held {
+            held.standing.holds(&reason);
+        }
+        Refusal { for_a_person: true, reason }
     }
 
     fn prepare(&mut self) -> Result<(), LinkError> {

@@ -226,7 +226,7 @@ impl Replica {
             decide(changes.clone(), Situation { rows, sources: &sources, staged: is_staged, holds: &holds, no_delete });
         let root = self.root_after(opened, changes, &holds);
         if opened.policy.max_delete.is_some_and(|most| plan.deletes > most) && root == announce.version.root {
-            return Err(Refusal { max_delete: true, reason: format!("{} deletes", plan.deletes) });
+            return Err(Refusal { for_a_person: true, reason: format!("{} deletes", plan.deletes) });
         }
         let item = |step: &Step| {
             diff::item(&step.path, step.old.as_ref().map(|r| &r.entry), step.new.as_deref(), &step.action)

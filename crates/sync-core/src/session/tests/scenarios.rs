@@ -307,7 +307,7 @@ fn too_many_deletes_refuse_the_whole_plan() {
     world.policy.max_delete = Some(3);
     let before = world.replicas[0].disk.entries(|_| true);
     let outcome = only(world.push());
-    assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
+    assert!(matches!(outcome.end, Some(End::Refused(Refusal { for_a_person: true, .. }))), "{outcome:#?}");
     assert_eq!(world.replicas[0].disk.entries(|_| true), before);
     assert_eq!(outcome.wants, 0, "no content is asked for before the guard has spoken");
     // d, and in it one, same, e, e/deep and link; same goes although its content stays at a.
@@ -324,7 +324,7 @@ fn too_many_deletes_after_a_restart_leave_nothing_behind() {
     world.policy.max_delete = Some(3);
     let before = world.replicas[0].disk.entries(|_| true);
     let outcome = only(world.push());
-    assert!(matches!(outcome.end, Some(End::Refused(Refusal { max_delete: true, .. }))), "{outcome:#?}");
+    assert!(matches!(outcome.end, Some(End::Refused(Refusal { for_a_person: true, .. }))), "{outcome:#?}");
     assert_eq!((outcome.restarts, outcome.wants, world.replicas[0].staged.len()), (1, 0, 0));
     assert_eq!(world.replicas[0].disk.entries(|_| true), before);
     world.policy.max_delete = Some(6);
@@ -632,7 +632,7 @@ fn nothing_is_said_after_the_end() {
     let mut sender = Sender::new(hello());
     while sender.poll().is_some() {}
     sender.handle(SenderInput::Received(ToMaster::Stand(stand()))).unwrap();
-    let refusal = Refusal { max_delete: false, reason: "no".to_owned() };
+    let refusal = Refusal { for_a_person: false, reason: "no".to_owned() };
     sender.handle(SenderInput::Received(ToMaster::Refuse(refusal.clone()))).unwrap();
     assert_eq!(sender.poll(), Some(SenderOutput::End(End::Refused(refusal.clone()))));
     sender

@@ -44,7 +44,7 @@ enum Replica {
 async fn play(connection: Connection, replica: Replica, features: u64) -> u64 {
     let mut control: Control<ToReplica> = Control::accept(&connection).await.unwrap();
     let mut hello = 0;
-    let refuse = || ToMaster::Refuse(Refusal { max_delete: false, reason: "no".to_owned() });
+    let refuse = || ToMaster::Refuse(Refusal { for_a_person: false, reason: "no".to_owned() });
     while let Ok(message) = control.next().await {
         let answer = match (message, replica) {
             (ToReplica::Hello(said), _) => {

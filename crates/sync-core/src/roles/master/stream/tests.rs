@@ -110,6 +110,13 @@ impl Stream {
     }
 }
 
+/// Bytes that resemble nothing but themselves.
+fn noise() -> Vec<u8> {
+    let mut bytes = vec![0; 64 << 10];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}
+
 /// Each takes some 50 MB at the strong level: many slow links at the same time shall not take all the memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn four_streams_of_a_source_compress_strongly_and_the_others_lightly() {
@@ -134,6 +141,15 @@ async fn four_streams_of_a_source_compress_strongly_and_the_others_lightly() {
     streams[1].outgoing.learns(|auto| auto.level().is_none(), BLOCK, false);
     assert!(streams[1].compress(&[b'x'; 1000], &[]).is_none());
     assert_eq!(bed.slow().level_of_a_block(), 3);
+    // One that sent nothing but what differs from old contents has no compressor, and is a small one at once.
+    drop(streams.remove(1));
+    let mut patches = bed.slow();
+    let (old, new) = (noise(), [noise(), b"and more".to_vec()].concat());
+    assert!(matches!(patches.compress(&new, &old), Some((Encoding::AfterGaps, _))));
+    assert_eq!(bed.slow().level_of_a_block(), 3, "it has the place");
+    patches.outgoing.learns(|auto| auto.level() == Some(LIGHT_LEVEL), BLOCK / 3, false);
+    assert!(matches!(patches.compress(&new, &old), Some((Encoding::AfterGaps, _))));
+    assert_eq!(bed.slow().level_of_a_block(), 9, "it has given it back");
     // When all have ended, nothing is held.
     drop(streams);
     assert_eq!(levels(&mut (0..5).map(|_| bed.slow()).collect::<Vec<_>>()), [9, 9, 9, 9, 3]);
