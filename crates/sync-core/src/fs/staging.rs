@@ -67,6 +67,8 @@ pub struct Staging {
     is_full: AtomicBool,
     /// Whether the session came to have a plan: what that needs of what an earlier one left was asked for.
     had_plan: AtomicBool,
+    /// Whether there will be further sessions before all is there.
+    goes_on_later: AtomicBool,
     pub(crate) stop: Arc<AtomicBool>,
     /// Held while a content's file is made, written or named, so that clearing away sees all of them, and nothing is
     /// written to a part that a later session has taken over.
@@ -173,9 +175,16 @@ impl Staging {
             counter: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             had_plan: AtomicBool::new(false),
+            goes_on_later: AtomicBool::new(false),
             stop: Arc::default(),
             phase: RwLock::new(Phase::Gathering),
         }
+    }
+
+    /// The plan of this session is not all that will come: what an earlier session left, and this one has not asked for, may be
+    /// wanted by a later one.
+    pub fn goes_on_later(&self) {
+        self.goes_on_later.store(true, Ordering::Relaxed);
     }
 
     /// Hashes nothing that an earlier session left once `stop` is raised.

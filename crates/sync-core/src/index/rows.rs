@@ -85,6 +85,14 @@ impl Snapshot {
         RowCursor::new(self.clone(), dir.to_key(), end_of(dir))
     }
 
+    /// The row of `path` and every one that comes after it in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor_from(&self, path: &RelPath) -> Result<RowCursor, IndexError> {
+        RowCursor::new(self.clone(), path.to_key(), None)
+    }
+
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, IndexError> {
         // A query that panicked has changed nothing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).read(query)
@@ -339,6 +347,14 @@ impl Index {
     /// [`IndexError`] if the index cannot be read.
     pub fn cursor_beneath(&self, dir: &RelPath) -> Result<RowCursor, IndexError> {
         self.begin_snapshot()?.cursor_beneath(dir)
+    }
+
+    /// The row of `path` and every one that comes after it in tree order.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn cursor_from(&self, path: &RelPath) -> Result<RowCursor, IndexError> {
+        self.begin_snapshot()?.cursor_from(path)
     }
 
     /// Shows every row in tree order to `visit`, until it breaks.

@@ -120,6 +120,8 @@ pub struct Receiver {
     max_delete: bool,
     /// Whether the master follows its tree: then what is prepared is published without a further word.
     follows: bool,
+    /// Whether what was announced is only a stretch of a version's tree: there is no root that it must lead to.
+    is_stretch: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
     guarded: Option<Vec<(u64, Vec<Offered>)>>,
 }
@@ -160,6 +162,7 @@ impl Receiver {
             estimate: false,
             max_delete: false,
             follows: false,
+            is_stretch: false,
             guarded: None,
         }
     }
@@ -182,6 +185,11 @@ impl Receiver {
     /// Whether the stand is told, and the master has not told anything against it.
     pub fn is_waiting(&self) -> bool {
         self.state == State::Gathering && !self.heard
+    }
+
+    /// Whether what was announced is only a stretch of a version's tree.
+    pub fn is_stretch(&self) -> bool {
+        self.is_stretch
     }
 
     /// Takes one input.
@@ -267,7 +275,7 @@ impl Receiver {
             ToReplica::Describe(describe) => (describe.ranges.len(), 0),
             ToReplica::Given(given) => (given.len(), 0),
             ToReplica::Draft(draft) => (1 + draft.ranges.len(), draft.path.as_bytes().len()),
-            ToReplica::Announce(announce) => paths(&announce.holds),
+            ToReplica::Announce(announce) | ToReplica::Stretch(announce) => paths(&announce.holds),
             ToReplica::AsOffered(runs) => {
                 (runs.iter().fold(0, |sum: usize, run| sum.saturating_add(run.count as usize)), 0)
             }
@@ -353,22 +361,15 @@ impl Receiver {
                 self.moved.extend(moved);
             }
             (ToReplica::Holds(holds), State::Gathering) => self.holds.extend(holds),
-            (ToReplica::Announce(mut announce), State::Gathering) => {
-                self.holds.append(&mut announce.holds);
-                announce.holds = std::mem::take(&mut self.holds);
-                if announce.held != announce.holds.len() as u64 {
-                    return Err(ProtocolError("held paths are missing before the announcement".to_owned()));
+            (ToReplica::Announce(announce), State::Gathering) => self.announced(announce)?,
+            (ToReplica::Stretch(announce), State::Gathering) => {
+                // What a version was is found out by its root alone, and that shows only in the end.
+                let is_published = self.follows && announce.committed && !self.dry_run && !self.max_delete;
+                if !is_published || self.restarts > 0 {
+                    return Err(ProtocolError("a stretch of what is not only added to".to_owned()));
                 }
-                if announce.changes != self.changes_received {
-                    return Err(ProtocolError("changes are missing before the announcement".to_owned()));
-                }
-                // Both sides number contents by counting: were they apart, every answer would mean another file.
-                if announce.contents != self.next_seq {
-                    return Err(ProtocolError("the two sides count contents differently".to_owned()));
-                }
-                self.offered = Vec::new();
-                self.announce = Some(announce);
-                self.expand()?;
+                self.is_stretch = true;
+                self.announced(announce)?;
             }
             (ToReplica::Restart(()), State::Mismatched) if self.restarts == RESTARTS => {
                 return Err(ProtocolError(format!("more than {RESTARTS} restart in one session")));
@@ -384,7 +385,7 @@ impl Receiver {
                 self.guarded = self.max_delete.then(Vec::new);
                 self.state = State::Gathering;
             }
-            (ToReplica::Publish(id), State::Prepared) if Some(id) == self.announced() => {
+            (ToReplica::Publish(id), State::Prepared) if Some(id) == self.version() => {
                 self.state = State::Publishing;
                 self.outputs.push_back(ReceiverOutput::Publish);
             }
@@ -395,6 +396,24 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    fn announced(&mut self, mut announce: Announce) -> Result<(), ProtocolError> {
+        self.holds.append(&mut announce.holds);
+        announce.holds = std::mem::take(&mut self.holds);
+        if announce.held != announce.holds.len() as u64 {
+            return Err(ProtocolError("held paths are missing before the announcement".to_owned()));
+        }
+        if announce.changes != self.changes_received {
+            return Err(ProtocolError("changes are missing before the announcement".to_owned()));
+        }
+        // Both sides number contents by counting: were they apart, every answer would mean another file.
+        if announce.contents != self.next_seq {
+            return Err(ProtocolError("the two sides count contents differently".to_owned()));
+        }
+        self.offered = Vec::new();
+        self.announce = Some(announce);
+        self.expand()
     }
 
     /// All changes are told. What was told of this side's own rows is made of them now: at once, so that each row is
@@ -456,7 +475,7 @@ impl Receiver {
         self.told.push((path, entry.map(Box::new)));
     }
 
-    fn announced(&self) -> Option<VersionId> {
+    fn version(&self) -> Option<VersionId> {
         self.announce.as_ref().map(|announce| announce.version.id())
     }
 
@@ -623,7 +642,7 @@ impl Receiver {
     }
 
     fn leads_elsewhere(&self, root: Digest) -> bool {
-        self.announce.as_ref().is_some_and(|announce| announce.version.root != root)
+        !self.is_stretch && self.announce.as_ref().is_some_and(|announce| announce.version.root != root)
     }
 
     /// The master learns that its changes do not lead to the root.
@@ -690,6 +709,7 @@ fn name(message: &ToReplica) -> &'static str {
         ToReplica::Changes(_) => "changes",
         ToReplica::Restart(()) => "restart",
         ToReplica::Announce(_) => "announcement",
+        ToReplica::Stretch(_) => "announcement of a stretch",
         ToReplica::Publish(_) => "publish",
         ToReplica::Unavailable(_) => "unavailable content",
         ToReplica::Holds(_) => "held paths",

@@ -12,8 +12,8 @@ use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
     Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, Hello, Listing, MAX_DIRS, MAX_ENTRIES,
-    MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, Stand, ToMaster, ToReplica, Touched, Unavailable, Unhealed,
-    Wanted, in_messages,
+    MAX_ENTRY_BYTES, Moved, Offered, Parts, Refusal, Run, STRETCHES, Stand, ToMaster, ToReplica, Touched, Unavailable,
+    Unhealed, Wanted, in_messages,
 };
 
 /// How many changes and how many offers go into one message at most.
@@ -103,6 +103,17 @@ pub enum Load {
     Entry(RelPath),
     /// An entry with all beneath it.
     Subtree(RelPath),
+    /// All that comes after an entry in tree order.
+    Behind(RelPath),
+}
+
+/// How far a replica has come with a tree that it is brought in stretches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The last entry that was told, in tree order.
+    pub path: RelPath,
+    /// The hash of what it has since.
+    pub root: Digest,
 }
 
 /// A content the replica waits for.
@@ -145,6 +156,8 @@ pub enum End {
         /// Whether its root is the announced one.
         exact: bool,
     },
+    /// A stretch of the tree is there, and acknowledged; the next session goes on behind it.
+    Reached(Reached),
     /// The replica will not do it.
     Refused(Refusal),
 }
@@ -216,6 +229,18 @@ pub struct Sender {
     restarted: bool,
     dry_run: bool,
     follows: bool,
+    /// Whether the replica may refuse a plan because of what it deletes.
+    has_limit: bool,
+    /// Of how many changes a stretch has at least, if a tree that the replica has nothing of may be told in stretches.
+    stretch: Option<u64>,
+    /// How far earlier sessions on the connection have come with that.
+    reached: Option<Reached>,
+    /// Whether this one tells a tree in tree order that may be cut into stretches.
+    is_cut: bool,
+    /// The last change that was told.
+    told_to: Option<RelPath>,
+    /// Whether a stretch was announced, and no version.
+    is_stretch: bool,
     /// Directories to list, those asked for, and those waiting for our own children.
     frontier: Vec<RelPath>,
     listing: HashMap<RelPath, (Option<Digest>, Vec<Child>)>,
@@ -259,11 +284,26 @@ impl Sender {
             restarted: false,
             dry_run,
             follows,
+            has_limit: hello.policy.max_delete.is_some(),
+            stretch: None,
+            reached: None,
+            is_cut: false,
+            told_to: None,
+            is_stretch: false,
             frontier: Vec::new(),
             listing: HashMap::new(),
             asked: 0,
             listed: Budget::new(MAX_ENTRIES, MAX_ENTRY_BYTES),
         }
+    }
+
+    /// May tell a tree that the replica has nothing of in stretches, of so many changes or a few more, each in a session of
+    /// its own. `reached`: this is the session behind one that ended there.
+    #[must_use]
+    pub fn in_stretches(self, changes: u64, reached: Option<Reached>) -> Self {
+        // Of what may be refused as a whole nothing is published before all is known.
+        let may = self.follows && !self.dry_run && !self.has_limit;
+        Self { stretch: may.then_some(changes), reached, ..self }
     }
 
     /// The next thing to do.
@@ -405,14 +445,27 @@ impl Sender {
             self.announce();
         } else if stand.entries == 0 {
             self.compared = true;
-            self.state = State::Loading;
-            self.load(Load::Subtree(RelPath::root()));
+            self.tell_tree(Load::Subtree(RelPath::root()));
+        } else if let Some(reached) =
+            self.reached.take().filter(|reached| stand.version.is_none() && reached.root == stand.root)
+        {
+            // What came before may have failed in part, or be another version's by now: the root will tell.
+            self.tell_tree(Load::Behind(reached.path));
         } else if let Some(known) = stand.version.filter(|known| *known != version.id()) {
             self.state = State::Loading;
             self.load(Load::Since(known));
         } else {
             self.descend();
         }
+    }
+
+    /// Tells the tree, or the rest of it, in tree order.
+    fn tell_tree(&mut self, load: Load) {
+        let takes = self.stand.as_ref().is_some_and(|stand| stand.features & STRETCHES != 0);
+        // What is not in the index yet is not published either.
+        self.is_cut = takes && self.committed && self.offers == 0;
+        self.state = State::Loading;
+        self.load(load);
     }
 
     fn load(&mut self, load: Load) {
@@ -422,12 +475,15 @@ impl Sender {
 
     fn loaded(&mut self, mut told: Told, done: bool) {
         let holds = &self.holds;
+        self.told_to = told.changes.last().map(|change| change.path.clone()).or(self.told_to.take());
         told.changes.retain(|change| !holds.covers(&change.path));
         told.touched.retain(|touched| !holds.covers(&touched.path));
         self.emit_relative(told.moved, told.touched);
         self.emit(told.changes, told.contents);
         if done {
             self.loads = self.loads.saturating_sub(1);
+        } else if self.is_cut && self.stretch.is_some_and(|most| self.changes >= most) {
+            return self.announce_stretch();
         }
         self.announce_when_complete();
     }
@@ -491,6 +547,17 @@ impl Sender {
         }
     }
 
+    /// What else is to be told is told in the next session.
+    fn announce_stretch(&mut self) {
+        if let Some(version) = self.version.clone() {
+            (self.state, self.loads) = (State::Announced, 0);
+            self.is_stretch = true;
+            let (changes, contents) = (self.changes, self.contents.len());
+            let holds = Vec::new();
+            self.send(ToReplica::Stretch(Announce { holds, held: 0, version, changes, contents, committed: true }));
+        }
+    }
+
     fn announce(&mut self) {
         if let Some(version) = self.version.clone() {
             self.state = State::Announced;
@@ -510,7 +577,7 @@ impl Sender {
 
     /// Starts the comparison of the trees from the top.
     fn descend(&mut self) {
-        self.compared = true;
+        (self.compared, self.is_cut) = (true, false);
         self.state = State::Descending;
         self.frontier = vec![RelPath::root()];
         self.ask();
@@ -650,6 +717,11 @@ impl Sender {
         let Some(version) = &self.version else { return Ok(()) };
         if ack.version != version.id() {
             return Err(ProtocolError("an acknowledgement of another version".to_owned()));
+        }
+        if self.is_stretch {
+            let path = self.told_to.take().unwrap_or_default();
+            self.end(End::Reached(Reached { path, root: ack.root }));
+            return Ok(());
         }
         let exact = ack.root == version.root;
         self.end(End::Acknowledged { ack, exact });

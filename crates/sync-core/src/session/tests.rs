@@ -13,6 +13,7 @@ mod push;
 mod random;
 mod replica;
 mod scenarios;
+mod stretches;
 
 use push::World;
 

@@ -41,6 +41,9 @@ pub const RELEASED: u64 = 4;
 /// replica: it keeps whose a share is.
 pub const ADOPT: u64 = 8;
 
+/// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]).
+pub const STRETCHES: u64 = 16;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -55,7 +58,7 @@ pub struct Hello {
 /// What a replica says it is at, after it looked at every name on its disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stand {
-    /// Bits for what the replica can do: [`FOLLOW`], [`ADOPT`].
+    /// Bits for what the replica can do: [`FOLLOW`], [`ADOPT`], [`STRETCHES`].
     pub features: u64,
     /// The version it acknowledged last, if its index knows one.
     pub version: Option<VersionId>,
@@ -351,6 +354,10 @@ pub enum ToReplica {
     Place(Region),
     /// Contents of the changes that come next.
     Given(Vec<Given>),
+    /// In place of the announcement, from a master that follows: the changes are only the next stretch of a version's tree, in
+    /// tree order. It is published and acknowledged with the root of what is there then, and the next session on the
+    /// connection goes on behind it, so that neither side ever holds a large tree as a whole.
+    Stretch(Announce),
 }
 
 /// Messages from a replica to a master.
@@ -427,6 +434,7 @@ messages!(ToReplica {
     14 => Draft,
     15 => Place,
     16 => Given,
+    17 => Stretch,
 });
 
 messages!(ToMaster {
@@ -449,7 +457,7 @@ messages!(ToMaster {
 fn most_items(kind: u16) -> Option<usize> {
     match kind {
         2 => Some(MAX_DIRS),
-        3 | 4 | 6 | 9..=12 | 14..=16 | 103 | 106 | 107 => Some(MAX_ITEMS),
+        3 | 4 | 6 | 9..=12 | 14..=17 | 103 | 106 | 107 => Some(MAX_ITEMS),
         201 => Some(MAX_BATCH),
         _ => None,
     }
@@ -458,7 +466,7 @@ fn most_items(kind: u16) -> Option<usize> {
 /// Most bytes in the body of a control message. Frames of content are bounded where they are read.
 pub(super) fn most_bytes(kind: u16) -> usize {
     match kind {
-        2 | 3 | 4 | 6 | 9 | 11 | 12 | 13 | 14 | 106 | 107 => MAX_LIST,
+        2 | 3 | 4 | 6 | 9 | 11 | 12 | 13 | 14 | 17 | 106 | 107 => MAX_LIST,
         102 | 103 | 110 => MAX_MESSAGE,
         201.. => usize::MAX,
         _ => MAX_PLAIN,
@@ -531,6 +539,7 @@ impl ToReplica {
             | Self::Offer(_)
             | Self::Restart(())
             | Self::Announce(_)
+            | Self::Stretch(_)
             | Self::Publish(_)
             | Self::Unavailable(_)
             | Self::Holds(_)

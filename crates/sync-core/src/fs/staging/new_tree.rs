@@ -132,7 +132,7 @@ impl Staging {
     pub(crate) fn begin_plan(&self) {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         *phase = (*phase).max(super::Phase::Planned);
-        self.had_plan.store(true, Ordering::Relaxed);
+        self.had_plan.store(!self.goes_on_later.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Makes room at the place of `path` in a new directory, where something is that came there ahead of the plan: a

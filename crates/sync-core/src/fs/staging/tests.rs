@@ -609,7 +609,11 @@ fn what_is_cut_off_while_it_takes_over_leaves_what_it_has_not_come_to() {
 #[test]
 fn what_an_earlier_session_left_goes_once_a_plan_needs_it_not_or_the_disk_is_full() {
     let big = noise(usize::try_from(PART_MIN).unwrap() + 2);
-    let meets: [fn(&Staging); 3] = [Staging::begin_plan, Staging::met_full_disk, |_| {}];
+    let has_a_first_plan = |staging: &Staging| {
+        staging.goes_on_later();
+        staging.begin_plan();
+    };
+    let meets: [fn(&Staging); 4] = [Staging::begin_plan, Staging::met_full_disk, |_| {}, has_a_first_plan];
     for (i, meets) in meets.into_iter().enumerate() {
         for is_cut in [false, true] {
             let bed = Bed::new();
@@ -633,9 +637,9 @@ fn what_an_earlier_session_left_goes_once_a_plan_needs_it_not_or_the_disk_is_ful
             let small = i != 1 && is_cut;
             let left = bed.names();
             assert_eq!(left.contains(&Digest::of(b"asked for").to_hex()), small, "{i}");
-            assert_eq!(left.contains(&Digest::of(b"forgotten").to_hex()), small && i == 2, "{i}");
-            assert_eq!(left.contains(&Digest::of(&big).to_hex()), i == 2, "{i}");
-            assert_eq!(left.contains(&part_name(&Digest::of(&big[1..]))), i == 2, "{i}");
+            assert_eq!(left.contains(&Digest::of(b"forgotten").to_hex()), small && i >= 2, "{i}");
+            assert_eq!(left.contains(&Digest::of(&big).to_hex()), i >= 2, "{i}");
+            assert_eq!(left.contains(&part_name(&Digest::of(&big[1..]))), i >= 2, "{i}");
         }
     }
 }

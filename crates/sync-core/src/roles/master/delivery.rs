@@ -30,12 +30,16 @@ use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
-use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
+use crate::session::{End, Load, Reached, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
     ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
     Unhealed,
 };
+
+/// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
+/// would mean more flushes.
+const STRETCH: u64 = 1 << 15;
 
 /// How long it may take to send what is queued to the end of a session.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -64,11 +68,19 @@ pub struct Delivered {
     /// The version that the replica acknowledged with just its root.
     pub version: Option<Version>,
     /// What the next session on the connection goes on with, if there can be one.
-    pub open: Option<Open>,
+    pub next: Option<Next>,
     /// What a person has to decide before it is brought to the version, if that is so.
     pub hold: Option<Hold>,
     /// What went wrong last, if something did; the monitor was told.
     pub problem: Option<Problem>,
+}
+
+/// With what a session begins that is not the first on its connection.
+pub enum Next {
+    /// The replica is at a version, and all that was said holds for the next one too.
+    Open(Open),
+    /// It is on its way to one, and has come so far.
+    Reached(Reached),
 }
 
 /// What is left of a session that ended well.
@@ -248,7 +260,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
         version: None,
-        open: None,
+        next: None,
         hold: None,
         problem: None,
     }
@@ -273,7 +285,7 @@ impl<'a> Session<'a> {
         connection: Connection,
         share: String,
         features: u64,
-        last: Option<Open>,
+        next: Option<Next>,
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
@@ -282,18 +294,23 @@ impl<'a> Session<'a> {
         let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
-        let (control, sender) = match last {
-            Some(last) if last.hello == hello => (last.control, Sender::going_on(&hello, last.stand)),
-            last => {
-                if let Some(Open { control, .. }) = last {
+        let (control, sender) = match next {
+            Some(Next::Open(last)) if last.hello == hello => (last.control, Sender::going_on(&hello, last.stand)),
+            next => {
+                let reached = match next {
                     // The replica takes that for the end of a session in which nothing was told, and then this one.
-                    tokio::spawn(control.read_to_end());
-                }
+                    Some(Next::Open(Open { control, .. })) => {
+                        tokio::spawn(control.read_to_end());
+                        None
+                    }
+                    Some(Next::Reached(reached)) => Some(reached),
+                    None => None,
+                };
                 let control = Control::open(&connection).await?;
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
                     control.send(ToReplica::Place(region.clone()).encode())?;
                 }
-                (control, Sender::new(hello.clone()))
+                (control, Sender::new(hello.clone()).in_stretches(STRETCH, reached))
             }
         };
         let (failure_sender, failures) = mpsc::unbounded_channel();
@@ -485,10 +502,11 @@ impl<'a> Session<'a> {
             match output {
                 SenderOutput::Send(message) => {
                     match &message {
-                        ToReplica::Announce(announce) => {
+                        ToReplica::Announce(announce) | ToReplica::Stretch(announce) => {
                             let Announce { changes, contents, .. } = announce;
                             tracing::debug!(dest = self.delivery.dest, changes, contents, "announced");
-                            (self.difference, self.rows) = (None, None);
+                            // Of a tree that is told in stretches the rest is told another time.
+                            (self.difference, self.rows, self.telling) = (None, None, None);
                             self.announced = true;
                         }
                         ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
@@ -658,13 +676,13 @@ impl<'a> Session<'a> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. })) {
+        if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. } | End::Reached(_))) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
         let mut exact = false;
-        let mut open_at = None;
+        let (mut open_at, mut reached) = (None, None);
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
@@ -702,6 +720,8 @@ impl<'a> Session<'a> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
+            Ok(End::Reached(so_far)) if in_order => reached = Some(so_far),
+            Ok(End::Reached(_)) => self.connection.close(Code::Done, "").await,
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
                 let reason = crate::path::escape(refusal.reason.as_bytes());
@@ -723,9 +743,17 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
-        let open = open_at.map(|stand| Open { control: self.control, hello: self.hello, stand });
+        let next = match (open_at, reached) {
+            (Some(stand), _) => Some(Next::Open(Open { control: self.control, hello: self.hello, stand })),
+            (None, Some(reached)) => {
+                // The replica begins the next session when it has seen that this one is over.
+                tokio::spawn(self.control.read_to_end());
+                Some(Next::Reached(reached))
+            }
+            (None, None) => None,
+        };
         let problem = self.last_problem;
-        Delivered { report, source_changed: self.source_changed, version, open, hold, problem }
+        Delivered { report, source_changed: self.source_changed, version, next, hold, problem }
     }
 
     /// What was said of adoption is used up once the replica may have published.

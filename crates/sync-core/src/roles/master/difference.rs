@@ -91,7 +91,7 @@ impl Difference {
         match load {
             Load::Since(version) => self.previous.is_some_and(|(id, _)| id == *version),
             Load::Subtree(top) => self.previous.is_none() && top.is_root(),
-            Load::Entry(_) => false,
+            Load::Entry(_) | Load::Behind(_) => false,
         }
     }
 

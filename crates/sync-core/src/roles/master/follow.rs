@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::delivery::{Delivered, Delivery, Hold, Permits, Session, SourceEvent, broken, interrupted};
+use super::delivery::{Delivered, Delivery, Hold, Next, Permits, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::news::News;
 use crate::backoff::Backoff;
@@ -179,9 +179,9 @@ impl Delivery {
         };
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let (mut acknowledged, mut last) = (None, None);
+        let (mut acknowledged, mut next) = (None, None);
         let ended = loop {
-            let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, last).await;
+            let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, next).await;
             let session = match opened {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
@@ -192,13 +192,22 @@ impl Delivery {
             let told = Mutex::new(None);
             let (drifted, unhealed) = (session.drifted(), session.unhealed());
             let run = session.run(&mut source, halted, &replica);
-            let Delivered { version, open, hold, problem, .. } = tokio::select! {
+            let delivered = tokio::select! {
                 delivered = run => delivered,
                 never = tell(news, acknowledged, &drifted, events, &told) => match never {},
                 never = note(unhealed.clone(), fate) => match never {},
             };
             // What came last may not be noted yet.
             let drift = unhealed.borrow().clone();
+            let traffic = connection.traffic();
+            let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
+            let Delivered { version, hold, problem, .. } = delivered;
+            next = delivered.next;
+            if let Some(Next::Reached(_)) = next {
+                backoff.reset();
+                memory::trim_after(wire_bytes);
+                continue;
+            }
             let Some(version) = version else {
                 fate.update(|fate| {
                     // A session that was open before it was decided did not say so: the next one does.
@@ -217,8 +226,6 @@ impl Delivery {
                 break Ok(());
             };
             acknowledged = Some(version.id());
-            let traffic = connection.traffic();
-            let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
             let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
             let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
             fate.update(|fate| {
@@ -228,10 +235,9 @@ impl Delivery {
             });
             backoff.reset();
             memory::trim_after(wire_bytes);
-            if open.is_none() {
+            if next.is_none() {
                 break Ok(());
             }
-            last = open;
         };
         if let Some(embedded) = embedded {
             let _ = embedded.await;

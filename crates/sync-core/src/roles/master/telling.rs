@@ -17,8 +17,8 @@ const CHANGES_PER_MESSAGE: usize = 512;
 pub enum Telling {
     /// From the version before, from that place on.
     Difference(Arc<Difference>, usize),
-    /// Everything beneath a directory, and the directory.
-    Subtree(RowCursor),
+    /// All of a range.
+    Rows(RowCursor),
     /// One entry.
     Entry(Option<Row>),
     /// What came and went since a version.
@@ -46,7 +46,15 @@ impl Telling {
     pub fn from_rows(rows: &Snapshot, load: &Load, stand: Option<&Stand>) -> Result<Result<Self, Unknown>, IndexError> {
         Ok(Ok(match load {
             Load::Entry(path) => Self::Entry(rows.row(path)?),
-            Load::Subtree(top) => Self::Subtree(rows.cursor_beneath(top)?),
+            Load::Subtree(top) => Self::Rows(rows.cursor_beneath(top)?),
+            Load::Behind(path) => {
+                let mut after = rows.cursor_from(path)?;
+                // It may be gone since.
+                if after.peek()?.is_some_and(|row| row.key.cmp_path(path).is_eq()) {
+                    after.pass();
+                }
+                Self::Rows(after)
+            }
             Load::Since(version) => {
                 let Some(published) = rows.version(*version)? else { return Ok(Err(Unknown::Version(*version))) };
                 // It was at that version, and somebody changed its tree: what it lacks is not what changed since.
@@ -75,7 +83,7 @@ impl Telling {
                 return Ok((told, next.is_none()));
             }
             Self::Entry(row) => told.extend(row.take().map(upsert)),
-            Self::Subtree(rows) => {
+            Self::Rows(rows) => {
                 while told.len() < CHANGES_PER_MESSAGE {
                     let Some(row) = rows.next()? else { break };
                     told.push(upsert(row));

@@ -24,8 +24,8 @@ pub struct Drift {
 
 impl Drift {
     /// What a look has found, after all of it was identified: beneath these names alone, if there are some. With
-    /// `keeps_extras` what the master does not have is none.
-    pub fn of(survey: &Survey, names: Option<&Names>, keeps_extras: bool) -> Self {
+    /// `keeps_extras` what the master does not have is none. In the directories `ours` there is what we have left there.
+    pub fn of(survey: &Survey, names: Option<&Names>, keeps_extras: bool, ours: &[RelPath]) -> Self {
         let changed = survey.pending.iter().filter(|pending| pending.changes_entry());
         let changed = changed.filter(|pending| !(keeps_extras && (pending.before.is_none() || pending.row.extra)));
         let changed = changed.map(|pending| {
@@ -45,6 +45,7 @@ impl Drift {
             .iter()
             .filter(|(_, what, _)| *what != "metadata changed")
             .filter_map(|(path, ..)| path.parent())
+            .chain(ours.iter().cloned())
             .collect();
         let mut drift = Self::default();
         let mut whole: Option<(&RelPath, &str)> = None;
@@ -183,7 +184,7 @@ mod tests {
         let index = Index::in_memory().unwrap();
         let found = look(temp.path(), &index);
         index.write(0, |writer| found.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
-        assert_eq!(Drift::of(&look(temp.path(), &index), None, false).count(), 0);
+        assert_eq!(Drift::of(&look(temp.path(), &index), None, false, &[]).count(), 0);
 
         fs::write(at("a/edited"), "edited otherwise").unwrap();
         fs::write(at("a/new"), "new").unwrap();
@@ -194,7 +195,7 @@ mod tests {
         let time = fs::metadata(at("a/same")).unwrap().modified().unwrap();
         fs::File::options().write(true).open(at("a/same")).unwrap().set_modified(time).unwrap();
         let found = look(temp.path(), &index);
-        let drift = Drift::of(&found, None, false);
+        let drift = Drift::of(&found, None, false, &[]);
         let all = [
             ("a/edited", "changed"),
             ("a/new", "created"),
@@ -208,7 +209,7 @@ mod tests {
 
         let asked = BTreeSet::from(["", "a/new", "gone"].map(|path| RelPath::new(path).unwrap()));
         let asked = Names { whole: asked, alone: BTreeSet::from([RelPath::new("a").unwrap()]) };
-        let some = Drift::of(&found, Some(&asked), false);
+        let some = Drift::of(&found, Some(&asked), false, &[]);
         assert_eq!(names(&some), [("a/new".to_owned(), "created"), ("gone".to_owned(), "deleted")]);
         // What is not undone is what the looks have found since, each at its names.
         let mut unhealed = Unhealed::default();
@@ -227,7 +228,7 @@ mod tests {
         unhealed.looked(None, &Drift::default(), true);
         assert_eq!(all(&unhealed), None);
         // A replica that keeps what the master does not have may have more.
-        let kept = names(&Drift::of(&found, None, true));
+        let kept = names(&Drift::of(&found, None, true, &[]));
         assert!(!kept.iter().any(|(_, what)| *what == "created") && kept.len() == 3, "{kept:?}");
     }
 }

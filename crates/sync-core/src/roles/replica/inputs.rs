@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::open::Opened;
 use crate::hash::Digest;
-use crate::index::{Encoded, Index, IndexError};
+use crate::index::{Encoded, Index, IndexError, RowCursor};
 use crate::manifest::{Entry, Holds, Row, TreeHash};
 use crate::path::{Key, RelPath};
 use crate::plan::{self, Changes, Rename};
@@ -59,18 +59,25 @@ pub fn rows_at<'a>(index: &Index, paths: impl ExactSizeIterator<Item = &'a RelPa
     Ok(rows)
 }
 
-/// The same in one pass over all rows, which is cheaper than looking up so many. Only what is not known is decoded.
+/// The same in one pass over all rows that lie between, which is cheaper than looking up so many. Only what is not known is
+/// decoded.
 fn touched_of_all(index: &Index, changes: &Changes, known: Vec<Row>) -> Result<BTreeMap<RelPath, Row>, IndexError> {
     let mut found = Vec::new();
     let mut wanted = changes.iter().peekable();
     let mut known = known.into_iter().peekable();
     let mut closed: Option<Vec<u8>> = None;
-    let mut cursor = index.cursor()?;
+    let mut cursor = match changes.keys().next() {
+        Some(first) => index.cursor_from(first)?,
+        None => RowCursor::empty(),
+    };
     while let Some(Encoded { key, .. }) = cursor.peek()? {
         while wanted.next_if(|(path, _)| key.cmp_path(path).is_gt()).is_some() {}
         let change = wanted.next_if(|(path, _)| key.cmp_path(path).is_eq());
         let inside = closed.as_ref().is_some_and(|top| key.is_beneath(Key::new(top)));
         if !inside && change.is_none() {
+            if wanted.peek().is_none() {
+                break;
+            }
             cursor.pass();
             continue;
         }

@@ -28,7 +28,7 @@ use crate::roles::guarding;
 use crate::roles::identify::{Early, IdentifyOptions, identify};
 use crate::roles::survey::{LastLook, Names, Pending, Survey, SurveyError, SurveyOptions, survey, survey_names};
 use crate::roles::tree::{self, Remembered};
-use crate::wire::{ADOPT, FOLLOW, Hello, Offered, Stand, ToReplica};
+use crate::wire::{ADOPT, FOLLOW, Hello, Offered, STRETCHES, Stand, ToReplica};
 
 /// How long to wait for another process that has the index open: longer than it takes to close one.
 const BUSY: Duration = Duration::from_secs(10);
@@ -88,6 +88,8 @@ pub struct Opened {
     pub unmade: Vec<RelPath>,
     problems: Vec<Problem>,
     complete: bool,
+    /// Whether what is there is only a stretch of what will be.
+    is_partial: bool,
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
@@ -192,6 +194,7 @@ impl Opened {
             unmade: Vec::new(),
             problems: Vec::new(),
             complete: false,
+            is_partial: false,
             fresh,
             is_current: true,
             is_plain: false,
@@ -206,7 +209,7 @@ impl Opened {
     /// What the replica says it is at.
     pub fn stand(&self) -> Stand {
         let version = self.index.stand().ok().flatten().map(|stand| stand.version);
-        Stand { features: FOLLOW | ADOPT, version, root: self.tree.root, entries: self.entries }
+        Stand { features: FOLLOW | ADOPT | STRETCHES, version, root: self.tree.root, entries: self.entries }
     }
 
     /// As long as it is open, who watches the tree leaves the looking to it.
@@ -347,6 +350,20 @@ impl Opened {
         self.complete = true;
     }
 
+    /// What is about to be published is only a stretch of a tree, or it is not: of use to the next one may be what an
+    /// earlier session left.
+    pub fn is_to_be_partial(&mut self, is_partial: bool) {
+        self.is_partial = is_partial;
+        if let (Some(staging), true) = (&self.staging, is_partial) {
+            staging.goes_on_later();
+        }
+    }
+
+    /// Whether what is there is only a stretch of what will be.
+    pub fn is_partial(&self) -> bool {
+        self.is_partial
+    }
+
     /// The disk is about to change: until [`Opened::came_to`], what is said here of the tree is what it was.
     pub fn changes(&mut self) {
         self.is_current = false;
@@ -399,8 +416,10 @@ impl Opened {
         let same = root.as_ref().map(|root| root.identity()) == self.root.as_ref().map(|root| root.identity());
         let staging = root.as_ref().map(|root| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop))));
         let old = std::mem::replace(&mut self.staging, staging);
-        if let Some(old) = old {
-            old.remove();
+        match old {
+            Some(old) if self.is_partial => old.keep_what_came(),
+            Some(old) => old.remove(),
+            None => {}
         }
         self.root = root;
         self.asked.clear();
@@ -418,7 +437,7 @@ impl Opened {
     /// if it will probably be taken up again. Returns what takes a while to be dropped.
     pub fn close(self, is_taken_up: bool) -> impl Sized {
         if let Some(staging) = &self.staging {
-            match (self.complete, is_taken_up) {
+            match (self.complete && !self.is_partial, is_taken_up) {
                 (true, _) => staging.remove(),
                 (false, true) => staging.keep_what_came(),
                 (false, false) => staging.keep_parts(),
@@ -517,7 +536,17 @@ impl Opened {
     /// What of it somebody else did. Before the first push has come to its end, and after one that was cut off while it was
     /// publishing, nobody knows.
     fn drift_in(&self, found: &Survey, names: Option<&Names>) -> Result<Drift, OpenError> {
-        Ok(if self.was_reached()? { Drift::of(found, names, self.policy.no_delete) } else { Drift::default() })
+        if !self.was_reached()? {
+            return Ok(Drift::default());
+        }
+        // One that was killed could not give the time back to the directory that it had staged in.
+        let is_left = |top: &&RelPath| {
+            let left = top.join(STAGING_NAME.as_bytes()).ok();
+            left.zip(self.root.as_ref()).is_some_and(|(left, root)| matches!(root.stat(&left), Ok(Some(_))))
+        };
+        let top = RelPath::root();
+        let ours: Vec<RelPath> = std::iter::once(&top).chain(&found.mounts).filter(is_left).cloned().collect();
+        Ok(Drift::of(found, names, self.policy.no_delete, &ours))
     }
 
     /// Whether what is there and has no row came after a push had come to its end.

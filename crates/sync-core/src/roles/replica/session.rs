@@ -478,8 +478,9 @@ impl Session {
 
     /// Whether nothing is told against the stand, so that it may become another one.
     fn may_look(&self) -> bool {
-        let is_push = self.opened.as_ref().is_some_and(|opened| !opened.policy.dry_run);
-        self.follows.is_some() && is_push && self.receiver.is_waiting()
+        // Whoever brings a tree in stretches compares it in the end.
+        let is_looked_at = |opened: &Opened| !opened.policy.dry_run && !opened.is_partial();
+        self.follows.is_some() && self.opened.as_ref().is_some_and(is_looked_at) && self.receiver.is_waiting()
     }
 
     /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
@@ -522,6 +523,9 @@ impl Session {
         let Some(version) = self.application.as_ref().map(Application::version) else { return };
         let ReplicaStats { created, updated, metadata_only, moved, deleted, .. } = ack.stats;
         let (number, exact) = (version.number, version.root == ack.root);
+        if self.receiver.is_stretch() {
+            return tracing::info!(share, version = number, created, "a stretch of the tree is there");
+        }
         tracing::info!(
             share,
             version = number,
@@ -539,6 +543,9 @@ impl Session {
     /// What goes with an acknowledgement.
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
+        if self.receiver.is_stretch() {
+            return self.tell_resumed();
+        }
         let application = self.application.as_ref().filter(|application| application.version().root == ack.root);
         self.acknowledged = application.map(|application| Acknowledged {
             version: application.version().id(),
@@ -557,14 +564,18 @@ impl Session {
             held.standing.acknowledged(exact);
         }
         self.tell_unhealed()?;
-        let Some(application) = &self.application else { return Ok(()) };
-        if let resumed @ 1.. = application.resumed() {
-            self.receiver.handle(ReceiverInput::Resumed(resumed))?;
-        }
-        if let Some(text) = application.unmade() {
+        self.tell_resumed()?;
+        if let Some(text) = self.application.as_ref().and_then(Application::unmade) {
             self.receiver.handle(ReceiverInput::Notice(text))?;
         }
         Ok(())
+    }
+
+    fn tell_resumed(&mut self) -> Result<(), LinkError> {
+        match self.application.as_ref().map_or(0, Application::resumed) {
+            0 => Ok(()),
+            resumed => Ok(self.receiver.handle(ReceiverInput::Resumed(resumed))?),
+        }
     }
 
     fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
@@ -636,7 +647,8 @@ impl Session {
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
-            Some(root) if !opened.is_empty() => {
+            // Other stretches of a tree have no old files of this one.
+            Some(root) if !opened.is_empty() && (self.listed || !opened.is_partial()) => {
                 let (index, paid) = (&opened.index, self.stager.stood_in());
                 let mut stand_in = |file: &Offered| self.stand_ins.find(index, file, paid);
                 basis::in_place_of(root, index, &files, &mut stand_in, master, &self.stop)
@@ -671,6 +683,8 @@ impl Session {
     fn plan(&mut self, announce: &crate::wire::Announce, changes: crate::plan::Changes) -> Result<(), LinkError> {
         self.stager.drop_drafts();
         let copied = self.stager.copied_bytes();
+        let is_stretch = self.receiver.is_stretch();
+        self.opened()?.is_to_be_partial(is_stretch);
         let known = std::mem::take(&mut self.expanded);
         let mut planned = Application::plan(self.opened()?, announce, changes, known, copied)?;
         if let Some(refusal) = planned.refusal().or_else(|| self.too_much(&planned)) {

@@ -11,8 +11,8 @@ use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
 use crate::session::{
-    ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
-    SenderOutput, Settled, Told,
+    ContentRequest, End, Load, ProtocolError, Reached, Receiver, ReceiverInput, ReceiverOutput, Report, Sender,
+    SenderInput, SenderOutput, Settled, Told,
 };
 use crate::wire::{
     Basis, Change, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, Stand, ToMaster,
@@ -29,6 +29,9 @@ pub struct World {
     /// Whether the next session goes on behind one that ended well on the same stream: nobody says hello, the master knows
     /// the stand, and has published what it tells.
     pub goes_on: bool,
+    /// Versions are published before anybody hears of them, and a tree that a replica has nothing of is told in stretches of so
+    /// many changes, each in a session.
+    pub stretch: Option<u64>,
 }
 
 /// What goes wrong with contents on their way.
@@ -54,6 +57,7 @@ impl World {
             policy: Policy::default(),
             faults: Faults::default(),
             goes_on: false,
+            stretch: None,
         }
     }
 
@@ -61,9 +65,13 @@ impl World {
         &mut self.master.disk
     }
 
-    /// A whole push without trouble.
+    /// A whole push without trouble; of several sessions the last.
     pub fn push(&mut self) -> Vec<Outcome> {
-        Push::new(self).run(self, &mut in_order)
+        let mut outcomes = Push::new(self).run(self, &mut in_order);
+        while let [Outcome { end: Some(End::Reached(reached)), .. }] = &*outcomes {
+            outcomes = Push::behind(self, reached.clone()).run(self, &mut in_order);
+        }
+        outcomes
     }
 
     /// A whole push that must leave every replica exact, and say so.
@@ -177,6 +185,8 @@ struct Link {
     contents: VecDeque<(u64, Vec<u8>)>,
     /// Requests whose old files the replica was asked about.
     asked: BTreeMap<u64, ContentRequest>,
+    /// What is told when nothing else is to do, and whether the last of it ends an answer.
+    telling: VecDeque<(Told, bool)>,
     work: VecDeque<ReceiverOutput>,
     opened: Option<Opened>,
     /// The receiver said that it is over.
@@ -193,13 +203,30 @@ struct Link {
 
 impl Push {
     pub fn new(world: &World) -> Self {
-        let offers = if world.goes_on { Vec::new() } else { world.master.look() };
+        Self::begin(world, None)
+    }
+
+    /// The session behind one that brought a stretch.
+    pub fn behind(world: &World, reached: Reached) -> Self {
+        Self::begin(world, Some(reached))
+    }
+
+    fn begin(world: &World, reached: Option<Reached>) -> Self {
+        let is_published = world.goes_on || world.stretch.is_some();
+        let offers = if is_published { Vec::new() } else { world.master.look() };
         let mut source: VecDeque<_> = offers.chunks(2).map(|files| SourceEvent::Hashed(files.to_vec())).collect();
         source.push_back(SourceEvent::Decide);
-        source.extend((!world.goes_on).then_some(SourceEvent::Commit));
+        source.extend((!is_published).then_some(SourceEvent::Commit));
         let link = |(i, replica): (usize, &Replica)| {
             let known = world.goes_on.then(|| replica.acknowledged(&world.policy));
-            Link::new(i, world.policy.clone(), known)
+            let mut link = Link::new(i, world.policy.clone(), known);
+            link.committed = is_published;
+            if let Some(most) = world.stretch {
+                let none = Hello { features: 0, share: String::new(), policy: Policy::default() };
+                link.sender =
+                    std::mem::replace(&mut link.sender, Sender::new(none)).in_stretches(most, reached.clone());
+            }
+            link
         };
         let links = world.replicas.iter().enumerate().map(link).collect();
         let mut push = Self { source, committed: None, links };
@@ -257,7 +284,7 @@ impl Push {
         for link in self.links.iter_mut().filter(|link| !link.is_over()) {
             let input = match (&event, &self.committed) {
                 (SourceEvent::Decide, Some(Committed { version, holds, known, .. })) => {
-                    link.committed = *known || link.known.is_some();
+                    link.committed |= *known;
                     let committed = link.committed;
                     SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed }
                 }
@@ -374,6 +401,7 @@ impl Link {
             to_master: VecDeque::new(),
             contents: VecDeque::new(),
             asked: BTreeMap::new(),
+            telling: VecDeque::new(),
             work,
             opened: None,
             finished: false,
@@ -448,9 +476,12 @@ impl Link {
 
     /// The master's driver: carries out what the sender wants, until it wants nothing.
     fn drain(&mut self, master: &Master, faults: &Faults, committed: Option<&Committed>) {
-        while let Some(output) = self.sender.poll() {
+        while let Some(output) = self.next_output() {
             match output {
                 SenderOutput::Send(message) => {
+                    if matches!(message, ToReplica::Announce(_) | ToReplica::Stretch(_)) {
+                        self.telling.clear();
+                    }
                     assert!(self.committed || !matches!(message, ToReplica::Publish(_)), "published too early");
                     let Envelope { kind, version, body } = message.encode();
                     assert_eq!(ToReplica::decode(kind, version, &body).as_ref(), Ok(&Some(message.clone())));
@@ -485,6 +516,17 @@ impl Link {
         }
     }
 
+    /// Changes are told some at a time, when nothing else is to do.
+    fn next_output(&mut self) -> Option<SenderOutput> {
+        loop {
+            if let Some(output) = self.sender.poll() {
+                return Some(output);
+            }
+            let (told, done) = self.telling.pop_front()?;
+            self.tell_sender(SenderInput::Changes { told, done });
+        }
+    }
+
     /// In parts of three, as a big index answers.
     fn load(&mut self, master: &Master, faults: &Faults, load: &Load) {
         let Some(Told { changes, touched, moved, .. }) = master.load(load) else {
@@ -507,7 +549,7 @@ impl Link {
         parts.extend(changes.chunks(3).map(|part| part.to_vec().into()));
         while let Some(mut told) = parts.pop_front() {
             told.contents = given(&told);
-            self.tell_sender(SenderInput::Changes { told, done: parts.is_empty() });
+            self.telling.push_back((told, parts.is_empty()));
         }
     }
 

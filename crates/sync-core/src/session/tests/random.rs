@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::disk::{Disk, path};
 use super::push::{Push, World, at_random};
 use crate::manifest::Holds;
+use crate::session::End;
 
 #[derive(Clone, Debug)]
 enum Edit {
@@ -115,6 +116,7 @@ fn round() -> impl Strategy<Value = Round> {
 
 fn push(world: &mut World, round: &Round) {
     world.faults.gives = round.order % 2 == 1;
+    world.stretch = (round.order % 4 >= 2).then_some(3);
     let mut push = Push::new(world);
     let mut choose = at_random(round.order);
     let at = match round.ending {
@@ -126,6 +128,10 @@ fn push(world: &mut World, round: &Round) {
         if steps.is_empty() {
             let outcomes = push.conclude(world);
             let outcome = &outcomes[0];
+            if let Some(End::Reached(reached)) = &outcome.end {
+                push = Push::behind(world, reached.clone());
+                continue;
+            }
             // A directory that is kept may be in the way of a file.
             let blocked = round.no_delete && !outcome.problems.is_empty();
             assert!(outcome.is_exact() || round.unavailable.is_some() || blocked, "{outcome:#?}");

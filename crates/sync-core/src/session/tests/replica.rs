@@ -13,7 +13,7 @@ use crate::path::RelPath;
 use crate::plan::{Action, Changes, Plan, Situation, Step, decide};
 use crate::relative;
 use crate::wire::{
-    Ack, Announce, Basis, Change, Listing, Moved, Offered, Refusal, ReplicaStats, Stand, Touched, Wanted,
+    Ack, Announce, Basis, Change, Listing, Moved, Offered, Refusal, ReplicaStats, STRETCHES, Stand, Touched, Wanted,
 };
 
 /// What survives a crash.
@@ -103,7 +103,8 @@ impl Replica {
         }
         self.rows = rows;
         let tree = hash(self.visible(&policy));
-        let stand = Stand { features: 0, version: self.stand, root: tree.root, entries: self.rows.len() as u64 - 1 };
+        let stand =
+            Stand { features: STRETCHES, version: self.stand, root: tree.root, entries: self.rows.len() as u64 - 1 };
         let (asked, expected) = (HashSet::new(), HashMap::new());
         (Opened { policy, tree, asked, expected, application: None }, stand)
     }

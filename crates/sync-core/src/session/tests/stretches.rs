@@ -1,0 +1,163 @@
+//! A tree that a replica has nothing of, told in stretches.
+
+use super::disk::{entry, path};
+use super::grown;
+use super::push::{Outcome, Push, World, in_order};
+use super::scenarios::{announce, hello, stand};
+use crate::hash::Digest;
+use crate::manifest::{Holds, Kind, VersionId};
+use crate::options::Policy;
+use crate::session::{End, Load, Reached, Receiver, ReceiverInput, Sender, SenderInput, SenderOutput, Told};
+use crate::wire::{Announce, Change, FOLLOW, Hello, STRETCHES, Stand, ToMaster, ToReplica};
+
+/// As many stretches as there are, and what the sessions were.
+fn bring(world: &mut World, between: &mut dyn FnMut(usize, &mut World)) -> Vec<Outcome> {
+    let mut sessions = Push::new(world).run(world, &mut in_order);
+    while let Some(Outcome { end: Some(End::Reached(reached)), .. }) = sessions.last() {
+        let reached = reached.clone();
+        between(sessions.len(), world);
+        sessions.extend(Push::behind(world, reached).run(world, &mut in_order));
+    }
+    sessions
+}
+
+fn in_stretches(world: World) -> World {
+    World { stretch: Some(3), ..world }
+}
+
+#[test]
+fn a_tree_comes_in_stretches_and_nothing_of_it_twice() {
+    let mut world = in_stretches(grown());
+    let sessions = bring(&mut world, &mut |_, world| assert_eq!(world.replicas[0].stand, None));
+    let entries = world.master.entries().len();
+    // The top, a, b; d, d/e, d/e/deep; d/link, d/one, d/same; empty, h1, h2; pipe.
+    let told: Vec<_> = sessions.iter().map(|session| session.changes).collect();
+    assert_eq!((told.iter().sum::<usize>(), &*told), (entries, &[3, 3, 3, 3, 1][..]));
+    assert_eq!(sessions.iter().map(|session| session.wants).sum::<usize>(), 5);
+    let last = sessions.last().unwrap();
+    assert!(last.is_exact() && world.is_identical(0), "{last:#?}");
+    assert!(sessions.iter().all(|session| (session.lists, session.restarts) == (0, 0)));
+    // And then it is a replica like any other.
+    world.source().write("a", "edited");
+    let sessions = bring(&mut world, &mut |_, _| panic!("a stretch of a change"));
+    assert_eq!((sessions[0].is_exact(), sessions[0].lists, sessions[0].wants), (true, 0, 1));
+}
+
+#[test]
+fn what_changes_while_stretches_come_is_found_in_the_end() {
+    let mut world = in_stretches(grown());
+    let sessions = bring(&mut world, &mut |after, world| {
+        // One that was told, one that was not, and the place that was reached.
+        match after {
+            1 => drop(world.source().write("a", "edited").write("pipe2", "new").rm("b")),
+            3 => drop(world.source().write("d/one", "edited")),
+            _ => {}
+        }
+    });
+    let last = sessions.last().unwrap();
+    assert!(last.is_exact() && world.is_identical(0), "{last:#?}");
+    assert_eq!((last.restarts, last.problems.len()), (1, 0));
+}
+
+#[test]
+fn somebody_who_changes_the_replica_meanwhile_is_noticed_at_once() {
+    let mut world = in_stretches(grown());
+    let sessions = bring(&mut world, &mut |after, world| {
+        if after == 2 {
+            world.replicas[0].disk.write("a", "foreign").write("mine", "x");
+        }
+    });
+    // The trees are compared instead, and that is no stretch.
+    assert_eq!(sessions.len(), 3);
+    assert!(sessions[2].is_exact() && sessions[2].lists > 0 && world.is_identical(0), "{:#?}", sessions[2]);
+}
+
+#[test]
+fn what_failed_in_a_stretch_is_tried_again_in_the_end() {
+    let mut world = in_stretches(grown());
+    world.faults.unavailable = [path("b")].into();
+    let sessions = bring(&mut world, &mut |after, world| {
+        if after == 1 {
+            world.faults.unavailable.clear();
+        }
+    });
+    assert_eq!(sessions[0].problem_paths(), ["b"]);
+    let last = sessions.last().unwrap();
+    assert!(last.is_exact() && last.restarts == 1 && world.is_identical(0), "{last:#?}");
+
+    let mut world = in_stretches(grown());
+    world.faults.unavailable = [path("b")].into();
+    let sessions = bring(&mut world, &mut |_, _| {});
+    let last = sessions.last().unwrap();
+    assert!(matches!(last.end, Some(End::Acknowledged { exact: false, .. })), "{last:#?}");
+    assert_eq!((last.problem_paths(), world.replicas[0].stand), (vec!["b".to_owned()], None));
+    world.faults.unavailable.clear();
+    world.push_exactly();
+    assert!(world.is_identical(0));
+}
+
+/// What a sender wants of the index first, and whether it makes a stretch of the two changes that it is told.
+fn told_two(hello: &Hello, stand: Stand, committed: bool, reached: Option<Reached>) -> (Load, bool) {
+    let version = announce().version;
+    let mut sender = Sender::new(hello.clone()).in_stretches(2, reached);
+    sender.handle(SenderInput::Received(ToMaster::Stand(stand))).unwrap();
+    sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed }).unwrap();
+    let load = std::iter::from_fn(|| sender.poll()).find_map(|output| match output {
+        SenderOutput::Load(load) => Some(load),
+        _ => None,
+    });
+    let changes = [("", Kind::Dir), ("a", Kind::Fifo)];
+    let changes = changes.map(|(at, kind)| Change { path: path(at), entry: Some(entry(kind, 0o755)) }).to_vec();
+    sender.handle(SenderInput::Changes { told: Told::from(changes), done: false }).unwrap();
+    let is_stretch = |output| matches!(output, SenderOutput::Send(ToReplica::Stretch(_)));
+    (load.unwrap(), std::iter::from_fn(|| sender.poll()).any(is_stretch))
+}
+
+#[test]
+fn only_who_follows_tells_stretches_and_only_of_what_is_published_and_new() {
+    let follows = Hello { features: FOLLOW, ..hello() };
+    let with = |policy: Policy| Hello { policy, ..follows.clone() };
+    let empty = Stand { features: STRETCHES, version: None, entries: 0, ..stand() };
+    let all = || Load::Subtree(path(""));
+    assert_eq!(told_two(&follows, empty.clone(), true, None), (all(), true));
+    assert_eq!(told_two(&hello(), empty.clone(), true, None), (all(), false), "a push");
+    let may_not = [Policy { dry_run: true, ..Policy::default() }, Policy { max_delete: Some(9), ..Policy::default() }];
+    for policy in may_not {
+        assert_eq!(told_two(&with(policy), empty.clone(), true, None), (all(), false));
+    }
+    assert_eq!(told_two(&follows, empty.clone(), false, None), (all(), false), "not published");
+    let of_old = Stand { features: FOLLOW, ..empty.clone() };
+    assert_eq!(told_two(&follows, of_old, true, None), (all(), false), "a replica that knows of no stretches");
+    let known = Stand { version: Some(VersionId(Digest::of(b"v"))), entries: 3, ..empty.clone() };
+    assert!(matches!(told_two(&follows, known.clone(), true, None), (Load::Since(_), false)));
+
+    // Behind what was reached, if the replica is still there.
+    let reached = Reached { path: path("m"), root: Digest::of(b"m") };
+    let there = Stand { entries: 3, root: reached.root, ..empty };
+    assert_eq!(told_two(&follows, there.clone(), true, Some(reached.clone())), (Load::Behind(path("m")), true));
+    let moved_on = Stand { version: known.version, ..there };
+    assert!(matches!(told_two(&follows, moved_on, true, Some(reached)), (Load::Since(_), false)));
+}
+
+#[test]
+fn a_replica_takes_stretches_from_who_follows_alone() {
+    let takes = |hello: Hello, announced: Announce| {
+        let mut receiver = Receiver::new();
+        receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello))).unwrap();
+        receiver.handle(ReceiverInput::Opened(stand())).unwrap();
+        receiver.handle(ReceiverInput::Received(ToReplica::Stretch(announced))).map_err(|error| error.to_string())
+    };
+    let follows = Hello { features: FOLLOW, ..hello() };
+    let stretch = || Announce { committed: true, ..announce() };
+    assert_eq!(takes(follows.clone(), stretch()), Ok(()));
+    let limited = Policy { max_delete: Some(1), ..Policy::default() };
+    let dry_run = Policy { dry_run: true, ..Policy::default() };
+    for (hello, announced) in [
+        (hello(), stretch()),
+        (follows.clone(), Announce { committed: false, ..stretch() }),
+        (Hello { policy: limited, ..follows.clone() }, stretch()),
+        (Hello { policy: dry_run, ..follows }, stretch()),
+    ] {
+        assert!(takes(hello, announced).unwrap_err().contains("a stretch of what is not only added to"));
+    }
+}

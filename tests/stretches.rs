@@ -1,0 +1,92 @@
+//! A large tree comes to a replica that has nothing of it in stretches.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test drives the disk itself, and its failure is its report"
+)]
+
+mod support;
+
+use std::fs::{File, hard_link};
+use std::path::Path;
+
+use support::*;
+
+/// More than one stretch, which ends in the middle of a directory that nobody may write to; with further names of what came
+/// before it, and contents that take some seconds at 4 MB a second.
+fn large(src: &Path) {
+    for dir in ["a", "b", "c"] {
+        std::fs::create_dir(src.join(dir)).unwrap();
+    }
+    for i in 0..20_000 {
+        File::create(src.join(format!("a/{i:05}"))).unwrap();
+        File::create(src.join(format!("b/{i:05}"))).unwrap();
+    }
+    for i in 0..200 {
+        write(src.join(format!("b/{i:05}")), noise(i, 100));
+        write(src.join(format!("b/19{i:03}")), noise(1000 + i, 100));
+        hard_link(src.join(format!("b/{i:05}")), src.join(format!("c/other{i:05}"))).unwrap();
+    }
+    // The same content before and behind the end of a stretch.
+    std::fs::copy(src.join("b/00000"), src.join("c/same")).unwrap();
+    for i in 0..40 {
+        write(src.join(format!("c/{i}")), noise(2000 + i, 300_000));
+    }
+    set_mode(src.join("b"), 0o555);
+    for dir in ["a", "b", "c", ""] {
+        set_mtime(src.join(dir), 1_500_000_000, 5);
+    }
+}
+
+const STRETCH: &str = "a stretch of the tree is there";
+
+#[test]
+fn a_large_tree_comes_in_stretches_and_one_that_is_there_stays_there() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    large(&src);
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "bwlimit = '4m'");
+    wait_for("the first stretch", 60, || one.logged().contains(STRETCH));
+    let found = snapshot(&dst);
+    assert!((32_768..40_000).contains(&found.len()), "{}", found.len());
+    assert!(!one.logged().contains("done share"), "it came as a whole: {}", one.logged());
+    // Its disk loses power, so to speak, in the middle of the second.
+    one.kill();
+    one.up();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+    let logged = one.logged();
+    let done = logged.lines().rfind(|line| line.contains("done share")).unwrap();
+    let created: u64 = done.split("created=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(created < 8000, "what was there came again: {done}");
+    // From here on it is followed like any other.
+    set_mode(src.join("b"), 0o755);
+    write(src.join("b/new"), b"new");
+    wait_for("the change", 60, || dst.join("b/new").exists());
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+    assert!(!one.logged().contains("drift"), "{}", one.logged());
+}
+
+#[test]
+fn what_changes_between_two_stretches_is_there_in_the_end() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    large(&src);
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "bwlimit = '4m'");
+    wait_for("the first stretch", 60, || one.logged().contains(STRETCH));
+    write(src.join("a/00007"), b"changed when it was there");
+    std::fs::remove_file(src.join("a/00008")).unwrap();
+    write(dst.join("a/00009"), b"changed by somebody else");
+    write(src.join("c/39"), b"changed before it was told, or while it was");
+    wait_for("the replica to be identical", 120, || differences(&snapshot(&src), &snapshot(&dst)).is_empty());
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
