@@ -126,6 +126,14 @@ fn to_replica() -> Vec<ToReplica> {
             Given { seq: 300, content: b"all of it".to_vec() },
             Given { seq: 302, content: vec![0xff] },
         ]),
+        ToReplica::Stretch(Announce {
+            holds: Vec::new(),
+            held: 0,
+            version: version(),
+            changes: 300,
+            contents: 7,
+            committed: true,
+        }),
     ]
 }
 
@@ -294,6 +302,7 @@ fn the_bytes_are_pinned() {
         "14 v1 020007ac028080808020000103626967808080808020[44*32]",
         "15 v1 02[aa*16][bb*16]01[cc*16]00",
         "16 v1 02ac0209616c6c206f66206974ae0201ff",
+        "17 v1 0000[11*16]ac0201[22*32][33*32]80c49fd50c05ac020701",
         "101 v1 00017bd16b22cec595a83be1686c8a435ebfef3ad5e9671faf80f913750dd22e64cd[33*32]ac02",
         "102 v1 016401[66*32]020161[55*32][66*32]000162[55*32][66*32]0101",
         "103 v1 04ac0202[44*32]ac0201[88*16]80200101[88*16]8020ad02010009889beb889beb2e966b00ae020301020304050607ff00010000",
@@ -368,7 +377,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 17, 100, 114, 200, 203, u16::MAX] {
+    for kind in [0, 18, 100, 114, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));
@@ -910,5 +919,5 @@ fn the_place_of_a_source_has_a_bound() {
 
 #[test]
 fn the_bits_of_features_are_pinned() {
-    assert_eq!([HISTORY, FOLLOW, RELEASED, ADOPT], [1, 2, 4, 8]);
+    assert_eq!([HISTORY, FOLLOW, RELEASED, ADOPT, STRETCHES], [1, 2, 4, 8, 16]);
 }
