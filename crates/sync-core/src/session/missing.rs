@@ -35,7 +35,7 @@ impl Missing {
         let salt = &self.salt;
         // By an eighth rather than twofold.
         if self.numbers.len() + files.len() > self.numbers.capacity() {
-            self.numbers.reserve_exact(files.len() + 1024 + self.numbers.len() / 8);
+            self.numbers.reserve_exact(files.len() + self.numbers.len() / 8);
         }
         self.numbers.extend(files.iter().map(|file| salt.hash_one(&file.path)).zip(first..));
     }

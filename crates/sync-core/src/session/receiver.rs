@@ -470,7 +470,7 @@ impl Receiver {
 
     fn tell_of(&mut self, path: RelPath, entry: Option<Entry>) {
         if self.told.len() == self.told.capacity() {
-            self.told.reserve_exact(1024 + self.told.len() / 8);
+            self.told.reserve_exact(16 + self.told.len() / 8);
         }
         self.told.push((path, entry.map(Box::new)));
     }

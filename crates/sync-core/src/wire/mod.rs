@@ -117,10 +117,15 @@ pub(crate) fn in_messages<T>(items: Vec<T>, most: usize, size: impl Fn(&T) -> us
 /// The version of every message's layout today.
 const LAYOUT: u8 = 1;
 
+/// Bytes of a body that are made room for at once.
+const USUAL: usize = 256;
+
 /// Puts `body` into an envelope. Serializing our own types into memory cannot fail; an empty body would be refused by
 /// the peer, so even a broken invariant cannot pass as a message.
 fn envelope<T: serde::Serialize>(kind: u16, body: &T) -> Envelope {
-    Envelope { kind, version: LAYOUT, body: postcard::to_allocvec(body).unwrap_or_default() }
+    // Most messages fit, and a few bytes at a time it would grow as often as they have fields.
+    let body = postcard::to_extend(body, Vec::with_capacity(USUAL)).unwrap_or_default();
+    Envelope { kind, version: LAYOUT, body }
 }
 
 /// The message that a body is, packed or not.

@@ -179,14 +179,18 @@ impl Delivery {
         };
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let (mut acknowledged, mut next) = (None, None);
+        let (mut acknowledged, mut next, mut is_known) = (None, None, false);
         let ended = loop {
             let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, next).await;
             let session = match opened {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
             };
-            fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
+            // Who is told of every change need not hear of a session that goes on behind another.
+            if !is_known {
+                fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
+                is_known = true;
+            }
             let (events, mut source) = mpsc::unbounded_channel();
             let before = connection.traffic();
             let told = Mutex::new(None);

@@ -112,7 +112,7 @@ impl Survey {
     pub(super) fn add(&mut self, pending: Pending) {
         // By an eighth rather than twofold: this is the largest list there is.
         if self.pending.len() == self.pending.capacity() {
-            self.pending.reserve_exact(1024 + self.pending.len() / 8);
+            self.pending.reserve_exact(16 + self.pending.len() / 8);
         }
         self.pending.push(pending);
     }
