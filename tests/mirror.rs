@@ -137,6 +137,47 @@ fn a_file_that_becomes_unreadable_is_told_and_all_else_goes_on_in_peace() {
 }
 
 /// It is paired at the first, which names it, and answers at the second.
+/// One that does not fit there, for as long as that lasts.
+#[test]
+fn what_fails_at_a_replica_keeps_nothing_else_waiting() {
+    let scratch = Scratch::new();
+    need!("what_fails_at_a_replica_keeps_nothing_else_waiting", scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one/tree"));
+    many(&src, 60, 1);
+    mkdir(&dst);
+    mount_tmpfs(&dst, "size=12m");
+    let one = Daemon::replica(&scratch, "one/state", &dst, "");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    write(src.join("large"), noise(1, 20 << 20));
+    let failing = || {
+        let replica = status(&master.state)["replicas"][0].clone();
+        let problem = replica["problem"].as_str().unwrap_or_default().to_owned();
+        assert_ne!(replica["state"], "offline", "{replica}");
+        problem.contains("large") && problem.contains("No space")
+    };
+    wait_for("the problem to be told", PATIENCE, failing);
+    // By now it would be left alone for longer and longer.
+    for round in 0..4 {
+        std::thread::sleep(Duration::from_secs(2));
+        let name = format!("after{round}");
+        write(src.join(&name), b"small");
+        wait_for("the other change", 8, || dst.join(&name).exists());
+        assert!(failing());
+    }
+    let connected = master.logged().lines().filter(|line| line.contains("connected to=")).count();
+    assert_eq!(connected, 1, "{}", master.logged());
+    for logged in [master.logged(), one.logged()] {
+        let times = logged.lines().filter(|line| line.contains("large") && line.contains("No space")).count();
+        assert_eq!(times, 1, "{logged}");
+    }
+    remount(&dst, "size=100m");
+    write(src.join("last"), b"tried again at once");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+    wait_for("that to be logged", PATIENCE, || master.logged().contains("all is well again"));
+}
+
 #[test]
 fn a_replica_is_found_at_another_of_its_addresses() {
     let scratch = Scratch::new();

@@ -12,6 +12,10 @@ pub trait Monitor: Send + Sync {
     fn problem(&self, dest: Option<usize>, problem: &Problem) {
         let _ = (dest, problem);
     }
+    /// What was told as a problem of a destination, or of the source as a whole, is over. May be told more often than problems.
+    fn recovered(&self, dest: Option<usize>) {
+        let _ = dest;
+    }
     /// One entry that changes (or would, in a dry run) at destination `dest`.
     fn item(&self, dest: usize, item: &Item) {
         let _ = (dest, item);

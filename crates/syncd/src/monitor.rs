@@ -1,21 +1,25 @@
 //! What a mirror has to say, as log lines.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sync_core::monitor::{Monitor, Problem};
 use sync_core::path::escape;
 
-/// How long a problem that comes again and again, and none other, is not logged again. The status always tells it.
+/// How long a problem that comes again and again is not logged again. The status always tells it.
 const QUIET: Duration = Duration::from_secs(3600);
+
+/// Of how many problems that is remembered.
+const KNOWN: usize = 100;
 
 /// Logs for one share, or one of its replicas.
 pub struct Log {
     share: String,
     /// The replica; the share's own tree without one.
     replica: Option<String>,
-    /// What was logged last, and when.
-    last: Mutex<Option<(Problem, Instant)>>,
+    /// What was logged last, and when, the oldest first.
+    last: Mutex<VecDeque<(Problem, Instant)>>,
 }
 
 impl Log {
@@ -24,14 +28,18 @@ impl Log {
         Self { share, replica, last: Mutex::default() }
     }
 
-    /// Whether that was logged a while ago and nothing since.
+    /// Whether that was logged not long ago.
     fn is_known(&self, problem: &Problem) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known = last.as_ref().is_some_and(|(known, at)| known == problem && at.elapsed() < QUIET);
-        if !is_known {
-            *last = Some((problem.clone(), Instant::now()));
+        last.retain(|(_, at)| at.elapsed() < QUIET);
+        if last.iter().any(|(known, _)| known == problem) {
+            return true;
         }
-        is_known
+        if last.len() == KNOWN {
+            last.pop_front();
+        }
+        last.push_back((problem.clone(), Instant::now()));
+        false
     }
 
     fn place(&self) -> &str {
@@ -42,6 +50,13 @@ impl Log {
 impl Monitor for Log {
     fn notice(&self, _: Option<usize>, text: &str) {
         tracing::info!(share = self.share, at = self.place(), "{text}");
+    }
+
+    fn recovered(&self, _: Option<usize>) {
+        let had_any = !std::mem::take(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner)).is_empty();
+        if had_any {
+            tracing::info!(share = self.share, at = self.place(), "all is well again");
+        }
     }
 
     fn problem(&self, _: Option<usize>, problem: &Problem) {

@@ -23,7 +23,7 @@ use super::telling::{Telling, Unknown};
 use crate::control::DriftStatus;
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Snapshot};
-use crate::manifest::Version;
+use crate::manifest::{Version, VersionId};
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, PushRequest, Stats};
 use crate::path::RelPath;
@@ -71,7 +71,7 @@ pub struct Delivered {
     pub next: Option<Next>,
     /// What a person has to decide before it is brought to the version, if that is so.
     pub hold: Option<Hold>,
-    /// What went wrong last, if something did; the monitor was told.
+    /// What went wrong first, if something did; the monitor was told of all.
     pub problem: Option<Problem>,
 }
 
@@ -81,6 +81,8 @@ pub enum Next {
     Open(Open),
     /// It is on its way to one, and has come so far.
     Reached(Reached),
+    /// It acknowledged this one with another root: something failed there, or changed here.
+    Again(VersionId),
 }
 
 /// What is left of a session that ended well.
@@ -167,7 +169,8 @@ pub(super) struct Session<'a> {
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
     problems: u64,
-    last_problem: Option<Problem>,
+    /// What later ones follow from, more often than not.
+    first_problem: Option<Problem>,
     /// Bytes of whole contents that an interrupted push had sent.
     resumed: u64,
     source_changed: Vec<Problem>,
@@ -304,7 +307,7 @@ impl<'a> Session<'a> {
                         None
                     }
                     Some(Next::Reached(reached)) => Some(reached),
-                    None => None,
+                    Some(Next::Again(_)) | None => None,
                 };
                 let control = Control::open(&connection).await?;
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
@@ -343,7 +346,7 @@ impl<'a> Session<'a> {
             committed: false,
             waiting: Vec::new(),
             problems: 0,
-            last_problem: None,
+            first_problem: None,
             resumed: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
@@ -492,7 +495,7 @@ impl<'a> Session<'a> {
 
     fn problem(&mut self, problem: &Problem) {
         self.problems += 1;
-        self.last_problem = Some(problem.clone());
+        self.first_problem.get_or_insert_with(|| problem.clone());
         self.delivery.monitor.problem(Some(self.delivery.dest), problem);
     }
 
@@ -641,7 +644,7 @@ impl<'a> Session<'a> {
         Ok(self.rows.insert(rows))
     }
 
-    fn unknown_version(&mut self, version: crate::manifest::VersionId) -> Result<(), LinkError> {
+    fn unknown_version(&mut self, version: VersionId) -> Result<(), LinkError> {
         if self.follows && !self.delivery.permits.released.load(Ordering::Relaxed) {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
@@ -676,13 +679,13 @@ impl<'a> Session<'a> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.follows && matches!(end, Ok(End::Acknowledged { exact: true, .. } | End::Reached(_))) {
+        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
         let mut stats = self.stats(sent);
         let mut exact = false;
-        let (mut open_at, mut reached) = (None, None);
+        let (mut open_at, mut anew) = (None, None);
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
@@ -693,10 +696,12 @@ impl<'a> Session<'a> {
         let heard = end.is_ok();
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
-                if identical && in_order {
-                    open_at = self.stand_at(&ack);
+                match (in_order, identical) {
+                    (true, true) => open_at = self.stand_at(&ack),
+                    (true, false) => anew = Some(Next::Again(ack.version)),
+                    _ => {}
                 }
-                if open_at.is_none() {
+                if open_at.is_none() && anew.is_none() {
                     self.connection.close(Code::Done, "").await;
                 }
                 exact = identical || (self.delivery.policy.dry_run && self.problems == 0);
@@ -720,7 +725,7 @@ impl<'a> Session<'a> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
-            Ok(End::Reached(so_far)) if in_order => reached = Some(so_far),
+            Ok(End::Reached(reached)) if in_order => anew = Some(Next::Reached(reached)),
             Ok(End::Reached(_)) => self.connection.close(Code::Done, "").await,
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
@@ -743,16 +748,17 @@ impl<'a> Session<'a> {
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
-        let next = match (open_at, reached) {
-            (Some(stand), _) => Some(Next::Open(Open { control: self.control, hello: self.hello, stand })),
-            (None, Some(reached)) => {
-                // The replica begins the next session when it has seen that this one is over.
-                tokio::spawn(self.control.read_to_end());
-                Some(Next::Reached(reached))
+        let next = match open_at {
+            Some(stand) => Some(Next::Open(Open { control: self.control, hello: self.hello, stand })),
+            None => {
+                if anew.is_some() {
+                    // The replica begins the next session when it has seen that this one is over.
+                    tokio::spawn(self.control.read_to_end());
+                }
+                anew
             }
-            (None, None) => None,
         };
-        let problem = self.last_problem;
+        let problem = self.first_problem;
         Delivered { report, source_changed: self.source_changed, version, next, hold, problem }
     }
 

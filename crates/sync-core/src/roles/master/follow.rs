@@ -1,6 +1,7 @@
 //! One replica that follows a tree: brought to the newest version, and kept there over one connection for as long as that
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,12 @@ use crate::monitor::Problem;
 use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
 use crate::wire::FOLLOW;
+
+/// The least time between two sessions with a replica on which something fails: each begins with a look at all that it has.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Most of the time that such sessions take: one part in so many, for what fails may be sent each time.
+const SHARE: u32 = 10;
 
 /// What a follower is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,6 +214,8 @@ impl Delivery {
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
             let Delivered { version, hold, problem, .. } = delivered;
             next = delivered.next;
+            let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
+            let took = told.map_or(Duration::ZERO, |told| told.elapsed());
             if let Some(Next::Reached(_)) = next {
                 backoff.reset();
                 memory::trim_after(wire_bytes);
@@ -227,17 +236,23 @@ impl Delivery {
                     }
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
-                break Ok(());
+                let Some(Next::Again(tried)) = next else { break Ok(()) };
+                let wait = backoff.next(random());
+                fate.update(|fate| fate.retry = Some(Instant::now() + wait));
+                is_known = false;
+                let least = wait.min(PAUSE.max(took.saturating_mul(SHARE)));
+                another(news, tried, least..wait, fate, &connection, halted).await;
+                continue;
             };
             acknowledged = Some(version.id());
-            let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
-            let seconds = told.map_or(0.0, |told| told.elapsed().as_secs_f64());
             fate.update(|fate| {
                 (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
                 (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, drift);
-                fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
+                fate.delivery =
+                    Some(DeliveryStatus { version: version.number, wire_bytes, seconds: took.as_secs_f64() });
             });
             backoff.reset();
+            self.monitor.recovered(Some(self.dest));
             memory::trim_after(wire_bytes);
             if next.is_none() {
                 break Ok(());
@@ -271,6 +286,33 @@ async fn tell(
     }
     let _events = events;
     std::future::pending().await
+}
+
+/// Waits until there is a point in another session with a replica that did not come to be at the version that was tried: a
+/// newer one after the one time, or any after the other. What else changed is not kept waiting for what fails.
+async fn another(
+    news: &mut watch::Receiver<Option<Arc<News>>>,
+    tried: VersionId,
+    wait: Range<Duration>,
+    fate: &Fate,
+    connection: &Connection,
+    halted: &mut Shutdown,
+) {
+    let is_newer = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| news.id() != tried);
+    let newer = async {
+        tokio::time::sleep(wait.start).await;
+        // Whoever makes the news ends only on shutdown.
+        if news.wait_for(is_newer).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = newer => {}
+        () = tokio::time::sleep(wait.end) => {}
+        () = fate.again.notified() => {}
+        _ = connection.closed() => {}
+        _ = halted.wait_for(|stop| *stop) => {}
+    }
 }
 
 /// Notes what the replica tells that drifted there and is not undone.

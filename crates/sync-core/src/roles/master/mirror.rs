@@ -429,6 +429,9 @@ impl Mirror {
         let published = self.publish(open, batch);
         match &published {
             Ok(version) => {
+                if self.shared.obstacle().is_some() {
+                    self.monitor.recovered(None);
+                }
                 self.shared.is(ShareState::Ready, None);
                 if let Some((decided, difference)) = version {
                     self.shared.published(&decided.version, decided.entries);

@@ -32,8 +32,8 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToReplica,
-    Unhealed, Wanted,
+    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
+    ToReplica, Unhealed, Wanted,
 };
 
 /// How long to wait for the master's goodbye.
@@ -241,7 +241,12 @@ impl Session {
             while let Some(output) = self.receiver.poll() {
                 match output {
                     ReceiverOutput::End => return Ok(()),
-                    ReceiverOutput::Send(message) => control.send(message.encode())?,
+                    ReceiverOutput::Send(message) => {
+                        if let ToMaster::Problems(problems) = &message {
+                            self.note_problems(problems);
+                        }
+                        control.send(message.encode())?;
+                    }
                     output => self.carry_out(output)?,
                 }
             }
@@ -588,17 +593,21 @@ impl Session {
     }
 
     fn tell_problems(&mut self, problems: Vec<Problem>) -> Result<(), LinkError> {
-        if problems.is_empty() {
-            return Ok(());
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Ok(self.receiver.handle(ReceiverInput::Problems(problems))?),
         }
-        if !self.share.is_empty() {
-            log_problems(&self.share, &problems);
+    }
+
+    /// What the master is told of it is told here as well.
+    fn note_problems(&self, problems: &[Problem]) {
+        let are_news = self.held.as_ref().is_none_or(|held| held.standing.are_news(problems));
+        if are_news && !self.share.is_empty() {
+            log_problems(&self.share, problems);
         }
-        if let (Some(held), Some(Problem { path, reason })) = (&self.held, problems.first()) {
-            let path = path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default();
-            held.standing.failed(&format!("{path}{reason}"));
+        if let (Some(held), Some(problem)) = (&self.held, problems.first()) {
+            held.standing.failed(&problem.to_string());
         }
-        Ok(self.receiver.handle(ReceiverInput::Problems(problems))?)
     }
 
     fn opened(&mut self) -> Result<&mut Opened, LinkError> {

@@ -1,22 +1,30 @@
 //! How a share fares, for whoever asks: its sessions and what watches its tree say it here.
 
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use foldhash::quality::RandomState;
 use tokio::sync::watch;
 
 use super::drift::{Drift, Unhealed};
 use crate::control::{CopyState, CopyStatus, DriftStatus, MasterStatus, Role, ShareState, ShareStatus, VersionStatus};
 use crate::heal::Heal;
 use crate::index::Stand;
+use crate::monitor::Problem;
 use crate::path::RelPath;
 use crate::roles::survey::Names;
 use crate::transport::Connection;
+
+/// Of how many lists of problems it is known that they were logged.
+const LOGGED: usize = 16;
 
 /// Of one share.
 pub struct Standing {
     heal: Heal,
     state: Mutex<State>,
+    salt: RandomState,
     /// Told of every change.
     changed: watch::Sender<()>,
 }
@@ -34,8 +42,10 @@ struct State {
     unhealed: Unhealed,
     /// Why a version is not taken, if a person has to decide that.
     held: Option<String>,
-    /// What went wrong last in a session.
+    /// What went wrong in the last session, first of all.
     problem: Option<String>,
+    /// The lists of problems that were logged since a version was reached, the last few, by a hash of each.
+    logged: VecDeque<u64>,
     /// Why the tree cannot be watched or looked at.
     tree: Option<String>,
     /// Why changes to it are not heard of.
@@ -72,7 +82,7 @@ impl Standing {
     /// Nobody has come yet. `changed` is told whenever something changes.
     pub fn new(heal: Heal, stand: Option<&Stand>, changed: watch::Sender<()>) -> Arc<Self> {
         let state = State { version: stand.map(version_of), ..State::default() };
-        Arc::new(Self { heal, state: Mutex::new(state), changed })
+        Arc::new(Self { heal, state: Mutex::new(state), salt: RandomState::default(), changed })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -126,6 +136,7 @@ impl Standing {
             state.reached = version.is_some();
             if state.reached {
                 state.problem = None;
+                state.logged.clear();
                 state.unhealed.reached();
             }
             state.version = version;
@@ -135,6 +146,21 @@ impl Standing {
     /// A version is not taken until a person says so.
     pub fn holds(&self, why: &str) {
         self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));
+    }
+
+    /// Whether just these problems were not met before: until a version is reached, each session may meet the same.
+    pub fn are_news(&self, problems: &[Problem]) -> bool {
+        let hash =
+            self.salt.hash_one(problems.iter().map(|problem| (&problem.path, &problem.reason)).collect::<Vec<_>>());
+        let mut state = self.state();
+        if state.logged.contains(&hash) {
+            return false;
+        }
+        if state.logged.len() == LOGGED {
+            state.logged.pop_front();
+        }
+        state.logged.push_back(hash);
+        true
     }
 
     /// Something went wrong.
