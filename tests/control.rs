@@ -77,6 +77,13 @@ fn who_is_behind_is_named() {
     // The file, and the directory that it came into.
     assert_eq!((&lag["versions"], &lag["entries"], &lag["bytes"]), (&json!(1), &json!(2), &json!(5)), "{now}");
     assert!(lag["seconds"].as_f64().unwrap() > 0.0 && away["problem"].is_string(), "{now}");
+    for command in [&["push", "www"][..], &["verify", "www"], &["release", "www"]] {
+        let ran = synccli(&one.state).args(command).code(1);
+        assert!(
+            ran.err().contains("share www is a replica here: say that on the machine of its master (127.0.0.1:"),
+            "{ran}"
+        );
+    }
     let ran = synccli(&master.state).args(&["status", "--exit-code"]).code(3);
     assert!(ran.out().contains("offline") && ran.out().contains("1 version, 2 entries, 5 B"), "{ran}");
     two.up();

@@ -209,6 +209,12 @@ pub struct Checked {
     pub masters: Vec<Master>,
 }
 
+/// What the parser says, for people.
+fn in_words(message: &str) -> String {
+    let text = message.lines().map(|line| escape(line.as_bytes())).collect::<Vec<_>>().join("; ");
+    text.replace("expected a sequence", "expected a list, as in [\"one\", \"other\"]")
+}
+
 /// Parses the text of the file called `name` (escaped already).
 ///
 /// # Errors
@@ -219,7 +225,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         .map_err(|error| ConfigError { place: at(error.valid_up_to()), reason: "not UTF-8".to_owned() })?;
     let file: File = toml::from_str(text).map_err(|error| ConfigError {
         place: error.span().map_or_else(|| name.to_owned(), |span| at(span.start)),
-        reason: error.message().lines().map(|line| escape(line.as_bytes())).collect::<Vec<_>>().join("; "),
+        reason: in_words(error.message()),
     })?;
     let place = |text: Spanned<String>| {
         let place = at(text.span().start);
@@ -622,6 +628,10 @@ mod tests {
             (
                 "exclude = ['x']",
                 "share www: a share with replicas, exclude, settle_max, history or bwlimit is one that",
+            ),
+            (
+                "replicas = 'a'",
+                "c.toml: line 4: invalid type: string \"a\", expected a list, as in [\"one\", \"other\"]",
             ),
             ("replicas = []", "name who follows with replicas"),
             ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),

@@ -177,25 +177,25 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
         Order::Status { share, follow } => status(share.as_deref(), follow, service, asker).await,
         Order::Push { share } => push(&share, service, asker).await,
         Order::Release { share } => {
-            let (name, mirror) = service.masters.find(&share)?;
+            let (name, mirror) = service.mirror(&share)?;
             release(name, &mirror).await
         }
         Order::Adopt { share } => {
-            let (name, mirror) = service.masters.find(&share)?;
+            let (name, mirror) = service.mirror(&share)?;
             let (replicas, version) = mirror.adopt().await?;
             let (replicas, number) = (replicas.join(", "), version.number);
             Ok(format!("share {name}: this machine takes over {replicas}; its newest version is {number}"))
         }
         Order::Pause { share, replica } => {
-            let name = service.masters.find(&share)?.1.pause(&replica, true)?;
+            let name = service.mirror(&share)?.1.pause(&replica, true)?;
             Ok(format!("{name} is left alone until `synccli replica resume`, or until the daemon ends"))
         }
         Order::Resume { share, replica } => {
-            let name = service.masters.find(&share)?.1.pause(&replica, false)?;
+            let name = service.mirror(&share)?.1.pause(&replica, false)?;
             Ok(format!("{name} follows again"))
         }
         Order::Verify { share, replica, deep } => {
-            let (share, mirror) = service.masters.find(&share)?;
+            let (share, mirror) = service.mirror(&share)?;
             unread(share, &mirror, asker).await?;
             verify(&mirror, replica.as_deref(), deep, asker).await
         }
@@ -248,7 +248,7 @@ async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderErr
 
 /// Publishes what is there now, and tells of each replica as it comes to that.
 async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<String, OrderError> {
-    let (share, mirror) = service.masters.find(share)?;
+    let (share, mirror) = service.mirror(share)?;
     let version = mirror.look(false).await?;
     let replicas = mirror.names(None)?.len() as u64;
     unread(share.clone(), &mirror, asker).await?;

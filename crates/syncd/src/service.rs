@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sync_core::control::{ShareStatus, Status};
 use sync_core::path::escape;
-use sync_core::roles::master::OrderError;
+use sync_core::roles::master::{MirrorHandle, OrderError};
 use sync_core::roles::replica::{DaemonHandle, ShareConfig};
 use tokio::sync::{Mutex, watch};
 
@@ -60,18 +60,37 @@ impl Service {
         Status { daemon: env!("CARGO_PKG_VERSION").to_owned(), config: self.file.as_deref().map(shown), shares }
     }
 
+    /// The mirror of this name or path.
+    ///
+    /// # Errors
+    /// There is none, or what is meant is a replica, of which its master is to be asked.
+    pub fn mirror(&self, share: &str) -> Result<(String, MirrorHandle), OrderError> {
+        self.masters.find(share).map_err(|error| match self.held(share) {
+            Some(ShareStatus { name, copy, .. }) => {
+                let master = copy.and_then(|copy| copy.master);
+                let at = master.map(|master| format!(" ({})", master.address)).unwrap_or_default();
+                OrderError(format!("share {name} is a replica here: say that on the machine of its master{at}"))
+            }
+            None => error,
+        })
+    }
+
+    /// The replica here of this name or path.
+    fn held(&self, share: &str) -> Option<ShareStatus> {
+        let resolved = std::fs::canonicalize(Path::new(share)).map(|path| shown(&path)).ok();
+        let is_meant =
+            |held: &ShareStatus| held.name == share || held.path == share || resolved.as_ref() == Some(&held.path);
+        self.replicas.status().into_iter().find(is_meant)
+    }
+
     /// The name of the share that is meant by a name or a path.
     ///
     /// # Errors
     /// There is none.
     pub fn named(&self, share: &str) -> Result<String, OrderError> {
-        let held = self.replicas.status();
-        let resolved = std::fs::canonicalize(Path::new(share)).map(|path| shown(&path)).ok();
-        let is_meant =
-            |held: &&ShareStatus| held.name == share || held.path == share || resolved.as_ref() == Some(&held.path);
-        match (self.masters.find(share), held.iter().find(is_meant)) {
+        match (self.masters.find(share), self.held(share)) {
             (Ok((name, _)), _) => Ok(name),
-            (Err(_), Some(held)) => Ok(held.name.clone()),
+            (Err(_), Some(held)) => Ok(held.name),
             (Err(_), None) => {
                 let known: Vec<String> = self.status().shares.into_iter().map(|share| share.name).collect();
                 let known = known.join(", ");

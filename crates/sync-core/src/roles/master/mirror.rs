@@ -31,7 +31,7 @@ use crate::guard::Step;
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
-use crate::path::RelPath;
+use crate::path::{RelPath, escape};
 use crate::roles::Shutdown;
 use crate::roles::guarding::{Counted, Guard};
 use crate::roles::survey::{LastLook, Names};
@@ -478,7 +478,8 @@ impl Mirror {
     }
 
     /// Nothing is published for a reason that a person has to look at.
-    fn hold(&self, why: String) -> Stopped {
+    fn hold(&self, why: &str) -> Stopped {
+        let why = format!("{}: {why}", escape(self.config.request.source.as_os_str().as_encoded_bytes()));
         if self.shared.obstacle().as_ref() != Some(&why) {
             self.monitor.problem(None, &Problem { path: None, reason: why.clone() });
         }
@@ -504,7 +505,7 @@ impl Mirror {
         if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
             let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have, and what \
                        comes into it is published; if it is meant to be empty, say so with `synccli release`";
-            return Err(self.hold(self.failed(why.to_owned()).to_string()));
+            return Err(self.hold(why));
         }
         Source::report_failures(&survey, &*self.monitor);
         self.shared.unread(&survey.failures);
@@ -539,7 +540,7 @@ impl Mirror {
             Err(error) if !self.release => {
                 let why =
                     format!("{error}; the replicas keep what they have: if it is meant, say so with `synccli release`");
-                Err(self.hold(self.failed(why).to_string()))
+                Err(self.hold(&why))
             }
             _ => Ok(Some(self.guard.counting(step, self.release))),
         }

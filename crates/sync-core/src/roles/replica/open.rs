@@ -698,7 +698,7 @@ fn lock(share: &Share, root: &Root, stop: &AtomicBool, admission: Option<&Admiss
             None if started.elapsed() > PATIENCE => {
                 let busy = format!(
                     "{} is in use: another push to it is under way, or a mirror follows it, as `synccli status` there tells; \
-                     push again when it is done",
+                     push again when it is done; what a mirror has is compared with `synccli verify` on its master",
                     share.describe()
                 );
                 return Err(OpenError::Refused(busy));
