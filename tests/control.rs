@@ -703,7 +703,8 @@ fn only_the_owner_is_answered_and_nonsense_does_no_harm() {
         let said = ask(request);
         assert!(said.contains(answer), "{}: {said}", request[..request.len().min(60)].escape_ascii());
     }
-    assert!(ask(b"{\"protocol\":1,\"order\":\"push\",\"share\":\"www\"}\n").contains("master of no share"));
+    assert!(ask(b"{\"protocol\":1,\"order\":\"push\",\"share\":\"www\"}\n").contains("is a replica here"));
+    assert!(ask(b"{\"protocol\":1,\"order\":\"push\",\"share\":\"other\"}\n").contains("master of no share"));
     // Nobody takes its place while it runs.
     let share = format!("www={}", scratch.path("one").display());
     let ran = support::daemon::syncd(&one.state).args(&["--listen", "127.0.0.1:0", "--share", &share]).code(1);
