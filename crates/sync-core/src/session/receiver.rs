@@ -203,6 +203,7 @@ impl Receiver {
         }
         match input {
             ReceiverInput::Received(message) => self.received(message)?,
+            ReceiverInput::Reached(path) => self.send(ToMaster::Reached(path)),
             ReceiverInput::Opened(stand) => {
                 self.state = State::Gathering;
                 self.send(ToMaster::Stand(stand));

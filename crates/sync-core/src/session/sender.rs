@@ -107,15 +107,6 @@ pub enum Load {
     Behind(RelPath),
 }
 
-/// How far a replica has come with a tree that it is brought in stretches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reached {
-    /// The last entry that was told, in tree order.
-    pub path: RelPath,
-    /// The hash of what it has since.
-    pub root: Digest,
-}
-
 /// A content the replica waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentRequest {
@@ -157,7 +148,7 @@ pub enum End {
         exact: bool,
     },
     /// A stretch of the tree is there, and acknowledged; the next session goes on behind it.
-    Reached(Reached),
+    Reached,
     /// The replica will not do it.
     Refused(Refusal),
 }
@@ -233,12 +224,10 @@ pub struct Sender {
     has_limit: bool,
     /// Of how many changes a stretch has at least, if a tree that the replica has nothing of may be told in stretches.
     stretch: Option<u64>,
-    /// How far earlier sessions on the connection have come with that.
-    reached: Option<Reached>,
+    /// How far the replica has come with that, as it says.
+    reached: Option<RelPath>,
     /// Whether this one tells a tree in tree order that may be cut into stretches.
     is_cut: bool,
-    /// The last change that was told.
-    told_to: Option<RelPath>,
     /// Whether a stretch was announced, and no version.
     is_stretch: bool,
     /// Directories to list, those asked for, and those waiting for our own children.
@@ -288,7 +277,6 @@ impl Sender {
             stretch: None,
             reached: None,
             is_cut: false,
-            told_to: None,
             is_stretch: false,
             frontier: Vec::new(),
             listing: HashMap::new(),
@@ -298,12 +286,12 @@ impl Sender {
     }
 
     /// May tell a tree that the replica has nothing of in stretches, of so many changes or a few more, each in a session of
-    /// its own. `reached`: this is the session behind one that ended there.
+    /// its own.
     #[must_use]
-    pub fn in_stretches(self, changes: u64, reached: Option<Reached>) -> Self {
+    pub fn in_stretches(self, changes: u64) -> Self {
         // Of what may be refused as a whole nothing is published before all is known.
         let may = self.follows && !self.dry_run && !self.has_limit;
-        Self { stretch: may.then_some(changes), reached, ..self }
+        Self { stretch: may.then_some(changes), ..self }
     }
 
     /// The next thing to do.
@@ -380,6 +368,9 @@ impl Sender {
             }
             (ToMaster::Resumed(bytes), _) => self.outputs.push_back(SenderOutput::Report(Report::Resumed(bytes))),
             (ToMaster::Refuse(refusal), _) => self.end(End::Refused(refusal)),
+            (ToMaster::Reached(path), State::Opening) if self.stand.is_none() && self.reached.is_none() => {
+                self.reached = Some(path);
+            }
             (ToMaster::Stand(stand), State::Opening) if self.stand.is_none() => {
                 self.stand = Some(stand);
                 self.compare();
@@ -446,11 +437,10 @@ impl Sender {
         } else if stand.entries == 0 {
             self.compared = true;
             self.tell_tree(Load::Subtree(RelPath::root()));
-        } else if let Some(reached) =
-            self.reached.take().filter(|reached| stand.version.is_none() && reached.root == stand.root)
+        } else if let Some(reached) = self.reached.take().filter(|_| self.stretch.is_some() && stand.version.is_none())
         {
             // What came before may have failed in part, or be another version's by now: the root will tell.
-            self.tell_tree(Load::Behind(reached.path));
+            self.tell_tree(Load::Behind(reached));
         } else if let Some(known) = stand.version.filter(|known| *known != version.id()) {
             self.state = State::Loading;
             self.load(Load::Since(known));
@@ -475,7 +465,6 @@ impl Sender {
 
     fn loaded(&mut self, mut told: Told, done: bool) {
         let holds = &self.holds;
-        self.told_to = told.changes.last().map(|change| change.path.clone()).or(self.told_to.take());
         told.changes.retain(|change| !holds.covers(&change.path));
         told.touched.retain(|touched| !holds.covers(&touched.path));
         self.emit_relative(told.moved, told.touched);
@@ -719,8 +708,7 @@ impl Sender {
             return Err(ProtocolError("an acknowledgement of another version".to_owned()));
         }
         if self.is_stretch {
-            let path = self.told_to.take().unwrap_or_default();
-            self.end(End::Reached(Reached { path, root: ack.root }));
+            self.end(End::Reached);
             return Ok(());
         }
         let exact = ack.root == version.root;
@@ -744,5 +732,6 @@ fn name(message: &ToMaster) -> &'static str {
         ToMaster::Unhealed(_) => "drift that stays",
         ToMaster::Refuse(_) => "refusal",
         ToMaster::Described(_) => "description of an old file",
+        ToMaster::Reached(_) => "path that was reached",
     }
 }

@@ -355,8 +355,8 @@ pub enum ToReplica {
     /// Contents of the changes that come next.
     Given(Vec<Given>),
     /// In place of the announcement, from a master that follows: the changes are only the next stretch of a version's tree, in
-    /// tree order. It is published and acknowledged with the root of what is there then, and the next session on the
-    /// connection goes on behind it, so that neither side ever holds a large tree as a whole.
+    /// tree order. It is published and acknowledged with the root of what is there then, and the next session
+    /// goes on behind it, so that neither side ever holds a large tree as a whole.
     Stretch(Announce),
 }
 
@@ -392,6 +392,9 @@ pub enum ToMaster {
     /// How much of its tree somebody else changed that is not undone, whenever that is another number than was told in the
     /// session, which begins with none. For people; only to a master that follows.
     Unhealed(Unhealed),
+    /// Before the stand, from a replica that takes stretches and has come so far with them: nobody has changed what it has
+    /// since, and this is the last path that it was told.
+    Reached(RelPath),
 }
 
 macro_rules! messages {
@@ -451,6 +454,7 @@ messages!(ToMaster {
     111 => Resumed,
     112 => Drifted,
     113 => Unhealed,
+    114 => Reached,
 });
 
 /// Most items in a message that is a list or starts with one.

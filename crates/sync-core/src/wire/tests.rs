@@ -189,6 +189,7 @@ fn to_master() -> Vec<ToMaster> {
         ToMaster::Resumed(300),
         ToMaster::Drifted(Stand { features: 1, version: None, root: digest(0x33), entries: 300 }),
         ToMaster::Unhealed(Unhealed { entries: 300, first: Some(path("a/b")) }),
+        ToMaster::Reached(path("a/b")),
     ]
 }
 
@@ -318,6 +319,7 @@ fn the_bytes_are_pinned() {
         "111 v1 ac02",
         "112 v1 0100[33*32]ac02",
         "113 v1 ac020103612f62",
+        "114 v1 03612f62",
         "201 v1 02010300ac020200006162636465",
         "201 v1 0101ac02020701ac0200d80401017a737464",
         "202 v1 0001ac020300616263",
@@ -377,7 +379,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn an_unknown_type_is_skipped_and_an_unknown_version_is_not() {
-    for kind in [0, 18, 100, 114, 200, 203, u16::MAX] {
+    for kind in [0, 18, 100, 115, 200, 203, u16::MAX] {
         assert_eq!(ToReplica::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ToMaster::decode(kind, 9, b"anything"), Ok(None));
         assert_eq!(ContentFrame::decode(kind, 9, b"anything"), Ok(None));

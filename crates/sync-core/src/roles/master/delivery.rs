@@ -30,7 +30,7 @@ use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
-use crate::session::{End, Load, Reached, Report, Sender, SenderInput, SenderOutput};
+use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
     ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
@@ -79,8 +79,8 @@ pub struct Delivered {
 pub enum Next {
     /// The replica is at a version, and all that was said holds for the next one too.
     Open(Open),
-    /// It is on its way to one, and has come so far.
-    Reached(Reached),
+    /// It is on its way to one.
+    Reached,
     /// It acknowledged this one with another root: something failed there, or changed here.
     Again(VersionId),
 }
@@ -300,20 +300,15 @@ impl<'a> Session<'a> {
         let (control, sender) = match next {
             Some(Next::Open(last)) if last.hello == hello => (last.control, Sender::going_on(&hello, last.stand)),
             next => {
-                let reached = match next {
+                if let Some(Next::Open(Open { control, .. })) = next {
                     // The replica takes that for the end of a session in which nothing was told, and then this one.
-                    Some(Next::Open(Open { control, .. })) => {
-                        tokio::spawn(control.read_to_end());
-                        None
-                    }
-                    Some(Next::Reached(reached)) => Some(reached),
-                    Some(Next::Again(_)) | None => None,
-                };
+                    tokio::spawn(control.read_to_end());
+                }
                 let control = Control::open(&connection).await?;
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
                     control.send(ToReplica::Place(region.clone()).encode())?;
                 }
-                (control, Sender::new(hello.clone()).in_stretches(STRETCH, reached))
+                (control, Sender::new(hello.clone()).in_stretches(STRETCH))
             }
         };
         let (failure_sender, failures) = mpsc::unbounded_channel();
@@ -679,7 +674,7 @@ impl<'a> Session<'a> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
+        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached)) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
@@ -725,8 +720,8 @@ impl<'a> Session<'a> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
-            Ok(End::Reached(reached)) if in_order => anew = Some(Next::Reached(reached)),
-            Ok(End::Reached(_)) => self.connection.close(Code::Done, "").await,
+            Ok(End::Reached) if in_order => anew = Some(Next::Reached),
+            Ok(End::Reached) => self.connection.close(Code::Done, "").await,
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
                 let reason = crate::path::escape(refusal.reason.as_bytes());

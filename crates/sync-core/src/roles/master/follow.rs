@@ -216,7 +216,7 @@ impl Delivery {
             next = delivered.next;
             let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
             let took = told.map_or(Duration::ZERO, |told| told.elapsed());
-            if let Some(Next::Reached(_)) = next {
+            if let Some(Next::Reached) = next {
                 backoff.reset();
                 memory::trim_after(wire_bytes);
                 continue;

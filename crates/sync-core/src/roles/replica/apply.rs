@@ -63,6 +63,8 @@ pub struct Application {
     resumed: u64,
     /// Entries that are not there because the kernel refused to make them.
     unmade: Vec<RelPath>,
+    /// The last path of a stretch of a tree.
+    last: Option<RelPath>,
 }
 
 impl Application {
@@ -99,6 +101,7 @@ impl Application {
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
         // Hashing every changed entry takes about as long as finding out what is there for it.
+        let last = opened.is_partial().then(|| changes.keys().next_back().cloned()).flatten();
         let hash = || tree_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (tree, found) = std::thread::scope(|scope| {
             let hashing = (changes.len() > FEW).then(|| Builder::new().spawn_scoped(scope, hash)).transpose();
@@ -155,6 +158,7 @@ impl Application {
             changes,
             resumed,
             unmade: Vec::new(),
+            last,
         })
     }
 
@@ -439,6 +443,7 @@ impl Application {
         if index.stand()?.is_some() {
             opened.additions.clear();
         }
+        opened.has_reached(self.last.take().map(|last| (last, self.root)))?;
         if self.failures == 0 {
             opened.completed();
         }

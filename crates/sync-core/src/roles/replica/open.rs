@@ -42,6 +42,10 @@ pub const UNFLUSHED: &str = "replica.unflushed";
 /// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
 pub const POLICY: &str = "replica.policy";
 
+/// Under this key an index keeps how far a tree has come that is told in stretches: the root of what was there then, and the last
+/// path that was told.
+const REACHED: &str = "replica.reached";
+
 /// What an empty top directory is suspected to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
@@ -90,6 +94,8 @@ pub struct Opened {
     complete: bool,
     /// Whether what is there is only a stretch of what will be.
     is_partial: bool,
+    /// How far it had come when that was so, and the root then.
+    reached: Option<(RelPath, Digest)>,
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
@@ -140,6 +146,7 @@ impl Opened {
             }
             other => opened.drift = other?,
         }
+        opened.is_partial = opened.reached().is_some();
         opened.left = opened.staging.as_ref().map(|staging| staging.whole()).unwrap_or_default();
         if opened.fresh && opened.entries > 0 {
             let text = "there was no index of the replica, or it was deleted: it is rebuilt, and every file there is read once";
@@ -195,6 +202,7 @@ impl Opened {
             problems: Vec::new(),
             complete: false,
             is_partial: false,
+            reached: None,
             fresh,
             is_current: true,
             is_plain: false,
@@ -364,6 +372,31 @@ impl Opened {
         self.is_partial
     }
 
+    /// How far a tree has come that is told in stretches, if nobody has changed what is there since.
+    pub fn reached(&self) -> Option<&RelPath> {
+        let (path, root) = self.reached.as_ref()?;
+        (*root == self.tree.root && !self.policy.dry_run).then_some(path)
+    }
+
+    /// Stretches have come up to there, and have this root; or there are none any more.
+    ///
+    /// # Errors
+    /// [`IndexError`] if that cannot be written down.
+    pub fn has_reached(&mut self, reached: Option<(RelPath, Digest)>) -> Result<(), IndexError> {
+        if self.reached != reached {
+            let value = reached.as_ref().map(|(path, root)| [&root.0[..], path.as_bytes()].concat());
+            self.index.set_meta(REACHED, value.as_deref())?;
+            self.reached = reached;
+        }
+        Ok(())
+    }
+
+    fn read_reached(&self) -> Result<Option<(RelPath, Digest)>, IndexError> {
+        let Some(value) = self.index.meta(REACHED)? else { return Ok(None) };
+        let parts = value.split_first_chunk();
+        Ok(parts.and_then(|(root, path)| Some((RelPath::new(path).ok()?, Digest(*root)))))
+    }
+
     /// The disk is about to change: until [`Opened::came_to`], what is said here of the tree is what it was.
     pub fn changes(&mut self) {
         self.is_current = false;
@@ -473,6 +506,7 @@ impl Opened {
         self.index.stand()?;
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
+        self.reached = self.read_reached()?;
         self.index.meta(guarding::KEPT)?;
         self.additions = self.index.additions()?.into_iter().collect();
         let privilege = [u8::from(rustix::process::geteuid().is_root())];

@@ -390,7 +390,11 @@ impl Session {
                     self.attendance = Some(attendance);
                 }
                 self.stager.use_replica(&opened);
+                let reached = opened.reached().filter(|_| self.follows.is_some() && !self.goes_on).cloned();
                 self.opened = Some(opened);
+                if let Some(reached) = reached {
+                    self.receiver.handle(ReceiverInput::Reached(reached))?;
+                }
                 self.receiver.handle(match self.goes_on {
                     true => ReceiverInput::Reopened,
                     false => ReceiverInput::Opened(stand.clone()),

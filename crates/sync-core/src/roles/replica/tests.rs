@@ -3,6 +3,7 @@
 mod drafts;
 mod drift;
 mod owner;
+mod stretches;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,10 @@ struct Played {
 impl Played {
     /// Says hello to a replica at `top`.
     async fn greet(top: &Path, state: &Path) -> Self {
+        Self::greet_with(top, state, 0).await
+    }
+
+    async fn greet_with(top: &Path, state: &Path, features: u64) -> Self {
         let ends = Loopback::open(Settings::default()).await.unwrap();
         let shares = Arc::new(Shares::only(Share::embedded(top.to_owned(), state.to_owned())));
         let (stop, shutdown) = watch::channel(false);
@@ -58,8 +63,12 @@ impl Played {
         });
         let control = Control::open(&ends.dialed).await.unwrap();
         let played = Self { connection: ends.dialed, control };
-        played.say(ToReplica::Hello(Hello { features: 0, share: String::new(), policy: Policy::default() }));
+        played.greets(features);
         played
+    }
+
+    fn greets(&self, features: u64) {
+        self.say(ToReplica::Hello(Hello { features, share: String::new(), policy: Policy::default() }));
     }
 
     fn say(&self, message: ToReplica) {

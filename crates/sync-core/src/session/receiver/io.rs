@@ -28,6 +28,8 @@ pub enum Settled {
 pub enum ReceiverInput {
     /// A message from the master.
     Received(ToReplica),
+    /// Before the next: what is there are stretches of a tree up to this path.
+    Reached(RelPath),
     /// The share is open and its tree was looked at.
     Opened(Stand),
     /// The same, in a session behind one that ended well on the same stream: the master knows the stand.

@@ -11,8 +11,8 @@ use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
 use crate::session::{
-    ContentRequest, End, Load, ProtocolError, Reached, Receiver, ReceiverInput, ReceiverOutput, Report, Sender,
-    SenderInput, SenderOutput, Settled, Told,
+    ContentRequest, End, Load, ProtocolError, Receiver, ReceiverInput, ReceiverOutput, Report, Sender, SenderInput,
+    SenderOutput, Settled, Told,
 };
 use crate::wire::{
     Basis, Change, Describe, Described, Envelope, FOLLOW, Hello, MAX_MESSAGE, Offered, Parts, Stand, ToMaster,
@@ -68,8 +68,8 @@ impl World {
     /// A whole push without trouble; of several sessions the last.
     pub fn push(&mut self) -> Vec<Outcome> {
         let mut outcomes = Push::new(self).run(self, &mut in_order);
-        while let [Outcome { end: Some(End::Reached(reached)), .. }] = &*outcomes {
-            outcomes = Push::behind(self, reached.clone()).run(self, &mut in_order);
+        while let [Outcome { end: Some(End::Reached), .. }] = &*outcomes {
+            outcomes = Push::new(self).run(self, &mut in_order);
         }
         outcomes
     }
@@ -203,15 +203,6 @@ struct Link {
 
 impl Push {
     pub fn new(world: &World) -> Self {
-        Self::begin(world, None)
-    }
-
-    /// The session behind one that brought a stretch.
-    pub fn behind(world: &World, reached: Reached) -> Self {
-        Self::begin(world, Some(reached))
-    }
-
-    fn begin(world: &World, reached: Option<Reached>) -> Self {
         let is_published = world.goes_on || world.stretch.is_some();
         let offers = if is_published { Vec::new() } else { world.master.look() };
         let mut source: VecDeque<_> = offers.chunks(2).map(|files| SourceEvent::Hashed(files.to_vec())).collect();
@@ -223,8 +214,7 @@ impl Push {
             link.committed = is_published;
             if let Some(most) = world.stretch {
                 let none = Hello { features: 0, share: String::new(), policy: Policy::default() };
-                link.sender =
-                    std::mem::replace(&mut link.sender, Sender::new(none)).in_stretches(most, reached.clone());
+                link.sender = std::mem::replace(&mut link.sender, Sender::new(none)).in_stretches(most);
             }
             link
         };
@@ -602,6 +592,10 @@ impl Link {
             (ReceiverOutput::Open(hello, _), _) => {
                 let (opened, stand) = replica.open(hello.policy);
                 self.opened = Some(opened);
+                let reached = replica.reached.as_ref().filter(|(_, root)| self.known.is_none() && *root == stand.root);
+                if let Some((path, _)) = reached {
+                    self.tell_receiver(ReceiverInput::Reached(path.clone()));
+                }
                 match &self.known {
                     None => self.tell_receiver(ReceiverInput::Opened(stand)),
                     Some(known) => {
@@ -643,6 +637,7 @@ impl Link {
                 self.tell_receiver(guarded.map_or_else(ReceiverInput::Refuse, ReceiverInput::Guarded));
             }
             (ReceiverOutput::Plan(announce, changes), Some(opened)) => {
+                opened.last = self.receiver.is_stretch().then(|| changes.keys().next_back().cloned()).flatten();
                 let input = match replica.plan(opened, announce, &changes) {
                     Ok((root, items, missing)) => ReceiverInput::Planned { root, items, missing, changes },
                     Err(refusal) => ReceiverInput::Refuse(refusal),

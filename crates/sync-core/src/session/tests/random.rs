@@ -128,8 +128,8 @@ fn push(world: &mut World, round: &Round) {
         if steps.is_empty() {
             let outcomes = push.conclude(world);
             let outcome = &outcomes[0];
-            if let Some(End::Reached(reached)) = &outcome.end {
-                push = Push::behind(world, reached.clone());
+            if outcome.end == Some(End::Reached) {
+                push = Push::new(world);
                 continue;
             }
             // A directory that is kept may be in the way of a file.

@@ -26,6 +26,8 @@ pub struct Replica {
     pub staged: BTreeMap<Digest, Vec<u8>>,
     /// Contents that seem to be there and are not.
     pub mistaken: HashSet<Digest>,
+    /// How far a tree came that was told in stretches, and the root then.
+    pub reached: Option<(RelPath, Digest)>,
 }
 
 /// What a session knows, and a crash forgets.
@@ -36,6 +38,8 @@ pub struct Opened {
     asked: HashSet<Digest>,
     expected: HashMap<u64, Offered>,
     application: Option<Application>,
+    /// The last path of a stretch.
+    pub last: Option<RelPath>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +81,7 @@ impl Replica {
             stand: None,
             staged: BTreeMap::new(),
             mistaken: HashSet::new(),
+            reached: None,
         }
     }
 
@@ -106,7 +111,7 @@ impl Replica {
         let stand =
             Stand { features: STRETCHES, version: self.stand, root: tree.root, entries: self.rows.len() as u64 - 1 };
         let (asked, expected) = (HashSet::new(), HashMap::new());
-        (Opened { policy, tree, asked, expected, application: None }, stand)
+        (Opened { policy, tree, asked, expected, application: None, last: None }, stand)
     }
 
     /// What its rows say, without a look: where a master that was acknowledged the last version believes it to be.
@@ -408,6 +413,7 @@ impl Replica {
         let root = hash(visible).root;
         let version = &application.announce.version;
         self.stand = (root == version.root && application.failed.is_empty()).then(|| version.id());
+        self.reached = opened.last.clone().map(|last| (last, root));
         if application.failed.is_empty() {
             self.staged.clear();
         }

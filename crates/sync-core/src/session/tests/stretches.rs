@@ -7,16 +7,16 @@ use super::scenarios::{announce, hello, stand};
 use crate::hash::Digest;
 use crate::manifest::{Holds, Kind, VersionId};
 use crate::options::Policy;
-use crate::session::{End, Load, Reached, Receiver, ReceiverInput, Sender, SenderInput, SenderOutput, Told};
+use crate::path::RelPath;
+use crate::session::{End, Load, Receiver, ReceiverInput, Sender, SenderInput, SenderOutput, Told};
 use crate::wire::{Announce, Change, FOLLOW, Hello, STRETCHES, Stand, ToMaster, ToReplica};
 
 /// As many stretches as there are, and what the sessions were.
 fn bring(world: &mut World, between: &mut dyn FnMut(usize, &mut World)) -> Vec<Outcome> {
     let mut sessions = Push::new(world).run(world, &mut in_order);
-    while let Some(Outcome { end: Some(End::Reached(reached)), .. }) = sessions.last() {
-        let reached = reached.clone();
+    while let Some(Outcome { end: Some(End::Reached), .. }) = sessions.last() {
         between(sessions.len(), world);
-        sessions.extend(Push::behind(world, reached).run(world, &mut in_order));
+        sessions.extend(Push::new(world).run(world, &mut in_order));
     }
     sessions
 }
@@ -41,6 +41,28 @@ fn a_tree_comes_in_stretches_and_nothing_of_it_twice() {
     world.source().write("a", "edited");
     let sessions = bring(&mut world, &mut |_, _| panic!("a stretch of a change"));
     assert_eq!((sessions[0].is_exact(), sessions[0].lists, sessions[0].wants), (true, 0, 1));
+}
+
+#[test]
+fn a_cut_costs_what_was_under_way_and_no_comparison() {
+    for steps in 0..40 {
+        let mut world = in_stretches(grown());
+        for _ in 0..2 {
+            assert_eq!(Push::new(&world).run(&mut world, &mut in_order)[0].end, Some(End::Reached));
+        }
+        let mut third = Push::new(&world);
+        for _ in 0..steps {
+            let Some(step) = third.steps().first().copied() else { break };
+            third.step(&mut world, step);
+        }
+        third.cut(0, &mut world.replicas[0], true);
+        let sessions = bring(&mut world, &mut |_, _| {});
+        assert!(sessions.last().unwrap().is_exact() && world.is_identical(0), "after {steps} steps");
+        let told = sessions.iter().map(|session| session.changes).sum::<usize>();
+        let is_done = told == world.master.entries().len() - 9;
+        assert!(is_done || told == world.master.entries().len() - 6, "after {steps} steps: {told}");
+        assert!(sessions.iter().all(|session| (session.lists, session.restarts) == (0, 0)), "after {steps} steps");
+    }
 }
 
 #[test]
@@ -97,9 +119,12 @@ fn what_failed_in_a_stretch_is_tried_again_in_the_end() {
 }
 
 /// What a sender wants of the index first, and whether it makes a stretch of the two changes that it is told.
-fn told_two(hello: &Hello, stand: Stand, committed: bool, reached: Option<Reached>) -> (Load, bool) {
+fn told_two(hello: &Hello, stand: Stand, committed: bool, reached: Option<RelPath>) -> (Load, bool) {
     let version = announce().version;
-    let mut sender = Sender::new(hello.clone()).in_stretches(2, reached);
+    let mut sender = Sender::new(hello.clone()).in_stretches(2);
+    if let Some(reached) = reached {
+        sender.handle(SenderInput::Received(ToMaster::Reached(reached))).unwrap();
+    }
     sender.handle(SenderInput::Received(ToMaster::Stand(stand))).unwrap();
     sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed }).unwrap();
     let load = std::iter::from_fn(|| sender.poll()).find_map(|output| match output {
@@ -131,12 +156,20 @@ fn only_who_follows_tells_stretches_and_only_of_what_is_published_and_new() {
     let known = Stand { version: Some(VersionId(Digest::of(b"v"))), entries: 3, ..empty.clone() };
     assert!(matches!(told_two(&follows, known.clone(), true, None), (Load::Since(_), false)));
 
-    // Behind what was reached, if the replica is still there.
-    let reached = Reached { path: path("m"), root: Digest::of(b"m") };
-    let there = Stand { entries: 3, root: reached.root, ..empty };
-    assert_eq!(told_two(&follows, there.clone(), true, Some(reached.clone())), (Load::Behind(path("m")), true));
-    let moved_on = Stand { version: known.version, ..there };
-    assert!(matches!(told_two(&follows, moved_on, true, Some(reached)), (Load::Since(_), false)));
+    // Behind what the replica has, if it says so and stands at no version.
+    let (there, reached) = (Stand { entries: 3, ..empty }, Some(path("m")));
+    assert_eq!(told_two(&follows, there.clone(), true, reached.clone()), (Load::Behind(path("m")), true));
+    let moved_on = Stand { version: known.version, ..there.clone() };
+    assert!(matches!(told_two(&follows, moved_on, true, reached.clone()), (Load::Since(_), false)));
+    let mut sender = Sender::new(hello()).in_stretches(2);
+    sender.handle(SenderInput::Received(ToMaster::Reached(path("m")))).unwrap();
+    sender.handle(SenderInput::Received(ToMaster::Stand(there))).unwrap();
+    let (version, holds) = (announce().version, Holds::default());
+    sender.handle(SenderInput::Decided { version, holds, committed: true }).unwrap();
+    let lists = |output| matches!(output, SenderOutput::Send(ToReplica::List(_)));
+    assert!(std::iter::from_fn(|| sender.poll()).any(lists), "a push compares");
+    // Once, and first of all.
+    assert!(sender.handle(SenderInput::Received(ToMaster::Reached(path("z")))).is_err());
 }
 
 #[test]
