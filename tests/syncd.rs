@@ -113,6 +113,21 @@ fn two_at_once_with_one_token_are_not_both_paired() {
     }
 }
 
+/// Also where the configuration makes no sense.
+#[test]
+fn the_manual_and_the_completions_name_what_the_help_does() {
+    let scratch = Scratch::new();
+    let config = scratch.path("bad.toml");
+    std::fs::write(&config, "nonsense").unwrap();
+    let ask =
+        |args: &[&str]| daemon::syncd(&scratch.state()).args(&["--config", config.to_str().unwrap()]).args(args).ok();
+    let page = ask(&["man"]).out().replace('\\', "");
+    for said in ["--state-dir", "--log-format", "invite", "Exit codes"] {
+        assert!(page.contains(said), "{said} is missing: {page}");
+    }
+    assert!(ask(&["completions", "bash"]).out().contains("--log-format"));
+}
+
 #[test]
 fn a_wrong_or_mangled_token_pairs_nobody() {
     let scratch = small();

@@ -63,6 +63,13 @@ pub enum Verb {
     Invite,
     /// Print the identity of this replica.
     Id,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff.
+    Man,
 }
 
 fn share(text: OsString) -> Result<(String, PathBuf), &'static str> {

@@ -17,17 +17,20 @@ mod service;
 mod signals;
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
+use clap_complete::generate;
+use clap_mangen::Man;
 use sync_core::fs::StateDir;
 use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
 use tokio::sync::{mpsc, watch};
 
-use args::Verb;
+use args::{Cli, Verb};
 use config::{Checked, Raw, shown};
 use control::Socket;
 use notify::Notifier;
@@ -49,14 +52,36 @@ pub fn main(argv: &[OsString]) -> u8 {
             return if refusal.use_stderr() { USAGE } else { DONE };
         }
     };
+    // What teaches needs no configuration.
+    match cli.verb {
+        Some(Verb::Completions { shell }) => {
+            return show(|script| {
+                generate(shell, &mut Cli::command(), "syncd", script);
+                Ok(())
+            });
+        }
+        Some(Verb::Man) => return show(|page| Man::new(Cli::command()).render(page)),
+        _ => {}
+    }
     let raw = match cli.raw() {
         Ok(raw) => raw,
         Err(error) => return refuse(USAGE, &error),
     };
     match cli.verb {
-        None => serve(cli, &raw),
         Some(Verb::Invite) => print(&raw, |dir| Ok(pairing::invite(dir)?.to_string())),
         Some(Verb::Id) => print(&raw, |dir| Ok(pairing::id(dir)?.to_string())),
+        _ => serve(cli, &raw),
+    }
+}
+
+/// Prints what `write` writes.
+fn show(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> u8 {
+    let mut page = Vec::new();
+    match write(&mut page).and_then(|()| std::io::stdout().write_all(&page)) {
+        Ok(()) => DONE,
+        // Whoever read has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => DONE,
+        Err(error) => refuse(FAILED, &error.into()),
     }
 }
 
