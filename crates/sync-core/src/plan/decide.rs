@@ -56,6 +56,27 @@ impl Plan {
     }
 }
 
+/// Takes out further names of files whose first name is in no change, and is not what they are to be by now. Only of a stretch of a
+/// tree: what came before it may be another version's, and no root tells of that before the end.
+pub fn take_out_stale_links<E>(
+    changes: &mut Changes,
+    mut entry_of: impl FnMut(&RelPath) -> Result<Option<Entry>, E>,
+) -> Result<(), E> {
+    let mut stale = Vec::new();
+    for (path, new) in &*changes {
+        let Some((new, first)) = new.as_deref().and_then(|new| Some((new, new.link.as_ref()?))) else { continue };
+        if changes.contains_key(first) {
+            continue;
+        }
+        let plain = |entry: &Entry| Entry { link: None, ..entry.clone() };
+        if entry_of(first)?.is_none_or(|known| plain(&known) != plain(new)) {
+            stale.push(path.clone());
+        }
+    }
+    stale.iter().for_each(|path| drop(changes.remove(path)));
+    Ok(())
+}
+
 /// Decides the steps that turn the rows into what the changes want.
 pub fn decide(changes: Changes, now: Situation<'_>) -> Plan {
     let mut plan = Plan::default();

@@ -5,7 +5,7 @@ mod rename;
 #[cfg(test)]
 mod tests;
 
-pub use decide::{Changes, Plan, Situation, beside, decide};
+pub use decide::{Changes, Plan, Situation, beside, decide, take_out_stale_links};
 pub use rename::{Moved, MovedDir, Rename, find_renames, take_renamed};
 
 use crate::manifest::{Entry, Row};

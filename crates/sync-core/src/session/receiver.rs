@@ -367,7 +367,7 @@ impl Receiver {
                 // What a version was is found out by its root alone, and that shows only in the end.
                 let is_published = self.follows && announce.committed && !self.dry_run && !self.max_delete;
                 if !is_published || self.restarts > 0 {
-                    return Err(ProtocolError("a stretch of what is not only added to".to_owned()));
+                    return Err(ProtocolError("a stretch where none may come".to_owned()));
                 }
                 self.is_stretch = true;
                 self.announced(announce)?;

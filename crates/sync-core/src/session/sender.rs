@@ -103,7 +103,7 @@ pub enum Load {
     Entry(RelPath),
     /// An entry with all beneath it.
     Subtree(RelPath),
-    /// All that comes after an entry in tree order.
+    /// An entry, and what comes after it in tree order; before these, what it lies in.
     Behind(RelPath),
 }
 
@@ -147,8 +147,8 @@ pub enum End {
         /// Whether its root is the announced one.
         exact: bool,
     },
-    /// A stretch of the tree is there, and acknowledged; the next session goes on behind it.
-    Reached,
+    /// A stretch of the tree is there, up to this path, and acknowledged; the next session goes on behind it.
+    Reached(RelPath),
     /// The replica will not do it.
     Refused(Refusal),
 }
@@ -228,6 +228,8 @@ pub struct Sender {
     reached: Option<RelPath>,
     /// Whether this one tells a tree in tree order that may be cut into stretches.
     is_cut: bool,
+    /// The last change that was told.
+    told_to: Option<RelPath>,
     /// Whether a stretch was announced, and no version.
     is_stretch: bool,
     /// Directories to list, those asked for, and those waiting for our own children.
@@ -277,6 +279,7 @@ impl Sender {
             stretch: None,
             reached: None,
             is_cut: false,
+            told_to: None,
             is_stretch: false,
             frontier: Vec::new(),
             listing: HashMap::new(),
@@ -385,7 +388,7 @@ impl Sender {
             (ToMaster::Want(wants), _) => return self.wanted(wants),
             (ToMaster::Described(described), _) => return self.described(described),
             (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
-            (ToMaster::Prepared(root), State::Announced) => return self.prepared(root),
+            (ToMaster::Prepared(root), State::Announced) if !self.is_stretch => return self.prepared(root),
             // A plan without steps is acknowledged at once, and so is any whose version is committed if this side follows.
             (ToMaster::Ack(ack), State::Announced) if self.committed || self.dry_run => return self.acknowledged(ack),
             (ToMaster::Ack(ack), State::Publishing) => return self.acknowledged(ack),
@@ -437,7 +440,7 @@ impl Sender {
         } else if stand.entries == 0 {
             self.compared = true;
             self.tell_tree(Load::Subtree(RelPath::root()));
-        } else if let Some(reached) = self.reached.take().filter(|_| self.stretch.is_some() && stand.version.is_none())
+        } else if let Some(reached) = self.reached.clone().filter(|_| self.stretch.is_some() && stand.version.is_none())
         {
             // What came before may have failed in part, or be another version's by now: the root will tell.
             self.tell_tree(Load::Behind(reached));
@@ -465,13 +468,14 @@ impl Sender {
 
     fn loaded(&mut self, mut told: Told, done: bool) {
         let holds = &self.holds;
+        self.told_to = told.changes.last().map(|change| change.path.clone()).or(self.told_to.take());
         told.changes.retain(|change| !holds.covers(&change.path));
         told.touched.retain(|touched| !holds.covers(&touched.path));
         self.emit_relative(told.moved, told.touched);
         self.emit(told.changes, told.contents);
         if done {
             self.loads = self.loads.saturating_sub(1);
-        } else if self.is_cut && self.stretch.is_some_and(|most| self.changes >= most) {
+        } else if self.is_cut && self.told_to > self.reached && self.stretch.is_some_and(|most| self.changes >= most) {
             return self.announce_stretch();
         }
         self.announce_when_complete();
@@ -708,7 +712,8 @@ impl Sender {
             return Err(ProtocolError("an acknowledgement of another version".to_owned()));
         }
         if self.is_stretch {
-            self.end(End::Reached);
+            let last = self.told_to.take().unwrap_or_default();
+            self.end(End::Reached(last));
             return Ok(());
         }
         let exact = ack.root == version.root;

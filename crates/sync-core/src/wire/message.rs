@@ -41,13 +41,17 @@ pub const RELEASED: u64 = 4;
 /// replica: it keeps whose a share is.
 pub const ADOPT: u64 = 8;
 
+/// A bit of [`Hello::features`], with [`RELEASED`]: the replica was held when a person decided, and may fill a directory that is
+/// empty and not the one that it was.
+pub const FILLS: u64 = 32;
+
 /// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]).
 pub const STRETCHES: u64 = 16;
 
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`].
+    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`], [`FILLS`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,

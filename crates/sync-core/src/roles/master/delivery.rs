@@ -33,8 +33,8 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
-    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
-    Unhealed,
+    ADOPT, Ack, Announce, Describe, Draft, FILLS, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster,
+    ToReplica, Unhealed,
 };
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
@@ -67,6 +67,8 @@ pub struct Delivered {
     pub source_changed: Vec<Problem>,
     /// The version that the replica acknowledged with just its root.
     pub version: Option<Version>,
+    /// The version that it was to come to.
+    pub tried: Option<VersionId>,
     /// What the next session on the connection goes on with, if there can be one.
     pub next: Option<Next>,
     /// What a person has to decide before it is brought to the version, if that is so.
@@ -79,8 +81,8 @@ pub struct Delivered {
 pub enum Next {
     /// The replica is at a version, and all that was said holds for the next one too.
     Open(Open),
-    /// It is on its way to one.
-    Reached,
+    /// It is on its way to one, and was told up to there.
+    Reached(RelPath),
     /// It acknowledged this one with another root: something failed there, or changed here.
     Again(VersionId),
 }
@@ -108,6 +110,8 @@ pub enum Hold {
 pub struct Permits {
     /// What [`Hold::Release`] asks. Over when the replica acknowledges.
     pub released: AtomicBool,
+    /// With that, that a replica which was held then may fill another directory than it had.
+    pub fills: AtomicBool,
     /// What [`Hold::Adoption`] asks. Over when the replica may have published: what is adopted from here after that is not
     /// taken back.
     pub adopts: AtomicBool,
@@ -263,6 +267,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
         source_changed: Vec::new(),
         version: None,
+        tried: None,
         next: None,
         hold: None,
         problem: None,
@@ -292,13 +297,15 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
-        let [released, adopts] =
-            [&delivery.permits.released, &delivery.permits.adopts].map(|permit| permit.load(Ordering::Relaxed));
-        let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
+        let Permits { released, fills, adopts } = &*delivery.permits;
+        let [released, fills, adopts] = [released, fills, adopts].map(|permit| permit.load(Ordering::Relaxed));
+        let said = [(keeps, HISTORY), (released, RELEASED), (released && fills, FILLS), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         let (control, sender) = match next {
-            Some(Next::Open(last)) if last.hello == hello => (last.control, Sender::going_on(&hello, last.stand)),
+            Some(Next::Open(last)) if last.hello == hello => {
+                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH))
+            }
             next => {
                 if let Some(Next::Open(Open { control, .. })) = next {
                     // The replica takes that for the end of a session in which nothing was told, and then this one.
@@ -674,7 +681,7 @@ impl<'a> Session<'a> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached)) {
+        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
@@ -720,8 +727,8 @@ impl<'a> Session<'a> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
-            Ok(End::Reached) if in_order => anew = Some(Next::Reached),
-            Ok(End::Reached) => self.connection.close(Code::Done, "").await,
+            Ok(End::Reached(last)) if in_order => anew = Some(Next::Reached(last)),
+            Ok(End::Reached(_)) => self.connection.close(Code::Done, "").await,
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
                 let reason = crate::path::escape(refusal.reason.as_bytes());
@@ -754,7 +761,8 @@ impl<'a> Session<'a> {
             }
         };
         let problem = self.first_problem;
-        Delivered { report, source_changed: self.source_changed, version, next, hold, problem }
+        let tried = self.decided.as_ref().map(|decided| decided.version.id());
+        Delivered { report, source_changed: self.source_changed, version, tried, next, hold, problem }
     }
 
     /// What was said of adoption is used up once the replica may have published.

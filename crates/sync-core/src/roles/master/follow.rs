@@ -16,6 +16,7 @@ use crate::control::{DeliveryStatus, DriftStatus};
 use crate::fs;
 use crate::manifest::VersionId;
 use crate::monitor::Problem;
+use crate::path::RelPath;
 use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
 use crate::wire::FOLLOW;
@@ -103,6 +104,8 @@ impl Fate {
     /// A person has decided, or not any more: what is held there is not, once.
     pub fn release(&self, released: bool) {
         self.permits.released.store(released, Ordering::Relaxed);
+        // Of one that is away nobody knows yet what its directory will be.
+        self.permits.fills.store(released && self.get().held, Ordering::Relaxed);
     }
 
     /// A person has decided that the share there becomes this master's, and with that, that the tree here is the right one;
@@ -187,6 +190,8 @@ impl Delivery {
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
         let (mut acknowledged, mut next, mut is_known) = (None, None, false);
+        // How far it has come in stretches, and what it took so far to bring it to a version.
+        let (mut reached, mut carried): (Option<RelPath>, _) = (None, (0, Duration::ZERO));
         let ended = loop {
             let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, next).await;
             let session = match opened {
@@ -212,15 +217,25 @@ impl Delivery {
             let drift = unhealed.borrow().clone();
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
-            let Delivered { version, hold, problem, .. } = delivered;
+            let Delivered { version, tried, hold, problem, .. } = delivered;
             next = delivered.next;
             let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
             let took = told.map_or(Duration::ZERO, |told| told.elapsed());
-            if let Some(Next::Reached) = next {
-                backoff.reset();
-                memory::trim_after(wire_bytes);
-                continue;
+            (carried.0, carried.1) = (carried.0 + wire_bytes, carried.1 + took);
+            if let Some(Next::Reached(last)) = &next {
+                // Who acknowledges the same again and again gets nowhere.
+                if reached.as_ref().is_none_or(|before| before < last) {
+                    (reached, acknowledged) = (Some(last.clone()), None);
+                    fate.update(|fate| {
+                        (fate.is_current, fate.held) = (false, false);
+                        fate.problem = problem.map(|problem| problem.to_string());
+                    });
+                    memory::trim_after(wire_bytes);
+                    continue;
+                }
+                next = tried.map(Next::Again);
             }
+            reached = None;
             let Some(version) = version else {
                 fate.update(|fate| {
                     // A session that was open before it was decided did not say so: the next one does.
@@ -238,8 +253,8 @@ impl Delivery {
                 });
                 let Some(Next::Again(tried)) = next else { break Ok(()) };
                 let wait = backoff.next(random());
-                fate.update(|fate| fate.retry = Some(Instant::now() + wait));
-                is_known = false;
+                fate.update(|fate| (fate.is_current, fate.retry) = (false, Some(Instant::now() + wait)));
+                (is_known, acknowledged) = (false, None);
                 let least = wait.min(PAUSE.max(took.saturating_mul(SHARE)));
                 another(news, tried, least..wait, fate, &connection, halted).await;
                 continue;
@@ -248,9 +263,10 @@ impl Delivery {
             fate.update(|fate| {
                 (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
                 (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, drift);
-                fate.delivery =
-                    Some(DeliveryStatus { version: version.number, wire_bytes, seconds: took.as_secs_f64() });
+                let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
+                fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });
+            carried = (0, Duration::ZERO);
             backoff.reset();
             self.monitor.recovered(Some(self.dest));
             memory::trim_after(wire_bytes);

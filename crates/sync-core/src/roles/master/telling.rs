@@ -1,6 +1,7 @@
 //! What a version changes, told some at a time: from memory while its difference is at hand, else from the index as it was at
 //! that version, so that neither a tree nor a week's changes are ever held as a whole.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::difference::Difference;
@@ -17,8 +18,8 @@ const CHANGES_PER_MESSAGE: usize = 512;
 pub enum Telling {
     /// From the version before, from that place on.
     Difference(Arc<Difference>, usize),
-    /// All of a range.
-    Rows(RowCursor),
+    /// Some entries, then all of a range.
+    Rows(VecDeque<Row>, RowCursor),
     /// One entry.
     Entry(Option<Row>),
     /// What came and went since a version.
@@ -46,14 +47,12 @@ impl Telling {
     pub fn from_rows(rows: &Snapshot, load: &Load, stand: Option<&Stand>) -> Result<Result<Self, Unknown>, IndexError> {
         Ok(Ok(match load {
             Load::Entry(path) => Self::Entry(rows.row(path)?),
-            Load::Subtree(top) => Self::Rows(rows.cursor_beneath(top)?),
+            Load::Subtree(top) => Self::Rows(VecDeque::new(), rows.cursor_beneath(top)?),
             Load::Behind(path) => {
-                let mut after = rows.cursor_from(path)?;
-                // It may be gone since.
-                if after.peek()?.is_some_and(|row| row.key.cmp_path(path).is_eq()) {
-                    after.pass();
-                }
-                Self::Rows(after)
+                // What it lies in may be a directory only since.
+                let top = RelPath::root();
+                let above = path.way_from(&top).filter(|dir| dir != path).filter_map(|dir| rows.row(&dir).transpose());
+                Self::Rows(above.collect::<Result<_, _>>()?, rows.cursor_from(path)?)
             }
             Load::Since(version) => {
                 let Some(published) = rows.version(*version)? else { return Ok(Err(Unknown::Version(*version))) };
@@ -83,9 +82,10 @@ impl Telling {
                 return Ok((told, next.is_none()));
             }
             Self::Entry(row) => told.extend(row.take().map(upsert)),
-            Self::Rows(rows) => {
+            Self::Rows(some, rows) => {
                 while told.len() < CHANGES_PER_MESSAGE {
-                    let Some(row) = rows.next()? else { break };
+                    let next = some.pop_front().map_or_else(|| rows.next(), |row| Ok(Some(row)))?;
+                    let Some(row) = next else { break };
                     told.push(upsert(row));
                 }
             }

@@ -32,7 +32,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
+    ADOPT, Ack, Describe, Described, FILLS, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
     ToReplica, Unhealed, Wanted,
 };
 
@@ -89,6 +89,10 @@ pub struct Session {
     is_passed_over: bool,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
+    /// Whether that was said of a replica that was held, be it for an empty directory.
+    fills: bool,
+    /// Whether it began with stretches of a tree, which no version counted.
+    begins_partial: bool,
     /// Of an embedded replica it is empty.
     share: String,
     /// The share, once it is known.
@@ -142,6 +146,8 @@ impl Session {
             goes_on: false,
             is_passed_over: false,
             released: false,
+            fills: false,
+            begins_partial: false,
             share: String::new(),
             held: None,
             leaving: JoinSet::new(),
@@ -343,6 +349,7 @@ impl Session {
         self.history = hello.features & HISTORY != 0;
         self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
         self.released = hello.features & RELEASED != 0;
+        self.fills = self.released && hello.features & FILLS != 0;
         let held = match self.shares.find(&hello.share) {
             Ok(held) => self.held.insert(held).clone(),
             Err(reason) => return self.refuse(reason),
@@ -390,7 +397,10 @@ impl Session {
                     self.attendance = Some(attendance);
                 }
                 self.stager.use_replica(&opened);
-                let reached = opened.reached().filter(|_| self.follows.is_some() && !self.goes_on).cloned();
+                // What came of another master's tree is no beginning of this one.
+                let goes_on = self.follows.is_some() && !self.goes_on && !asks.adopts;
+                let reached = opened.reached().filter(|_| goes_on).cloned();
+                self.begins_partial = reached.is_some();
                 self.opened = Some(opened);
                 if let Some(reached) = reached {
                     self.receiver.handle(ReceiverInput::Reached(reached))?;
@@ -412,7 +422,7 @@ impl Session {
 
     /// What an empty directory is taken for: who follows comes by itself, and not at somebody's order.
     fn suspicion(&self) -> Suspicion {
-        match (self.follows.is_some(), self.released) {
+        match (self.follows.is_some(), self.fills) {
             (true, true) => Suspicion::None,
             (true, false) => Suspicion::Replaced,
             (false, _) => Suspicion::Unmounted,
@@ -504,7 +514,7 @@ impl Session {
         match opened.look_again(share, look.names.as_ref(), lookout.heals(), &self.stop) {
             Ok(drift) => lookout.tell(look.names.as_ref(), &drift, lookout.heals()),
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
-            Err(error) => return self.refuse(error.to_string()),
+            Err(error) => return self.turn_away(error),
         }
         let (problems, is_other) = (opened.take_problems(), opened.tree.root != before);
         let stand = opened.stand();
@@ -553,6 +563,7 @@ impl Session {
     fn tell_before(&mut self, ack: &Ack) -> Result<(), LinkError> {
         self.log(ack);
         if self.receiver.is_stretch() {
+            self.held.iter().for_each(|held| held.standing.goes_on());
             return self.tell_resumed();
         }
         let application = self.application.as_ref().filter(|application| application.version().root == ack.root);
@@ -711,7 +722,9 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let held = self.held.as_ref().filter(|_| self.follows.is_some() && !self.released)?;
+        // Of a tree that is only partly there the master has counted.
+        let counts = self.follows.is_some() && !self.released && !self.begins_partial;
+        let held = self.held.as_ref().filter(|_| counts)?;
         let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
@@ -750,7 +763,8 @@ impl Session {
         };
         // Nobody follows a replica in the process of its master.
         let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
-        let counted = held.map(|held| held.guard.counting(application.step(), self.released || self.follows.is_none()));
+        let is_meant = self.released || self.begins_partial || self.follows.is_none();
+        let counted = held.map(|held| held.guard.counting(application.step(), is_meant));
         let published = application.publish(opened, &self.ending, counted.as_ref());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;

@@ -143,6 +143,11 @@ impl Standing {
         });
     }
 
+    /// A part of a version is there: nothing is held any more.
+    pub fn goes_on(&self) {
+        self.update(|state| state.held = None);
+    }
+
     /// A version is not taken until a person says so.
     pub fn holds(&self, why: &str) {
         self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));

@@ -110,7 +110,10 @@ impl Master {
             Load::Subtree(top) => {
                 Some(rows.filter(|(p, _)| *p == top || p.is_beneath(top)).map(upsert).collect::<Vec<_>>().into())
             }
-            Load::Behind(path) => Some(rows.filter(|(p, _)| *p > path).map(upsert).collect::<Vec<_>>().into()),
+            Load::Behind(path) => {
+                let is_told = |at: &RelPath| at >= path || (path.is_beneath(at) && !at.is_root());
+                Some(rows.filter(|(at, _)| is_told(at)).map(upsert).collect::<Vec<_>>().into())
+            }
             Load::Since(id) => {
                 let since = self.index.versions.iter().find(|version| version.id() == *id)?.number;
                 let mut changes: Vec<_> = rows.filter(|(_, (_, changed))| *changed > since).map(upsert).collect();

@@ -77,6 +77,8 @@ enum Ending {
 #[derive(Clone, Debug)]
 struct Round {
     edits: Vec<Edit>,
+    /// One after each stretch.
+    between: Vec<Edit>,
     drift: Vec<Edit>,
     hold: Option<&'static str>,
     unavailable: Option<&'static str>,
@@ -95,12 +97,21 @@ fn round() -> impl Strategy<Value = Round> {
         1 => (0usize..60).prop_map(Ending::ReplicaCrash),
     ];
     let sometimes = || prop::option::weighted(0.2, prop::sample::select(&NAMES[..]));
-    let edits = proptest::collection::vec(edit(), 0..10);
+    let edits = (proptest::collection::vec(edit(), 0..10), proptest::collection::vec(edit(), 0..4));
     let drift = prop_oneof![3 => Just(Vec::new()), 1 => proptest::collection::vec(edit(), 1..5)];
     let flags = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), any::<bool>());
     (edits, drift, sometimes(), sometimes(), flags, ending, any::<u64>()).prop_map(
-        |(edits, drift, hold, unavailable, (no_delete, lose_master, lose_rows, keep_staged), ending, order)| Round {
+        |(
+            (edits, between),
+            drift,
+            hold,
+            unavailable,
+            (no_delete, lose_master, lose_rows, keep_staged),
+            ending,
+            order,
+        )| Round {
             edits,
+            between,
             drift,
             hold,
             unavailable,
@@ -119,6 +130,7 @@ fn push(world: &mut World, round: &Round) {
     world.stretch = (round.order % 4 >= 2).then_some(3);
     let mut push = Push::new(world);
     let mut choose = at_random(round.order);
+    let mut edits = round.between.iter();
     let at = match round.ending {
         Ending::Completes => usize::MAX,
         Ending::Cut(at) | Ending::ReplicaCrash(at) => at,
@@ -128,7 +140,9 @@ fn push(world: &mut World, round: &Round) {
         if steps.is_empty() {
             let outcomes = push.conclude(world);
             let outcome = &outcomes[0];
-            if outcome.end == Some(End::Reached) {
+            if matches!(outcome.end, Some(End::Reached(_))) {
+                let between = edits.next();
+                between.into_iter().for_each(|edit| apply(world.source(), edit));
                 push = Push::new(world);
                 continue;
             }

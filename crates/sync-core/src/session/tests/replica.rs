@@ -10,7 +10,7 @@ use crate::manifest::{Entry, Holds, Refused, Row, TreeHash, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::options::Policy;
 use crate::path::RelPath;
-use crate::plan::{Action, Changes, Plan, Situation, Step, decide};
+use crate::plan::{Action, Changes, Plan, Situation, Step, decide, take_out_stale_links};
 use crate::relative;
 use crate::wire::{
     Ack, Announce, Basis, Change, Listing, Moved, Offered, Refusal, ReplicaStats, STRETCHES, Stand, Touched, Wanted,
@@ -215,6 +215,12 @@ impl Replica {
         changes: &Changes,
         is_staged: &dyn Fn(&Digest) -> bool,
     ) -> Result<(Application, Vec<Item>), Refusal> {
+        let mut changes = changes.clone();
+        if opened.last.is_some() {
+            let entry_of = |path: &RelPath| Ok::<_, Refusal>(self.rows.get(path).map(|row| row.entry.clone()));
+            take_out_stale_links(&mut changes, entry_of)?;
+        }
+        let changes = &changes;
         let holds = Holds::new(announce.holds.iter().cloned());
         let beneath = |path: &RelPath| {
             changes.iter().any(|(top, new)| path.is_beneath(top) && !new.as_deref().is_some_and(Entry::is_dir))
