@@ -301,3 +301,83 @@ fn a_master_that_was_restored_goes_on_when_it_is_released() {
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &dst);
 }
+
+/// As after a start without it: nobody can say that what was on it is still there.
+#[test]
+fn what_was_mounted_in_a_replica_and_is_not_is_told_and_taken_as_it_is_when_a_person_says_so() {
+    let test = "what_was_mounted_in_a_replica_and_is_not_is_told_and_taken_as_it_is_when_a_person_says_so";
+    let scratch = Scratch::new();
+    need!(test, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 20, 1);
+    write(src.join("sub/file"), b"on the mount");
+    mkdir(dst.join("sub"));
+    mount_tmpfs(&dst.join("sub"), "size=12m");
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(dst.join("sub/file").exists());
+    one.kill();
+    // Who was just killed may hold it for a moment.
+    let umount = || std::process::Command::new("umount").arg(dst.join("sub")).output().unwrap().status.success();
+    wait_for("it to be unmounted", PATIENCE, umount);
+    one.up();
+    let problem = || status(&master.state)["replicas"][0]["problem"].as_str().unwrap_or_default().to_owned();
+    wait_for("it to be told", PATIENCE, || problem().contains("a file system was mounted here"));
+    let before = (master.logged().lines().count(), one.logged().lines().count());
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_ne!(status(&master.state)["replicas"][0]["state"], "in_sync");
+    let lines = (master.logged().lines().count() - before.0, one.logged().lines().count() - before.1);
+    assert!(lines.0 < 20 && lines.1 < 40, "{lines:?}: {}", master.logged());
+    let ran = synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
+    assert!(ran.err().contains("does not have version") && !ran.out().contains("identical"), "{ran}");
+    synccli(&master.state).args(&["release", "www"]).ok();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
+
+/// What was decided then was another thing.
+#[test]
+fn a_replica_that_is_away_when_something_is_released_does_not_fill_an_empty_directory() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 20, 1);
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    one.kill();
+    waits_for_state(&master.state, 0, "offline");
+    write(src.join("new"), b"new");
+    synccli(&master.state).args(&["release", "www"]).ok();
+    std::fs::rename(&dst, scratch.path("aside")).unwrap();
+    mkdir(&dst);
+    one.up();
+    waits_for_state(&master.state, 0, "held");
+    assert_eq!(std::fs::read_dir(&dst).unwrap().count(), 0, "it was filled");
+    synccli(&master.state).args(&["release", "www"]).ok();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
+
+/// It is to be undone, and cannot be, for a while.
+#[test]
+fn what_could_not_be_healed_is_healed_when_it_can_be() {
+    let scratch = Scratch::new();
+    need!("what_could_not_be_healed_is_healed_when_it_can_be", scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("disk/tree"));
+    many(&src, 20, 1);
+    mkdir(scratch.path("disk"));
+    mount_tmpfs(&scratch.path("disk"), "size=12m");
+    mkdir(&dst);
+    let one = Daemon::replica(&scratch, "state1", &dst, "");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    std::fs::remove_file(dst.join("d000/f00001")).unwrap();
+    remount(&scratch.path("disk"), "ro");
+    wait_for("it to fail", PATIENCE, || status(&master.state)["replicas"][0]["problem"].is_string());
+    let ran = synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
+    assert!(!ran.out().contains("identical"), "{ran}");
+    remount(&scratch.path("disk"), "rw");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}

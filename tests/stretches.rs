@@ -90,3 +90,31 @@ fn what_changes_between_two_stretches_is_there_in_the_end() {
     waits_for_state(&master.state, 0, "in_sync");
     assert_exact(&src, &dst);
 }
+
+/// Two stretches and a rest, with further names in each of what came in the first.
+#[test]
+fn several_stretches_come_and_come_again_where_all_is_gone() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    for dir in ["all/a", "all/b", "all/c"] {
+        std::fs::create_dir_all(src.join(dir)).unwrap();
+        for i in 0..23_000 {
+            File::create(src.join(format!("{dir}/{i:05}"))).unwrap();
+        }
+    }
+    write(src.join("all/a/0"), b"of several names");
+    for name in ["all/a/x", "all/b/x", "all/c/x"] {
+        hard_link(src.join("all/a/0"), src.join(name)).unwrap();
+    }
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+    assert_eq!(one.logged().matches(STRETCH).count(), 2, "{}", one.logged());
+    std::fs::rename(dst.join("all"), scratch.path("away")).unwrap();
+    wait_for("it to come again", 120, || one.logged().matches(STRETCH).count() == 4);
+    wait_for("all of it", 120, || {
+        status(&master.state)["replicas"][0]["state"] == "in_sync" && dst.join("all/c/x").exists()
+    });
+    assert_exact(&src, &dst);
+}

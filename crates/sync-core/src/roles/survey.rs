@@ -29,6 +29,8 @@ pub struct SurveyOptions<'a> {
     pub leave_out: Vec<(u64, u64)>,
     /// Believe no row.
     pub checksum: bool,
+    /// Take a directory on which something was mounted, and is not, as it is: somebody has decided so.
+    pub takes_unmounted: bool,
     /// What the reserved staging name means in this tree.
     pub reserved: Reserved,
     /// Look again at what the kernel refused: our privileges changed.
@@ -231,9 +233,10 @@ impl Walk<'_> {
             && row.mount
             && !seen.mount
             && !self.options.checksum
+            && !self.options.takes_unmounted
         {
-            let why = "a file system was mounted here at the last push and is not now; mount it, or push once with \
-                       --checksum to take the directory as it is";
+            let why = "a file system was mounted here at the last push and is not now: mount it; or, to take the directory as \
+                       it is, push once with --checksum, or, where a daemon mirrors the tree, say `synccli release`";
             return self.hold(FsError::because("read", seen.path(), why));
         }
         self.note_dir(&seen);

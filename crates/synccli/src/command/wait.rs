@@ -10,7 +10,7 @@ use crate::daemon::ask;
 use crate::exit::{Exit, Failure};
 use crate::output::{Sink, status, text};
 
-/// Without `--timeout`, how long a replica that cannot be reached is waited for.
+/// Without `--timeout`, how long a replica is waited for that cannot be reached, on which something fails, or that drifted.
 const UNREACHABLE: Duration = Duration::from_secs(30);
 
 /// How often the time is looked at.
@@ -60,7 +60,7 @@ struct Waiting {
     acknowledged: usize,
     /// Whether the daemon cannot read all of the share, and said so.
     unread: bool,
-    /// Who has not, and since when nobody can be heard there.
+    /// Who has not, and since when there is something in the way.
     behind: Vec<(ReplicaStatus, Option<Instant>)>,
 }
 
@@ -78,7 +78,7 @@ impl Waiting {
             Reply::Behind { replica } => {
                 let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
                 let since = at.and_then(|at| self.behind.swap_remove(at).1);
-                let silent = !matches!(replica.state, ReplicaState::CatchingUp | ReplicaState::Drifted);
+                let silent = replica.state != ReplicaState::CatchingUp || replica.problem.is_some();
                 self.behind.push((replica, silent.then(|| since.unwrap_or(now))));
             }
             _ => {}
@@ -98,8 +98,10 @@ impl Waiting {
     fn is_hopeless(&self, now: Instant) -> bool {
         let is_hopeless = |(replica, silent): &(ReplicaStatus, Option<Instant>)| match replica.state {
             ReplicaState::Paused | ReplicaState::Held => true,
-            ReplicaState::Offline => silent.is_some_and(|since| now - since >= UNREACHABLE),
-            ReplicaState::InSync | ReplicaState::CatchingUp | ReplicaState::Drifted => false,
+            ReplicaState::Offline | ReplicaState::CatchingUp | ReplicaState::Drifted => {
+                silent.is_some_and(|since| now - since >= UNREACHABLE)
+            }
+            ReplicaState::InSync => false,
         };
         self.version.is_some()
             && self.acknowledged + self.behind.len() >= self.replicas

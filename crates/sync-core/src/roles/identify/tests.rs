@@ -32,6 +32,7 @@ fn look(top: &Path, found: &mut dyn FnMut(usize, &Pending)) -> Survey {
         one_file_system: false,
         leave_out: Vec::new(),
         checksum: false,
+        takes_unmounted: false,
         reserved: Reserved::Hold,
         reconsider_refused: false,
         ignore_extras: false,

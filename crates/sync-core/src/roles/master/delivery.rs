@@ -73,6 +73,8 @@ pub struct Delivered {
     pub next: Option<Next>,
     /// What a person has to decide before it is brought to the version, if that is so.
     pub hold: Option<Hold>,
+    /// Whether the replica was told that a person has released it.
+    pub said_released: bool,
     /// What went wrong first, if something did; the monitor was told of all.
     pub problem: Option<Problem>,
 }
@@ -270,6 +272,7 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         tried: None,
         next: None,
         hold: None,
+        said_released: false,
         problem: None,
     }
 }
@@ -762,7 +765,8 @@ impl<'a> Session<'a> {
         };
         let problem = self.first_problem;
         let tried = self.decided.as_ref().map(|decided| decided.version.id());
-        Delivered { report, source_changed: self.source_changed, version, tried, next, hold, problem }
+        let (source_changed, said_released) = (self.source_changed, self.said_released);
+        Delivered { report, source_changed, version, tried, next, hold, said_released, problem }
     }
 
     /// What was said of adoption is used up once the replica may have published.

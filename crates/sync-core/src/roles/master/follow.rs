@@ -105,7 +105,9 @@ impl Fate {
     pub fn release(&self, released: bool) {
         self.permits.released.store(released, Ordering::Relaxed);
         // Of one that is away nobody knows yet what its directory will be.
-        self.permits.fills.store(released && self.get().held, Ordering::Relaxed);
+        let Following { held, problem, connection, .. } = self.get();
+        let is_known = held || (problem.is_some() && connection.is_some());
+        self.permits.fills.store(released && is_known, Ordering::Relaxed);
     }
 
     /// A person has decided that the share there becomes this master's, and with that, that the tree here is the right one;
@@ -217,7 +219,7 @@ impl Delivery {
             let drift = unhealed.borrow().clone();
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
-            let Delivered { version, tried, hold, problem, .. } = delivered;
+            let Delivered { version, tried, hold, said_released, problem, .. } = delivered;
             next = delivered.next;
             let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
             let took = told.map_or(Duration::ZERO, |told| told.elapsed());
@@ -237,6 +239,10 @@ impl Delivery {
             }
             reached = None;
             let Some(version) = version else {
+                if said_released && hold == Some(Hold::Release) {
+                    // What was decided was another thing.
+                    self.permits.released.store(false, Ordering::Relaxed);
+                }
                 fate.update(|fate| {
                     // A session that was open before it was decided did not say so: the next one does.
                     let decided = hold.map(|hold| match hold {

@@ -470,6 +470,8 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
 /// Whether a replica has a version or a later one, which it acknowledged over the connection that there is: so the numbers are
 /// of one index.
 pub fn has(follower: &Fate, wanted: &VersionStatus) -> bool {
-    let Following { version, is_current, .. } = follower.get();
-    is_current && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
+    let Following { version, is_current, drift, .. } = follower.get();
+    is_current
+        && drift.is_none()
+        && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
 }

@@ -292,6 +292,7 @@ impl Source {
             one_file_system: self.policy.one_file_system,
             leave_out: self.leave_out.clone(),
             checksum: self.policy.checksum,
+            takes_unmounted: false,
             reserved: Reserved::Hold,
             reconsider_refused: false,
             ignore_extras: false,

@@ -283,6 +283,12 @@ impl Application {
         let mut publisher = self.publisher.take();
         publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
         let mut ack = self.conclude(opened, publisher, counted).map_err(|Reason(reason)| reason)?;
+        if has_unseen(opened) {
+            // Its rows say what was there: that it is there still is what nobody can say.
+            let holds: Vec<RelPath> = self.announce.holds.iter().chain(opened.holds.iter()).cloned().collect();
+            self.root = root_of(opened, &holds).map_err(|e| e.to_string())?;
+            ack.root = self.root;
+        }
         self.find_unmade(opened).map_err(|e| e.to_string())?;
         for (count, (kind, _)) in ack.refused.iter_mut().zip(Refused::KINDS) {
             if kind == Refused::DEVICE {

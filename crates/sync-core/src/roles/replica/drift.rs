@@ -150,6 +150,7 @@ mod tests {
             one_file_system: false,
             leave_out: Vec::new(),
             checksum: false,
+            takes_unmounted: false,
             reserved: Reserved::Skip,
             reconsider_refused: false,
             ignore_extras: false,

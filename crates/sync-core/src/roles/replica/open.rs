@@ -512,7 +512,8 @@ impl Opened {
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
         let filter = self.filter()?;
-        let options = SurveyOptions { reconsider_refused, ..self.survey_options(share, &filter) };
+        let takes_unmounted = suspicion == Suspicion::None;
+        let options = SurveyOptions { reconsider_refused, takes_unmounted, ..self.survey_options(share, &filter) };
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
@@ -561,6 +562,7 @@ impl Opened {
             one_file_system: self.policy.one_file_system,
             leave_out: crate::fs::place::identity(&share.state_dir).into_iter().collect(),
             checksum: self.policy.checksum,
+            takes_unmounted: false,
             reserved: Reserved::Skip,
             reconsider_refused: false,
             ignore_extras: self.policy.no_delete,

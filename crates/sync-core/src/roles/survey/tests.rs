@@ -16,6 +16,7 @@ fn plain(filter: &Filter) -> SurveyOptions<'_> {
         one_file_system: false,
         leave_out: Vec::new(),
         checksum: false,
+        takes_unmounted: false,
         reserved: Reserved::Hold,
         reconsider_refused: false,
         ignore_extras: false,
