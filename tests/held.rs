@@ -331,6 +331,41 @@ fn what_was_mounted_in_a_replica_and_is_not_is_told_and_taken_as_it_is_when_a_pe
     assert!(lines.0 < 20 && lines.1 < 40, "{lines:?}: {}", master.logged());
     let ran = synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
     assert!(ran.err().contains("does not have version") && !ran.out().contains("identical"), "{ran}");
+    // Nor is it in sync with a version that does not have it.
+    write(dst.join("sub/foreign"), b"foreign");
+    std::fs::remove_dir_all(src.join("sub")).unwrap();
+    write(src.join("new"), b"new");
+    wait_for("the other change", PATIENCE, || dst.join("new").exists());
+    for _ in 0..30 {
+        assert_ne!(status(&master.state)["replicas"][0]["state"], "in_sync");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    synccli(&master.state).args(&["release", "www"]).ok();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
+
+#[test]
+fn what_is_unmounted_in_a_replica_while_it_follows_is_noticed_when_something_changes_there() {
+    let test = "what_is_unmounted_in_a_replica_while_it_follows_is_noticed_when_something_changes_there";
+    let scratch = Scratch::new();
+    need!(test, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 20, 1);
+    write(src.join("sub/file"), b"on the mount");
+    mount_tmpfs(&dst.join("sub"), "size=12m");
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    std::process::Command::new("umount").arg("-l").arg(dst.join("sub")).output().unwrap();
+    assert!(!dst.join("sub/file").exists());
+    write(dst.join("foreign"), b"foreign");
+    let told = || {
+        let replica = status(&master.state)["replicas"][0].clone();
+        let problem = replica["problem"].as_str().unwrap_or_default().to_owned();
+        replica["state"] != "in_sync" && problem.contains("a file system was mounted here")
+    };
+    wait_for("it to be told", PATIENCE, told);
     synccli(&master.state).args(&["release", "www"]).ok();
     waits_for_state(&master.state, 0, "in_sync");
     assert_exact(&src, &dst);

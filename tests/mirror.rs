@@ -136,7 +136,6 @@ fn a_file_that_becomes_unreadable_is_told_and_all_else_goes_on_in_peace() {
     becomes_identical(&src, &dst);
 }
 
-/// It is paired at the first, which names it, and answers at the second.
 /// One that does not fit there, for as long as that lasts.
 #[test]
 fn what_fails_at_a_replica_keeps_nothing_else_waiting() {
@@ -178,6 +177,7 @@ fn what_fails_at_a_replica_keeps_nothing_else_waiting() {
     wait_for("that to be logged", PATIENCE, || master.logged().contains("all is well again"));
 }
 
+/// It is paired at the first, which names it, and answers at the second.
 #[test]
 fn a_replica_is_found_at_another_of_its_addresses() {
     let scratch = Scratch::new();

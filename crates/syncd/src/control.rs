@@ -268,7 +268,9 @@ async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<Strin
         }
         for replica in &behind {
             let known = |told: &&ReplicaStatus| told.name == replica.name;
-            let same = |told: &ReplicaStatus| (told.state, &told.problem) == (replica.state, &replica.problem);
+            let of =
+                |replica: &ReplicaStatus| (replica.state, replica.problem.clone(), replica.retry_seconds.is_some());
+            let same = |told: &ReplicaStatus| of(told) == of(replica);
             if !told.iter().find(known).is_some_and(same) {
                 asker.tell(&Reply::Behind { replica: replica.clone() }).await?;
             }

@@ -11,7 +11,7 @@ use sync_core::path::escape;
 const QUIET: Duration = Duration::from_secs(3600);
 
 /// Of how many problems that is remembered.
-const KNOWN: usize = 100;
+const KNOWN: usize = 1000;
 
 /// Logs for one share, or one of its replicas.
 pub struct Log {

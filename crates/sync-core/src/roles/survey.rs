@@ -236,7 +236,7 @@ impl Walk<'_> {
             && !self.options.takes_unmounted
         {
             let why = "a file system was mounted here at the last push and is not now: mount it; or, to take the directory as \
-                       it is, push once with --checksum, or, where a daemon mirrors the tree, say `synccli release`";
+                       it is, push once with --checksum, or, of a replica of a mirror, say `synccli release` on its master";
             return self.hold(FsError::because("read", seen.path(), why));
         }
         self.note_dir(&seen);

@@ -77,7 +77,8 @@ impl Waiting {
             }
             Reply::Behind { replica } => {
                 let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
-                let since = at.and_then(|at| self.behind.swap_remove(at).1);
+                let known = at.map(|at| self.behind.swap_remove(at));
+                let since = known.filter(|(known, _)| known.state == replica.state).and_then(|(_, since)| since);
                 let silent = replica.state != ReplicaState::CatchingUp || replica.problem.is_some();
                 self.behind.push((replica, silent.then(|| since.unwrap_or(now))));
             }
@@ -98,6 +99,8 @@ impl Waiting {
     fn is_hopeless(&self, now: Instant) -> bool {
         let is_hopeless = |(replica, silent): &(ReplicaStatus, Option<Instant>)| match replica.state {
             ReplicaState::Paused | ReplicaState::Held => true,
+            // It may have failed at first, and be at it since.
+            ReplicaState::CatchingUp if replica.retry_seconds.is_none() => false,
             ReplicaState::Offline | ReplicaState::CatchingUp | ReplicaState::Drifted => {
                 silent.is_some_and(|since| now - since >= UNREACHABLE)
             }

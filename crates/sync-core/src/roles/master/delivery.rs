@@ -110,7 +110,7 @@ pub enum Hold {
 /// What a person has decided of a destination, once.
 #[derive(Debug, Default)]
 pub struct Permits {
-    /// What [`Hold::Release`] asks. Over when the replica acknowledges.
+    /// What [`Hold::Release`] asks. Over when the replica acknowledges, be it a stretch.
     pub released: AtomicBool,
     /// With that, that a replica which was held then may fill another directory than it had.
     pub fills: AtomicBool,
@@ -730,8 +730,17 @@ impl<'a> Session<'a> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
-            Ok(End::Reached(last)) if in_order => anew = Some(Next::Reached(last)),
-            Ok(End::Reached(_)) => self.connection.close(Code::Done, "").await,
+            Ok(End::Reached(last)) => {
+                // What there was to decide, it has taken.
+                if self.said_released {
+                    self.delivery.permits.released.store(false, Ordering::Relaxed);
+                }
+                if in_order {
+                    anew = Some(Next::Reached(last));
+                } else {
+                    self.connection.close(Code::Done, "").await;
+                }
+            }
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
                 let reason = crate::path::escape(refusal.reason.as_bytes());

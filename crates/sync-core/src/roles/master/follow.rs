@@ -24,8 +24,10 @@ use crate::wire::FOLLOW;
 /// The least time between two sessions with a replica on which something fails: each begins with a look at all that it has.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Most of the time that such sessions take: one part in so many, for what fails may be sent each time.
+/// How many times as long as such a session took it is left alone, for what fails may be sent each time; but no longer than …
 const SHARE: u32 = 10;
+/// … this.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a follower is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,7 +160,8 @@ impl Delivery {
                 (fate.connection, fate.is_current, fate.drift) = (None, false, None);
                 fate.retry = (!is_halted).then(|| Instant::now() + wait);
                 if let (Err(problem), false) = (&ended, is_halted) {
-                    fate.problem = Some(problem.to_string());
+                    // Whether it is held still is not known.
+                    (fate.problem, fate.held) = (Some(problem.to_string()), false);
                 }
             });
             if is_halted {
@@ -175,8 +178,8 @@ impl Delivery {
         }
     }
 
-    /// One connection, and a session on it for each version. Ends when one did not make the replica identical, or when the
-    /// replica can have but one session.
+    /// One connection, and on it a session for each version, for each stretch of a large one, and after a while for one that did
+    /// not make the replica identical. Ends when there can be no other.
     async fn keep_up(
         &self,
         news: &mut watch::Receiver<Option<Arc<News>>>,
@@ -258,10 +261,10 @@ impl Delivery {
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
                 let Some(Next::Again(tried)) = next else { break Ok(()) };
-                let wait = backoff.next(random());
+                let least = PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST);
+                let wait = backoff.next(random()).max(least);
                 fate.update(|fate| (fate.is_current, fate.retry) = (false, Some(Instant::now() + wait)));
                 (is_known, acknowledged) = (false, None);
-                let least = wait.min(PAUSE.max(took.saturating_mul(SHARE)));
                 another(news, tried, least..wait, fate, &connection, halted).await;
                 continue;
             };

@@ -234,7 +234,7 @@ impl MirrorHandle {
         }
         let looked = self.look_now(release).await?;
         for follower in &followers {
-            let is_due = looked.as_ref().is_ok_and(|version| !has(&follower.fate, version));
+            let is_due = looked.as_ref().is_ok_and(|version| !acknowledged(&follower.fate, version));
             if release && !is_due {
                 follower.fate.release(false);
             }
@@ -467,11 +467,13 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
     }
 }
 
-/// Whether a replica has a version or a later one, which it acknowledged over the connection that there is: so the numbers are
-/// of one index.
+/// Whether a replica has acknowledged a version or a later one over the connection that there is: so the numbers are of one index.
+fn acknowledged(follower: &Fate, wanted: &VersionStatus) -> bool {
+    let Following { version, is_current, .. } = follower.get();
+    is_current && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
+}
+
+/// Whether it has, and nobody has changed its tree since, as far as it has noticed.
 pub fn has(follower: &Fate, wanted: &VersionStatus) -> bool {
-    let Following { version, is_current, drift, .. } = follower.get();
-    is_current
-        && drift.is_none()
-        && version.is_some_and(|(number, id)| number > wanted.number || id.0.to_hex() == wanted.id)
+    acknowledged(follower, wanted) && follower.get().drift.is_none()
 }

@@ -284,10 +284,7 @@ impl Application {
         publisher.iter_mut().for_each(|publisher| publisher.stop_on(Arc::clone(stop)));
         let mut ack = self.conclude(opened, publisher, counted).map_err(|Reason(reason)| reason)?;
         if has_unseen(opened) {
-            // Its rows say what was there: that it is there still is what nobody can say.
-            let holds: Vec<RelPath> = self.announce.holds.iter().chain(opened.holds.iter()).cloned().collect();
-            self.root = root_of(opened, &holds).map_err(|e| e.to_string())?;
-            ack.root = self.root;
+            ack.root = unknown(self.root);
         }
         self.find_unmade(opened).map_err(|e| e.to_string())?;
         for (count, (kind, _)) in ack.refused.iter_mut().zip(Refused::KINDS) {
@@ -625,8 +622,14 @@ fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>) -> Result<(), IndexErr
 }
 
 /// Whether something here could not be looked at: it is not known to be identical.
-fn has_unseen(opened: &Opened) -> bool {
+pub fn has_unseen(opened: &Opened) -> bool {
     opened.holds.iter().any(|hold| !opened.apart.covers(hold))
+}
+
+/// The root of a tree of which something cannot be looked at: its rows say what was there, and whether it still is nobody knows. So
+/// it is none that a version has.
+fn unknown(root: Digest) -> Digest {
+    Digest::of(&[b"a tree of which something cannot be looked at", &root.0[..]].concat())
 }
 
 fn privilege() -> [u8; 1] {

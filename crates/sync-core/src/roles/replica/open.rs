@@ -375,7 +375,8 @@ impl Opened {
     /// How far a tree has come that is told in stretches, if nobody has changed what is there since.
     pub fn reached(&self) -> Option<&RelPath> {
         let (path, root) = self.reached.as_ref()?;
-        (*root == self.tree.root && !self.policy.dry_run).then_some(path)
+        let is_partial = self.index.stand().is_ok_and(|stand| stand.is_none());
+        (is_partial && *root == self.tree.root && !self.policy.dry_run).then_some(path)
     }
 
     /// Stretches have come up to there, and have this root; or there are none any more.

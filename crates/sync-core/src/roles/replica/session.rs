@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use super::apply::Application;
+use super::apply::{self, Application};
 use super::basis::{self, Describer};
 use super::error::OpenError;
 use super::followed::{Acknowledged, Followed, Said};
@@ -248,8 +248,10 @@ impl Session {
                 match output {
                     ReceiverOutput::End => return Ok(()),
                     ReceiverOutput::Send(message) => {
-                        if let ToMaster::Problems(problems) = &message {
-                            self.note_problems(problems);
+                        match &message {
+                            ToMaster::Problems(problems) => self.note_problems(problems),
+                            ToMaster::Ack(_) => self.held.iter().for_each(|held| held.standing.said_all()),
+                            _ => {}
                         }
                         control.send(message.encode())?;
                     }
@@ -516,7 +518,9 @@ impl Session {
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
             Err(error) => return self.turn_away(error),
         }
-        let (problems, is_other) = (opened.take_problems(), opened.tree.root != before);
+        // What cannot be looked at is not known to be what it was.
+        let is_other = opened.tree.root != before || apply::has_unseen(opened);
+        let problems = opened.take_problems();
         let stand = opened.stand();
         self.tell_problems(problems)?;
         if is_other {

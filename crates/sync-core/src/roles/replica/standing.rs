@@ -143,6 +143,15 @@ impl Standing {
         });
     }
 
+    /// A session has said all that it had to say: what went wrong before it came to a version is over.
+    pub fn said_all(&self) {
+        self.update(|state| {
+            if state.reached {
+                state.problem = None;
+            }
+        });
+    }
+
     /// A part of a version is there: nothing is held any more.
     pub fn goes_on(&self) {
         self.update(|state| state.held = None);
