@@ -200,7 +200,9 @@ fn both_sides_say_that_a_replica_has_drifted_until_it_has_not() {
     // A version that has nothing to do with it leaves it as it is, and says so.
     write(pair.src.join("other"), b"other");
     wait_for("the new file", PATIENCE, || pair.dst.join("other").exists());
-    synccli(&pair.master.state).args(&["push", "www"]).ok();
+    // What it is brought to does not take that back, and so is not what it has.
+    let ran = synccli(&pair.master.state).args(&["push", "www", "--timeout=2s"]).code(1);
+    assert!(ran.err().contains("is drifted"), "{ran}");
     drifted("d000/f00001");
     // Whoever did it undoes it.
     let mode = std::os::unix::fs::PermissionsExt::mode(&pair.src.join("d000/f00001").metadata().unwrap().permissions());
