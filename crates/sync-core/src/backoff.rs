@@ -6,7 +6,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(500);
 
 /// The longest one.
-const LONGEST: Duration = Duration::from_secs(60);
+pub const LONGEST: Duration = Duration::from_secs(60);
 
 /// Between three quarters and five quarters of `time`, for what many do every so often. `random` is any number.
 pub fn jittered(time: Duration, random: u64) -> Duration {

@@ -198,6 +198,32 @@ mod tests {
     }
 
     #[test]
+    fn who_fails_or_drifted_is_not_waited_for_without_end_and_who_is_at_it_is() {
+        let failing = |problem: Option<&str>, retry_seconds| {
+            let Reply::Behind { mut replica } = replica("a", ReplicaState::CatchingUp) else { unreachable!() };
+            (replica.problem, replica.retry_seconds) = (problem.map(str::to_owned), retry_seconds);
+            Reply::Behind { replica }
+        };
+        let now = Instant::now();
+        let mut failed = waiting(1, now);
+        failed.hear(failing(Some("full"), Some(1.0)), now);
+        assert!(!failed.is_hopeless(now + UNREACHABLE / 2) && failed.is_hopeless(now + UNREACHABLE));
+        // Another attempt does not begin the wait anew, and is not given up while it lasts.
+        failed.hear(failing(Some("full"), None), now + UNREACHABLE / 2);
+        assert!(!failed.is_hopeless(now + 10 * UNREACHABLE));
+        failed.hear(failing(Some("full"), Some(1.0)), now + UNREACHABLE);
+        assert!(failed.is_hopeless(now + UNREACHABLE));
+        let mut drifted = waiting(1, now);
+        drifted.hear(replica("a", ReplicaState::Drifted), now);
+        assert!(!drifted.is_hopeless(now + UNREACHABLE / 2) && drifted.is_hopeless(now + UNREACHABLE));
+        // What it could not be reached for does not count against it once it can be.
+        let mut back = waiting(1, now);
+        back.hear(replica("a", ReplicaState::Offline), now);
+        back.hear(failing(Some("away"), Some(1.0)), now + UNREACHABLE);
+        assert!(!back.is_hopeless(now + UNREACHABLE));
+    }
+
+    #[test]
     fn who_cannot_be_reached_is_not_waited_for_without_end() {
         let now = Instant::now();
         let mut waiting = waiting(2, now);

@@ -85,8 +85,8 @@ pub enum Next {
     Open(Open),
     /// It is on its way to one, and was told up to there.
     Reached(RelPath),
-    /// It acknowledged this one with another root: something failed there, or changed here.
-    Again(VersionId),
+    /// It acknowledged another root: something failed there, or changed here.
+    Again,
 }
 
 /// What is left of a session that ended well.
@@ -703,7 +703,7 @@ impl<'a> Session<'a> {
             Ok(End::Acknowledged { ack, exact: identical }) => {
                 match (in_order, identical) {
                     (true, true) => open_at = self.stand_at(&ack),
-                    (true, false) => anew = Some(Next::Again(ack.version)),
+                    (true, false) => anew = Some(Next::Again),
                     _ => {}
                 }
                 if open_at.is_none() && anew.is_none() {

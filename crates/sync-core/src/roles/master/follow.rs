@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::delivery::{Delivered, Delivery, Hold, Next, Permits, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::news::News;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, LONGEST};
 use crate::control::{DeliveryStatus, DriftStatus};
 use crate::fs;
 use crate::manifest::VersionId;
@@ -24,10 +24,9 @@ use crate::wire::FOLLOW;
 /// The least time between two sessions with a replica on which something fails: each begins with a look at all that it has.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How many times as long as such a session took it is left alone, for what fails may be sent each time; but no longer than …
+/// How many times as long as such a session took it is left alone, for what fails may be sent each time; but no longer than
+/// [`LONGEST`].
 const SHARE: u32 = 10;
-/// … this.
-const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a follower is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,7 +237,7 @@ impl Delivery {
                     memory::trim_after(wire_bytes);
                     continue;
                 }
-                next = tried.map(Next::Again);
+                next = Some(Next::Again);
             }
             reached = None;
             let Some(version) = version else {
@@ -260,7 +259,7 @@ impl Delivery {
                     }
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
-                let Some(Next::Again(tried)) = next else { break Ok(()) };
+                let (Some(Next::Again), Some(tried)) = (&next, tried) else { break Ok(()) };
                 let least = PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST);
                 let wait = backoff.next(random()).max(least);
                 fate.update(|fate| (fate.is_current, fate.retry) = (false, Some(Instant::now() + wait)));
@@ -357,6 +356,18 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_was_held_or_failed_while_it_was_there_may_fill_what_it_finds() {
+        for (held, fills) in [(true, true), (false, false)] {
+            let fate = Fate::new(watch::channel(()).0);
+            fate.update(|following| (following.held, following.problem) = (held, Some("away".to_owned())));
+            fate.release(true);
+            assert_eq!(fate.permits.fills.load(Ordering::Relaxed), fills, "held: {held}");
+            fate.release(false);
+            assert!(!fate.permits.fills.load(Ordering::Relaxed));
+        }
+    }
 
     #[test]
     fn who_has_other_addresses_goes_on_as_a_person_wished() {

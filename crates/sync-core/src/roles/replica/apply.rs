@@ -100,13 +100,14 @@ impl Application {
         let holds = Holds::new(announce.holds.iter().chain(opened.holds.iter()).cloned());
         let left_alone = changes.iter().filter(|(path, new)| new.is_some() && opened.apart.covers(path));
         let left_alone = left_alone.map(|(path, _)| path.clone()).collect();
-        // Hashing every changed entry takes about as long as finding out what is there for it.
-        let last = opened.is_partial().then(|| changes.keys().next_back().cloned()).flatten();
+        let mut last = None;
         if opened.is_partial() {
+            last = changes.keys().next_back().cloned();
             let is_there = |row: &Row| row.tuple.is_some();
             let entry_of = |path: &RelPath| Ok(opened.index.row(path)?.filter(is_there).map(|row| row.entry));
             plan::take_out_stale_links::<IndexError>(&mut changes, entry_of)?;
         }
+        // Hashing every changed entry takes about as long as finding out what is there for it.
         let hash = || tree_after(opened, &changes, &Holds::new(announce.holds.iter().cloned()));
         let (tree, found) = std::thread::scope(|scope| {
             let hashing = (changes.len() > FEW).then(|| Builder::new().spawn_scoped(scope, hash)).transpose();
