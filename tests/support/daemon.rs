@@ -273,8 +273,11 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let lines: Vec<&str> = logged.lines().collect();
             let (head, tail) = lines.split_at(lines.len().min(20));
-            let left_out = tail.len().saturating_sub(40);
-            eprintln!("log of syncd:\n{}\n... {left_out} lines ...\n{}", head.join("\n"), tail[left_out..].join("\n"));
+            let (middle, tail) = tail.split_at(tail.len().saturating_sub(40));
+            // Of what is left out, what is not routine.
+            let unusual: Vec<&str> = middle.iter().filter(|line| !line.contains(" INFO ")).take(40).copied().collect();
+            let (head, unusual, tail) = (head.join("\n"), unusual.join("\n"), tail.join("\n"));
+            eprintln!("log of syncd:\n{head}\n... {} lines, among them ...\n{unusual}\n...\n{tail}", middle.len());
         } else {
             assert!(!logged.contains("panicked at"), "syncd panicked:\n{logged}");
         }

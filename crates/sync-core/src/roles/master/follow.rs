@@ -21,8 +21,12 @@ use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
 use crate::wire::FOLLOW;
 
-/// The least time between two sessions with a replica on which something fails: each begins with a look at all that it has.
+/// The least time between two sessions with a replica on which something keeps failing: each begins with a look at all that
+/// it has.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// The same after the first that failed: most often a file was gone before it was sent, and a newer version tells of that.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many times as long as such a session took it is left alone, for what fails may be sent each time; but no longer than
 /// [`LONGEST`].
@@ -194,6 +198,8 @@ impl Delivery {
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
         let (mut acknowledged, mut next, mut is_known) = (None, None, false);
+        // How many sessions in a row did not make it identical.
+        let mut in_a_row = 0;
         // How far it has come in stretches, and what it took so far to bring it to a version.
         let (mut reached, mut carried): (Option<RelPath>, _) = (None, (0, Duration::ZERO));
         let ended = loop {
@@ -260,7 +266,8 @@ impl Delivery {
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
                 let (Some(Next::Again), Some(tried)) = (&next, tried) else { break Ok(()) };
-                let least = PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST);
+                let least = pause(took, in_a_row);
+                in_a_row = in_a_row.saturating_add(1);
                 let wait = backoff.next(random()).max(least);
                 fate.update(|fate| (fate.is_current, fate.retry) = (false, Some(Instant::now() + wait)));
                 (is_known, acknowledged) = (false, None);
@@ -274,7 +281,7 @@ impl Delivery {
                 let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
                 fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
             });
-            carried = (0, Duration::ZERO);
+            (carried, in_a_row) = ((0, Duration::ZERO), 0);
             backoff.reset();
             self.monitor.recovered(Some(self.dest));
             memory::trim_after(wire_bytes);
@@ -287,6 +294,13 @@ impl Delivery {
         }
         ended
     }
+}
+
+/// How long a replica is left alone after a session that did not make it identical, though there may be a newer version:
+/// as long as the session took, and after each further one in a row twice as long, up to [`SHARE`] times.
+fn pause(took: Duration, in_a_row: u32) -> Duration {
+    let longest = PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST);
+    FIRST_PAUSE.max(took).saturating_mul(1 << in_a_row.min(16)).min(longest)
 }
 
 /// Tells a session when there is a version that is not the one that the replica has acknowledged, or any once the replica
@@ -367,6 +381,14 @@ mod tests {
             fate.release(false);
             assert!(!fate.permits.fills.load(Ordering::Relaxed));
         }
+    }
+
+    #[test]
+    fn what_fails_once_waits_a_moment_and_what_goes_on_failing_ten_times_as_long_as_it_took() {
+        let pauses = |took| [0, 1, 5, 6, 99].map(|in_a_row| pause(Duration::from_millis(took), in_a_row).as_millis());
+        assert_eq!(pauses(3), [50, 100, 1600, 2000, 2000]);
+        assert_eq!(pauses(1000), [1000, 2000, 10_000, 10_000, 10_000]);
+        assert_eq!(pauses(90_000), [60_000; 5]);
     }
 
     #[test]
