@@ -123,8 +123,12 @@ pub fn rehash(
                 None
             }
         };
-        let became_other = matches!(changes.get(&dir), Some(Some((_, false))));
-        if let (Some(parent), false) = (dir.parent(), became_other) {
+        // What is told of it is told of it alone; and if nothing is, and it is no directory, it is what the rows say.
+        let is_other = match changes.get(&dir) {
+            Some(wanted) => matches!(wanted, Some((_, false))),
+            None => hash.is_none(),
+        };
+        if let (Some(parent), false) = (dir.parent(), is_other) {
             above.entry(parent).or_default().insert(dir.name().into(), hash);
         }
     }
@@ -379,6 +383,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What is held stays in the index, be it in a directory that is a file by now.
+    #[test]
+    fn a_row_in_no_directory_takes_nothing_with_it() {
+        let [root, file, orphan] = ["", "n", "n/x"].map(|path| RelPath::new(path).unwrap());
+        let [root, file, orphan] = [row(&root, true, 0), row(&file, false, 1), row(&orphan, false, 2)];
+        let index = Index::in_memory().unwrap();
+        let rows = [&root, &file, &orphan].map(|row| (row.path.clone(), row.clone()));
+        write(&index, &BTreeMap::new(), &BTreeMap::from(rows));
+        let before = hash_with(&index, std::iter::empty(), &Holds::default(), false).unwrap();
+        let goes: Overlay<'_> = BTreeMap::from([(&orphan.path, None)]);
+        let whole = hash_with(&index, goes.iter().map(|(path, to)| (*path, *to)), &Holds::default(), false).unwrap();
+        let quick = rehash(&index, &mut Remembered::default(), before, &goes, false).unwrap();
+        assert_eq!(whole.root, quick.root);
+        assert!(quick.dirs.get(&file.path).is_none());
     }
 
     #[test]

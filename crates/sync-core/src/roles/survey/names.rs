@@ -88,8 +88,7 @@ pub fn survey_names(
     for dir in names.whole.iter().filter(|dir| !dir.is_root()) {
         index.leaves_in(dir, &mut |leaf| paths.extend(leaf.key.to_path()))?;
     }
-    let paths: Vec<RelPath> = paths.into_iter().collect();
-    let rows = index.rows_for(&paths)?;
+    let (paths, rows) = with_new_above(index, paths)?;
     let mut found = |_, _: &super::Pending| {};
     let mut walk = Walk {
         root,
@@ -147,8 +146,11 @@ pub fn survey_names(
             // Nobody needs to have told of what is in it.
             return Ok(None);
         }
-        if let Some(row) = row.as_ref().filter(|row| row.entry.is_dir() && !stat.is_dir()) {
+        if !stat.is_dir() {
+            // What is in it by now came after it was looked at, as did whatever tells of that.
             over = Some(path);
+        }
+        if let Some(row) = row.as_ref().filter(|row| row.entry.is_dir() && !stat.is_dir()) {
             let beneath = rows_beneath(index, row)?;
             if beneath.iter().any(|row| last.linked.contains(&row.path)) {
                 return Ok(None);
@@ -170,6 +172,24 @@ pub fn survey_names(
     survey.before = Some(last.tree.clone());
     recognise_moved_inodes(&mut survey);
     Ok(Some(survey))
+}
+
+/// The same paths with their rows, and with the directories that some of them are in and no row tells of: what tells of those may
+/// wait longer.
+fn with_new_above(
+    index: &Index,
+    mut paths: BTreeSet<RelPath>,
+) -> Result<(Vec<RelPath>, Vec<Option<Row>>), IndexError> {
+    loop {
+        let all: Vec<RelPath> = paths.iter().cloned().collect();
+        let rows = index.rows_for(&all)?;
+        let new = all.iter().zip(&rows).filter(|(_, row)| row.is_none()).filter_map(|(path, _)| path.parent());
+        let more: Vec<RelPath> = new.filter(|dir| !paths.contains(dir)).collect();
+        if more.is_empty() {
+            return Ok((all, rows));
+        }
+        paths.extend(more);
+    }
 }
 
 fn is_within(path: &RelPath, top: &RelPath) -> bool {

@@ -167,6 +167,64 @@ fn a_directory_in_place_of_another_takes_a_look_at_all() {
     assert!(survey_names(&root, &index, &options, &last, &names).unwrap().is_none());
 }
 
+/// A look takes its time, and meanwhile a file may become a directory: what that holds is in no directory yet.
+#[test]
+fn nothing_is_found_in_what_was_no_directory_when_it_was_looked_at() {
+    let top = tempfile::tempdir().unwrap();
+    let [d, other] = ["d", "other"].map(|name| top.path().join(name));
+    fs::write(&d, "d").unwrap();
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("x"), "x").unwrap();
+    let root = Root::open(top.path()).unwrap();
+    let index = Index::in_memory().unwrap();
+    let mut first = look(top.path());
+    read_all(&root, &mut first);
+    let last = LastLook::of(&first).unwrap();
+    first.pending.retain(|p| !p.row.path.as_bytes().starts_with(b"other"));
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let options = plain(&filter);
+    let [d_path, x] = ["d", "d/x"].map(|name| RelPath::new(name).unwrap());
+    let names = Names { whole: BTreeSet::from([d_path.clone(), x.clone()]), ..Names::default() };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let found: Vec<Survey> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // At every moment it is either a file or a directory.
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let (from, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+                let _ = rustix::fs::renameat_with(from, &d, from, &other, flags);
+            }
+        });
+        let looks = (0..20_000).map(|_| survey_names(&root, &index, &options, &last, &names));
+        let found = looks.filter_map(|found| found.ok().flatten()).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        found
+    });
+    let entry = |found: &Survey, path: &RelPath| found.pending.iter().find(|p| p.row.path == *path).map(|p| p.row.entry.is_dir());
+    let with_x = found.iter().filter(|found| entry(found, &x).is_some());
+    assert!(with_x.clone().count() > 0);
+    assert_eq!(with_x.filter(|found| entry(found, &d_path) != Some(true)).count(), 0);
+}
+
+/// A name that changes again and again waits longer than what it holds.
+#[test]
+fn what_is_in_a_new_directory_is_found_with_all_directories_above_it() {
+    let top = tempfile::tempdir().unwrap();
+    let index = Index::in_memory().unwrap();
+    let first = look(top.path());
+    let last = LastLook::of(&first).unwrap();
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+    fs::create_dir_all(top.path().join("a/b/c")).unwrap();
+    fs::write(top.path().join("a/b/c/x"), "x").unwrap();
+    let root = Root::open(top.path()).unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let options = plain(&filter);
+    let names = Names { whole: BTreeSet::from([RelPath::new("a/b/c/x").unwrap()]), ..Names::default() };
+    let found = survey_names(&root, &index, &options, &last, &names).unwrap().unwrap();
+    let paths: Vec<_> = found.pending.iter().map(|p| p.row.path.as_bytes()).collect();
+    assert_eq!(paths, [&b""[..], b"a", b"a/b", b"a/b/c", b"a/b/c/x"]);
+}
+
 #[test]
 fn what_single_names_cannot_tell_takes_a_look_at_all() {
     let top = tempfile::tempdir().unwrap();
