@@ -14,6 +14,8 @@ mod support;
 
 use std::fs::{File, hard_link};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use support::*;
 
@@ -87,6 +89,40 @@ fn what_changes_between_two_stretches_is_there_in_the_end() {
     write(dst.join("a/00009"), b"changed by somebody else");
     write(src.join("c/39"), b"changed before it was told, or while it was");
     wait_for("the replica to be identical", 120, || differences(&snapshot(&src), &snapshot(&dst)).is_empty());
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
+
+/// The version that the first stretch was of is history before the last one comes, and so is each after it.
+#[test]
+fn a_tree_that_never_rests_comes_nonetheless() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    for dir in ["a", "b"] {
+        std::fs::create_dir(src.join(dir)).unwrap();
+        for i in 0..18_000 {
+            File::create(src.join(format!("{dir}/{i:05}"))).unwrap();
+        }
+    }
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    let rests = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut i: u32 = 0;
+            while !rests.load(Ordering::Relaxed) {
+                write(src.join(format!("a/{:05}", i % 50)), i.to_string());
+                i += 1;
+                std::thread::sleep(Duration::from_millis(30));
+            }
+        });
+        let until = Instant::now() + Duration::from_secs(60);
+        while !one.logged().contains("done share") && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        rests.store(true, Ordering::Relaxed);
+        assert!(Instant::now() < until, "{}", master.logged());
+    });
     waits_for_state(&master.state, 0, "in_sync");
     assert_exact(&src, &dst);
 }

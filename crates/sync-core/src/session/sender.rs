@@ -328,7 +328,9 @@ impl Sender {
                 self.version = Some(version);
                 self.holds = holds;
                 self.committed = committed;
-                self.compare();
+                if !self.restarted {
+                    self.compare();
+                }
             }
             SenderInput::Committed => {
                 self.committed = true;

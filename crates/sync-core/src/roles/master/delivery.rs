@@ -163,6 +163,8 @@ pub(super) struct Session<'a> {
     /// What the streams must know of old files.
     asks: mpsc::UnboundedReceiver<(Describe, u64)>,
     decided: Option<Arc<Decided>>,
+    /// Where newer versions are told of, if any come.
+    newest: Option<watch::Receiver<Option<Arc<News>>>>,
     /// Until the changes are announced.
     difference: Option<Arc<Difference>>,
     /// Changes that are being told.
@@ -344,6 +346,7 @@ impl<'a> Session<'a> {
             estimated: HashMap::new(),
             asks,
             decided: None,
+            newest: None,
             difference: None,
             telling: None,
             loads: VecDeque::new(),
@@ -382,7 +385,7 @@ impl<'a> Session<'a> {
         replica: &str,
     ) -> Delivered {
         let end = loop {
-            match self.carry_out().await {
+            match self.carry_out(shutdown).await {
                 Ok(ControlFlow::Break(end)) => break Ok(end),
                 Ok(ControlFlow::Continue(())) => {}
                 Err(error) => break Err(error),
@@ -428,23 +431,27 @@ impl<'a> Session<'a> {
                 self.committed = true;
                 SenderInput::Committed
             }
-            SourceEvent::Published(newest) => self.take_newest(newest, shutdown).await?,
+            SourceEvent::Published(newest) => {
+                self.newest = Some(newest.clone());
+                self.take_newest(newest, false, shutdown).await?
+            }
         })
     }
 
-    /// Takes the newest version there is, and the index as it is at that version unless the difference says what the replica
-    /// lacks.
+    /// Takes the newest version there is, and the index as it is at that version: unless the difference says what the replica
+    /// lacks, and the trees are not `compared`.
     async fn take_newest(
         &mut self,
         mut newest: watch::Receiver<Option<Arc<News>>>,
+        compared: bool,
         shutdown: &mut Shutdown,
     ) -> Result<SenderInput, LinkError> {
         loop {
             let news = newest.borrow_and_update().clone();
             if let Some(news) = news {
                 let rows = match self.is_told_by(&news) {
-                    true => None,
-                    false => Some(tokio::task::block_in_place(|| self.delivery.source.index.snapshot())?),
+                    true if !compared => None,
+                    _ => Some(tokio::task::block_in_place(|| self.delivery.source.index.snapshot())?),
                 };
                 let at = rows.as_ref().map(Snapshot::latest_version).transpose()?.flatten();
                 if rows.is_none() || at.is_some_and(|at| at.version.id() == news.id()) {
@@ -505,7 +512,7 @@ impl<'a> Session<'a> {
     }
 
     /// Does what the sender wants done.
-    async fn carry_out(&mut self) -> Result<ControlFlow<End>, LinkError> {
+    async fn carry_out(&mut self, shutdown: &mut Shutdown) -> Result<ControlFlow<End>, LinkError> {
         while let Some(output) = self.next_output()? {
             match output {
                 SenderOutput::Send(message) => {
@@ -526,6 +533,11 @@ impl<'a> Session<'a> {
                         _ => {}
                     }
                     self.send(&message)?;
+                    if let (ToReplica::Restart(()), Some(newest)) = (&message, self.newest.clone()) {
+                        // The index may have gone on, and only as it is now can the trees be compared.
+                        let input = self.take_newest(newest, true, shutdown).await?;
+                        self.sender.handle(input)?;
+                    }
                 }
                 SenderOutput::Load(load) => match self.difference.as_ref().filter(|d| d.answers(&load)) {
                     Some(difference) => self.telling = Some(Telling::Difference(Arc::clone(difference), 0)),

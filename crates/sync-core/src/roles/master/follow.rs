@@ -236,6 +236,7 @@ impl Delivery {
                 // Who acknowledges the same again and again gets nowhere.
                 if reached.as_ref().is_none_or(|before| before < last) {
                     (reached, acknowledged) = (Some(last.clone()), None);
+                    backoff.reset();
                     fate.update(|fate| {
                         (fate.is_current, fate.held) = (false, false);
                         fate.problem = problem.map(|problem| problem.to_string());
