@@ -10,12 +10,13 @@ use std::thread::{Builder, ScopedJoinHandle};
 use super::inputs::{sources, touched_rows, tree_after};
 use super::ledger::Ledger;
 use super::open::{Opened, POLICY, PRIVILEGE, UNFLUSHED};
+use super::reached::Reached;
 use crate::diff;
 use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, Staging};
 use crate::guard;
 use crate::hash::Digest;
 use crate::index::{Commit, Index, IndexError, Intent, Rows as _, Snapshot, Stand};
-use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
+use crate::manifest::{Entry, Holds, Kind, Lineage, Refused, Row, TreeHash, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
@@ -166,6 +167,11 @@ impl Application {
             unmade: Vec::new(),
             last,
         })
+    }
+
+    /// Of whose versions it applies one.
+    pub fn lineage(&self) -> Lineage {
+        self.announce.version.lineage
     }
 
     /// Bytes of whole contents that an interrupted push left and this plan uses.
@@ -427,7 +433,7 @@ impl Application {
                 commit.set_meta(UNFLUSHED, None)?;
                 commit.set_meta(POLICY, Some(&policy))?;
                 counted.map_or(Ok(()), |counted| counted.write(commit))?;
-                stands(commit, stand.as_ref())?;
+                stands(commit, stand.as_ref(), opened)?;
                 if foreseen { commit.clear_intent().map(|()| refused) } else { Ok(refused) }.map_err(Reason::from)
             });
             // When the index fails, what fails on disk is told all the same.
@@ -445,14 +451,16 @@ impl Application {
         if !foreseen {
             let stand = self.stand(opened, self.root);
             index.commit_with(0, |commit| -> Result<(), IndexError> {
-                stands(commit, stand.as_ref())?;
+                stands(commit, stand.as_ref(), opened)?;
                 commit.clear_intent()
             })?;
         }
-        if index.stand()?.is_some() {
+        let stands = index.stand()?.is_some();
+        if stands {
             opened.additions.clear();
         }
-        opened.has_reached(self.last.take().map(|last| (last, self.root)))?;
+        let reached = |path| Reached { root: self.root, lineage: self.announce.version.lineage, path };
+        opened.has_reached(self.last.take().filter(|_| !stands).map(reached), stands)?;
         if self.failures == 0 {
             opened.completed();
         }
@@ -614,10 +622,13 @@ fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed
     observer.map(|observer| observer.look(placed)).unwrap_or_default()
 }
 
-/// Says where the replica stands. At a version nothing is there any more that no version had.
-fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>) -> Result<(), IndexError> {
+/// Says where the replica stands. At a version nothing is there any more that no version had, and nothing is to follow.
+fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>, opened: &Opened) -> Result<(), IndexError> {
     if stand.is_some() {
         commit.clear_additions()?;
+        if opened.keeps_reached() {
+            Reached::forget(commit)?;
+        }
     }
     commit.set_stand(stand)
 }

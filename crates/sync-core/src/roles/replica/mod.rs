@@ -16,6 +16,7 @@ mod listing;
 mod lookout;
 mod open;
 mod owner;
+mod reached;
 mod session;
 mod share;
 mod shares;

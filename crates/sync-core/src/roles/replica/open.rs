@@ -13,6 +13,7 @@ use foldhash::HashSet;
 use super::drift::Drift;
 use super::error::OpenError;
 use super::owner::Admission;
+use super::reached::Reached;
 use super::share::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
@@ -41,10 +42,6 @@ pub const UNFLUSHED: &str = "replica.unflushed";
 
 /// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
 pub const POLICY: &str = "replica.policy";
-
-/// Under this key an index keeps how far a tree has come that is told in stretches: the root of what was there then, and the last
-/// path that was told.
-const REACHED: &str = "replica.reached";
 
 /// What an empty top directory is suspected to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +91,8 @@ pub struct Opened {
     complete: bool,
     /// Whether what is there is only a stretch of what will be.
     is_partial: bool,
-    /// How far it had come when that was so, and the root then.
-    reached: Option<(RelPath, Digest)>,
+    /// How far it had come when that was so.
+    reached: Option<Reached>,
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
@@ -373,29 +370,27 @@ impl Opened {
     }
 
     /// How far a tree has come that is told in stretches, if nobody has changed what is there since.
-    pub fn reached(&self) -> Option<&RelPath> {
-        let (path, root) = self.reached.as_ref()?;
+    pub fn reached(&self) -> Option<&Reached> {
+        let reached = self.reached.as_ref()?;
         let is_partial = self.index.stand().is_ok_and(|stand| stand.is_none());
-        (is_partial && *root == self.tree.root && !self.policy.dry_run).then_some(path)
+        (is_partial && reached.root == self.tree.root && !self.policy.dry_run).then_some(reached)
     }
 
-    /// Stretches have come up to there, and have this root; or there are none any more.
+    /// Stretches have come up to there, or there are none any more; which the index knows already if it `is_written`.
     ///
     /// # Errors
     /// [`IndexError`] if that cannot be written down.
-    pub fn has_reached(&mut self, reached: Option<(RelPath, Digest)>) -> Result<(), IndexError> {
-        if self.reached != reached {
-            let value = reached.as_ref().map(|(path, root)| [&root.0[..], path.as_bytes()].concat());
-            self.index.set_meta(REACHED, value.as_deref())?;
-            self.reached = reached;
+    pub fn has_reached(&mut self, reached: Option<Reached>, is_written: bool) -> Result<(), IndexError> {
+        if !is_written && self.reached != reached {
+            Reached::write(reached.as_ref(), &self.index)?;
         }
+        self.reached = reached;
         Ok(())
     }
 
-    fn read_reached(&self) -> Result<Option<(RelPath, Digest)>, IndexError> {
-        let Some(value) = self.index.meta(REACHED)? else { return Ok(None) };
-        let parts = value.split_first_chunk();
-        Ok(parts.and_then(|(root, path)| Some((RelPath::new(path).ok()?, Digest(*root)))))
+    /// Whether the index keeps how far stretches have come.
+    pub fn keeps_reached(&self) -> bool {
+        self.reached.is_some()
     }
 
     /// The disk is about to change: until [`Opened::came_to`], what is said here of the tree is what it was.
@@ -507,7 +502,7 @@ impl Opened {
         self.index.stand()?;
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
-        self.reached = self.read_reached()?;
+        self.reached = Reached::read(&self.index)?;
         self.index.meta(guarding::KEPT)?;
         self.additions = self.index.additions()?.into_iter().collect();
         let privilege = [u8::from(rustix::process::geteuid().is_root())];

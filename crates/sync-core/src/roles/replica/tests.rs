@@ -54,8 +54,12 @@ impl Played {
     }
 
     async fn greet_with(top: &Path, state: &Path, features: u64) -> Self {
+        Self::greet_who_serves(Shares::only(Share::embedded(top.to_owned(), state.to_owned())), features).await
+    }
+
+    async fn greet_who_serves(shares: Shares, features: u64) -> Self {
         let ends = Loopback::open(Settings::default()).await.unwrap();
-        let shares = Arc::new(Shares::only(Share::embedded(top.to_owned(), state.to_owned())));
+        let shares = Arc::new(shares);
         let (stop, shutdown) = watch::channel(false);
         tokio::spawn(async move {
             serve(ends.accepted, shares, shutdown).await;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::{Played, change, version};
-use crate::manifest::{Kind, Version};
+use super::{Played, Share, Shares, change, version};
+use crate::guard::MaxDelete;
+use crate::manifest::{Kind, Lineage, Version};
 use crate::path::RelPath;
 use crate::roles::link::Control;
 use crate::transport::Code;
@@ -79,6 +80,72 @@ async fn a_replica_says_how_far_it_has_come_until_it_is_at_a_version() {
     played.connection.close(Code::Done, "").await;
     let (reached, stand) = Played::greet_with(&top, &state, FOLLOW).await.stands().await;
     assert_eq!((reached, stand.version), (None, Some(version(&tree()).id())));
+}
+
+/// Else a push that was cut off, after which the replica stands nowhere, would make it a beginning again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stretch_that_is_all_of_the_tree_leaves_nothing_behind() {
+    let temp = tempfile::tempdir().unwrap();
+    let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+    let whole = version(&tree());
+    let mut played = Played::greet_with(&top, &state, FOLLOW).await;
+    played.stands().await;
+    played.say(ToReplica::Changes(tree()));
+    played.say(ToReplica::Stretch(announce(&whole, 4)));
+    assert_eq!(played.acknowledged().await.root, whole.root);
+    let mut played = played.again().await;
+    let (reached, stand) = played.stands().await;
+    assert_eq!((reached, stand.version), (None, Some(whole.id())));
+    played.say(ToReplica::Announce(announce(&whole, 0)));
+    assert_eq!(played.acknowledged().await.root, whole.root);
+    played.connection.close(Code::Done, "").await;
+
+    let mut pushed = Played::greet(&top, &state).await;
+    pushed.stands().await;
+    let more = [&tree()[..], &[change("c", Kind::Fifo)]].concat();
+    let next = Version { number: 2, parent: Some(whole.id()), ..version(&more) };
+    pushed.say(ToReplica::Changes(more[4..].to_vec()));
+    pushed.say(ToReplica::Announce(Announce { committed: false, ..announce(&next, 1) }));
+    assert_eq!(pushed.control.next().await.unwrap(), ToMaster::Prepared(next.root));
+    pushed.connection.close(Code::Cancelled, "").await;
+    let (reached, stand) = Played::greet_with(&top, &state, FOLLOW).await.stands().await;
+    assert_eq!((reached, stand.root), (None, whole.root));
+}
+
+/// Who brought a part of a tree has counted all of it; who comes with another history has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_from_a_part_of_a_tree_is_held_unless_it_is_of_the_same_history() {
+    let temp = tempfile::tempdir().unwrap();
+    let (top, state) = (temp.path().join("top"), temp.path().join("state"));
+    let many = (0..150).map(|i| change(&format!("{i:03}"), Kind::Fifo));
+    let all: Vec<Change> = std::iter::once(change("", Kind::Dir)).chain(many).collect();
+    let mut played = Played::greet_with(&top, &state, FOLLOW).await;
+    played.stands().await;
+    played.say(ToReplica::Changes(all[..141].to_vec()));
+    played.say(ToReplica::Stretch(announce(&version(&all), 141)));
+    assert_eq!(played.acknowledged().await.root, version(&all[..141]).root);
+    played.connection.close(Code::Done, "").await;
+    let few = version(&all[..3]);
+    let gone: Vec<Change> = all[3..141].iter().map(|gone| Change { entry: None, ..gone.clone() }).collect();
+    for lineage in [Lineage([2; 16]), few.lineage] {
+        let shares = Shares::only(Share::embedded(top.clone(), state.clone()));
+        shares.find("").unwrap().guard.allow(MaxDelete::default());
+        let mut played = Played::greet_who_serves(shares, FOLLOW).await;
+        let (reached, _) = played.stands().await;
+        assert_eq!(reached.map(|path| path.to_string()).as_deref(), Some("139"));
+        played.say(ToReplica::Changes(gone.clone()));
+        played.say(ToReplica::Announce(announce(&Version { lineage, ..few.clone() }, gone.len())));
+        match played.control.next().await.unwrap() {
+            ToMaster::Refuse(refusal) => {
+                assert!(lineage != few.lineage && refusal.for_a_person, "{refusal:?}");
+                assert_eq!(std::fs::read_dir(&top).unwrap().count(), 140);
+            }
+            ToMaster::Ack(ack) => assert!(lineage == few.lineage && ack.root == few.root, "{ack:?}"),
+            other => panic!("{other:?}"),
+        }
+        played.connection.close(Code::Cancelled, "").await;
+    }
+    assert_eq!(std::fs::read_dir(&top).unwrap().count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
