@@ -272,6 +272,44 @@ fn a_release_lets_out_what_there_is_and_nothing_of_another_day() {
     assert_exact(&src, &scratch.path("one"));
 }
 
+/// Whoever was away or busy has no use for it then, and it must not lie in wait for what goes later.
+#[test]
+fn a_release_that_a_replica_did_not_need_lets_nothing_out_later() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
+    waits_for_state(&master.state, 0, "in_sync");
+    for is_away in [false, true] {
+        (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
+        synccli(&master.state).args(&["push", "www"]).ok();
+        if is_away {
+            one.kill();
+            waits_for_state(&master.state, 0, "offline");
+        } else {
+            one.signal(Signal::STOP);
+            write(src.join("new"), b"on its way when it is said");
+            wait_for("the version", PATIENCE, || status(&master.state)["replicas"][0]["state"] == "catching_up");
+        }
+        let ran = synccli(&master.state).args(&["release", "www"]).ok();
+        assert!(ran.out().contains("nothing was held"), "{ran}");
+        if is_away {
+            remove(&src, 0..150);
+            wait_for("the next version", PATIENCE, || status(&master.state)["version"]["entries"] == 51 + 1);
+            one.up();
+        } else {
+            one.signal(Signal::CONT);
+            waits_for_state(&master.state, 0, "in_sync");
+            remove(&src, 0..150);
+        }
+        waits_for_state(&master.state, 0, "held");
+        assert!(dst.join("0").exists(), "away: {is_away}");
+        synccli(&master.state).args(&["release", "www"]).ok();
+        waits_for_state(&master.state, 0, "in_sync");
+        assert_exact(&src, &dst);
+    }
+}
+
 #[test]
 fn a_master_that_was_restored_goes_on_when_it_is_released() {
     let scratch = Scratch::new();

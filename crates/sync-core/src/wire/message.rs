@@ -34,16 +34,13 @@ pub const HISTORY: u64 = 1;
 pub const FOLLOW: u64 = 2;
 
 /// A bit of [`Hello::features`]: a person has decided that what the replica's own guard against deletions would hold is
-/// meant.
+/// meant; and of a directory of which the replica has told a person that it is empty and another one, or that nothing is mounted
+/// there any more, that it is the right one.
 pub const RELEASED: u64 = 4;
 
 /// Feature of a master: a person has decided that the share becomes this master's, if it is another one's. Feature of a
 /// replica: it keeps whose a share is.
 pub const ADOPT: u64 = 8;
-
-/// A bit of [`Hello::features`], with [`RELEASED`]: the replica was held when a person decided, and may fill a directory that is
-/// empty and not the one that it was.
-pub const FILLS: u64 = 32;
 
 /// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]).
 pub const STRETCHES: u64 = 16;
@@ -51,7 +48,7 @@ pub const STRETCHES: u64 = 16;
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`], [`FILLS`].
+    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,

@@ -5,7 +5,6 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -18,6 +17,7 @@ use super::giving;
 use super::meter::Meter;
 use super::news::News;
 use super::outgoing::{Estimate, SendFailure};
+use super::permits::Permits;
 use super::source::{Decided, Source};
 use super::telling::{Telling, Unknown};
 use crate::control::DriftStatus;
@@ -33,8 +33,8 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
 use crate::wire::{
-    ADOPT, Ack, Announce, Describe, Draft, FILLS, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster,
-    ToReplica, Unhealed,
+    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
+    Unhealed,
 };
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
@@ -105,18 +105,6 @@ pub enum Hold {
     Release,
     /// Whether the share there becomes this master's.
     Adoption,
-}
-
-/// What a person has decided of a destination, once.
-#[derive(Debug, Default)]
-pub struct Permits {
-    /// What [`Hold::Release`] asks. Over when the replica acknowledges, be it a stretch.
-    pub released: AtomicBool,
-    /// With that, that a replica which was held then may fill another directory than it had.
-    pub fills: AtomicBool,
-    /// What [`Hold::Adoption`] asks. Over when the replica may have published: what is adopted from here after that is not
-    /// taken back.
-    pub adopts: AtomicBool,
 }
 
 /// One destination and all it needs.
@@ -223,7 +211,7 @@ impl Delivery {
             source: Arc::clone(source),
             meter: Arc::new(Meter::new(Arc::clone(&monitor), 1)),
             monitor,
-            permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
+            permits: Arc::new(Permits::adopting(request.adopt)),
             is_mirror: true,
         }
     }
@@ -302,9 +290,8 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
-        let Permits { released, fills, adopts } = &*delivery.permits;
-        let [released, fills, adopts] = [released, fills, adopts].map(|permit| permit.load(Ordering::Relaxed));
-        let said = [(keeps, HISTORY), (released, RELEASED), (released && fills, FILLS), (adopts, ADOPT)];
+        let (released, adopts) = (delivery.permits.is_released(), delivery.permits.adopts());
+        let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         let (control, sender) = match next {
@@ -455,6 +442,10 @@ impl<'a> Session<'a> {
                 };
                 let at = rows.as_ref().map(Snapshot::latest_version).transpose()?.flatten();
                 if rows.is_none() || at.is_some_and(|at| at.version.id() == news.id()) {
+                    if self.said_released && !self.delivery.permits.releases(news.decided.version.number) {
+                        // It is told again, without that word.
+                        return Err(LinkError::Superseded);
+                    }
                     self.contents.source_read();
                     (self.committed, self.rows) = (true, rows);
                     let (version, holds) = (news.decided.version.clone(), news.decided.holds.clone());
@@ -662,7 +653,7 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: VersionId) -> Result<(), LinkError> {
-        if self.follows && !self.delivery.permits.released.load(Ordering::Relaxed) {
+        if self.follows && !self.delivery.permits.is_released() {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
                        replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
@@ -732,9 +723,7 @@ impl<'a> Session<'a> {
                     stats.reused_bytes += sent.copied;
                 }
                 if !self.delivery.policy.dry_run {
-                    if self.said_released {
-                        self.delivery.permits.released.store(false, Ordering::Relaxed);
-                    }
+                    self.conclude_release();
                     self.record(&ack, identical, replica);
                 }
                 if !exact && self.problems == 0 && self.source_changed.is_empty() {
@@ -744,9 +733,7 @@ impl<'a> Session<'a> {
             }
             Ok(End::Reached(last)) => {
                 // What there was to decide, it has taken.
-                if self.said_released {
-                    self.delivery.permits.released.store(false, Ordering::Relaxed);
-                }
+                self.conclude_release();
                 if in_order {
                     anew = Some(Next::Reached(last));
                 } else {
@@ -790,12 +777,19 @@ impl<'a> Session<'a> {
         Delivered { report, source_changed, version, tried, next, hold, said_released, problem }
     }
 
+    /// A release is used up by what the replica has taken.
+    fn conclude_release(&self) {
+        if let Some(decided) = &self.decided {
+            self.delivery.permits.acknowledged(decided.version.number, self.said_released);
+        }
+    }
+
     /// What was said of adoption is used up once the replica may have published.
     fn conclude_adoption(&self, end: &Result<End, LinkError>) {
         let Some(stand) = self.sender.stand().filter(|_| self.said_adopts) else { return };
         // What does not lead to the announced root is not published.
         if self.announced && !matches!(end, Err(LinkError::Protocol(_))) {
-            self.delivery.permits.adopts.store(false, Ordering::Relaxed);
+            self.delivery.permits.adopted();
         }
         if stand.features & ADOPT == 0 {
             let text = "its release does not know whose a share is: there is nothing to adopt, and any other master may push there";

@@ -2,15 +2,16 @@
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::delivery::{Delivered, Delivery, Hold, Next, Permits, Session, SourceEvent, broken, interrupted};
+use super::delivery::{Delivered, Delivery, Hold, Next, Session, SourceEvent, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::news::News;
+use super::permits::Permits;
 use crate::backoff::{Backoff, LONGEST};
 use crate::control::{DeliveryStatus, DriftStatus};
 use crate::fs;
@@ -106,20 +107,16 @@ impl Fate {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A person has decided, or not any more: what is held there is not, once.
-    pub fn release(&self, released: bool) {
-        self.permits.released.store(released, Ordering::Relaxed);
-        // Of one that is away nobody knows yet what its directory will be.
-        let Following { held, problem, connection, .. } = self.get();
-        let is_known = held || (problem.is_some() && connection.is_some());
-        self.permits.fills.store(released && is_known, Ordering::Relaxed);
+    /// A person has decided that the version of this number is the right tree, with all that is not in it.
+    pub fn release_of(&self, version: u64) {
+        self.permits.release_of(version, self.get().connection.is_some());
     }
 
-    /// A person has decided that the share there becomes this master's, and with that, that the tree here is the right one;
-    /// it is tried again, now.
-    pub fn adopt(&self) {
-        self.release(true);
-        self.permits.adopts.store(true, Ordering::Relaxed);
+    /// A person has decided that the share there becomes this master's, and with that, that the version of this number is the
+    /// right tree; it is tried again, now.
+    pub fn adopt(&self, version: u64) {
+        self.permits.release_of(version, true);
+        self.permits.adopt();
         self.try_again();
     }
 
@@ -203,6 +200,10 @@ impl Delivery {
         // How far it has come in stretches, and what it took so far to bring it to a version.
         let (mut reached, mut carried): (Option<RelPath>, _) = (None, (0, Duration::ZERO));
         let ended = loop {
+            if let Some(news) = &*news.borrow() {
+                // What is released is not said of what came much later.
+                self.permits.releases(news.decided.version.number);
+            }
             let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, next).await;
             let session = match opened {
                 Ok(session) => session,
@@ -250,19 +251,19 @@ impl Delivery {
             let Some(version) = version else {
                 if said_released && hold == Some(Hold::Release) {
                     // What was decided was another thing.
-                    self.permits.released.store(false, Ordering::Relaxed);
+                    self.permits.withdraw();
                 }
                 fate.update(|fate| {
                     // A session that was open before it was decided did not say so: the next one does.
                     let decided = hold.map(|hold| match hold {
-                        Hold::Release => &self.permits.released,
-                        Hold::Adoption => &self.permits.adopts,
+                        Hold::Release => self.permits.is_released(),
+                        Hold::Adoption => self.permits.adopts(),
                     });
-                    fate.held = decided.is_some_and(|decided| !decided.load(Ordering::Relaxed));
+                    fate.held = decided.is_some_and(|decided| !decided);
                     if fate.held && hold == Some(Hold::Adoption) {
                         fate.is_anothers = true;
                         // It went with an adoption that came to nothing, and must not lie in wait for another day.
-                        self.permits.released.store(false, Ordering::Relaxed);
+                        self.permits.withdraw();
                     }
                     fate.problem = problem.map(|problem| problem.to_string()).or(fate.problem.take());
                 });
@@ -373,18 +374,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_was_held_or_failed_while_it_was_there_may_fill_what_it_finds() {
-        for (held, fills) in [(true, true), (false, false)] {
-            let fate = Fate::new(watch::channel(()).0);
-            fate.update(|following| (following.held, following.problem) = (held, Some("away".to_owned())));
-            fate.release(true);
-            assert_eq!(fate.permits.fills.load(Ordering::Relaxed), fills, "held: {held}");
-            fate.release(false);
-            assert!(!fate.permits.fills.load(Ordering::Relaxed));
-        }
-    }
-
-    #[test]
     fn what_fails_once_waits_a_moment_and_what_goes_on_failing_ten_times_as_long_as_it_took() {
         let pauses = |took| [0, 1, 5, 6, 99].map(|in_a_row| pause(Duration::from_millis(took), in_a_row).as_millis());
         assert_eq!(pauses(3), [50, 100, 1600, 2000, 2000]);
@@ -397,10 +386,10 @@ mod tests {
         for (old, new) in [(Wish::Follow, Wish::Follow), (Wish::Rest, Wish::Follow), (Wish::Pause, Wish::Pause)] {
             let fate = Fate::new(watch::channel(()).0);
             fate.wish.send_replace(old);
-            fate.permits.released.store(true, Ordering::Relaxed);
+            fate.permits.release();
             let after = Fate::after(&fate);
             assert_eq!(*after.wish.borrow(), new);
-            assert!(after.permits.released.load(Ordering::Relaxed));
+            assert!(after.permits.is_released());
         }
     }
 }

@@ -230,13 +230,19 @@ impl MirrorHandle {
         if release {
             // What is published now may be held there as well. One that is another master's is not released by that.
             let ours = followers.iter().filter(|follower| !follower.fate.get().is_anothers);
-            ours.for_each(|follower| follower.fate.release(true));
+            ours.for_each(|follower| follower.fate.permits.release());
         }
-        let looked = self.look_now(release).await?;
+        let looked = self.look_now(release).await;
+        if release && looked.is_err() {
+            followers.iter().for_each(|follower| follower.fate.permits.withdraw());
+        }
+        let looked = looked?;
         for follower in &followers {
-            let is_due = looked.as_ref().is_ok_and(|version| !acknowledged(&follower.fate, version));
-            if release && !is_due {
-                follower.fate.release(false);
+            let due = looked.as_ref().ok().filter(|version| !acknowledged(&follower.fate, version));
+            match due.filter(|_| follower.fate.permits.is_released()) {
+                Some(version) if release => follower.fate.release_of(version.number),
+                None if release => follower.fate.permits.withdraw(),
+                _ => {}
             }
             follower.fate.try_again();
         }
@@ -264,7 +270,7 @@ impl MirrorHandle {
             ));
         }
         let version = self.look_now(false).await??;
-        followers.iter().for_each(|follower| follower.fate.adopt());
+        followers.iter().for_each(|follower| follower.fate.adopt(version.number));
         Ok((followers.iter().map(|follower| label(&follower.destination)).collect(), version))
     }
 

@@ -19,6 +19,7 @@ mod meter;
 mod mirror;
 mod news;
 mod outgoing;
+mod permits;
 mod previous;
 mod queue;
 mod ring;
@@ -47,8 +48,9 @@ use crate::options::{DestinationReport, PushReport, PushRequest};
 use crate::roles::Shutdown;
 use crate::roles::survey::{KnownContents, Survey};
 use crate::wire::{Draft, Offered};
-use delivery::{Delivered, Delivery, Permits, SourceEvent};
+use delivery::{Delivered, Delivery, SourceEvent};
 use meter::Meter;
+use permits::Permits;
 use source::{LOOKS, Offering, Source};
 
 /// How often a push starts over for files that changed while they were sent.
@@ -150,7 +152,7 @@ async fn push_once(
             source: Arc::clone(source),
             meter: Arc::clone(meter),
             monitor: Arc::clone(monitor),
-            permits: Arc::new(Permits { adopts: AtomicBool::new(request.adopt), ..Permits::default() }),
+            permits: Arc::new(Permits::adopting(request.adopt)),
             is_mirror: false,
         };
         tasks.push(tokio::spawn(delivery.run(receiver, shutdown.clone())));

@@ -43,15 +43,29 @@ pub const UNFLUSHED: &str = "replica.unflushed";
 /// Under this key an index keeps the policy of the last push that came to its end, in a hello: what that left out is no drift.
 pub const POLICY: &str = "replica.policy";
 
-/// What an empty top directory is suspected to be.
+/// What is not taken for what it seems, because nobody is there to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suspicion {
-    /// Nothing: a person has decided that it is the right one.
-    None,
+pub struct Suspicion {
+    /// What an empty top directory may be.
+    pub empty: Empty,
+    /// Whether directories on which other file systems were mounted, and are not now, are not looked at.
+    pub unmounted: bool,
+}
+
+/// What an empty top directory may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Empty {
+    /// The right one.
+    Right,
     /// The place where another file system is mounted at other times.
     Unmounted,
-    /// Any other directory than it was: nobody is there to see it.
+    /// Any other directory than it was.
     Replaced,
+}
+
+impl Suspicion {
+    /// Where a master follows its tree, and no person has decided anything.
+    pub const MOST: Self = Self { empty: Empty::Replaced, unmounted: true };
 }
 
 /// Whatever is told by its drop that a session does not have the share open any more.
@@ -87,6 +101,8 @@ pub struct Opened {
     pub additions: std::collections::HashSet<RelPath>,
     /// Entries that the kernel refused to make in an earlier push.
     pub unmade: Vec<RelPath>,
+    /// Whether a file system was mounted in the tree at the last push and is not now, so that nobody looks there.
+    pub is_unmounted: bool,
     problems: Vec<Problem>,
     complete: bool,
     /// Whether what is there is only a stretch of what will be.
@@ -158,7 +174,7 @@ impl Opened {
         let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
         let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
-        match opened.found(share, Suspicion::Replaced, stop)? {
+        match opened.found(share, Suspicion::MOST, stop)? {
             Some((found, _)) => opened.drift_in(&found, names),
             None => Ok(Drift::default()),
         }
@@ -200,6 +216,7 @@ impl Opened {
             complete: false,
             is_partial: false,
             reached: None,
+            is_unmounted: false,
             fresh,
             is_current: true,
             is_plain: false,
@@ -261,9 +278,9 @@ impl Opened {
             return Ok(drift);
         }
         if keep {
-            return self.look(share, Suspicion::Replaced, stop);
+            return self.look(share, Suspicion::MOST, stop);
         }
-        match self.found(share, Suspicion::Replaced, stop)? {
+        match self.found(share, Suspicion::MOST, stop)? {
             Some((found, _)) => self.drift_in(&found, names),
             None => Ok(Drift::default()),
         }
@@ -508,12 +525,12 @@ impl Opened {
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
         let filter = self.filter()?;
-        let takes_unmounted = suspicion == Suspicion::None;
+        let takes_unmounted = !suspicion.unmounted;
         let options = SurveyOptions { reconsider_refused, takes_unmounted, ..self.survey_options(share, &filter) };
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
-        let (suspects, by_inode) = (suspicion != Suspicion::None, suspicion == Suspicion::Replaced);
+        let (suspects, by_inode) = (suspicion.empty != Empty::Right, suspicion.empty == Empty::Replaced);
         if suspects && !self.policy.checksum && found.is_unmounted(&root, &self.index, by_inode)? {
             return Err(OpenError::Unmounted(share.describe()));
         }
@@ -615,6 +632,7 @@ impl Opened {
 
     fn write_down(&mut self, mut found: Survey, privilege: Option<[u8; 1]>) -> Result<(), OpenError> {
         self.is_plain = found.failures.is_empty() && found.mounts.is_empty();
+        self.is_unmounted = found.has_lost_mounts;
         self.holds = found.holds();
         self.apart = Holds::new(found.apart.iter().cloned());
         found.pending.retain(|p| !self.holds.covers(&p.row.path));

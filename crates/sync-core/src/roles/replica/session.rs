@@ -13,13 +13,13 @@ use super::basis::{self, Describer};
 use super::error::OpenError;
 use super::followed::{Acknowledged, Followed, Said};
 use super::lookout::{Look, Lookout};
-use super::open::{Opened, Suspicion};
+use super::open::{Empty, Opened, Suspicion};
 use super::owner::{Admission, Asks};
 use super::share::Share;
 use super::shares::{Held, Left, Shares};
 use super::staging::{Expected, Stager};
 use super::stand_in::StandIns;
-use super::standing::Attendance;
+use super::standing::{Asked, Attendance};
 use super::{expand, listing};
 use crate::control::VersionStatus;
 use crate::manifest::{Lineage, Row};
@@ -32,7 +32,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    ADOPT, Ack, Describe, Described, FILLS, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
+    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
     ToReplica, Unhealed, Wanted,
 };
 
@@ -89,8 +89,6 @@ pub struct Session {
     is_passed_over: bool,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
-    /// Whether that was said of a replica that was held, be it for an empty directory.
-    fills: bool,
     /// Of whose versions there were only stretches when it began, if that was so.
     begins_partial: Option<Lineage>,
     /// Of an embedded replica it is empty.
@@ -146,7 +144,6 @@ impl Session {
             goes_on: false,
             is_passed_over: false,
             released: false,
-            fills: false,
             begins_partial: None,
             share: String::new(),
             held: None,
@@ -351,7 +348,6 @@ impl Session {
         self.history = hello.features & HISTORY != 0;
         self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
         self.released = hello.features & RELEASED != 0;
-        self.fills = self.released && hello.features & FILLS != 0;
         let held = match self.shares.find(&hello.share) {
             Ok(held) => self.held.insert(held).clone(),
             Err(reason) => return self.refuse(reason),
@@ -386,6 +382,7 @@ impl Session {
         match opened {
             Ok((mut opened, heals)) => {
                 self.tell_problems(opened.take_problems())?;
+                held.standing.asks(|asked| asked.unmounted |= opened.is_unmounted);
                 held.guard.recall(&opened.index)?;
                 let stand = opened.stand();
                 let is_other = match &self.known {
@@ -422,13 +419,15 @@ impl Session {
         }
     }
 
-    /// What an empty directory is taken for: who follows comes by itself, and not at somebody's order.
+    /// What is not taken for what it seems: who follows comes by itself, and not at somebody's order. What is released is what a
+    /// person was told here.
     fn suspicion(&self) -> Suspicion {
-        match (self.follows.is_some(), self.fills) {
-            (true, true) => Suspicion::None,
-            (true, false) => Suspicion::Replaced,
-            (false, _) => Suspicion::Unmounted,
+        if self.follows.is_none() {
+            return Suspicion { empty: Empty::Unmounted, unmounted: true };
         }
+        let asked = self.held.as_ref().filter(|_| self.released).map(|held| held.standing.asked());
+        let Asked { empty, unmounted } = asked.unwrap_or_default();
+        Suspicion { empty: if empty { Empty::Right } else { Empty::Replaced }, unmounted: !unmounted }
     }
 
     /// Ends the session with the reason.
@@ -441,6 +440,7 @@ impl Session {
                      is to be filled anew, say so on the master with `synccli release`"
                 );
                 tracing::warn!(share = self.share, reason, "held");
+                self.held.iter().for_each(|held| held.standing.asks(|asked| asked.empty = true));
                 let refusal = self.hold(reason);
                 Ok(self.receiver.handle(ReceiverInput::Refuse(refusal))?)
             }
@@ -518,6 +518,7 @@ impl Session {
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
             Err(error) => return self.turn_away(error),
         }
+        held.standing.asks(|asked| asked.unmounted |= opened.is_unmounted);
         // What cannot be looked at is not known to be what it was.
         let is_other = opened.tree.root != before || apply::has_unseen(opened);
         let problems = opened.take_problems();

@@ -29,6 +29,15 @@ pub struct Standing {
     changed: watch::Sender<()>,
 }
 
+/// What a person was told since a version was reached, and may have decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// That the directory is empty and not the one that it was.
+    pub empty: bool,
+    /// That a file system was mounted in it and is not now.
+    pub unmounted: bool,
+}
+
 #[derive(Default)]
 struct State {
     version: Option<VersionStatus>,
@@ -42,6 +51,7 @@ struct State {
     unhealed: Unhealed,
     /// Why a version is not taken, if a person has to decide that.
     held: Option<String>,
+    asked: Asked,
     /// What went wrong in the last session, first of all.
     problem: Option<String>,
     /// The lists of problems that were logged since a version was reached, the last few, by a hash of each.
@@ -135,6 +145,7 @@ impl Standing {
             (state.receiving, state.held) = (false, None);
             state.reached = version.is_some();
             if state.reached {
+                state.asked = Asked::default();
                 state.problem = None;
                 state.logged.clear();
                 state.unhealed.reached();
@@ -160,6 +171,16 @@ impl Standing {
     /// A version is not taken until a person says so.
     pub fn holds(&self, why: &str) {
         self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));
+    }
+
+    /// A person is told that.
+    pub fn asks(&self, change: impl FnOnce(&mut Asked)) {
+        change(&mut self.state().asked);
+    }
+
+    /// What a person was told.
+    pub fn asked(&self) -> Asked {
+        self.state().asked
     }
 
     /// Whether just these problems were not met before: until a version is reached, each session may meet the same.

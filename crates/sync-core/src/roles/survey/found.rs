@@ -102,6 +102,8 @@ pub struct Survey {
     pub(super) dirs: Vec<(RelPath, Tuple)>,
     /// Directories below the top where another file system is mounted.
     pub mounts: Vec<RelPath>,
+    /// Whether there are directories, among the failures, where one was mounted and is not now.
+    pub has_lost_mounts: bool,
     /// Prefixes of the contents that rows are believed about.
     pub contents: HashSet<u64>,
     /// Names of inodes that have several, by file system and inode.

@@ -176,10 +176,7 @@ pub fn survey_names(
 
 /// The same paths with their rows, and with the directories that some of them are in and no row tells of: what tells of those may
 /// wait longer.
-fn with_new_above(
-    index: &Index,
-    mut paths: BTreeSet<RelPath>,
-) -> Result<(Vec<RelPath>, Vec<Option<Row>>), IndexError> {
+fn with_new_above(index: &Index, mut paths: BTreeSet<RelPath>) -> Result<(Vec<RelPath>, Vec<Option<Row>>), IndexError> {
     loop {
         let all: Vec<RelPath> = paths.iter().cloned().collect();
         let rows = index.rows_for(&all)?;

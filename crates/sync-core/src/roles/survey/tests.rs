@@ -200,7 +200,9 @@ fn nothing_is_found_in_what_was_no_directory_when_it_was_looked_at() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         found
     });
-    let entry = |found: &Survey, path: &RelPath| found.pending.iter().find(|p| p.row.path == *path).map(|p| p.row.entry.is_dir());
+    let entry = |found: &Survey, path: &RelPath| {
+        found.pending.iter().find(|p| p.row.path == *path).map(|p| p.row.entry.is_dir())
+    };
     let with_x = found.iter().filter(|found| entry(found, &x).is_some());
     assert!(with_x.clone().count() > 0);
     assert_eq!(with_x.filter(|found| entry(found, &d_path) != Some(true)).count(), 0);

@@ -107,14 +107,15 @@ async fn adopt(replica: Replica, features: u64) -> (Delivered, bool, Vec<String>
     let delivery = Delivery::of(&request, to, &source, heard.clone());
     let (events, mut hears) = mpsc::unbounded_channel();
     let tell = |event| drop(events.send(event));
-    super::super::read_once(&source, &AtomicBool::new(false), &delivery.meter, &*heard, &tell).unwrap();
+    super::super::read_once(&source, &std::sync::atomic::AtomicBool::new(false), &delivery.meter, &*heard, &tell)
+        .unwrap();
     let ends = Loopback::open(Settings::default()).await.unwrap();
     let played = tokio::spawn(play(ends.accepted, replica, features));
     let session = Session::open(&delivery, ends.dialed, "www".to_owned(), 0, None).await.unwrap();
     let (_stop, mut shutdown) = watch::channel(false);
     let delivered = session.run(&mut hears, &mut shutdown, "r").await;
     assert_eq!(played.await.unwrap() & ADOPT, ADOPT, "it did not say so");
-    let is_used_up = !delivery.permits.adopts.load(Ordering::Relaxed);
+    let is_used_up = !delivery.permits.adopts();
     let heard = heard.0.lock().unwrap().clone();
     (delivered, is_used_up, heard)
 }
