@@ -409,6 +409,38 @@ fn what_is_unmounted_in_a_replica_while_it_follows_is_noticed_when_something_cha
     assert_exact(&src, &dst);
 }
 
+/// Nothing changes in either tree, and nobody asks.
+#[test]
+fn what_is_mounted_or_taken_away_at_a_replica_is_noticed_at_once() {
+    let test = "what_is_mounted_or_taken_away_at_a_replica_is_noticed_at_once";
+    let scratch = Scratch::new();
+    need!(test, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 20, 1);
+    mount_tmpfs(&dst, "size=12m");
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let umount = || std::process::Command::new("umount").arg("-l").arg(&dst).output().unwrap();
+    // Looks that are owed since the start are over then.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    mount_tmpfs(&dst, "size=12m");
+    waits_for_state(&master.state, 0, "held");
+    assert!(!synccli(&master.state).args(&["push", "www", "--timeout=1s"]).code(1).out().contains("identical"));
+    umount();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+    // In the tree: what is to be there is put into what is mounted.
+    mount_tmpfs(&dst.join("d000"), "size=12m");
+    assert!(!dst.join("d000/f00001").exists());
+    wait_for("what was hidden", PATIENCE, || dst.join("d000/f00001").exists());
+    waits_for_state(&master.state, 0, "in_sync");
+    // And the disk that it is on.
+    umount();
+    waits_for_state(&master.state, 0, "held");
+    assert_eq!(std::fs::read_dir(&dst).unwrap().count(), 0, "it was filled");
+}
+
 /// What was decided then was another thing.
 #[test]
 fn a_replica_that_is_away_when_something_is_released_does_not_fill_an_empty_directory() {

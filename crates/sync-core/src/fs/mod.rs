@@ -26,6 +26,7 @@ mod draft;
 mod durable;
 mod entropy;
 mod incoming;
+mod mounts;
 pub mod place;
 mod publish;
 mod sparse;

@@ -1,13 +1,12 @@
 //! Where paths of a request lead, before any root is open: canonical names, and whether two places are apart.
 
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
+use super::mounts::{self, Mount};
 use crate::region::{MAX_MARKS, Mark, Region};
 
 /// The canonical path of a place that exists, or would exist once its missing last components are made.
@@ -72,10 +71,8 @@ pub fn check_apart(other: &Path, place: &Path, with_mounts: bool) -> Result<(), 
 /// Where a canonical place is, to be compared with others of this machine; `None` if the kernel does not tell. It need
 /// not be there yet.
 pub fn region(place: &Path, with_mounts: bool) -> Option<Region> {
-    // A thread may have mounts of its own.
-    let table = std::fs::read("/proc/thread-self/mountinfo").ok()?;
+    let mounts = mounts::all(&mut mounts::table().ok()?).ok()?;
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-    let mounts: Vec<Mount> = table.split(|&b| b == b'\n').filter_map(Mount::parse).collect();
     let there = place.ancestors().find(|dir| std::fs::symlink_metadata(dir).is_ok())?;
     let is_over = |mount: &&Mount| there.starts_with(&mount.point);
     let own = match mount_id(there) {
@@ -97,45 +94,6 @@ pub fn region(place: &Path, with_mounts: bool) -> Option<Region> {
     region.mounts.truncate(MAX_MARKS);
     region.above_mounts.truncate(MAX_MARKS);
     Some(region)
-}
-
-/// A line of proc_pid_mountinfo(5).
-struct Mount {
-    id: u64,
-    device: String,
-    /// What of the file system is mounted.
-    root: PathBuf,
-    /// Where.
-    point: PathBuf,
-}
-
-impl Mount {
-    fn parse(line: &[u8]) -> Option<Self> {
-        let mut fields = line.split(|&b| b == b' ');
-        let mut text = || std::str::from_utf8(fields.next()?).ok();
-        let (id, _parent, device) = (text()?.parse().ok()?, text()?, text()?.to_owned());
-        let mut path = || fields.next().map(unescape).filter(|path| path.is_absolute());
-        Some(Self { id, device, root: path()?, point: path()? })
-    }
-}
-
-/// Blanks, tabs, line feeds and backslashes are three octal digits behind a backslash.
-fn unescape(mut field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    while let Some((&byte, rest)) = field.split_first() {
-        let code = rest.get(..3).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 8).ok());
-        match code.filter(|_| byte == b'\\') {
-            Some(code) => {
-                path.push(code);
-                field = &rest[3..];
-            }
-            None => {
-                path.push(byte);
-                field = rest;
-            }
-        }
-    }
-    OsString::from_vec(path).into()
 }
 
 /// The mount that a directory is reached through; `None` before Linux 5.8.
@@ -160,15 +118,6 @@ mod tests {
         assert_eq!(check_apart(&a, &top, true), Err("contains"));
         std::os::unix::fs::symlink(&a, top.join("link")).unwrap();
         assert_eq!(resolve(&top.join("link/x")).unwrap(), a.join("x"));
-    }
-
-    #[test]
-    fn the_table_of_mounts_is_read_as_the_kernel_writes_it() {
-        let mount =
-            Mount::parse(b"36 35 98:0 /mnt1\\040x /mnt2\\134\\012 rw,noatime master:1 - ext3 /dev/root rw").unwrap();
-        assert_eq!((mount.id, &*mount.device), (36, "98:0"));
-        assert_eq!((mount.root, mount.point), (PathBuf::from("/mnt1 x"), PathBuf::from("/mnt2\\\n")));
-        assert!(Mount::parse(b"").is_none() && Mount::parse(b"1 2 0:4 net:[4026531840] /run/x rw").is_none());
     }
 
     #[test]

@@ -7,14 +7,14 @@
 //! with it what is watched under which path is as unproven as the names: [`Watch::restart`], then look at everything.
 //!
 //! What no watch tells, by the nature of inotify: what happens on a file system that another machine or process writes to
-//! ([`events_at`]), stores through an `mmap`, something mounted over a directory or a bind mount taken away, a directory
-//! above the top that is renamed ([`Watch::is_in_place`] finds these at the top), and the other names of a file with
-//! several: only the one that it was changed through is told. A directory that is in the tree twice, by a bind mount, tells
-//! under one of its paths.
+//! ([`events_at`]), stores through an `mmap`, a directory above the top that is renamed ([`Watch::is_in_place`] finds that),
+//! and the other names of a file with several: only the one that it was changed through is told. A directory that is in the
+//! tree twice, by a bind mount, tells under one of its paths. What is mounted, or taken away, another thread hears of.
 
 mod error;
 mod events;
 mod hear;
+mod mounts;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,6 +28,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags,
 use rustix::io::Errno;
 
 use self::hear::{Ear, Shared, Tell};
+use self::mounts::Mounts;
 use super::error::{FsError, is_gone};
 use crate::path::RelPath;
 use crate::settle::Hint;
@@ -54,6 +55,7 @@ pub struct Watch {
     identity: Identity,
     tell: Tell,
     instance: Mutex<Instance>,
+    _mounts: Option<Mounts>,
 }
 
 /// What [`Watch::add`] found and did.
@@ -88,8 +90,10 @@ impl Watch {
             Err(errno) => return Err(failed(errno.into())),
         };
         let tell: Tell = Arc::new(tell);
+        let untold = |error: &io::Error| tracing::warn!("mounts that come or go are only found by looking: {error}");
+        let mounts = Mounts::listen(&top, &tell).inspect_err(untold).ok();
         let instance = Mutex::new(Instance::start(&top, &links, &tell)?);
-        let watch = Self { top, asked, links, identity, tell, instance };
+        let watch = Self { top, asked, links, identity, tell, instance, _mounts: mounts };
         // A link that was turned between the steps above tells nobody.
         if watch.is_in_place() { Ok(watch) } else { Err(WatchError::RootGone) }
     }
