@@ -1,5 +1,6 @@
 //! `synccli push` without DEST: the daemon publishes, this waits until the replicas have it.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,9 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
     let say = Say { json: args.say.json, quiet: args.say.quiet, out, err };
     loop {
         if let Some(reply) = answers.next(Some(TICK))? {
-            say.reply(&reply)?;
+            if waiting.is_news(&reply) {
+                say.reply(&reply)?;
+            }
             waiting.hear(reply, Instant::now());
         }
         let now = Instant::now();
@@ -62,9 +65,19 @@ struct Waiting {
     unread: bool,
     /// Who has not, and since when there is something in the way.
     behind: Vec<(ReplicaStatus, Option<Instant>)>,
+    /// What was said of those.
+    said: HashSet<String>,
 }
 
 impl Waiting {
+    /// Whether that was not said before: who is tried again and again may fail in the same way each time.
+    fn is_news(&mut self, reply: &Reply) -> bool {
+        match reply {
+            Reply::Behind { replica } => self.said.insert(status::behind(replica)),
+            _ => true,
+        }
+    }
+
     fn hear(&mut self, reply: Reply, now: Instant) {
         match reply {
             Reply::Published { version, replicas, .. } => {
@@ -221,6 +234,14 @@ mod tests {
         back.hear(replica("a", ReplicaState::Offline), now);
         back.hear(failing(Some("away"), Some(1.0)), now + UNREACHABLE);
         assert!(!back.is_hopeless(now + UNREACHABLE));
+    }
+
+    #[test]
+    fn the_same_is_said_once() {
+        let mut waiting = Waiting::default();
+        let [offline, at_it] = [ReplicaState::Offline, ReplicaState::CatchingUp].map(|state| replica("a", state));
+        let said = [&offline, &at_it, &offline, &at_it].map(|reply| waiting.is_news(reply));
+        assert_eq!(said, [true, true, false, false]);
     }
 
     #[test]
