@@ -104,6 +104,8 @@ fn a_tree_that_never_rests_comes_nonetheless() {
             File::create(src.join(format!("{dir}/{i:05}"))).unwrap();
         }
     }
+    // What a new file system has.
+    mkdir(dst.join("lost+found"));
     let one = replica(&scratch, "one");
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");
     let rests = AtomicBool::new(false);
@@ -122,6 +124,7 @@ fn a_tree_that_never_rests_comes_nonetheless() {
         }
         rests.store(true, Ordering::Relaxed);
         assert!(Instant::now() < until, "{}", master.logged());
+        assert!(one.logged().contains(STRETCH), "{}", one.logged());
     });
     waits_for_state(&master.state, 0, "in_sync");
     assert_exact(&src, &dst);

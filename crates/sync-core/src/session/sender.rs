@@ -25,6 +25,9 @@ const OFFERED: usize = 96;
 /// Most notices in one session, and most drifts. A replica has a handful of occasions.
 const NOTICES: u8 = 64;
 
+/// Entries of a replica, beside those that make a stretch, that are few.
+const FEW: u64 = 32;
+
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
 pub enum SenderInput {
@@ -446,12 +449,22 @@ impl Sender {
         {
             // What came before may have failed in part, or be another version's by now: the root will tell.
             self.tell_tree(Load::Behind(reached));
+        } else if self.has_nearly_nothing(stand) {
+            // What else it has goes in the end, when the root tells of it.
+            self.tell_tree(Load::Subtree(RelPath::root()));
         } else if let Some(known) = stand.version.filter(|known| *known != version.id()) {
             self.state = State::Loading;
             self.load(Load::Since(known));
         } else {
             self.descend();
         }
+    }
+
+    /// Whether a replica has so little, of no version, that a large tree may come to it in stretches as to one that has nothing:
+    /// what an installation or a new file system puts there.
+    fn has_nearly_nothing(&self, stand: &Stand) -> bool {
+        let is_few = self.stretch.is_some_and(|most| stand.entries <= most / FEW);
+        is_few && stand.version.is_none() && stand.features & STRETCHES != 0
     }
 
     /// Tells the tree, or the rest of it, in tree order.
