@@ -112,8 +112,12 @@ fn somebody_who_changes_the_replica_meanwhile_is_noticed_at_once() {
 fn a_replica_that_has_little_of_its_own_gets_a_tree_in_stretches_as_well() {
     for (own, stretches) in [(1, 3), (2, 0)] {
         let mut world = World { stretch: Some(32), ..World::new(1) };
-        (0..100).for_each(|i| drop(world.source().write(&format!("{i:03}"), "x")));
-        (0..own).for_each(|i| drop(world.replicas[0].disk.mkdir(&format!("lost+found{i}"))));
+        for i in 0..100 {
+            world.source().write(&format!("{i:03}"), "x");
+        }
+        for i in 0..own {
+            world.replicas[0].disk.mkdir(&format!("lost+found{i}"));
+        }
         let sessions = bring(&mut world, &mut |_, _| {});
         assert_eq!(sessions.len() - 1, stretches, "{own}");
         let last = sessions.last().unwrap();
