@@ -28,6 +28,40 @@ fn becomes_identical(src: &Path, dst: &Path) {
     assert_exact(src, dst);
 }
 
+/// Programs that make temporary files in it do not keep back what others have left there.
+#[test]
+fn a_directory_that_never_rests_is_published_as_far_as_it_does() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    (0..20_000).for_each(|i| write(src.join(format!("flat/{i:05}")), b"x"));
+    let one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let rests = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut i: u32 = 0;
+            while !rests.load(Ordering::Relaxed) {
+                let passing = src.join(format!("flat/passing{i}"));
+                write(&passing, b"x");
+                std::thread::sleep(Duration::from_millis(3));
+                let _ = std::fs::remove_file(passing);
+                i += 1;
+            }
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        write(src.join("flat/stable"), b"stable");
+        let until = Instant::now() + Duration::from_secs(40);
+        while !dst.join("flat/stable").exists() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        rests.store(true, Ordering::Relaxed);
+        assert!(Instant::now() < until, "{}", master.logged());
+    });
+    waits_for_state(&master.state, 0, "in_sync");
+    wait_for("the same tree", 60, || differences(&snapshot(&src), &snapshot(&dst)).is_empty());
+}
+
 #[test]
 fn every_change_is_on_every_replica() {
     let scratch = Scratch::new();

@@ -1,9 +1,9 @@
 //! A walk over a tree that proves what it says: every entry with its `stat`, in tree order, and nothing outside.
 //!
 //! One `statx` for each entry, and nothing but directories is ever opened, by single names that are never followed as
-//! links. A listing is believed only if the directory's ctime was the same before and after it and everything in it
-//! was looked at; otherwise the directory is listed again. What cannot be known is said to be [`Scanned::Held`]: its
-//! absence from the walk proves nothing. The walk takes no recursion and a bounded number of descriptors, however deep
+//! links. A listing is believed to be whole only if the directory's ctime was the same before and after it and everything in
+//! it was looked at; otherwise the directory is listed again, and one that never rests is said to be [`Scanned::Restless`].
+//! What cannot be known is said to be [`Scanned::Held`]: its absence from the walk proves nothing. The walk takes no recursion and a bounded number of descriptors, however deep
 //! or wide the tree; its memory is what the directories on the way to the current entry hold.
 //!
 //! Each listing is true for the moment it was made. A file renamed during the walk from a directory that is still to
@@ -26,7 +26,7 @@ use super::{STAGING_NAME, clock};
 use crate::filter::Filter;
 use crate::path::{Key, KeyBuf, MAX_NAME, MAX_PATH, RelPath, escape};
 
-/// How often a directory that keeps changing is listed before it is held.
+/// How often a directory that keeps changing is listed before what was seen of it is taken for what can be.
 const TRIES: u32 = 8;
 
 /// Most directories that a walk holds open, whatever the depth.
@@ -65,6 +65,9 @@ pub enum Scanned<'a> {
     /// The error's path, and whatever is or should be beneath it, could not be looked at or not wholly: nothing there
     /// may be taken for absent. If it is a directory, its own entry may have come right before.
     Held(FsError),
+    /// The directory, whose entry came right before, changed whenever it was listed: what the walk meets in it is there, and
+    /// nothing may be taken for absent that was directly in it.
+    Restless(RelPath),
     /// Something the options leave out; nothing beneath it is visited.
     LeftOut {
         /// Where it is.
@@ -196,11 +199,19 @@ enum Found {
     Reserved,
 }
 
-/// A directory that was listed while it did not change.
+/// A directory that was listed while it did not change, or that never rests.
 struct Listing {
     stat: Stat,
     children: Children,
     held: Vec<FsError>,
+    is_restless: bool,
+}
+
+impl Listing {
+    /// Of a directory that was this when it began.
+    fn begun(stat: Stat) -> Self {
+        Self { stat, children: Children::default(), held: Vec::new(), is_restless: false }
+    }
 }
 
 /// A directory on the way to where the walk is.
@@ -232,14 +243,15 @@ impl Lister<'_> {
             Some(stat) => stat,
             None => self.root.stat_fd(fd).map_err(fail)?,
         };
-        let mut young = None;
+        let mut last = None;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 seek(fd, SeekFrom::Start(0)).map_err(fail)?;
             }
             let start = clock::now();
-            let mut listing = Listing { stat: before, children: Children::default(), held: Vec::new() };
-            let whole = self.read(path, fd, buffer, &mut listing).map_err(fail)?;
+            let is_last = attempt + 1 == TRIES;
+            let mut listing = Listing::begun(before);
+            let whole = self.read(path, fd, buffer, is_last, &mut listing).map_err(fail)?;
             listing.stat = self.root.stat_fd(fd).map_err(fail)?;
             let (was, is) = (before, listing.stat);
             let unchanged = whole && (was.identity(), was.tuple.ctime) == (is.identity(), is.tuple.ctime);
@@ -250,25 +262,28 @@ impl Lister<'_> {
                 listing.children.sort();
                 return Ok(listing);
             }
-            young = unchanged.then_some(listing);
+            listing.is_restless = !unchanged;
+            last = (unchanged || is_last).then_some(listing);
             // Within one tick of the clock a change need not show: look again when it has moved on.
             std::thread::sleep(Duration::from_millis(if ctime.nsec == 0 { 300 } else { 5 }));
         }
-        let mut listing = young.ok_or_else(|| {
-            FsError::because("list the directory", path, format!("it keeps changing: listed {TRIES} times"))
-        })?;
+        // The last attempt is kept in any case.
+        let mut listing = last.unwrap_or_else(|| Listing { is_restless: true, ..Listing::begun(before) });
         listing.children.sort();
         Ok(listing)
     }
 
-    /// Reads all names and looks at each; `false` if one of them was gone by then.
+    /// Reads all names and looks at each; `false` if one of them was gone by then. The others are read nonetheless if `all` are
+    /// wanted.
     fn read(
         &self,
         path: &RelPath,
         fd: BorrowedFd<'_>,
         buffer: &mut [MaybeUninit<u8>],
+        all: bool,
         listing: &mut Listing,
     ) -> Result<bool, Errno> {
+        let mut whole = true;
         let mut names = RawDir::new(fd, buffer);
         while let Some(item) = names.next() {
             let item = match item {
@@ -299,13 +314,17 @@ impl Lister<'_> {
                 match self.root.stat_at(fd, name) {
                     Ok(stat) if hint != Some(stat.is_dir()) && self.excludes(path, bytes, stat.is_dir()) => continue,
                     Ok(stat) => Found::Stat(stat),
+                    Err(Errno::NOENT) if all => {
+                        whole = false;
+                        continue;
+                    }
                     Err(Errno::NOENT) => return Ok(false),
                     Err(errno) => Found::Failed(errno),
                 }
             };
             listing.children.push(name, found);
         }
-        Ok(true)
+        Ok(whole)
     }
 
     fn excludes(&self, dir: &RelPath, name: &[u8], is_dir: bool) -> bool {
@@ -482,8 +501,11 @@ impl<B> Walk<'_, '_, B> {
         listing: Listing,
         fd: OwnedFd,
     ) -> ControlFlow<B, Frame> {
-        let Listing { stat, children, held } = listing;
+        let Listing { stat, children, held, is_restless } = listing;
         (self.visit)(seen(&self.at, dir, name, stat, mount))?;
+        if is_restless {
+            (self.visit)(Scanned::Restless(self.at.path()))?;
+        }
         for error in held {
             (self.visit)(Scanned::Held(error))?;
         }

@@ -358,10 +358,8 @@ fn drop_failed(survey: &mut Survey, failed: Vec<(usize, Option<FsError>)>) {
         match failed.remove(&i) {
             Some(Some(error)) => survey.failures.push(error),
             Some(None) => {
-                survey.vanished.push(pending.row.path.clone());
-                if pending.before.is_some() {
-                    survey.gone.push(pending.row);
-                }
+                let path = pending.row.path.clone();
+                survey.has_vanished(&path, pending.before.is_some().then_some(pending.row));
             }
             // A name whose group's first name could not be read, or is known as it was before.
             None if pending.needs_hash => {

@@ -17,7 +17,7 @@ use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, 
 use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
 use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time, Tuple};
 use crate::path::{Key, RelPath};
-use found::recognise_moved_inodes;
+use found::{COMES_AND_GOES, recognise_moved_inodes};
 
 /// How to look at a tree.
 pub struct SurveyOptions<'a> {
@@ -141,6 +141,10 @@ impl Walk<'_> {
                 self.entry(seen, old)
             }
             Scanned::Held(error) => self.hold(error),
+            Scanned::Restless(dir) => {
+                self.survey.restless.insert(dir);
+                Ok(())
+            }
             Scanned::LeftOut { path, why } => {
                 self.pass_over(&path)?;
                 if why == LeftOut::Asked {
@@ -193,9 +197,21 @@ impl Walk<'_> {
     /// Rows before `key` were not seen.
     fn skip_to(&mut self, key: Key<'_>) -> Result<(), SurveyError> {
         while self.rows.peek()?.is_some_and(|next| next.key < key) {
-            if let Some(Stored { row, .. }) = self.take()? {
-                self.unseen(row);
-            }
+            self.skip()?;
+        }
+        Ok(())
+    }
+
+    /// The next row was not seen.
+    fn skip(&mut self) -> Result<(), SurveyError> {
+        if !self.survey.restless.is_empty()
+            && let Some(path) = self.rows.peek()?.and_then(|next| next.key.to_path().ok())
+            && self.survey.is_in_restless(&path)
+        {
+            return self.hold(FsError::because("be sure of", &path, COMES_AND_GOES));
+        }
+        if let Some(Stored { row, .. }) = self.take()? {
+            self.unseen(row);
         }
         Ok(())
     }
@@ -357,8 +373,7 @@ impl Walk<'_> {
             false => look(self.root, seen)?,
         };
         let Some((mut entry, stat)) = looked else {
-            self.survey.gone.extend(old.cloned());
-            self.survey.vanished.push(seen.path().clone());
+            self.survey.has_vanished(seen.path(), old.cloned());
             return Ok(());
         };
         let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
@@ -396,8 +411,8 @@ impl Walk<'_> {
     }
 
     fn finish(mut self) -> Result<Survey, SurveyError> {
-        while let Some(Stored { row, .. }) = self.take()? {
-            self.unseen(row);
+        while self.rows.peek()?.is_some() {
+            self.skip()?;
         }
         self.survey.before = self.merkle.map(Merkle::finish);
         recognise_moved_inodes(&mut self.survey);

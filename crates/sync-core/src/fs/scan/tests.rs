@@ -12,6 +12,7 @@ use crate::filter::Rule;
 struct Met {
     entries: Vec<String>,
     held: Vec<String>,
+    restless: Vec<String>,
     left_out: Vec<(String, LeftOut)>,
 }
 
@@ -41,6 +42,7 @@ fn walk_with(root: &Root, options: &ScanOptions<'_>, also: &mut dyn FnMut(&Seen<
                 paths.push(seen.path().clone());
             }
             Scanned::Held(error) => met.held.push(error.to_string()),
+            Scanned::Restless(path) => met.restless.push(path.display()),
             Scanned::LeftOut { path, why } => met.left_out.push((path.display(), why)),
         }
         ControlFlow::Continue(())
@@ -155,7 +157,7 @@ fn deep_beyond_path_max_with_few_descriptors() {
                     last = seen.path().clone();
                 }
                 Scanned::Held(error) => held.push(error.to_string()),
-                Scanned::LeftOut { .. } => panic!("left out"),
+                Scanned::Restless(_) | Scanned::LeftOut { .. } => panic!("restless or left out"),
             }
             ControlFlow::Continue(())
         });
@@ -285,14 +287,16 @@ fn a_renamed_file_is_never_in_neither_place() {
         let mut whole = 0;
         for _ in 0..60 {
             let met = walk(top.path(), |_| {});
-            if met.held.is_empty() {
+            assert_eq!(met.held, [""; 0]);
+            if met.restless.is_empty() {
                 whole += 1;
                 assert_eq!(met.entries.len(), 303, "a name was lost, or there twice");
             } else {
-                assert_eq!(met.held, ["cannot list the directory d: it keeps changing: listed 8 times"]);
+                assert_eq!(met.restless, ["d"]);
+                assert!((302..=304).contains(&met.entries.len()), "what rests was lost");
             }
         }
-        assert!(whole > 0, "every walk was held");
+        assert!(whole > 0, "no walk saw it at rest");
     });
 }
 

@@ -96,6 +96,8 @@ pub struct Survey {
     pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
+    /// Directories that changed whenever they were listed.
+    pub(super) restless: BTreeSet<RelPath>,
     /// Names of files that changed between the looks at two of their names, so that these would seem to differ.
     pub torn: Vec<RelPath>,
     /// Directories, and what they were when they were looked at.
@@ -109,6 +111,9 @@ pub struct Survey {
     /// Names of inodes that have several, by file system and inode.
     pub names: HashMap<(u64, u64), Vec<RelPath>>,
 }
+
+/// Why something is neither there nor gone.
+pub(super) const COMES_AND_GOES: &str = "it comes and goes, or its directory does not rest";
 
 impl Survey {
     pub(super) fn add(&mut self, pending: Pending) {
@@ -148,11 +153,26 @@ impl Survey {
         !self.gone.is_empty() && self.dirs.iter().any(changed)
     }
 
+    /// Whether nothing that was directly in the directory may be taken for absent, because it changed whenever it was listed.
+    pub(super) fn is_in_restless(&self, path: &RelPath) -> bool {
+        !self.restless.is_empty() && path.parent().is_some_and(|dir| self.restless.contains(&dir))
+    }
+
+    /// A file was listed and then was not there. `old` is the row of its path, if there is one.
+    pub fn has_vanished(&mut self, path: &RelPath, old: Option<Row>) {
+        self.entries = self.entries.saturating_sub(1);
+        if !self.is_in_restless(path) {
+            self.gone.extend(old);
+            self.vanished.push(path.clone());
+        } else if old.is_some() {
+            self.failures.push(FsError::because("be sure of", path, COMES_AND_GOES));
+        }
+    }
+
     /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone.
     pub fn hold_what_moves(&mut self) {
         let why = "it comes and goes while the tree is read; push again when it rests";
-        let listings = self.vanished.iter().filter_map(RelPath::parent);
-        let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).chain(listings).collect();
+        let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).collect();
         self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
     }
 

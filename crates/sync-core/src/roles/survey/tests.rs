@@ -208,6 +208,57 @@ fn nothing_is_found_in_what_was_no_directory_when_it_was_looked_at() {
     assert_eq!(with_x.filter(|found| entry(found, &d_path) != Some(true)).count(), 0);
 }
 
+/// Others come and go in it all the time.
+#[test]
+fn of_a_directory_that_never_rests_all_that_does_is_found_and_nothing_is_gone() {
+    let top = tempfile::tempdir().unwrap();
+    let at = |name: &str| top.path().join(name);
+    fs::create_dir(at("d")).unwrap();
+    (0..5000).for_each(|i| fs::write(at(&format!("d/{i:04}")), "").unwrap());
+    let root = Root::open(top.path()).unwrap();
+    let index = Index::in_memory().unwrap();
+    let mut first = look(top.path());
+    read_all(&root, &mut first);
+    index.write(1, |writer| first.pending.iter().try_for_each(|p| writer.upsert(&p.row))).unwrap();
+    fs::write(at("d/0007"), "changed").unwrap();
+    fs::remove_file(at("d/0008")).unwrap();
+    fs::remove_file(at("d/4999")).unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let options = plain(&filter);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let looks: Vec<Survey> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = fs::write(at("d/passing"), "x").and_then(|()| fs::remove_file(at("d/passing")));
+            }
+        });
+        let looks = (0..8).map(|_| {
+            let look = survey(&root, &index, &options, &|_| ControlFlow::Continue(()), &mut |_, _| {});
+            look.map(|mut found| {
+                read_all(&root, &mut found);
+                found
+            })
+        });
+        let looks: Result<_, _> = looks.collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        looks.unwrap()
+    });
+    let restless: Vec<&Survey> = looks.iter().filter(|found| !found.restless.is_empty()).collect();
+    assert!(!restless.is_empty(), "it was at rest");
+    for found in restless {
+        let held: Vec<_> = found.failures.iter().map(|failure| failure.path.as_bytes()).collect();
+        assert_eq!(held, [&b"d/0008"[..], b"d/4999"]);
+        assert!(found.gone.is_empty() && found.vanished.is_empty(), "{:?} {:?}", found.gone, found.vanished);
+        let changed = found.pending.iter().find(|p| p.row.path.as_bytes() == b"d/0007").unwrap();
+        assert_eq!(changed.row.entry.content().unwrap().1, Digest::of(b"changed"));
+        let others =
+            found.pending.iter().filter(|p| !["", "d", "d/0007", "d/passing"].contains(&&*p.row.path.display()));
+        assert_eq!(others.count(), 0);
+        let seen = 1 + 1 + 4998 + u64::from(found.pending.iter().any(|p| p.row.path.as_bytes() == b"d/passing"));
+        assert_eq!(found.entries, seen);
+    }
+}
+
 /// A name that changes again and again waits longer than what it holds.
 #[test]
 fn what_is_in_a_new_directory_is_found_with_all_directories_above_it() {
