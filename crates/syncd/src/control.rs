@@ -229,16 +229,21 @@ async fn status(share: Option<&str>, follow: bool, service: &Service, asker: &mu
 
 /// Lets out what is held, or would be.
 async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderError> {
-    let (held, before) = (mirror.is_held(), mirror.status().version);
+    let (held, before, away) = (mirror.is_held(), mirror.status().version, mirror.away());
     let version = mirror.look(true).await?;
     let number = version.number;
     let changed = before.is_none_or(|before| before.id != version.id);
+    let away = match &away[..] {
+        [] => String::new(),
+        [one] => format!("; {one} is away: if it is held when it is back, say it again"),
+        more => format!("; {} are away: if one is held when it is back, say it again", more.join(", ")),
+    };
     match held {
-        Some(true) => Ok(format!("share {name} is released; its newest version is {number}")),
+        Some(true) => Ok(format!("share {name} is released; its newest version is {number}{away}")),
         Some(false) if changed => {
-            Ok(format!("share {name}: nothing was held, and what changed is published as version {number}"))
+            Ok(format!("share {name}: nothing was held, and what changed is published as version {number}{away}"))
         }
-        Some(false) => Ok(format!("share {name}: nothing was held; its newest version is {number}")),
+        Some(false) => Ok(format!("share {name}: nothing was held; its newest version is {number}{away}")),
         None => Err(OrderError(format!(
             "share {name}: all that is held is owned by another master; `synccli release {name} --adopt` makes it this \
              machine's"
@@ -314,5 +319,8 @@ async fn verify(
             }
         }
     }
-    Ok(String::new())
+    match mirror.obstacle() {
+        Some(why) => Err(OrderError(format!("{why} (what was compared is the version before)"))),
+        None => Ok(String::new()),
+    }
 }

@@ -743,7 +743,11 @@ impl<'a> Session<'a> {
             Ok(End::Refused(refusal)) => {
                 self.connection.close(Code::Done, "").await;
                 let reason = crate::path::escape(refusal.reason.as_bytes());
-                self.problem(&Problem { path: None, reason });
+                // One that was open before that was released did not say so: the next one does.
+                let is_over = refusal.for_a_person && !self.said_released && self.delivery.permits.is_released();
+                if !is_over {
+                    self.problem(&Problem { path: None, reason });
+                }
             }
             Err(LinkError::NoSource) => self.connection.close(Code::Cancelled, "the source failed").await,
             Err(LinkError::Interrupted) => {

@@ -107,15 +107,10 @@ impl Fate {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A person has decided that the version of this number is the right tree, with all that is not in it.
-    pub fn release_of(&self, version: u64) {
-        self.permits.release_of(version, self.get().connection.is_some());
-    }
-
     /// A person has decided that the share there becomes this master's, and with that, that the version of this number is the
     /// right tree; it is tried again, now.
     pub fn adopt(&self, version: u64) {
-        self.permits.release_of(version, true);
+        self.permits.release_of(version);
         self.permits.adopt();
         self.try_again();
     }

@@ -220,6 +220,19 @@ impl MirrorHandle {
         if !is_ours && !held.is_empty() { None } else { Some(is_ours) }
     }
 
+    /// The replicas that nobody can say anything of now, by name.
+    pub fn away(&self) -> Vec<String> {
+        let followers = self.shared.followers();
+        let follows = |follower: &&Follower| *follower.fate.wish.borrow() == Wish::Follow;
+        let away = followers.iter().filter(follows).filter(|follower| is_away(&follower.fate));
+        away.map(|follower| label(&follower.destination)).collect()
+    }
+
+    /// Why nothing is published, if that is so.
+    pub fn obstacle(&self) -> Option<String> {
+        self.shared.obstacle()
+    }
+
     /// Looks at everything now, publishes what changed, and tries every replica at once. With `release`, what is held
     /// goes out, once.
     ///
@@ -228,8 +241,9 @@ impl MirrorHandle {
     pub async fn look(&self, release: bool) -> Result<VersionStatus, OrderError> {
         let followers = self.shared.followers();
         if release {
-            // What is published now may be held there as well. One that is another master's is not released by that.
-            let ours = followers.iter().filter(|follower| !follower.fate.get().is_anothers);
+            // What is published now may be held there as well. One that is another master's is not released by that, nor one
+            // that is away: of that nobody has seen how it is.
+            let ours = followers.iter().filter(|follower| !follower.fate.get().is_anothers && !is_away(&follower.fate));
             ours.for_each(|follower| follower.fate.permits.release());
         }
         let looked = self.look_now(release).await;
@@ -240,7 +254,7 @@ impl MirrorHandle {
         for follower in &followers {
             let due = looked.as_ref().ok().filter(|version| !acknowledged(&follower.fate, version));
             match due.filter(|_| follower.fate.permits.is_released()) {
-                Some(version) if release => follower.fate.release_of(version.number),
+                Some(version) if release => follower.fate.permits.release_of(version.number),
                 None if release => follower.fate.permits.withdraw(),
                 _ => {}
             }
@@ -471,6 +485,12 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
         link,
         delivery,
     }
+}
+
+/// Whether there is no connection with a replica, and not because it is held.
+fn is_away(follower: &Fate) -> bool {
+    let Following { connection, held, .. } = follower.get();
+    connection.is_none() && !held
 }
 
 /// Whether a replica has acknowledged a version or a later one over the connection that there is: so the numbers are of one index.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// For so long a release also holds for versions that came after the one that it was said of, if the replica is there: a tree that
-/// never rests has another one before it can be told.
+/// For so long a release also holds for versions that came after the one that it was said of: a tree that never rests has
+/// another one before the replica can be told.
 const FOR_LATER_ONES: Duration = Duration::from_secs(60);
 
 /// What is decided, until it is used up.
@@ -19,14 +19,13 @@ pub struct Permits {
 struct Release {
     /// The number of the version that was there when it was said; `None` while that is looked for.
     version: Option<u64>,
-    /// When it was said, if the replica was there.
-    said: Option<Instant>,
+    said: Instant,
 }
 
 impl Release {
     fn is_for(&self, version: u64, now: Instant) -> bool {
-        let is_soon = |said| now.saturating_duration_since(said) < FOR_LATER_ONES;
-        self.version.is_none_or(|released| version <= released) || self.said.is_some_and(is_soon)
+        self.version.is_none_or(|released| version <= released)
+            || now.saturating_duration_since(self.said) < FOR_LATER_ONES
     }
 }
 
@@ -38,12 +37,12 @@ impl Permits {
 
     /// What is there now is the right tree, with all that is not in it; which version that is will be said.
     pub fn release(&self) {
-        *self.released() = Some(Release { version: None, said: None });
+        *self.released() = Some(Release { version: None, said: Instant::now() });
     }
 
-    /// It is the one of this number, and the replica is there or away.
-    pub fn release_of(&self, version: u64, is_there: bool) {
-        *self.released() = Some(Release { version: Some(version), said: is_there.then(Instant::now) });
+    /// It is the one of this number.
+    pub fn release_of(&self, version: u64) {
+        *self.released() = Some(Release { version: Some(version), said: Instant::now() });
     }
 
     /// There is nothing to release any more.
@@ -97,21 +96,20 @@ mod tests {
     #[test]
     fn a_release_is_of_the_version_that_was_seen_and_for_a_minute_of_what_comes_then() {
         let said = Instant::now();
-        let release = Release { version: Some(7), said: Some(said) };
+        let release = Release { version: Some(7), said };
         let [soon, late] = [59, 60].map(|seconds| said + Duration::from_secs(seconds));
         assert_eq!(
             [(7, soon), (8, soon), (7, late), (8, late)].map(|(v, now)| release.is_for(v, now)),
             [true, true, true, false]
         );
-        let away = Release { version: Some(7), said: None };
-        assert!(away.is_for(7, late) && !away.is_for(8, soon) && Release { version: None, ..away }.is_for(8, late));
+        assert!(Release { version: None, said }.is_for(8, late));
     }
 
     #[test]
     fn a_release_is_used_up_by_whatever_brings_the_replica_to_the_version() {
         for (version, was_told, is_left) in [(6, false, true), (7, false, false), (8, false, false), (6, true, false)] {
             let permits = Permits::default();
-            permits.release_of(7, true);
+            permits.release_of(7);
             permits.acknowledged(version, was_told);
             assert_eq!(permits.is_released(), is_left, "{version} {was_told}");
         }
