@@ -91,6 +91,8 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("110 of 201 entries would be deleted, counted over an hour"), "{ran}");
     assert_eq!(status(&master.state)["state"], "held");
+    let ran = synccli(&master.state).args(&["verify", "www"]).code(1);
+    assert!(ran.out().contains("identical") && ran.err().contains("110 of 201 entries would be deleted"), "{ran}");
     // Whatever else changes goes with what is held.
     write(src.join("new"), b"new");
     synccli(&master.state).args(&["push", "www"]).code(1);
@@ -295,6 +297,7 @@ fn a_release_that_a_replica_did_not_need_lets_nothing_out_later() {
         }
         let ran = synccli(&master.state).args(&["release", "www"]).ok();
         assert!(ran.out().contains("nothing was held"), "{ran}");
+        assert_eq!(ran.out().contains("/www is away: if it is held when it is back, say it again"), is_away, "{ran}");
         if is_away {
             remove(&src, 0..150);
             wait_for("the next version", PATIENCE, || status(&master.state)["version"]["entries"] == 51 + 1);
