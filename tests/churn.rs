@@ -341,7 +341,9 @@ fn replicas_that_die_hang_or_lose_their_index() {
         cluster.quiet(&format!("round {round}"));
     }
     let now = descriptors(cluster.master().pid());
-    assert!(now <= before + 4, "{}", cluster.told(&format!("the master had {before} descriptors and has {now}")));
+    // Two of the history, and two that SQLite keeps for each reader there was beside another. Each connection that leaked would
+    // be there a dozen times.
+    assert!(now <= before + 8, "{}", cluster.told(&format!("the master had {before} descriptors and has {now}")));
 }
 
 #[test]
