@@ -313,7 +313,7 @@ fn rounds(otherwise: u32) -> u32 {
 #[test]
 fn nothing_but_changes() {
     let mut cluster = Cluster::started("nothing_but_changes", 3);
-    for round in 1..=rounds(6) {
+    for round in 1..=rounds(4) {
         cluster.churn();
         cluster.a_while(seconds(2));
         cluster.quiet(&format!("round {round}"));

@@ -62,7 +62,14 @@ fn a_tree_that_comes_back_is_seen_without_a_word() {
     wait_for("the master to see it", PATIENCE, || status(&master.state)["state"] == "ready");
     write(src.join("new"), b"new");
     wait_for("the change", PATIENCE, || scratch.path("one").join("new").exists());
+    synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &scratch.path("one"));
+}
+
+/// In the middle of a look it would see some of what goes meanwhile, and publish that by itself.
+fn stop_at_rest(master: &mut Daemon) {
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    master.signal(Signal::STOP);
 }
 
 fn remove(dir: &Path, names: std::ops::Range<usize>) {
@@ -85,7 +92,7 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     assert_exact(&src, &scratch.path("one"));
     let before = snapshot(&scratch.path("one"));
     // In one version, however slow this is.
-    master.signal(Signal::STOP);
+    stop_at_rest(&mut master);
     remove(&src, 95..110);
     master.signal(Signal::CONT);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
@@ -104,7 +111,7 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     (200..400).for_each(|i| write(src.join(format!("{i}")), b"x"));
     synccli(&master.state).args(&["push", "www"]).ok();
     let before = snapshot(&scratch.path("one"));
-    master.signal(Signal::STOP);
+    stop_at_rest(&mut master);
     remove(&src, 200..360);
     master.signal(Signal::CONT);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
@@ -133,7 +140,7 @@ fn orders_are_answered_while_a_held_tree_goes_on_changing() {
     let mut master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = '50%'");
     waits_for_state(&master.state, 0, "in_sync");
     let before = snapshot(&scratch.path("one"));
-    master.signal(Signal::STOP);
+    stop_at_rest(&mut master);
     remove(&src, 0..150);
     master.signal(Signal::CONT);
     wait_for("the master to hold", PATIENCE, || status(&master.state)["state"] == "held");
@@ -264,7 +271,7 @@ fn a_release_lets_out_what_there_is_and_nothing_of_another_day() {
     waits_for_state(&master.state, 0, "in_sync");
     let ran = synccli(&master.state).args(&["release", "www"]).ok();
     assert!(ran.out().contains("nothing was held; its newest version is 1"), "{ran}");
-    master.signal(Signal::STOP);
+    stop_at_rest(&mut master);
     remove(&src, 0..150);
     master.signal(Signal::CONT);
     synccli(&master.state).args(&["push", "www"]).code(1);
@@ -282,7 +289,7 @@ fn a_release_that_a_replica_did_not_need_lets_nothing_out_later() {
     let scratch = Scratch::new();
     let (src, dst) = (scratch.src(), scratch.path("one"));
     let mut one = replica(&scratch, "one");
-    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
     waits_for_state(&master.state, 0, "in_sync");
     for is_away in [false, true] {
         (0..200).for_each(|i| write(src.join(format!("{i}")), b"x"));
@@ -305,7 +312,10 @@ fn a_release_that_a_replica_did_not_need_lets_nothing_out_later() {
         } else {
             one.signal(Signal::CONT);
             waits_for_state(&master.state, 0, "in_sync");
+            // In one version, however slow this is.
+            stop_at_rest(&mut master);
             remove(&src, 0..150);
+            master.signal(Signal::CONT);
         }
         waits_for_state(&master.state, 0, "held");
         assert!(dst.join("0").exists(), "away: {is_away}");

@@ -169,7 +169,7 @@ fn held(world: &World) -> Vec<(String, Vec<u8>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn whatever_happened_the_next_push_ends_exact(rounds in proptest::collection::vec(round(), 1..6)) {
