@@ -16,6 +16,7 @@ mod support;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::*;
 
@@ -23,6 +24,32 @@ use support::*;
 fn exact_and_clean(src: &Path, dst: &Path) {
     assert_exact(src, dst);
     assert_no_differences("left over", &leftovers(&snapshot(dst)));
+}
+
+/// Nobody looks again after a push, so that what it may have missed has to be said.
+#[test]
+fn a_directory_that_never_rests_is_pushed_as_far_as_it_does_and_named() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    (0..5000).for_each(|i| write(src.join(format!("d/{i:04}")), b"x"));
+    let rests = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !rests.load(Ordering::Relaxed) {
+                write(src.join("d/passing"), b"x");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                let _ = std::fs::remove_file(src.join("d/passing"));
+            }
+        });
+        // Whoever runs beside this may leave it at rest for a while.
+        let named = (0..50).map(|_| scratch.push().run()).find(|ran| ran.err().contains("cannot see all of"));
+        rests.store(true, Ordering::Relaxed);
+        let ran = named.expect("it was at rest").code(1);
+        assert!(ran.err().contains("push again when it rests"), "{ran}");
+        assert!(dst.join("d/4999").exists(), "{ran}");
+    });
+    scratch.push().ok();
+    assert_exact(&src, &dst);
 }
 
 #[test]

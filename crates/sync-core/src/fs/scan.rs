@@ -3,8 +3,9 @@
 //! One `statx` for each entry, and nothing but directories is ever opened, by single names that are never followed as
 //! links. A listing is believed to be whole only if the directory's ctime was the same before and after it and everything in
 //! it was looked at; otherwise the directory is listed again, and one that never rests is said to be [`Scanned::Restless`].
-//! What cannot be known is said to be [`Scanned::Held`]: its absence from the walk proves nothing. The walk takes no recursion and a bounded number of descriptors, however deep
-//! or wide the tree; its memory is what the directories on the way to the current entry hold.
+//! What cannot be known is said to be [`Scanned::Held`]: its absence from the walk proves nothing. The walk takes no
+//! recursion and a bounded number of descriptors, however deep or wide the tree; its memory is what the directories on the way
+//! to the current entry hold.
 //!
 //! Each listing is true for the moment it was made. A file renamed during the walk from a directory that is still to
 //! come into one that was already listed is in neither: only a watch, or the next walk, finds it.
@@ -207,13 +208,6 @@ struct Listing {
     is_restless: bool,
 }
 
-impl Listing {
-    /// Of a directory that was this when it began.
-    fn begun(stat: Stat) -> Self {
-        Self { stat, children: Children::default(), held: Vec::new(), is_restless: false }
-    }
-}
-
 /// A directory on the way to where the walk is.
 struct Frame {
     stat: Stat,
@@ -243,14 +237,16 @@ impl Lister<'_> {
             Some(stat) => stat,
             None => self.root.stat_fd(fd).map_err(fail)?,
         };
-        let mut last = None;
-        for attempt in 0..TRIES {
-            if attempt > 0 {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let is_last = tries == TRIES;
+            if tries > 1 {
                 seek(fd, SeekFrom::Start(0)).map_err(fail)?;
             }
             let start = clock::now();
-            let is_last = attempt + 1 == TRIES;
-            let mut listing = Listing::begun(before);
+            let mut listing =
+                Listing { stat: before, children: Children::default(), held: Vec::new(), is_restless: false };
             let whole = self.read(path, fd, buffer, is_last, &mut listing).map_err(fail)?;
             listing.stat = self.root.stat_fd(fd).map_err(fail)?;
             let (was, is) = (before, listing.stat);
@@ -258,19 +254,15 @@ impl Lister<'_> {
             before = is;
             let ctime = is.tuple.ctime;
             // A stamp from the future would keep us waiting for nothing.
-            if unchanged && (clock::settled(ctime, start, false) || ctime.sec > start.sec + 3) {
+            let is_settled = clock::settled(ctime, start, false) || ctime.sec > start.sec + 3;
+            if is_last || (unchanged && is_settled) {
+                listing.is_restless = !unchanged;
                 listing.children.sort();
                 return Ok(listing);
             }
-            listing.is_restless = !unchanged;
-            last = (unchanged || is_last).then_some(listing);
             // Within one tick of the clock a change need not show: look again when it has moved on.
             std::thread::sleep(Duration::from_millis(if ctime.nsec == 0 { 300 } else { 5 }));
         }
-        // The last attempt is kept in any case.
-        let mut listing = last.unwrap_or_else(|| Listing { is_restless: true, ..Listing::begun(before) });
-        listing.children.sort();
-        Ok(listing)
     }
 
     /// Reads all names and looks at each; `false` if one of them was gone by then. The others are read nonetheless if `all` are

@@ -25,8 +25,8 @@ const OFFERED: usize = 96;
 /// Most notices in one session, and most drifts. A replica has a handful of occasions.
 const NOTICES: u8 = 64;
 
-/// Entries of a replica, beside those that make a stretch, that are few.
-const FEW: u64 = 32;
+/// A replica has few entries with no more than one for so many of a stretch.
+const FEW_OF: u64 = 32;
 
 /// What the driver tells the sender.
 #[derive(Clone, Debug)]
@@ -463,7 +463,7 @@ impl Sender {
     /// Whether a replica has so little, of no version, that a large tree may come to it in stretches as to one that has nothing:
     /// what an installation or a new file system puts there.
     fn has_nearly_nothing(&self, stand: &Stand) -> bool {
-        let is_few = self.stretch.is_some_and(|most| stand.entries <= most / FEW);
+        let is_few = self.stretch.is_some_and(|most| stand.entries <= most / FEW_OF);
         is_few && stand.version.is_none() && stand.features & STRETCHES != 0
     }
 

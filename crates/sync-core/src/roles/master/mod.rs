@@ -225,7 +225,9 @@ fn read_once(
     };
     let draft = |draft| tell(SourceEvent::Draft(Arc::new(draft)));
     let Looked { survey, scanned, hashed } = look(source, stop, meter, monitor, &mut offer, &draft)?;
-    let failures = Source::report_failures(&survey, monitor);
+    let restless = survey.restless();
+    let failures = Source::report_failures(&survey, monitor) + restless.len() as u64;
+    restless.for_each(|error| monitor.problem(None, &error.to_problem()));
     let (decided, difference) = source.decide(survey, scanned, hashed)?;
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");

@@ -158,6 +158,13 @@ impl Survey {
         !self.restless.is_empty() && path.parent().is_some_and(|dir| self.restless.contains(&dir))
     }
 
+    /// What nobody will look at again has to be said: in these directories something may be that was not seen, because it came, or
+    /// got another name, while they were listed.
+    pub fn restless(&self) -> impl ExactSizeIterator<Item = FsError> {
+        let why = "it changes all the time, and what came to it meanwhile may be missing; push again when it rests";
+        self.restless.iter().map(move |dir| FsError::because("see all of the directory", dir, why))
+    }
+
     /// A file was listed and then was not there. `old` is the row of its path, if there is one.
     pub fn has_vanished(&mut self, path: &RelPath, old: Option<Row>) {
         self.entries = self.entries.saturating_sub(1);
@@ -172,7 +179,8 @@ impl Survey {
     /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone.
     pub fn hold_what_moves(&mut self) {
         let why = "it comes and goes while the tree is read; push again when it rests";
-        let paths: BTreeSet<RelPath> = self.gone.iter().map(|row| row.path.clone()).collect();
+        let gone = self.gone.iter().map(|row| &row.path);
+        let paths: BTreeSet<RelPath> = gone.chain(&self.vanished).cloned().collect();
         self.failures.extend(paths.iter().map(|path| FsError::because("be sure of", path, why)));
     }
 
