@@ -14,7 +14,7 @@ mod support;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use support::*;
@@ -37,26 +37,33 @@ fn a_directory_that_never_rests_is_published_as_far_as_it_does() {
     let one = replica(&scratch, "one");
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");
     waits_for_state(&master.state, 0, "in_sync");
-    let rests = AtomicBool::new(false);
+    let busy = AtomicBool::new(true);
+    let passed = AtomicU32::new(0);
     std::thread::scope(|scope| {
+        let rest = Rest(&busy);
         scope.spawn(|| {
+            // Each is there for half a second or so: long enough to be published.
+            let passing = |i: u32| src.join(format!("flat/passing{i}"));
             let mut i: u32 = 0;
-            while !rests.load(Ordering::Relaxed) {
-                let passing = src.join(format!("flat/passing{i}"));
-                write(&passing, b"x");
-                std::thread::sleep(Duration::from_millis(3));
-                let _ = std::fs::remove_file(passing);
-                i += 1;
+            while busy.load(Ordering::Relaxed) {
+                write(passing(i), b"x");
+                std::thread::sleep(Duration::from_millis(1));
+                i = passed.fetch_add(1, Ordering::Relaxed) + 1;
+                if let Some(old) = i.checked_sub(400) {
+                    std::fs::remove_file(passing(old)).unwrap();
+                }
             }
+            (i.saturating_sub(399)..i).for_each(|left| std::fs::remove_file(passing(left)).unwrap());
         });
         std::thread::sleep(Duration::from_secs(1));
         write(src.join("flat/stable"), b"stable");
-        let until = Instant::now() + Duration::from_secs(40);
-        while !dst.join("flat/stable").exists() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        rests.store(true, Ordering::Relaxed);
-        assert!(Instant::now() < until, "{}", master.logged());
+        std::fs::remove_file(src.join("flat/00007")).unwrap();
+        wait_for("what rests in it", 60, || dst.join("flat/stable").exists() && !dst.join("flat/00007").exists());
+        wait_for("thousands to come and go", 60, || passed.load(Ordering::Relaxed) > 5000);
+        // What has come and gone does not stay there.
+        let there = std::fs::read_dir(dst.join("flat")).unwrap().count();
+        assert!(there < 22_000, "{there} entries\n{}", master.logged());
+        drop(rest);
     });
     waits_for_state(&master.state, 0, "in_sync");
     wait_for("the same tree", 60, || differences(&snapshot(&src), &snapshot(&dst)).is_empty());

@@ -157,3 +157,41 @@ fn several_stretches_come_and_come_again_where_all_is_gone() {
     });
     assert_exact(&src, &dst);
 }
+
+/// The wrong directory: what is in it and not on the master went in the end, whatever the guard would have said of it.
+#[test]
+fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    for dir in ["a", "b"] {
+        std::fs::create_dir(src.join(dir)).unwrap();
+        for i in 0..17_000 {
+            File::create(src.join(format!("{dir}/{i:05}"))).unwrap();
+        }
+    }
+    for i in 0..200 {
+        write(dst.join(format!("own{i:03}")), b"of somebody who chose the wrong directory");
+    }
+    let own = || std::fs::read_dir(&dst).unwrap().filter(|e| is_own(e.as_ref().unwrap())).count();
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "held");
+    assert!(one.logged().contains(STRETCH), "{}", one.logged());
+    let problem = status(&master.state)["replicas"][0]["problem"].to_string();
+    assert!(problem.contains("200 of 200 entries would be deleted"), "{problem}");
+    assert_eq!(own(), 200);
+    // A restart of it forgets neither.
+    one.kill();
+    one.up();
+    wait_for("it to be held again", 60, || {
+        status(&one.state)["state"] == "held" && status(&master.state)["replicas"][0]["state"] == "held"
+    });
+    assert_eq!(own(), 200);
+    synccli(&master.state).args(&["release", "www"]).ok();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
+}
+
+fn is_own(entry: &std::fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with("own")
+}

@@ -258,12 +258,14 @@ async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<Strin
     let replicas = mirror.names(None)?.len() as u64;
     unread(share.clone(), &mirror, asker).await?;
     asker.tell(&Reply::Published { share, version: version.clone(), replicas }).await?;
+    // What somebody changed there a moment ago is found as well.
+    let looked = mirror.look_there();
     let mut changes = service.masters.changes();
     let mut acknowledged: Vec<String> = Vec::new();
     let mut told: Vec<ReplicaStatus> = Vec::new();
     loop {
         changes.borrow_and_update();
-        let (reached, behind) = mirror.reached(&version);
+        let (reached, behind) = mirror.reached(&version, looked);
         for replica in reached {
             if !acknowledged.contains(&replica.name) {
                 let delivery = replica.delivery.filter(|delivery| delivery.version >= version.number);

@@ -23,6 +23,8 @@ pub struct Masters {
     running: Mutex<BTreeMap<String, Running>>,
     /// Told whenever something changes.
     changed: watch::Sender<()>,
+    /// Told when nothing may be left to do, which the daemon waits for: a mirror has failed, or others are wanted.
+    idles: watch::Sender<()>,
 }
 
 struct Running {
@@ -34,7 +36,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(master: Master, state_dir: &Path, changed: &watch::Sender<()>) -> Self {
+    fn start(master: Master, state_dir: &Path, changed: &watch::Sender<()>, idles: &watch::Sender<()>) -> Self {
         let monitors = {
             let share = master.name.clone();
             move |replica: Option<&Destination>| -> Arc<dyn Monitor> {
@@ -45,7 +47,8 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let ended = Arc::new(Mutex::new(None));
         let task = tokio::spawn({
-            let (name, ended, changed) = (master.name.clone(), Arc::clone(&ended), changed.clone());
+            let (name, ended) = (master.name.clone(), Arc::clone(&ended));
+            let (changed, idles) = (changed.clone(), idles.clone());
             async move {
                 let result = mirror.run(stopped).await;
                 // The other shares go on.
@@ -53,6 +56,7 @@ impl Running {
                     tracing::error!(share = name, "it is not mirrored: {error}");
                     *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                     changed.send_replace(());
+                    idles.send_replace(());
                 }
                 result
             }
@@ -83,9 +87,10 @@ impl Running {
 impl Masters {
     /// Begins to mirror these shares, with indexes in the state directory.
     pub fn start(masters: Vec<Master>, state_dir: PathBuf, changed: watch::Sender<()>) -> Self {
-        let start = |master: Master| (master.name.clone(), Running::start(master, &state_dir, &changed));
+        let idles = watch::channel(()).0;
+        let start = |master: Master| (master.name.clone(), Running::start(master, &state_dir, &changed, &idles));
         let running = Mutex::new(masters.into_iter().map(start).collect());
-        Self { state_dir, running, changed }
+        Self { state_dir, running, changed, idles }
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
@@ -119,13 +124,15 @@ impl Masters {
                 ended => {
                     let again = if ended.is_some() { " again" } else { "" };
                     said.push(format!("share {} is mirrored{again}", master.name));
-                    running.insert(master.name.clone(), Running::start(master, &self.state_dir, &self.changed));
+                    let started = Running::start(master.clone(), &self.state_dir, &self.changed, &self.idles);
+                    running.insert(master.name, started);
                 }
             }
             said.extend(unpaired);
         }
         drop(running);
         self.changed.send_replace(());
+        self.idles.send_replace(());
         said
     }
 
@@ -171,14 +178,14 @@ impl Masters {
     /// # Errors
     /// That of the first share that failed.
     pub async fn run(&self, mut shutdown: Shutdown, serves_others: impl Fn() -> bool) -> anyhow::Result<()> {
-        let mut changes = self.changes();
+        let mut idle = self.idles.subscribe();
         let all_failed = || {
             let running = self.running();
             !serves_others() && !running.is_empty() && running.values().all(|running| running.ended().is_some())
         };
         while !all_failed() {
             tokio::select! {
-                _ = changes.changed() => {}
+                _ = idle.changed() => {}
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }

@@ -43,10 +43,22 @@ pub fn probe_at(
     name: &CStr,
     stat: &Stat,
 ) -> Result<Entry, ReadError> {
-    let failed = |doing, errno| match errno {
-        Errno::NOENT => ReadError::Changed,
-        errno => ReadError::Fs(FsError::new(doing, path, errno)),
-    };
+    let entry = probe_restless(path, dir, name, stat)?;
+    if !stat.is_file() {
+        let now = root.stat_at(dir, name).map_err(|errno| failed("look at", path, errno))?;
+        if now.tuple != stat.tuple {
+            return Err(ReadError::Changed);
+        }
+    }
+    Ok(entry)
+}
+
+/// The same for an entry that may change meanwhile, such as a directory in which names come and go all the time: its xattrs may
+/// be later than the rest of it.
+///
+/// # Errors
+/// [`ReadError::Changed`] if it is gone, or not a link any more.
+pub fn probe_restless(path: &RelPath, dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<Entry, ReadError> {
     let (major, minor) = stat.rdev;
     let kind = match stat.kind {
         FileType::RegularFile => Kind::File { size: stat.tuple.size, digest: Digest::empty() },
@@ -54,7 +66,7 @@ pub fn probe_at(
         FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
             Ok(target) => Kind::Symlink { target: target.into_bytes().into() },
             Err(Errno::INVAL) => return Err(ReadError::Changed),
-            Err(errno) => return Err(failed("read the link", errno)),
+            Err(errno) => return Err(failed("read the link", path, errno)),
         },
         FileType::Fifo => Kind::Fifo,
         FileType::Socket => Kind::Socket,
@@ -65,15 +77,16 @@ pub fn probe_at(
         }
     };
     let xattrs = by_name(dir, name).map_err(|errno| unreadable(path, errno))?;
-    if !stat.is_file() {
-        let now = root.stat_at(dir, name).map_err(|errno| failed("look at", errno))?;
-        if now.tuple != stat.tuple {
-            return Err(ReadError::Changed);
-        }
-    }
     // Linux has no modes of symlinks; what a file system reports for them means nothing.
     let mode = if stat.kind == FileType::Symlink { 0o777 } else { stat.mode };
     Ok(Entry { kind, mode, uid: stat.uid, gid: stat.gid, mtime: stat.tuple.mtime, xattrs, link: None })
+}
+
+fn failed(doing: &'static str, path: &RelPath, errno: Errno) -> ReadError {
+    match errno {
+        Errno::NOENT => ReadError::Changed,
+        errno => ReadError::Fs(FsError::new(doing, path, errno)),
+    }
 }
 
 /// The entry of a regular file as far as its `stat` tells, for the caller to add digest and xattrs.

@@ -179,6 +179,15 @@ impl Children {
         order.sort_unstable_by(|a, b| name(a).cmp(name(b)));
     }
 
+    /// The same for a directory that changed while it was listed, where one name may have come twice: it is what was found under it
+    /// the second time.
+    fn sort_changed(&mut self) {
+        let Self { names, order, .. } = self;
+        let name = |child: &Child| &names[child.start..][..child.len];
+        order.sort_unstable_by(|a, b| name(a).cmp(name(b)).then(b.found.cmp(&a.found)));
+        order.dedup_by(|a, b| name(a) == name(b));
+    }
+
     fn is_over(&self) -> bool {
         self.taken >= self.order.len()
     }
@@ -257,7 +266,10 @@ impl Lister<'_> {
             let is_settled = clock::settled(ctime, start, false) || ctime.sec > start.sec + 3;
             if is_last || (unchanged && is_settled) {
                 listing.is_restless = !unchanged;
-                listing.children.sort();
+                match unchanged {
+                    true => listing.children.sort(),
+                    false => listing.children.sort_changed(),
+                }
                 return Ok(listing);
             }
             // Within one tick of the clock a change need not show: look again when it has moved on.

@@ -7,6 +7,7 @@ mod names;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 pub use found::{Before, KnownContents, Pending, Survey};
@@ -16,8 +17,9 @@ use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
 use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
 use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time, Tuple};
-use crate::path::{Key, RelPath};
+use crate::path::{Key, KeyBuf, RelPath};
 use found::{COMES_AND_GOES, recognise_moved_inodes};
+use names::{Dirs, is_excluded};
 
 /// How to look at a tree.
 pub struct SurveyOptions<'a> {
@@ -33,6 +35,9 @@ pub struct SurveyOptions<'a> {
     pub takes_unmounted: bool,
     /// What the reserved staging name means in this tree.
     pub reserved: Reserved,
+    /// Whoever looks is told of all that comes: where a directory does not rest, a name under which nothing is now is gone, whatever
+    /// name that has got instead.
+    pub is_watched: bool,
     /// Look again at what the kernel refused: our privileges changed.
     pub reconsider_refused: bool,
     /// Leave extras out of the root: they were kept on purpose, and shall be again.
@@ -80,8 +85,9 @@ pub fn survey(
         groups: HashMap::new(),
         kept: None,
         merkle: Some(Merkle::new()),
+        dirs: Dirs::new(root),
         found,
-        survey: Survey::default(),
+        survey: Survey { is_watched: options.is_watched, ..Survey::default() },
     };
     let ended = fs::scan(root, &scan_options, &mut |item| {
         if walk.survey.entries.is_multiple_of(1024) && seen_so_far(walk.survey.entries).is_break() {
@@ -112,6 +118,8 @@ struct Walk<'a> {
     kept: Option<RelPath>,
     /// Over the rows, as long as none is passed over.
     merkle: Option<Merkle>,
+    /// Where names are looked at that no listing has shown.
+    dirs: Dirs<'a>,
     found: &'a mut dyn FnMut(usize, &Pending),
     survey: Survey,
 }
@@ -208,12 +216,41 @@ impl Walk<'_> {
             && let Some(path) = self.rows.peek()?.and_then(|next| next.key.to_path().ok())
             && self.survey.is_in_restless(&path)
         {
-            return self.hold(FsError::because("be sure of", &path, COMES_AND_GOES));
+            return if self.options.is_watched {
+                self.look_for(&path)
+            } else {
+                self.hold(FsError::because("be sure of", &path, COMES_AND_GOES))
+            };
         }
         if let Some(Stored { row, .. }) = self.take()? {
             self.unseen(row);
         }
         Ok(())
+    }
+
+    /// The path of the next row was not listed in a directory that does not rest: it is looked at by itself.
+    fn look_for(&mut self, path: &RelPath) -> Result<(), SurveyError> {
+        let unsure = || FsError::because("be sure of", path, COMES_AND_GOES);
+        let (dir, around, stat) = match self.dirs.stat(path) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                if let Some(Stored { row, .. }) = self.take()? {
+                    self.unseen(row);
+                }
+                return Ok(());
+            }
+            Err(error) => return self.hold(error),
+        };
+        // What is in a directory, only a walk tells; that comes with the next look.
+        let key = KeyBuf::of(path);
+        match std::ffi::CString::new(path.name()) {
+            Ok(name) if !stat.is_dir() && stat.mount == around && !is_excluded(self.options, path, false) => {
+                self.survey.entries += 1;
+                let old = self.take()?;
+                self.entry(Seen::alone(&key, dir.as_fd(), &name, stat), old)
+            }
+            _ => self.hold(unsure()),
+        }
     }
 
     fn unseen(&mut self, row: Row) {
@@ -443,6 +480,7 @@ fn want_again(entry: &mut Entry, row: &Row) {
 /// The entry, and what it was when it was looked at: again if it changed meanwhile; `None` if it is gone.
 fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> {
     const TRIES: u32 = 4;
+    let restless = || Err(FsError::because("look at", seen.path(), "it keeps changing; push again when it rests"));
     let mut stat = seen.stat;
     for _ in 0..TRIES {
         match fs::probe_at(root, seen.path(), seen.dir, seen.name, &stat) {
@@ -453,12 +491,20 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
         match root.stat_at(seen.dir, seen.name) {
             // A directory that came or went changes what is walked: that is for the next push.
             Ok(now) if now.is_dir() == seen.stat.is_dir() => stat = now,
-            Ok(_) => break,
+            Ok(_) => return restless(),
             Err(errno) if errno == rustix::io::Errno::NOENT => return Ok(None),
             Err(errno) => return Err(FsError::new("look at", seen.path(), errno)),
         }
     }
-    Err(FsError::because("look at", seen.path(), "it keeps changing; push again when it rests"))
+    // Its time passes on with each name that comes or goes in it, and each of those is looked at by itself.
+    if !stat.is_dir() {
+        return restless();
+    }
+    match fs::probe_restless(seen.path(), seen.dir, seen.name, &stat) {
+        Ok(entry) => Ok(Some((entry, stat))),
+        Err(ReadError::Fs(error)) => Err(error),
+        Err(ReadError::Changed | ReadError::Cancelled) => restless(),
+    }
 }
 
 fn before_of(Stored { row: Row { entry, .. }, hash, .. }: &Stored) -> Box<Before> {

@@ -394,3 +394,18 @@ fn a_walked_directory_that_moves_away_holds_what_is_left_of_it() {
     assert_eq!(met.held, ["cannot scan a: it was moved or replaced while its tree was scanned"]);
     assert_eq!(met.entries.last().unwrap(), "b");
 }
+
+/// Some file systems list a name twice that went and came again meanwhile.
+#[test]
+fn a_name_that_was_listed_twice_is_what_it_was_the_second_time() {
+    let mut children = Children::default();
+    for (name, errno) in [(c"b", 1), (c"a", 2), (c"b", 3), (c"c", 4), (c"a", 5), (c"b", 6)] {
+        children.push(name, Found::Failed(Errno::from_raw_os_error(errno)));
+    }
+    children.sort_changed();
+    let mut found = Vec::new();
+    while let Some((name, Found::Failed(errno))) = children.take() {
+        found.push((name.to_owned(), errno.raw_os_error()));
+    }
+    assert_eq!(found, [(c"a".to_owned(), 5), (c"b".to_owned(), 6), (c"c".to_owned(), 4)]);
+}

@@ -34,6 +34,7 @@ fn look(top: &Path, found: &mut dyn FnMut(usize, &Pending)) -> Survey {
         checksum: false,
         takes_unmounted: false,
         reserved: Reserved::Hold,
+        is_watched: false,
         reconsider_refused: false,
         ignore_extras: false,
     };

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::meter::Meter;
-use super::outgoing::{Estimate, Outgoing, SendFailure};
+use super::outgoing::{Outgoing, StreamEvent};
 use super::source::Source;
 use super::stream::Stream;
 use crate::compress::AutoCompress;
@@ -16,7 +16,7 @@ use crate::options::Compress;
 use crate::pace::Pace;
 use crate::session::ContentRequest;
 use crate::transport::Connection;
-use crate::wire::{Describe, Described};
+use crate::wire::Described;
 
 /// Streams that carry content: enough to keep both sides' cores busy.
 const STREAMS: usize = 2;
@@ -46,8 +46,8 @@ pub struct Sending {
     pub compress: Compress,
     /// Bytes per second.
     pub bandwidth: Option<u64>,
-    /// Where to tell what it would take, if that is all that is asked for: then nothing is sent.
-    pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
+    /// Whether all that is asked for is what it would take: then nothing is sent.
+    pub estimates: bool,
 }
 
 /// The content streams to one replica.
@@ -60,12 +60,7 @@ pub struct ContentSender {
 
 impl ContentSender {
     /// Streams that are opened when there is something to send.
-    pub fn new(
-        sending: Sending,
-        connection: &Connection,
-        failures: mpsc::UnboundedSender<SendFailure>,
-        asks: mpsc::UnboundedSender<(Describe, u64)>,
-    ) -> Self {
+    pub fn new(sending: Sending, connection: &Connection, events: mpsc::UnboundedSender<StreamEvent>) -> Self {
         let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
         let outgoing = Arc::new(Outgoing {
             dest,
@@ -73,8 +68,7 @@ impl ContentSender {
             meter,
             queue: Mutex::default(),
             more: Notify::new(),
-            asks,
-            failures,
+            events,
             compress: choose(compress, connection),
             auto: Mutex::new(AutoCompress::new()),
             pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),

@@ -4,26 +4,29 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::acks;
 use super::content::{ContentSender, Sending, Sent, choose};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
+use super::fate::Fate;
+use super::feed::{Feed, Heard, SourceEvent};
 use super::giving;
 use super::meter::Meter;
 use super::news::News;
-use super::outgoing::{Estimate, SendFailure};
+use super::outgoing::{Estimate, SendFailure, StreamEvent};
 use super::permits::Permits;
 use super::source::{Decided, Source};
 use super::telling::{Telling, Unknown};
 use crate::control::DriftStatus;
 use crate::fs;
 use crate::index::{Ack as IndexedAck, Snapshot};
-use crate::manifest::{Version, VersionId};
+use crate::manifest::VersionId;
 use crate::monitor::{How, Item, Monitor, Problem};
 use crate::options::{Compress, Destination, DestinationReport, Policy, PushRequest, Stats};
 use crate::path::RelPath;
@@ -32,10 +35,7 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
-use crate::wire::{
-    ADOPT, Ack, Announce, Describe, Draft, FOLLOW, HISTORY, Hello, Offered, RELEASED, Stand, ToMaster, ToReplica,
-    Unhealed,
-};
+use crate::wire::{ADOPT, Ack, Announce, FOLLOW, HISTORY, Hello, RELEASED, Stand, ToMaster, ToReplica, Unhealed};
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
 /// would mean more flushes.
@@ -44,29 +44,14 @@ const STRETCH: u64 = 1 << 15;
 /// How long it may take to send what is queued to the end of a session.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// What the source tells every delivery.
-#[derive(Clone)]
-pub enum SourceEvent {
-    /// Contents that were just hashed.
-    Hashed(Arc<Vec<Offered>>),
-    /// What can be copied of a file that is being read.
-    Draft(Arc<Draft>),
-    /// The version to bring everybody to, and how it differs from the one before. It is not in the index yet.
-    Decided(Arc<Decided>, Arc<Difference>),
-    /// It is.
-    Committed,
-    /// There is a version that is in the index: the newest when this is heard.
-    Published(watch::Receiver<Option<Arc<News>>>),
-}
-
 /// How a delivery ended.
 pub struct Delivered {
     /// For the caller of the push.
     pub report: DestinationReport,
     /// Files of the source that changed between hashing and sending: worth another round.
     pub source_changed: Vec<Problem>,
-    /// The version that the replica acknowledged with just its root.
-    pub version: Option<Version>,
+    /// The version that the replica acknowledged with just its root, as the number and the identity.
+    pub version: Option<(u64, VersionId)>,
     /// The version that it was to come to.
     pub tried: Option<VersionId>,
     /// What the next session on the connection goes on with, if there can be one.
@@ -77,6 +62,10 @@ pub struct Delivered {
     pub said_released: bool,
     /// What went wrong first, if something did; the monitor was told of all.
     pub problem: Option<Problem>,
+    /// How long it took since a mirror told of a version.
+    pub took: Duration,
+    /// What drifted at the replica and is not undone.
+    pub unhealed: Option<DriftStatus>,
 }
 
 /// With what a session begins that is not the first on its connection.
@@ -87,6 +76,8 @@ pub enum Next {
     Reached(RelPath),
     /// It acknowledged another root: something failed there, or changed here.
     Again,
+    /// It is to look at all of its tree.
+    Look,
 }
 
 /// What is left of a session that ended well.
@@ -143,13 +134,10 @@ pub(super) struct Session<'a> {
     contents: ContentSender,
     /// How offers travel.
     offers: Packing,
-    failures: mpsc::UnboundedReceiver<SendFailure>,
-    /// What it would take to send contents, if that is asked for.
-    estimates: mpsc::UnboundedReceiver<Estimate>,
-    /// The same by path, until the replica tells what becomes of these.
+    /// What the streams of contents tell.
+    streams: mpsc::UnboundedReceiver<StreamEvent>,
+    /// What it would take to send contents, if that is asked for, until the replica tells what becomes of these.
     estimated: HashMap<RelPath, u64>,
-    /// What the streams must know of old files.
-    asks: mpsc::UnboundedReceiver<(Describe, u64)>,
     decided: Option<Arc<Decided>>,
     /// Where newer versions are told of, if any come.
     newest: Option<watch::Receiver<Option<Arc<News>>>>,
@@ -171,22 +159,25 @@ pub(super) struct Session<'a> {
     resumed: u64,
     source_changed: Vec<Problem>,
     timing: Timing,
-    /// Whether another session shall follow on the connection.
-    follows: bool,
+    /// Of a replica that follows: another session shall come after this one on the connection.
+    fate: Option<&'a Fate>,
+    /// Whether the replica looks at all of its tree in this session, and not only where the last one on the connection ended.
+    looks: bool,
     /// Whether the replica was told that a person has decided: that is over when it acknowledges.
     said_released: bool,
     /// Whether the replica was told to make the share this master's.
     said_adopts: bool,
     /// Whether it was told what to publish.
     announced: bool,
-    /// Told when the replica is not at the version that it acknowledged any more.
-    drifted: Arc<Notify>,
-    /// What drifted there and is not undone.
-    unhealed: watch::Sender<Option<DriftStatus>>,
+    /// Whether somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
+    drifted: bool,
+    /// What drifted there and is not undone, as the replica told it last.
+    unhealed: Option<DriftStatus>,
 }
 
 #[derive(Default)]
 struct Timing {
+    told: Option<Instant>,
     first_want: Option<Instant>,
     publishing: Option<Instant>,
     send: Duration,
@@ -236,8 +227,8 @@ impl Delivery {
             }
         };
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut delivered = match Session::open(&self, connection.clone(), share, 0, None).await {
-            Ok(session) => session.run(&mut source, &mut shutdown, &replica).await,
+        let mut delivered = match Session::open(&self, connection.clone(), share, None, None).await {
+            Ok(session) => session.run(&mut Feed::Push(&mut source), &mut shutdown, &replica).await,
             Err(error) => {
                 self.monitor.problem(Some(self.dest), &broken(&error));
                 failed(1, Stats::default())
@@ -264,6 +255,8 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         hold: None,
         said_released: false,
         problem: None,
+        took: Duration::ZERO,
+        unhealed: None,
     }
 }
 
@@ -279,24 +272,23 @@ pub(super) fn broken(error: &LinkError) -> Problem {
 }
 
 impl<'a> Session<'a> {
-    /// Says hello, with these features beside those that the source has; or goes on where the last session on the connection
-    /// ended, if that said the same.
+    /// Says hello; or goes on where the last session on the connection ended, if that said the same.
     pub async fn open(
         delivery: &'a Delivery,
         connection: Connection,
         share: String,
-        features: u64,
+        fate: Option<&'a Fate>,
         next: Option<Next>,
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
         let (released, adopts) = (delivery.permits.is_released(), delivery.permits.adopts());
-        let said = [(keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
-        let features = said.iter().filter(|(said, _)| *said).fold(features, |features, (_, bit)| features | bit);
+        let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
+        let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
-        let (control, sender) = match next {
+        let (control, sender, looks) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
-                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH))
+                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH), false)
             }
             next => {
                 if let Some(Next::Open(Open { control, .. })) = next {
@@ -307,19 +299,16 @@ impl<'a> Session<'a> {
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
                     control.send(ToReplica::Place(region.clone()).encode())?;
                 }
-                (control, Sender::new(hello.clone()).in_stretches(STRETCH))
+                (control, Sender::new(hello.clone()).in_stretches(STRETCH), true)
             }
         };
-        let (failure_sender, failures) = mpsc::unbounded_channel();
-        let (ask_sender, asks) = mpsc::unbounded_channel();
+        let (events, streams) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
         let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
-        let (estimate_sender, estimates) = mpsc::unbounded_channel();
-        let estimate = delivery.policy.dry_run && delivery.policy.estimate;
-        let sending =
-            Sending { dest, source, meter, compress, bandwidth, estimates: estimate.then_some(estimate_sender) };
+        let estimates = delivery.policy.dry_run && delivery.policy.estimate;
+        let sending = Sending { dest, source, meter, compress, bandwidth, estimates };
         let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
-        let contents = ContentSender::new(sending, &connection, failure_sender, ask_sender);
+        let contents = ContentSender::new(sending, &connection, events);
         Ok(Self {
             delivery,
             connection,
@@ -328,10 +317,8 @@ impl<'a> Session<'a> {
             sender,
             contents,
             offers,
-            failures,
-            estimates,
+            streams,
             estimated: HashMap::new(),
-            asks,
             decided: None,
             newest: None,
             difference: None,
@@ -345,32 +332,25 @@ impl<'a> Session<'a> {
             resumed: 0,
             source_changed: Vec::new(),
             timing: Timing::default(),
-            follows: features & FOLLOW != 0,
+            fate,
+            looks,
             said_released: released,
             said_adopts: adopts,
             announced: false,
-            drifted: Arc::default(),
-            unhealed: watch::channel(None).0,
+            drifted: false,
+            unhealed: None,
         })
     }
 
-    /// Told when somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
-    pub fn drifted(&self) -> Arc<Notify> {
-        Arc::clone(&self.drifted)
-    }
-
-    /// What somebody else changed in the replica's tree and is not undone, as the replica tells it.
-    pub fn unhealed(&self) -> watch::Receiver<Option<DriftStatus>> {
-        self.unhealed.subscribe()
+    /// Whether the replica looks at all of its tree in this session.
+    pub fn looks(&self) -> bool {
+        self.looks
     }
 
     /// Input by input until the sender says that it is over.
-    pub async fn run(
-        mut self,
-        source: &mut mpsc::UnboundedReceiver<SourceEvent>,
-        shutdown: &mut Shutdown,
-        replica: &str,
-    ) -> Delivered {
+    pub async fn run(mut self, feed: &mut Feed<'_>, shutdown: &mut Shutdown, replica: &str) -> Delivered {
+        let mut stop = shutdown.clone();
+        let mut stopped = pin!(async { drop(stop.wait_for(|stop| *stop).await) });
         let end = loop {
             match self.carry_out(shutdown).await {
                 Ok(ControlFlow::Break(end)) => break Ok(end),
@@ -379,20 +359,18 @@ impl<'a> Session<'a> {
             }
             let input = tokio::select! {
                 biased;
-                () = async { drop(shutdown.wait_for(|stop| *stop).await) } => break Err(LinkError::Interrupted),
+                () = &mut stopped => break Err(LinkError::Interrupted),
                 message = self.control.next_or_room(self.telling.is_some() || !self.loads.is_empty()) => match message {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
-                Some(failure) = self.failures.recv() => Ok(self.content_failed(failure)),
-                Some(estimate) = self.estimates.recv() => Ok(self.estimated(estimate)),
-                Some((ask, old)) = self.asks.recv() => Ok(SenderInput::Describe(ask, old)),
+                Some(event) = self.streams.recv() => Ok(self.stream_event(event)),
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
-                event = source.recv(), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match event {
-                    Some(event) => self.source_event(event, shutdown).await,
-                    // The source failed as a whole, and said why.
-                    None => break Err(LinkError::NoSource),
+                heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {
+                    Heard::Event(event) => self.source_event(event, shutdown).await,
+                    Heard::Look => return self.end_to_look(),
+                    Heard::Failed => break Err(LinkError::NoSource),
                 },
             };
             if let Err(error) = input.and_then(|input| self.sender.handle(input).map_err(LinkError::from)) {
@@ -400,6 +378,13 @@ impl<'a> Session<'a> {
             }
         };
         self.conclude(end, replica).await
+    }
+
+    /// Ends a session in which nothing was told: the next one begins with a look at all of the replica's tree.
+    fn end_to_look(self) -> Delivered {
+        self.contents.stop();
+        tokio::spawn(self.control.read_to_end());
+        Delivered { next: Some(Next::Look), ..failed(0, Stats::default()) }
     }
 
     async fn source_event(&mut self, event: SourceEvent, shutdown: &mut Shutdown) -> Result<SenderInput, LinkError> {
@@ -419,6 +404,7 @@ impl<'a> Session<'a> {
                 SenderInput::Committed
             }
             SourceEvent::Published(newest) => {
+                self.timing.told = Some(Instant::now());
                 self.newest = Some(newest.clone());
                 self.take_newest(newest, false, shutdown).await?
             }
@@ -470,6 +456,14 @@ impl<'a> Session<'a> {
         };
         (has, root) == (news.id(), news.decided.version.root)
             || news.difference.as_ref().is_some_and(|difference| difference.begins_at(has, root))
+    }
+
+    fn stream_event(&mut self, event: StreamEvent) -> SenderInput {
+        match event {
+            StreamEvent::Failed(failure) => self.content_failed(failure),
+            StreamEvent::Estimated(estimate) => self.estimated(estimate),
+            StreamEvent::Asks(ask, old) => SenderInput::Describe(ask, old),
+        }
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -582,7 +576,7 @@ impl<'a> Session<'a> {
                     Telling::Difference(difference, _) => {
                         let difference = Arc::clone(difference);
                         let (mut told, done) = telling.next()?;
-                        if self.follows && self.delivery.bandwidth.is_none() {
+                        if self.fate.is_some() && self.delivery.bandwidth.is_none() {
                             told.contents = giving::contents(&difference, &told.changes, &self.delivery.source.ring);
                         }
                         (told, done)
@@ -612,11 +606,14 @@ impl<'a> Session<'a> {
             Report::Resumed(bytes) => self.resumed = bytes,
             Report::Drifted => {
                 monitor.notice(Some(dest), "somebody changed its tree there: it is made identical again");
-                self.drifted.notify_one();
+                self.drifted = true;
             }
             Report::Unhealed(Unhealed { entries, first }) => {
                 let first = first.map(|first| first.display());
-                self.unhealed.send_replace((entries > 0).then_some(DriftStatus { entries, first }));
+                self.unhealed = (entries > 0).then_some(DriftStatus { entries, first });
+                if let Some(fate) = self.fate {
+                    fate.update(|fate| fate.drift.clone_from(&self.unhealed));
+                }
             }
             Report::Notice(text) => monitor.notice(Some(dest), &crate::path::escape(text.as_bytes())),
         }
@@ -641,7 +638,7 @@ impl<'a> Session<'a> {
             Some(rows) => rows,
             None => {
                 let rows = self.delivery.source.index.snapshot()?;
-                let wanted = self.decided.as_ref().map(|decided| decided.version.id());
+                let wanted = self.decided.as_ref().map(|decided| decided.id);
                 // A push is alone with its index.
                 if self.delivery.is_mirror && rows.latest_version()?.map(|latest| latest.version.id()) != wanted {
                     return Err(LinkError::Superseded);
@@ -653,7 +650,7 @@ impl<'a> Session<'a> {
     }
 
     fn unknown_version(&mut self, version: VersionId) -> Result<(), LinkError> {
-        if self.follows && !self.delivery.permits.is_released() {
+        if self.fate.is_some() && !self.delivery.permits.is_released() {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
                        replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
@@ -687,7 +684,7 @@ impl<'a> Session<'a> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.follows && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
+        if self.fate.is_some() && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
@@ -753,7 +750,7 @@ impl<'a> Session<'a> {
             Err(LinkError::Interrupted) => {
                 self.connection.close(Code::Cancelled, "interrupted").await;
                 // Who follows is asked to stop when all is well.
-                if !self.follows {
+                if !self.fate.is_some() {
                     self.problem(&interrupted());
                 }
             }
@@ -764,7 +761,8 @@ impl<'a> Session<'a> {
         }
         let unheard = self.timing.publishing.is_some() && !heard;
         let report = DestinationReport { exact, problems: self.problems, unheard, stats, refused };
-        let version = self.decided.as_ref().filter(|_| exact).map(|decided| decided.version.clone());
+        let tried = self.decided.as_ref().map(|decided| decided.id);
+        let version = self.decided.as_ref().filter(|_| exact).map(|decided| (decided.version.number, decided.id));
         let next = match open_at {
             Some(stand) => Some(Next::Open(Open { control: self.control, hello: self.hello, stand })),
             None => {
@@ -776,9 +774,9 @@ impl<'a> Session<'a> {
             }
         };
         let problem = self.first_problem;
-        let tried = self.decided.as_ref().map(|decided| decided.version.id());
-        let (source_changed, said_released) = (self.source_changed, self.said_released);
-        Delivered { report, source_changed, version, tried, next, hold, said_released, problem }
+        let took = self.timing.told.map_or(Duration::ZERO, |told| told.elapsed());
+        let Self { source_changed, said_released, unhealed, .. } = self;
+        Delivered { report, source_changed, version, tried, next, hold, said_released, problem, took, unhealed }
     }
 
     /// A release is used up by what the replica has taken.
@@ -842,7 +840,7 @@ impl<'a> Session<'a> {
         };
         let (source, monitor) = (&self.delivery.source, Arc::clone(&self.delivery.monitor));
         let is_due = source.acks.add(indexed);
-        if !self.follows {
+        if !self.fate.is_some() {
             tokio::task::block_in_place(|| source.acks.record(&source.index, &*monitor));
         } else if is_due {
             // The tree may be opened anew meanwhile, and then its index belongs to whoever does that.

@@ -2,25 +2,24 @@
 //! lasts. What it missed is in the index, so that nothing is queued for it, however long it was away.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 
-use super::delivery::{Delivered, Delivery, Hold, Next, Session, SourceEvent, broken, interrupted};
+use super::delivery::{Delivered, Delivery, Hold, Next, Session, broken, interrupted};
 use super::dial::{Dialed, dial};
+use super::fate::{Fate, Wish};
+use super::feed::Feed;
 use super::news::News;
-use super::permits::Permits;
 use crate::backoff::{Backoff, LONGEST};
-use crate::control::{DeliveryStatus, DriftStatus};
+use crate::control::DeliveryStatus;
 use crate::fs;
 use crate::manifest::VersionId;
 use crate::monitor::Problem;
 use crate::path::RelPath;
 use crate::roles::{Shutdown, memory};
 use crate::transport::Connection;
-use crate::wire::FOLLOW;
 
 /// The least time between two sessions with a replica on which something keeps failing: each begins with a look at all that
 /// it has.
@@ -32,100 +31,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How many times as long as such a session took it is left alone, for what fails may be sent each time; but no longer than
 /// [`LONGEST`].
 const SHARE: u32 = 10;
-
-/// What a follower is to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wish {
-    /// Keep the replica at the newest version.
-    #[default]
-    Follow,
-    /// Leave it alone for a moment.
-    Rest,
-    /// Leave it alone, and keep what is known of it.
-    Pause,
-    /// Nothing any more.
-    End,
-}
-
-/// How a replica fares.
-#[derive(Clone, Debug, Default)]
-pub struct Following {
-    /// The connection with it, if there is one.
-    pub connection: Option<Connection>,
-    /// The version that it acknowledged last in this process, as the number and the identity.
-    pub version: Option<(u64, VersionId)>,
-    /// Whether that was over this connection: before, it may have been changed there.
-    pub is_current: bool,
-    /// What somebody else changed there and is not undone.
-    pub drift: Option<DriftStatus>,
-    /// What went wrong last, until a version is acknowledged.
-    pub problem: Option<String>,
-    /// Whether that is for a person to decide.
-    pub held: bool,
-    /// Whether it said last that it is another master's. Unlike the above, not forgotten when it is tried again.
-    pub is_anothers: bool,
-    /// When it is tried again, if it is waited for.
-    pub retry: Option<Instant>,
-    /// What it took to bring that version to it.
-    pub delivery: Option<DeliveryStatus>,
-}
-
-/// A replica's place among those who follow, kept while tasks and connections come and go.
-pub struct Fate {
-    following: Mutex<Following>,
-    /// What its task is to do; whoever runs one listens.
-    pub wish: watch::Sender<Wish>,
-    /// Whether somebody compares it, for which it rests: set and looked at while the wish is changed.
-    pub is_compared: AtomicBool,
-    /// Try again now instead of after the wait.
-    pub again: Notify,
-    /// What a person has decided.
-    pub permits: Arc<Permits>,
-    /// Told of every change here.
-    changed: watch::Sender<()>,
-}
-
-impl Fate {
-    /// Nothing is known yet. `changed` is told whenever that changes.
-    pub fn new(changed: watch::Sender<()>) -> Self {
-        let following = Mutex::default();
-        let wish = watch::channel(Wish::Follow).0;
-        let (is_compared, again, permits) = (AtomicBool::new(false), Notify::new(), Arc::default());
-        Self { following, wish, is_compared, again, permits, changed }
-    }
-
-    /// Of the same replica at other addresses: what a person has decided stays. Who compares it has the old one rest, and will
-    /// not end a rest of this one.
-    pub fn after(old: &Self) -> Self {
-        let old_wish = *old.wish.borrow();
-        let wish = watch::channel(if old_wish == Wish::Rest { Wish::Follow } else { old_wish }).0;
-        Self { wish, permits: Arc::clone(&old.permits), ..Self::new(old.changed.clone()) }
-    }
-
-    /// As it is now.
-    pub fn get(&self) -> Following {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A person has decided that the share there becomes this master's, and with that, that the version of this number is the
-    /// right tree; it is tried again, now.
-    pub fn adopt(&self, version: u64) {
-        self.permits.release_of(version);
-        self.permits.adopt();
-        self.try_again();
-    }
-
-    /// It is tried again, now: whether it is held is to be found out anew.
-    pub fn try_again(&self) {
-        self.update(|following| following.held = false);
-        self.again.notify_one();
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Following)) {
-        change(&mut self.following.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.send_replace(());
-    }
-}
 
 impl Delivery {
     /// Keeps the replica at the newest version until it is told to end. What goes wrong is told to the monitor and tried
@@ -189,7 +94,8 @@ impl Delivery {
         };
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let (mut acknowledged, mut next, mut is_known) = (None, None, false);
+        let mut looks = fate.looks.subscribe();
+        let (mut acknowledged, mut looked, mut next, mut is_known) = (None, 0, None, false);
         // How many sessions in a row did not make it identical.
         let mut in_a_row = 0;
         // How far it has come in stretches, and what it took so far to bring it to a version.
@@ -199,7 +105,8 @@ impl Delivery {
                 // What is released is not said of what came much later.
                 self.permits.releases(news.decided.version.number);
             }
-            let opened = Session::open(self, connection.clone(), share.clone(), FOLLOW, next).await;
+            let asked = *looks.borrow();
+            let opened = Session::open(self, connection.clone(), share.clone(), Some(fate), next).await;
             let session = match opened {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
@@ -209,24 +116,16 @@ impl Delivery {
                 fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
                 is_known = true;
             }
-            let (events, mut source) = mpsc::unbounded_channel();
+            if session.looks() {
+                looked = asked;
+            }
             let before = connection.traffic();
-            let told = Mutex::new(None);
-            let (drifted, unhealed) = (session.drifted(), session.unhealed());
-            let run = session.run(&mut source, halted, &replica);
-            let delivered = tokio::select! {
-                delivered = run => delivered,
-                never = tell(news, acknowledged, &drifted, events, &told) => match never {},
-                never = note(unhealed.clone(), fate) => match never {},
-            };
-            // What came last may not be noted yet.
-            let drift = unhealed.borrow().clone();
+            let mut feed = Feed::Mirror { news: &mut *news, acknowledged, looks: &mut looks, looked };
+            let delivered = session.run(&mut feed, halted, &replica).await;
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
-            let Delivered { version, tried, hold, said_released, problem, .. } = delivered;
+            let Delivered { version, tried, hold, said_released, problem, took, unhealed, .. } = delivered;
             next = delivered.next;
-            let told: Option<Instant> = *told.lock().unwrap_or_else(PoisonError::into_inner);
-            let took = told.map_or(Duration::ZERO, |told| told.elapsed());
             (carried.0, carried.1) = (carried.0 + wire_bytes, carried.1 + took);
             if let Some(Next::Reached(last)) = &next {
                 // Who acknowledges the same again and again gets nowhere.
@@ -241,6 +140,10 @@ impl Delivery {
                     continue;
                 }
                 next = Some(Next::Again);
+            }
+            if let Some(Next::Look) = next {
+                acknowledged = None;
+                continue;
             }
             reached = None;
             let Some(version) = version else {
@@ -271,12 +174,13 @@ impl Delivery {
                 another(news, tried, least..wait, fate, &connection, halted).await;
                 continue;
             };
-            acknowledged = Some(version.id());
+            let (number, id) = version;
+            acknowledged = Some(id);
             fate.update(|fate| {
-                (fate.version, fate.is_current) = (Some((version.number, version.id())), true);
-                (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, drift);
+                (fate.version, fate.is_current, fate.looked) = (Some(version), true, looked);
+                (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, unhealed);
                 let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
-                fate.delivery = Some(DeliveryStatus { version: version.number, wire_bytes, seconds });
+                fate.delivery = Some(DeliveryStatus { version: number, wire_bytes, seconds });
             });
             (carried, in_a_row) = ((0, Duration::ZERO), 0);
             backoff.reset();
@@ -298,29 +202,6 @@ impl Delivery {
 fn pause(took: Duration, in_a_row: u32) -> Duration {
     let longest = PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST);
     FIRST_PAUSE.max(took).saturating_mul(1 << in_a_row.min(16)).min(longest)
-}
-
-/// Tells a session when there is a version that is not the one that the replica has acknowledged, or any once the replica
-/// has drifted from that, and stays.
-async fn tell(
-    news: &mut watch::Receiver<Option<Arc<News>>>,
-    acknowledged: Option<VersionId>,
-    drifted: &Notify,
-    events: mpsc::UnboundedSender<SourceEvent>,
-    told: &Mutex<Option<Instant>>,
-) -> std::convert::Infallible {
-    let is_news = |news: &Option<Arc<News>>| news.as_ref().is_some_and(|news| Some(news.id()) != acknowledged);
-    let heard = tokio::select! {
-        heard = news.wait_for(is_news) => heard.map(drop),
-        () = drifted.notified() => Ok(()),
-    };
-    // Whoever makes the news ends only on shutdown, which the session sees itself; nor is one heard that is over.
-    if heard.is_ok() && news.wait_for(Option::is_some).await.is_ok() {
-        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        let _ = events.send(SourceEvent::Published(news.clone()));
-    }
-    let _events = events;
-    std::future::pending().await
 }
 
 /// Waits until there is a point in another session with a replica that did not come to be at the version that was tried: a
@@ -350,15 +231,6 @@ async fn another(
     }
 }
 
-/// Notes what the replica tells that drifted there and is not undone.
-async fn note(mut unhealed: watch::Receiver<Option<DriftStatus>>, fate: &Fate) -> std::convert::Infallible {
-    while unhealed.changed().await.is_ok() {
-        let drift = unhealed.borrow_and_update().clone();
-        fate.update(|fate| fate.drift = drift);
-    }
-    std::future::pending().await
-}
-
 /// For waits that shall differ; any number does if the kernel has none.
 fn random() -> u64 {
     fs::random().map_or(0, u64::from_le_bytes)
@@ -374,17 +246,5 @@ mod tests {
         assert_eq!(pauses(3), [50, 100, 1600, 2000, 2000]);
         assert_eq!(pauses(1000), [1000, 2000, 10_000, 10_000, 10_000]);
         assert_eq!(pauses(90_000), [60_000; 5]);
-    }
-
-    #[test]
-    fn who_has_other_addresses_goes_on_as_a_person_wished() {
-        for (old, new) in [(Wish::Follow, Wish::Follow), (Wish::Rest, Wish::Follow), (Wish::Pause, Wish::Pause)] {
-            let fate = Fate::new(watch::channel(()).0);
-            fate.wish.send_replace(old);
-            fate.permits.release();
-            let after = Fate::after(&fate);
-            assert_eq!(*after.wish.borrow(), new);
-            assert!(after.permits.is_released());
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::config::MirrorConfig;
-use super::follow::{Fate, Following, Wish};
+use super::fate::{Fate, Following, Wish};
 use super::news::News;
 use super::source::Source;
 use crate::control::{
@@ -42,6 +42,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Changes that only a look found.
     pub missed: AtomicU64,
+    /// How many times all replicas were asked to look at all of their trees.
+    looks: watch::Sender<u64>,
     /// Told of every change.
     changed: watch::Sender<()>,
 }
@@ -81,7 +83,8 @@ pub struct Follower {
 impl Shared {
     /// Of a mirror that does nothing yet.
     pub fn new(config: &MirrorConfig, changed: watch::Sender<()>) -> Self {
-        let shared = Self { state: Mutex::default(), missed: AtomicU64::new(0), changed };
+        let looks = watch::channel(0).0;
+        let shared = Self { state: Mutex::default(), missed: AtomicU64::new(0), looks, changed };
         shared.configure(config);
         shared
     }
@@ -109,7 +112,7 @@ impl Shared {
                 }
                 let same = |follower: &&Follower| label(&follower.destination) == label(destination);
                 let fate = before.iter().find(same).map(|old| Fate::after(&old.fate));
-                let fate = Arc::new(fate.unwrap_or_else(|| Fate::new(self.changed.clone())));
+                let fate = Arc::new(fate.unwrap_or_else(|| Fate::new(self.looks.clone(), self.changed.clone())));
                 let follower = Follower { destination: destination.clone(), fate };
                 new.push(follower.clone());
                 state.followers.push(follower);
@@ -157,10 +160,10 @@ impl Shared {
     }
 
     /// What a look at the tree could not read.
-    pub fn unread(&self, failures: &[FsError]) {
-        let first = failures.iter().min_by(|a, b| a.path.cmp(&b.path));
+    pub fn unread<'a>(&self, failures: impl Iterator<Item = &'a FsError> + Clone) {
+        let first = failures.clone().min_by(|a, b| a.path.cmp(&b.path));
         let unread = first.map(|first| UnreadStatus {
-            entries: failures.len() as u64,
+            entries: failures.count() as u64,
             first: first.path.to_string(),
             reason: first.to_problem().reason,
         });
@@ -357,11 +360,19 @@ impl MirrorHandle {
         self.shared.open().ok_or_else(|| OrderError(why()))
     }
 
-    /// Those replicas that have `wanted` or a later version, and those that do not, as they are now.
-    pub fn reached(&self, wanted: &VersionStatus) -> (Vec<ReplicaStatus>, Vec<ReplicaStatus>) {
+    /// Has every replica look at all of its tree when nothing is being told to it; the number of this wish.
+    pub fn look_there(&self) -> u64 {
+        self.shared.looks.send_modify(|looks| *looks += 1);
+        *self.shared.looks.borrow()
+    }
+
+    /// Those replicas that have `wanted` or a later version and have looked at all of their trees since that
+    /// [wish](Self::look_there), and those that have not, as they are now.
+    pub fn reached(&self, wanted: &VersionStatus, looked: u64) -> (Vec<ReplicaStatus>, Vec<ReplicaStatus>) {
         let status = |follower: &Follower| replica_status(follower, Some(wanted), None);
+        let is_there = |fate: &Fate| has(fate, wanted) && fate.get().looked >= looked;
         let (reached, behind): (Vec<_>, Vec<_>) =
-            self.shared.followers().into_iter().partition(|follower| has(&follower.fate, wanted));
+            self.shared.followers().into_iter().partition(|follower| is_there(&follower.fate));
         (reached.iter().map(status).collect(), behind.iter().map(status).collect())
     }
 

@@ -15,8 +15,8 @@ use super::config::{MirrorConfig, Monitors};
 use super::delivery::Delivery;
 use super::difference::Difference;
 use super::error::PushError;
+use super::fate::Wish;
 use super::filling::Filling;
-use super::follow::Wish;
 use super::handle::{Follower, MirrorHandle, MirrorOrder, Opened, Shared};
 use super::meter::Meter;
 use super::news::News;
@@ -26,7 +26,7 @@ use crate::backoff::jittered;
 use crate::control::ShareState;
 use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
-use crate::fs::{self, History, place};
+use crate::fs::{self, FsError, History, place};
 use crate::guard::Step;
 use crate::index::IndexError;
 use crate::manifest::VersionId;
@@ -508,7 +508,9 @@ impl Mirror {
             return Err(self.hold(why));
         }
         Source::report_failures(&survey, &*self.monitor);
-        self.shared.unread(&survey.failures);
+        // Where there is no watch, nobody else tells of what came to these meanwhile.
+        let restless: Vec<FsError> = if open.watch.is_none() { survey.restless().collect() } else { Vec::new() };
+        self.shared.unread(survey.failures.iter().chain(&restless));
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
         // A tree that was replaced while it was looked at may be half gone.
         check_place(open)?;
@@ -519,7 +521,7 @@ impl Mirror {
         }
         open.last =
             last.map(|last| LastLook { tree: decided.tree.clone(), linked: linked.unwrap_or(last.linked), ..last });
-        let id = decided.version.id();
+        let id = decided.id;
         if open.told == Some(id) {
             return Ok(None);
         }
@@ -595,6 +597,7 @@ impl Mirror {
 
     fn look(&self, open: &Open) -> Result<Looked, PushError> {
         let stop = &self.stop;
+        open.source.watched(open.watch.is_some());
         let found = look(&open.source, stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {});
         match found {
             Err(PushError::Index(IndexError::Damaged(reason))) => {

@@ -28,6 +28,6 @@ impl News {
 
     /// The version's identity.
     pub fn id(&self) -> VersionId {
-        self.decided.version.id()
+        self.decided.id
     }
 }

@@ -42,6 +42,16 @@ pub struct Estimate {
     pub literal: u64,
 }
 
+/// What a session hears of its streams.
+pub enum StreamEvent {
+    /// A content could not be sent.
+    Failed(SendFailure),
+    /// A content would be sent, if that were not all that is asked for.
+    Estimated(Estimate),
+    /// The replica is to be asked about an old file, of so many bytes.
+    Asks(Describe, u64),
+}
+
 /// Everything the streams share.
 pub struct Outgoing {
     /// Which destination, for the meter.
@@ -54,10 +64,8 @@ pub struct Outgoing {
     pub queue: Mutex<Queue>,
     /// Rings when something was added.
     pub more: Notify,
-    /// Where the replica is asked about old files, of so many bytes.
-    pub asks: mpsc::UnboundedSender<(Describe, u64)>,
-    /// Where to tell what could not be sent.
-    pub failures: mpsc::UnboundedSender<SendFailure>,
+    /// Where to tell what the session is to know.
+    pub events: mpsc::UnboundedSender<StreamEvent>,
     /// Compression on the wire.
     pub compress: Compress,
     /// Whether it pays, if that is to be found out.
@@ -66,8 +74,8 @@ pub struct Outgoing {
     pub pace: Option<Mutex<Pace>>,
     /// When the pace began.
     pub started: Instant,
-    /// Where to tell what it would take, if that is all that is asked for.
-    pub estimates: Option<mpsc::UnboundedSender<Estimate>>,
+    /// Whether all that is asked for is what it would take.
+    pub estimates: bool,
     /// Content bytes sent, before compression.
     pub literal: AtomicU64,
     /// What they took after it.
@@ -145,10 +153,9 @@ impl Outgoing {
     /// A content was sent, of which the replica has so much; or would have been.
     pub fn done(&self, request: &ContentRequest, literal: u64, copied: u64) {
         self.copied.fetch_add(copied, Ordering::Relaxed);
-        if let Some(estimates) = &self.estimates {
+        if self.estimates {
             let (seq, path) = (request.seq, request.file.path.clone());
-            // If the session is over, nobody needs to know.
-            let _ = estimates.send(Estimate { seq, path, literal });
+            self.tell(StreamEvent::Estimated(Estimate { seq, path, literal }));
         }
     }
 
@@ -160,7 +167,12 @@ impl Outgoing {
         };
         let changed = !matches!(error, ReadError::Fs(_));
         let failure = SendFailure { seq: request.seq, path: request.file.path.clone(), reason, changed };
-        // If the session is over, nobody needs to know.
-        let _ = self.failures.send(failure);
+        self.tell(StreamEvent::Failed(failure));
+    }
+
+    /// The session is to know.
+    pub fn tell(&self, event: StreamEvent) {
+        // If it is over, nobody needs to.
+        let _ = self.events.send(event);
     }
 }

@@ -77,12 +77,16 @@ pub struct Source {
     leave_out: Vec<(u64, u64)>,
     chunks: Mutex<HashMap<Digest, Arc<[ChunkRef]>>>,
     remembered: Mutex<Remembered>,
+    /// Whether whoever looks is told of all that comes meanwhile.
+    is_watched: AtomicBool,
 }
 
 /// What every destination is brought to.
 pub struct Decided {
     /// The version.
     pub version: Version,
+    /// Its identity, which is asked for again and again.
+    pub id: VersionId,
     /// The same, unless this is a dry run, which mints none.
     pub minted: Option<Version>,
     /// What could not be read.
@@ -154,7 +158,13 @@ impl Source {
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
             chunks: Mutex::default(),
             remembered: Mutex::default(),
+            is_watched: AtomicBool::new(false),
         })
+    }
+
+    /// From now on whoever looks is told of all that comes meanwhile, or not any more.
+    pub fn watched(&self, is_watched: bool) {
+        self.is_watched.store(is_watched, Ordering::Relaxed);
     }
 
     /// Looks at the whole tree beside its index, and reads what is not proven. `known` has contents that an earlier look
@@ -294,6 +304,7 @@ impl Source {
             checksum: self.policy.checksum,
             takes_unmounted: false,
             reserved: Reserved::Hold,
+            is_watched: self.is_watched.load(Ordering::Relaxed),
             reconsider_refused: false,
             ignore_extras: false,
         }
@@ -358,7 +369,8 @@ impl Source {
             None => self.next_version(tree.root)?,
         };
         let minted = (!self.policy.dry_run).then(|| version.clone());
-        let decided = Decided { version, minted, holds, tree, entries, scan, hash };
+        let id = version.id();
+        let decided = Decided { version, id, minted, holds, tree, entries, scan, hash };
         Ok((decided, Difference::new(latest.as_ref(), pending, gone, moved)))
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::compare::{Compared, Comparison, Plan};
-use super::outgoing::{BATCH, Outgoing};
+use super::outgoing::{BATCH, Outgoing, StreamEvent};
 use super::queue::{Job, SMALL};
 use super::splicing::Splicing;
 use crate::compress::{LIGHT_LEVEL, Observation, STRONG_LEVEL, StreamCompressor, compress_after};
@@ -47,10 +47,7 @@ impl Stream {
     pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, number: usize) -> Result<(), StreamError> {
         let batch = outgoing.batch();
         let Some(mut job) = outgoing.next(batch, number).await else { return Ok(()) };
-        let writer = match outgoing.estimates {
-            None => Some(connection.open_uni().await?),
-            Some(_) => None,
-        };
+        let writer = if outgoing.estimates { None } else { Some(connection.open_uni().await?) };
         let mut stream =
             Self { outgoing: Arc::clone(&outgoing), connection, writer, compressor: None, strong: None, literal: 0 };
         loop {
@@ -181,8 +178,7 @@ impl Stream {
             Ok(Compared::Asks(comparison, ask)) => {
                 let old = comparison.old_size();
                 self.outgoing.queue().ask(comparison, &ask);
-                // If the session is over, nobody needs to know.
-                let _ = self.outgoing.asks.send((ask, old));
+                self.outgoing.tell(StreamEvent::Asks(ask, old));
             }
             Err(error) => self.outgoing.fail(request, &error),
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::delivery::{Delivery, SourceEvent};
-use super::follow::{Fate, Wish};
+use super::delivery::Delivery;
+use super::fate::{Fate, Wish};
+use super::feed::SourceEvent;
 use super::handle::{Follower, MirrorHandle, Opened, OrderError};
 use super::news::News;
 use crate::control::Reply;

@@ -16,7 +16,7 @@ use crate::fs::{FsError, Known, Observed, Observer, Placed, Publisher, Ready, St
 use crate::guard;
 use crate::hash::Digest;
 use crate::index::{Commit, Index, IndexError, Intent, Rows as _, Snapshot, Stand};
-use crate::manifest::{Entry, Holds, Kind, Lineage, Refused, Row, TreeHash, Tuple, Version};
+use crate::manifest::{Entry, Holds, Kind, Refused, Row, TreeHash, Tuple, Version};
 use crate::monitor::{How, Item};
 use crate::path::RelPath;
 use crate::plan::{self, Action, Changes, MovedDir, Plan, Situation, Step};
@@ -50,8 +50,10 @@ pub struct Application {
     /// The tree that the plan leads to, if all of it comes true.
     tree: TreeHash,
     stats: ReplicaStats,
-    /// How the number of entries changes.
+    /// How the number of entries changes, for the guard.
     step: guard::Step,
+    /// How many entries were there before the first stretch, if this goes on behind stretches of the same lineage.
+    before_stretches: Option<u64>,
     items: Vec<Item>,
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
@@ -141,7 +143,12 @@ impl Application {
         // What somebody else added since is no loss: it counts neither as there nor as deleted.
         let added = deleted_additions(opened, &plan);
         let (before, deletes) = (opened.entries().saturating_sub(added), plan.deletes.saturating_sub(added));
-        let step = guard::Step { before, deletes, after: (before + stats.created).saturating_sub(deletes) };
+        let after = (before + stats.created).saturating_sub(deletes);
+        // What came in stretches was counted by the master when it went there. What was here before them was not.
+        let lineage = announce.version.lineage;
+        let before_stretches = opened.reached().filter(|r| r.lineage == lineage).map(|reached| reached.before);
+        let (before, deletes) = before_stretches.map_or((before, deletes), |own| (own, deletes.min(own)));
+        let step = guard::Step { before, deletes, after };
         let announce = announce.clone();
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
@@ -157,6 +164,7 @@ impl Application {
             tree,
             stats,
             step,
+            before_stretches,
             items,
             refusal,
             publisher,
@@ -167,11 +175,6 @@ impl Application {
             unmade: Vec::new(),
             last,
         })
-    }
-
-    /// Of whose versions it applies one.
-    pub fn lineage(&self) -> Lineage {
-        self.announce.version.lineage
     }
 
     /// Bytes of whole contents that an interrupted push left and this plan uses.
@@ -197,9 +200,14 @@ impl Application {
         self.refusal.clone().filter(|_| self.root == self.announce.version.root)
     }
 
-    /// How the number of entries changes.
+    /// How the number of entries changes, for the guard.
     pub fn step(&self) -> guard::Step {
         self.step
+    }
+
+    /// Whether it goes on behind stretches of the same lineage.
+    pub fn is_behind_stretches(&self) -> bool {
+        self.before_stretches.is_some()
     }
 
     /// The version that it is for.
@@ -459,7 +467,8 @@ impl Application {
         if stands {
             opened.additions.clear();
         }
-        let reached = |path| Reached { root: self.root, lineage: self.announce.version.lineage, path };
+        let before = self.before_stretches.unwrap_or(self.step.before);
+        let reached = |path| Reached { root: self.root, lineage: self.announce.version.lineage, before, path };
         opened.has_reached(self.last.take().filter(|_| !stands).map(reached), stands)?;
         if self.failures == 0 {
             opened.completed();

@@ -152,6 +152,7 @@ mod tests {
             checksum: false,
             takes_unmounted: false,
             reserved: Reserved::Skip,
+            is_watched: false,
             reconsider_refused: false,
             ignore_extras: false,
         };

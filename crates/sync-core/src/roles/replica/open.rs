@@ -577,6 +577,7 @@ impl Opened {
             checksum: self.policy.checksum,
             takes_unmounted: false,
             reserved: Reserved::Skip,
+            is_watched: false,
             reconsider_refused: false,
             ignore_extras: self.policy.no_delete,
         }

@@ -5,8 +5,8 @@ use crate::index::{Commit, Index, IndexError};
 use crate::manifest::Lineage;
 use crate::path::RelPath;
 
-/// Under this key an index keeps it: root, lineage, and the bytes of the path.
-const KEY: &str = "replica.reached";
+/// Under this key an index keeps it: root, lineage, the number of entries that were there before, and the bytes of the path.
+const KEY: &str = "replica.stretches";
 
 /// What a replica has that stands at no version yet, because stretches are to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Reached {
     pub root: Digest,
     /// Whose versions the stretches were of: that master knows what the others hold.
     pub lineage: Lineage,
+    /// How many entries were there before the first: nobody has counted what of those is to go.
+    pub before: u64,
     /// The last path that was told.
     pub path: RelPath,
 }
@@ -33,7 +35,10 @@ impl Reached {
     /// # Errors
     /// [`IndexError`] if that cannot be done.
     pub fn write(this: Option<&Self>, index: &Index) -> Result<(), IndexError> {
-        let value = this.map(|this| [&this.root.0[..], &this.lineage.0, this.path.as_bytes()].concat());
+        let encode = |this: &Self| {
+            [&this.root.0[..], &this.lineage.0, &this.before.to_le_bytes(), this.path.as_bytes()].concat()
+        };
+        let value = this.map(encode);
         index.set_meta(KEY, value.as_deref())
     }
 
@@ -47,7 +52,9 @@ impl Reached {
 
     fn decode(value: &[u8]) -> Option<Self> {
         let (root, rest) = value.split_first_chunk()?;
-        let (lineage, path) = rest.split_first_chunk()?;
-        Some(Self { root: Digest(*root), lineage: Lineage(*lineage), path: RelPath::new(path).ok()? })
+        let (lineage, rest) = rest.split_first_chunk()?;
+        let (before, path) = rest.split_first_chunk()?;
+        let before = u64::from_le_bytes(*before);
+        Some(Self { root: Digest(*root), lineage: Lineage(*lineage), before, path: RelPath::new(path).ok()? })
     }
 }

@@ -22,7 +22,7 @@ use super::stand_in::StandIns;
 use super::standing::{Asked, Attendance};
 use super::{expand, listing};
 use crate::control::VersionStatus;
-use crate::manifest::{Lineage, Row};
+use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
@@ -89,8 +89,6 @@ pub struct Session {
     is_passed_over: bool,
     /// Whether a person there has decided that what the guard would hold is meant.
     released: bool,
-    /// Of whose versions there were only stretches when it began, if that was so.
-    begins_partial: Option<Lineage>,
     /// Of an embedded replica it is empty.
     share: String,
     /// The share, once it is known.
@@ -144,7 +142,6 @@ impl Session {
             goes_on: false,
             is_passed_over: false,
             released: false,
-            begins_partial: None,
             share: String::new(),
             held: None,
             leaving: JoinSet::new(),
@@ -399,7 +396,6 @@ impl Session {
                 // What came of another master's tree is no beginning of this one.
                 let goes_on = self.follows.is_some() && !self.goes_on && !asks.adopts;
                 let reached = opened.reached().filter(|_| goes_on).cloned();
-                self.begins_partial = reached.as_ref().map(|reached| reached.lineage);
                 self.opened = Some(opened);
                 if let Some(reached) = reached {
                     self.receiver.handle(ReceiverInput::Reached(reached.path))?;
@@ -727,18 +723,12 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let counts = self.follows.is_some() && !self.is_meant(planned);
+        let counts = self.follows.is_some() && !self.released;
         let held = self.held.as_ref().filter(|_| counts)?;
         let error = held.guard.check(planned.step()).err()?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
         Some(self.hold(reason))
-    }
-
-    /// Whether what goes is meant: a person has said so, or it goes from a tree that is only partly there, of which the master that
-    /// brought it has counted more than there is here.
-    fn is_meant(&self, application: &Application) -> bool {
-        self.released || self.begins_partial == Some(application.lineage())
     }
 
     /// It waits for a person on the master, and says so here as well.
@@ -768,13 +758,13 @@ impl Session {
     }
 
     fn publish(&mut self) -> Result<(), LinkError> {
-        let is_meant = self.application.as_ref().is_some_and(|application| self.is_meant(application));
         let (Some(opened), Some(application)) = (&mut self.opened, &mut self.application) else {
             return Err(LinkError::Ended);
         };
         // Nobody follows a replica in the process of its master.
         let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
-        let counted = held.map(|held| held.guard.counting(application.step(), is_meant || self.follows.is_none()));
+        let is_new = self.released || self.follows.is_none() || application.is_behind_stretches();
+        let counted = held.map(|held| held.guard.counting(application.step(), is_new));
         let published = application.publish(opened, &self.ending, counted.as_ref());
         let problems = opened.take_problems();
         self.tell_problems(problems)?;

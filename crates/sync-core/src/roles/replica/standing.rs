@@ -170,6 +170,9 @@ impl Standing {
 
     /// A version is not taken until a person says so.
     pub fn holds(&self, why: &str) {
+        if self.state().held.as_deref() != Some(why) {
+            tracing::warn!("held: {why}");
+        }
         self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));
     }
 

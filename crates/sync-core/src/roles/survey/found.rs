@@ -96,6 +96,8 @@ pub struct Survey {
     pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
+    /// Whether whoever looks is told of all that comes.
+    pub(super) is_watched: bool,
     /// Directories that changed whenever they were listed.
     pub(super) restless: BTreeSet<RelPath>,
     /// Names of files that changed between the looks at two of their names, so that these would seem to differ.
@@ -161,7 +163,7 @@ impl Survey {
     /// What nobody will look at again has to be said: in these directories something may be that was not seen, because it came, or
     /// got another name, while they were listed.
     pub fn restless(&self) -> impl ExactSizeIterator<Item = FsError> {
-        let why = "it changes all the time, and what came to it meanwhile may be missing; push again when it rests";
+        let why = "it changes all the time, and what came to it meanwhile is missing until a look at it at rest: push again then";
         self.restless.iter().map(move |dir| FsError::because("see all of the directory", dir, why))
     }
 
@@ -171,13 +173,18 @@ impl Survey {
         if !self.is_in_restless(path) {
             self.gone.extend(old);
             self.vanished.push(path.clone());
+        } else if self.is_watched {
+            self.gone.extend(old);
         } else if old.is_some() {
             self.failures.push(FsError::because("be sure of", path, COMES_AND_GOES));
         }
     }
 
-    /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone.
+    /// Gives up on a tree that does not come to rest: nothing that seems gone is taken for gone, unless all that comes is told of.
     pub fn hold_what_moves(&mut self) {
+        if self.is_watched {
+            return;
+        }
         let why = "it comes and goes while the tree is read; push again when it rests";
         let gone = self.gone.iter().map(|row| &row.path);
         let paths: BTreeSet<RelPath> = gone.chain(&self.vanished).cloned().collect();

@@ -99,10 +99,11 @@ pub fn survey_names(
         groups: HashMap::new(),
         kept: None,
         merkle: None,
+        dirs: Dirs::new(root),
         found: &mut found,
         survey: Survey { entries: last.entries, apart: last.apart.clone(), ..Survey::default() },
     };
-    let mut dirs = Dirs { root, last: None };
+    let mut dirs = Dirs::new(root);
     let mut over: Option<&RelPath> = None;
     for (path, row) in paths.iter().zip(rows) {
         if last.linked.contains(path) {
@@ -206,7 +207,7 @@ fn is_another(row: &Row, stat: &Stat) -> bool {
 }
 
 /// Whether the filter leaves out the path or a directory that it is in.
-fn is_excluded(options: &SurveyOptions<'_>, path: &RelPath, is_dir: bool) -> bool {
+pub(super) fn is_excluded(options: &SurveyOptions<'_>, path: &RelPath, is_dir: bool) -> bool {
     if options.filter.is_empty() {
         return false;
     }
@@ -234,14 +235,18 @@ fn rows_beneath(index: &Index, row: &Row) -> Result<Vec<Row>, IndexError> {
 }
 
 /// The directories of names that come in tree order: each is opened anew, because its name may lead elsewhere by now.
-struct Dirs<'a> {
+pub(super) struct Dirs<'a> {
     root: &'a Root,
     last: Option<(RelPath, Arc<OwnedFd>, u64)>,
 }
 
-impl Dirs<'_> {
+impl<'a> Dirs<'a> {
+    pub(super) fn new(root: &'a Root) -> Self {
+        Self { root, last: None }
+    }
+
     /// The directory of a path, the mount that it is on, and what is at the path; `None` if there is nothing.
-    fn stat(&mut self, path: &RelPath) -> Result<Option<(Arc<OwnedFd>, u64, Stat)>, FsError> {
+    pub(super) fn stat(&mut self, path: &RelPath) -> Result<Option<(Arc<OwnedFd>, u64, Stat)>, FsError> {
         let parent = path.parent().unwrap_or_else(RelPath::root);
         let (dir, mount) = match &self.last {
             Some((known, dir, mount)) if *known == parent => (Arc::clone(dir), *mount),

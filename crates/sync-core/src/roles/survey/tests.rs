@@ -18,6 +18,7 @@ fn plain(filter: &Filter) -> SurveyOptions<'_> {
         checksum: false,
         takes_unmounted: false,
         reserved: Reserved::Hold,
+        is_watched: false,
         reconsider_refused: false,
         ignore_extras: false,
     }
@@ -224,8 +225,9 @@ fn of_a_directory_that_never_rests_all_that_does_is_found_and_nothing_is_gone() 
     fs::remove_file(at("d/0008")).unwrap();
     fs::remove_file(at("d/4999")).unwrap();
     let filter = Filter::new(&[]).unwrap();
-    let options = plain(&filter);
     let stop = std::sync::atomic::AtomicBool::new(false);
+    // Told of all that comes meanwhile, or not.
+    let options = [false, true].map(|is_watched| SurveyOptions { is_watched, ..plain(&filter) });
     let looks: Vec<Survey> = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -233,25 +235,27 @@ fn of_a_directory_that_never_rests_all_that_does_is_found_and_nothing_is_gone() 
             }
         });
         // Whoever runs beside this may leave it at rest for a while.
-        let looks = (0..500).filter_map(|_| {
-            let look = survey(&root, &index, &options, &|_| ControlFlow::Continue(()), &mut |_, _| {});
+        let looks = (0..1000).filter_map(|turn| {
+            let look = survey(&root, &index, &options[turn % 2], &|_| ControlFlow::Continue(()), &mut |_, _| {});
             let mut found = look.ok().filter(|found| !found.restless.is_empty())?;
             read_all(&root, &mut found);
             Some(found)
         });
-        let looks = looks.take(5).collect();
+        let looks = looks.take(8).collect();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         looks
     });
-    assert_eq!(looks.len(), 5, "it was at rest");
+    assert_eq!(looks.len(), 8, "it was at rest");
     let passing = |path: &RelPath| path.as_bytes() == b"d/passing";
     for found in looks {
         let held = || found.failures.iter().map(|failure| &failure.path);
-        assert_eq!(
-            held().filter(|path| !passing(path)).map(RelPath::as_bytes).collect::<Vec<_>>(),
-            [&b"d/0008"[..], b"d/4999"]
-        );
-        assert!(found.gone.is_empty() && found.vanished.is_empty(), "{:?} {:?}", found.gone, found.vanished);
+        let gone = || found.gone.iter().map(|row| &row.path);
+        let (unsure, none) =
+            if found.is_watched { (gone().collect(), held().count()) } else { (held().collect(), gone().count()) };
+        let unsure: Vec<&RelPath> = unsure;
+        let unsure: Vec<&[u8]> = unsure.into_iter().filter(|path| !passing(path)).map(RelPath::as_bytes).collect();
+        assert_eq!(unsure, [&b"d/0008"[..], b"d/4999"]);
+        assert!(none == 0 && found.vanished.is_empty(), "{:?} {:?} {:?}", found.failures, found.gone, found.vanished);
         let changed = found.pending.iter().find(|p| p.row.path.as_bytes() == b"d/0007").unwrap();
         assert_eq!(changed.row.entry.content().unwrap().1, Digest::of(b"changed"));
         let others =

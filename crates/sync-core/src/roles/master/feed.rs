@@ -1,0 +1,78 @@
+//! What a session is told to bring its replica to: by a push as it reads its source, by a mirror whenever there is a newer version.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use super::difference::Difference;
+use super::news::News;
+use super::source::Decided;
+use crate::manifest::VersionId;
+use crate::wire::{Draft, Offered};
+
+/// What there is to say of the source.
+#[derive(Clone)]
+pub enum SourceEvent {
+    /// Contents that were just hashed.
+    Hashed(Arc<Vec<Offered>>),
+    /// What can be copied of a file that is being read.
+    Draft(Arc<Draft>),
+    /// The version to bring everybody to, and how it differs from the one before. It is not in the index yet.
+    Decided(Arc<Decided>, Arc<Difference>),
+    /// It is.
+    Committed,
+    /// There is a version that is in the index: the newest when this is heard.
+    Published(watch::Receiver<Option<Arc<News>>>),
+}
+
+/// What a session hears.
+pub enum Heard {
+    /// This.
+    Event(SourceEvent),
+    /// The replica is to look at all of its tree.
+    Look,
+    /// Nothing any more: the source failed as a whole, and said why.
+    Failed,
+}
+
+/// Where it hears that.
+pub enum Feed<'a> {
+    /// From a push, or whoever else tells a session once.
+    Push(&'a mut mpsc::UnboundedReceiver<SourceEvent>),
+    /// From a mirror.
+    Mirror {
+        /// The newest version.
+        news: &'a mut watch::Receiver<Option<Arc<News>>>,
+        /// The one that the replica acknowledged last on this connection.
+        acknowledged: Option<VersionId>,
+        /// How many looks at all of their trees were asked of the replicas.
+        looks: &'a mut watch::Receiver<u64>,
+        /// How many of them were asked for before this replica's last look.
+        looked: u64,
+    },
+}
+
+impl Feed<'_> {
+    /// What comes next. A mirror tells that it has a version which is not the one that the replica has acknowledged, or any
+    /// at all if the replica has `drifted` from that. Cancel safe.
+    pub async fn next(&mut self, drifted: bool) -> Heard {
+        match self {
+            Self::Push(events) => events.recv().await.map_or(Heard::Failed, Heard::Event),
+            Self::Mirror { news, acknowledged, looks, looked } => {
+                let is_news = |news: &Option<Arc<News>>| {
+                    news.as_ref().is_some_and(|news| drifted || Some(news.id()) != *acknowledged)
+                };
+                let is_look = tokio::select! {
+                    biased;
+                    asked = looks.wait_for(|looks| looks > looked) => asked.map(|_| true),
+                    told = news.wait_for(is_news) => told.map(|_| false),
+                };
+                let Ok(is_look) = is_look else {
+                    // Who tells of them ends only on shutdown, which the session sees itself.
+                    return std::future::pending().await;
+                };
+                if is_look { Heard::Look } else { Heard::Event(SourceEvent::Published(news.clone())) }
+            }
+        }
+    }
+}
