@@ -467,3 +467,18 @@ fn a_directory_that_is_not_the_one_it_was_is_left_alone() {
     append(pair.dst.join("d000/f00001"), b"more");
     pair.is_healed();
 }
+
+/// It says `identical` of what is so now, not of what it was before somebody changed it a moment ago.
+#[test]
+fn a_push_finds_what_was_changed_there_just_before() {
+    let pair = pair("");
+    for round in 0..10 {
+        write(pair.dst.join("attr"), format!("changed by somebody else, {round}"));
+        if round % 2 == 0 {
+            write(pair.src.join("other"), round.to_string());
+        }
+        synccli(&pair.master.state).args(&["push", "www"]).ok();
+        assert_eq!(std::fs::read(pair.dst.join("attr")).unwrap(), b"attr", "round {round}");
+    }
+    pair.is_healed();
+}

@@ -45,6 +45,10 @@ pub const ADOPT: u64 = 8;
 /// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]).
 pub const STRETCHES: u64 = 16;
 
+/// A bit of [`Hello::features`]: the replica looks at all of its tree, though it may have watched it since it looked last. Of
+/// one session, and not of those that go on behind it.
+pub const LOOK: u64 = 32;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

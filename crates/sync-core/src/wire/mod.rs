@@ -14,9 +14,9 @@ pub(crate) use message::MAX_CHUNKS;
 
 pub use content::{Batch, BatchFile, ContentFrame, Encoding, MAX_PREFIX, Piece, Splice, gaps};
 pub use message::{
-    ADOPT, Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, HISTORY, Hello, Listing, Moved,
-    Offered, Parts, RELEASED, Refusal, ReplicaStats, Run, STRETCHES, Stand, ToMaster, ToReplica, Touched, Unavailable,
-    Unhealed, Wanted,
+    ADOPT, Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, HISTORY, Hello, LOOK, Listing,
+    Moved, Offered, Parts, RELEASED, Refusal, ReplicaStats, Run, STRETCHES, Stand, ToMaster, ToReplica, Touched,
+    Unavailable, Unhealed, Wanted,
 };
 pub use packed::Packer;
 

@@ -35,7 +35,7 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Closed, Code, Connection};
-use crate::wire::{ADOPT, Ack, Announce, FOLLOW, HISTORY, Hello, RELEASED, Stand, ToMaster, ToReplica, Unhealed};
+use crate::wire::{ADOPT, Ack, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed};
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
 /// would mean more flushes.
@@ -161,7 +161,7 @@ pub(super) struct Session<'a> {
     timing: Timing,
     /// Of a replica that follows: another session shall come after this one on the connection.
     fate: Option<&'a Fate>,
-    /// Whether the replica looks at all of its tree in this session, and not only where the last one on the connection ended.
+    /// Whether the replica looks at all of its tree before it says where it stands.
     looks: bool,
     /// Whether the replica was told that a person has decided: that is over when it acknowledges.
     said_released: bool,
@@ -286,9 +286,11 @@ impl<'a> Session<'a> {
         let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
-        let (control, sender, looks) = match next {
+        // The first on a connection does in any case.
+        let looks = matches!(next, None | Some(Next::Look));
+        let (control, sender) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
-                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH), false)
+                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH))
             }
             next => {
                 if let Some(Next::Open(Open { control, .. })) = next {
@@ -299,7 +301,9 @@ impl<'a> Session<'a> {
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
                     control.send(ToReplica::Place(region.clone()).encode())?;
                 }
-                (control, Sender::new(hello.clone()).in_stretches(STRETCH), true)
+                let look = if looks { LOOK } else { 0 };
+                let said = Hello { features: features | look, ..hello.clone() };
+                (control, Sender::new(said).in_stretches(STRETCH))
             }
         };
         let (events, streams) = mpsc::unbounded_channel();
@@ -342,7 +346,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Whether the replica looks at all of its tree in this session.
+    /// Whether the replica looks at all of its tree before it says where it stands.
     pub fn looks(&self) -> bool {
         self.looks
     }

@@ -32,7 +32,7 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
+    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, LOOK, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
     ToReplica, Unhealed, Wanted,
 };
 
@@ -343,7 +343,9 @@ impl Session {
         self.known = self.followed.as_ref().and_then(|followed| followed.acknowledged.clone());
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
-        self.follows = (hello.features & FOLLOW != 0).then(|| hello.clone());
+        // What is not said again is what holds for the sessions behind this one.
+        let for_all = || Hello { features: hello.features & !LOOK, ..hello.clone() };
+        self.follows = (hello.features & FOLLOW != 0).then(for_all);
         self.released = hello.features & RELEASED != 0;
         let held = match self.shares.find(&hello.share) {
             Ok(held) => self.held.insert(held).clone(),
@@ -367,7 +369,13 @@ impl Session {
         let attended = attended.and_then(|followed| followed.attendance.take());
         // A master that was acknowledged a version on this connection says nothing before there is another.
         let is_first = self.followed.is_none();
-        let again = self.followed.take().and_then(|followed| followed.resume(share, &hello.policy, &self.stop));
+        let again = match self.followed.take() {
+            Some(followed) if hello.features & LOOK == 0 => followed.resume(share, &hello.policy, &self.stop),
+            followed => {
+                followed.into_iter().for_each(Followed::close);
+                None
+            }
+        };
         let mut notices = Vec::new();
         let opened = match again {
             Some(opened) => Ok((opened.admitted(admission), false)),
