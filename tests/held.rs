@@ -432,6 +432,8 @@ fn what_is_mounted_or_taken_away_at_a_replica_is_noticed_at_once() {
     need!(test, scratch.mounts, "needs root and a mount namespace");
     let (src, dst) = (scratch.src(), scratch.path("one"));
     many(&src, 20, 1);
+    // As some put one there.
+    write(dst.join("NOT MOUNTED"), b"");
     mount_tmpfs(&dst, "size=12m");
     let one = replica(&scratch, "one");
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");
@@ -450,10 +452,44 @@ fn what_is_mounted_or_taken_away_at_a_replica_is_noticed_at_once() {
     assert!(!dst.join("d000/f00001").exists());
     wait_for("what was hidden", PATIENCE, || dst.join("d000/f00001").exists());
     waits_for_state(&master.state, 0, "in_sync");
+    // Nobody keeps it busy.
+    let gone = || std::process::Command::new("umount").arg(dst.join("d000")).output().unwrap().status.success();
+    wait_for("it to be unmounted", PATIENCE, gone);
     // And the disk that it is on.
     umount();
     waits_for_state(&master.state, 0, "held");
-    assert_eq!(std::fs::read_dir(&dst).unwrap().count(), 0, "it was filled");
+    let left: Vec<_> = std::fs::read_dir(&dst).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["NOT MOUNTED"], "it was filled");
+}
+
+/// A deploy as some do it. The kernel gives the second mount the number of the first, and whoever is slow sees only that.
+#[test]
+fn what_is_mounted_in_place_of_another_at_the_master_is_published() {
+    let test = "what_is_mounted_in_place_of_another_at_the_master_is_published";
+    let scratch = Scratch::new();
+    need!(test, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 20, 1);
+    mkdir(src.join("current"));
+    let release = |n: u32| scratch.path(&format!("release{n}"));
+    (0..4).for_each(|n| write(release(n).join("page"), n.to_string()));
+    let mount = |args: &[&Path]| assert!(std::process::Command::new("mount").args(args).status().unwrap().success());
+    let bind = |n| mount(&[Path::new("--bind"), &release(n), &src.join("current")]);
+    bind(0);
+    let one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    waits_for_state(&master.state, 0, "in_sync");
+    let is_there = |n: u32| std::fs::read(dst.join("current/page")).is_ok_and(|page| page == n.to_string().as_bytes());
+    for n in 1..4 {
+        wait_for("the release before", PATIENCE, || is_there(n - 1));
+        master.signal(Signal::STOP);
+        assert!(std::process::Command::new("umount").arg("-l").arg(src.join("current")).status().unwrap().success());
+        bind(n);
+        master.signal(Signal::CONT);
+    }
+    wait_for("the last release", PATIENCE, || is_there(3));
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &dst);
 }
 
 /// What was decided then was another thing.

@@ -27,8 +27,9 @@ pub fn all(table: &mut File) -> io::Result<Vec<Mount>> {
 }
 
 /// A line of proc_pid_mountinfo(5).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mount {
-    /// As long as it lasts, its own.
+    /// Its own as long as it lasts; the next one gets it again.
     pub id: u64,
     /// What is mounted, as two numbers.
     pub device: String,

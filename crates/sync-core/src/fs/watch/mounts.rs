@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::hear::Tell;
-use crate::fs::mounts;
+use crate::fs::mounts::{self, Mount};
 use crate::settle::Hint;
 
 /// A thread that sleeps until something is mounted or taken away, and tells [`Hint::Overflow`] if that concerns the tree.
@@ -69,8 +69,8 @@ fn waits(table: &File, ended: &UnixStream) -> bool {
 }
 
 /// What is mounted in the tree, or at a place through which its path leads.
-fn of_tree(table: &mut File, top: &Path) -> io::Result<BTreeSet<(u64, PathBuf)>> {
+fn of_tree(table: &mut File, top: &Path) -> io::Result<BTreeSet<Mount>> {
     let concerns = |point: &Path| point.starts_with(top) || top.starts_with(point);
     let all = mounts::all(table)?.into_iter();
-    Ok(all.filter(|mount| concerns(&mount.point)).map(|mount| (mount.id, mount.point)).collect())
+    Ok(all.filter(|mount| concerns(&mount.point)).collect())
 }

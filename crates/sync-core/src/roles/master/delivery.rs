@@ -432,10 +432,6 @@ impl<'a> Session<'a> {
                 };
                 let at = rows.as_ref().map(Snapshot::latest_version).transpose()?.flatten();
                 if rows.is_none() || at.is_some_and(|at| at.version.id() == news.id()) {
-                    if self.said_released && !self.delivery.permits.releases(news.decided.version.number) {
-                        // It is told again, without that word.
-                        return Err(LinkError::Superseded);
-                    }
                     self.contents.source_read();
                     (self.committed, self.rows) = (true, rows);
                     let (version, holds) = (news.decided.version.clone(), news.decided.holds.clone());

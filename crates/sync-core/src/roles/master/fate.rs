@@ -40,6 +40,8 @@ pub struct Following {
     pub problem: Option<String>,
     /// Whether that is for a person to decide.
     pub held: bool,
+    /// Whether it was so before the attempt that is being made now.
+    pub was_held: bool,
     /// Whether it said last that it is another master's. Unlike the above, not forgotten when it is tried again.
     pub is_anothers: bool,
     /// When it is tried again, if it is waited for.
@@ -99,7 +101,7 @@ impl Fate {
 
     /// It is tried again, now: whether it is held is to be found out anew.
     pub fn try_again(&self) {
-        self.update(|following| following.held = false);
+        self.update(|following| (following.held, following.was_held) = (false, following.held || following.was_held));
         self.again.notify_one();
     }
 

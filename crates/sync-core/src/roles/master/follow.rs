@@ -61,7 +61,7 @@ impl Delivery {
                 fate.retry = (!is_halted).then(|| Instant::now() + wait);
                 if let (Err(problem), false) = (&ended, is_halted) {
                     // Whether it is held still is not known.
-                    (fate.problem, fate.held) = (Some(problem.to_string()), false);
+                    (fate.problem, fate.held, fate.was_held) = (Some(problem.to_string()), false, false);
                 }
             });
             if is_halted {
@@ -102,7 +102,8 @@ impl Delivery {
         let (mut reached, mut carried): (Option<RelPath>, _) = (None, (0, Duration::ZERO));
         let ended = loop {
             if let Some(news) = &*news.borrow() {
-                // What is released is not said of what came much later.
+                // What is released is not said of what came much later. Once it is said, it holds for whatever is the newest version
+                // when the replica has looked at its tree: that may take longer, and what comes to that is guarded here as well.
                 self.permits.releases(news.decided.version.number);
             }
             let asked = *looks.borrow();
@@ -133,7 +134,7 @@ impl Delivery {
                     (reached, acknowledged) = (Some(last.clone()), None);
                     backoff.reset();
                     fate.update(|fate| {
-                        (fate.is_current, fate.held) = (false, false);
+                        (fate.is_current, fate.held, fate.was_held) = (false, false, false);
                         fate.problem = problem.map(|problem| problem.to_string());
                     });
                     memory::trim_after(wire_bytes);
@@ -157,7 +158,7 @@ impl Delivery {
                         Hold::Release => self.permits.is_released(),
                         Hold::Adoption => self.permits.adopts(),
                     });
-                    fate.held = decided.is_some_and(|decided| !decided);
+                    (fate.held, fate.was_held) = (decided.is_some_and(|decided| !decided), false);
                     if fate.held && hold == Some(Hold::Adoption) {
                         fate.is_anothers = true;
                         // It went with an adoption that came to nothing, and must not lie in wait for another day.
@@ -178,7 +179,8 @@ impl Delivery {
             acknowledged = Some(id);
             fate.update(|fate| {
                 (fate.version, fate.is_current, fate.looked) = (Some(version), true, looked);
-                (fate.problem, fate.held, fate.is_anothers, fate.drift) = (None, false, false, unhealed);
+                (fate.problem, fate.held, fate.was_held) = (None, false, false);
+                (fate.is_anothers, fate.drift) = (false, unhealed);
                 let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
                 fate.delivery = Some(DeliveryStatus { version: number, wire_bytes, seconds });
             });

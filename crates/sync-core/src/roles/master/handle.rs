@@ -218,7 +218,8 @@ impl MirrorHandle {
     /// for which that is not enough.
     pub fn is_held(&self) -> Option<bool> {
         let followers = self.shared.followers();
-        let held: Vec<_> = followers.iter().map(|follower| follower.fate.get()).filter(|fate| fate.held).collect();
+        let is_held = |fate: &Following| fate.held || fate.was_held;
+        let held: Vec<_> = followers.iter().map(|follower| follower.fate.get()).filter(is_held).collect();
         let is_ours = self.shared.state().state == ShareState::Held || held.iter().any(|fate| !fate.is_anothers);
         if !is_ours && !held.is_empty() { None } else { Some(is_ours) }
     }
@@ -373,7 +374,12 @@ impl MirrorHandle {
         let is_there = |fate: &Fate| has(fate, wanted) && fate.get().looked >= looked;
         let (reached, behind): (Vec<_>, Vec<_>) =
             self.shared.followers().into_iter().partition(|follower| is_there(&follower.fate));
-        (reached.iter().map(status).collect(), behind.iter().map(status).collect())
+        // One that looks at its tree, which may take a while, is on its way.
+        let on_its_way = |replica: ReplicaStatus| match replica.state {
+            ReplicaState::InSync => ReplicaStatus { state: ReplicaState::CatchingUp, ..replica },
+            _ => replica,
+        };
+        (reached.iter().map(status).collect(), behind.iter().map(status).map(on_its_way).collect())
     }
 
     /// What of the tree could not be read when it was looked at last.
@@ -500,8 +506,8 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
 
 /// Whether there is no connection with a replica, and not because it is held.
 fn is_away(follower: &Fate) -> bool {
-    let Following { connection, held, .. } = follower.get();
-    connection.is_none() && !held
+    let Following { connection, held, was_held, .. } = follower.get();
+    connection.is_none() && !held && !was_held
 }
 
 /// Whether a replica has acknowledged a version or a later one over the connection that there is: so the numbers are of one index.

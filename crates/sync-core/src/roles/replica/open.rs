@@ -46,20 +46,20 @@ pub const POLICY: &str = "replica.policy";
 /// What is not taken for what it seems, because nobody is there to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspicion {
-    /// What an empty top directory may be.
+    /// What the top directory may be, if it is empty.
     pub empty: Empty,
     /// Whether directories on which other file systems were mounted, and are not now, are not looked at.
     pub unmounted: bool,
 }
 
-/// What an empty top directory may be.
+/// What a top directory may be that is empty, or on another file system with next to nothing of what was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Empty {
     /// The right one.
     Right,
     /// The place where another file system is mounted at other times.
     Unmounted,
-    /// Any other directory than it was.
+    /// Any other than it was.
     Replaced,
 }
 
@@ -450,8 +450,19 @@ impl Opened {
     /// What a session that came to its end leaves for the next, and what is over.
     pub fn kept(opened: Option<Self>) -> (Option<Self>, Option<Self>) {
         match opened {
-            Some(opened) if opened.is_current && opened.complete && opened.holds.is_empty() => (Some(opened), None),
+            Some(opened) if opened.is_current && opened.complete && opened.holds.is_empty() => {
+                opened.rests();
+                (Some(opened), None)
+            }
             other => (None, other),
+        }
+    }
+
+    /// Nothing is to be done until something is told, or changes: a directory that is held open keeps a file system in the tree
+    /// from being unmounted.
+    pub fn rests(&self) {
+        if let Some(root) = &self.root {
+            root.forget(&RelPath::root());
         }
     }
 
@@ -530,8 +541,8 @@ impl Opened {
         let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let survey_now = || survey(&root, &self.index, &options, &go_on, &mut |_, _| {});
         let mut found = survey_now()?;
-        let (suspects, by_inode) = (suspicion.empty != Empty::Right, suspicion.empty == Empty::Replaced);
-        if suspects && !self.policy.checksum && found.is_unmounted(&root, &self.index, by_inode)? {
+        let (suspects, wary) = (suspicion.empty != Empty::Right, suspicion.empty == Empty::Replaced);
+        if suspects && !self.policy.checksum && found.is_unmounted(&root, &self.index, wary)? {
             return Err(OpenError::Unmounted(share.describe()));
         }
         let thawed = self.staging.as_ref().is_some_and(|staging| staging.make_passable(&found.failures));

@@ -440,8 +440,8 @@ impl Session {
             OpenError::NotOwner(reason) => Err(LinkError::NotOwner(reason)),
             OpenError::Unmounted(share) if self.follows.is_some() => {
                 let reason = format!(
-                    "{share} is empty and not the directory that it was: is it not mounted? nothing was changed; mount it, or, if it \
-                     is to be filled anew, say so on the master with `synccli release`"
+                    "{share} is empty, or nearly so, and not the directory that it was: is it not mounted? nothing was changed; mount it, \
+                     or, if it is to be filled anew, say so on the master with `synccli release`"
                 );
                 tracing::warn!(share = self.share, reason, "held");
                 self.held.iter().for_each(|held| held.standing.asks(|asked| asked.empty = true));
@@ -522,6 +522,7 @@ impl Session {
             Err(_) if self.stop.load(Ordering::Relaxed) => return Err(LinkError::Interrupted),
             Err(error) => return self.turn_away(error),
         }
+        opened.rests();
         held.standing.asks(|asked| asked.unmounted |= opened.is_unmounted);
         // What cannot be looked at is not known to be what it was.
         let is_other = opened.tree.root != before || apply::has_unseen(opened);

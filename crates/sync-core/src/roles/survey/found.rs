@@ -253,18 +253,27 @@ impl Survey {
         dirs.filter_map(|row| Some((row.path.clone(), *before.dirs.get(&row.path)?))).collect()
     }
 
-    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one; or is
-    /// another directory at all, if that is enough.
+    /// Whether the whole tree seems gone because its file system is: nothing is left, and the top is on another one. To whom is
+    /// `wary` another empty directory is enough, and so is another file system with something else in it: people put a file
+    /// there that says that nothing is mounted.
     ///
     /// # Errors
     /// [`IndexError`] if the index cannot be read.
-    pub fn is_unmounted(&self, root: &Root, index: &Index, by_inode: bool) -> Result<bool, SurveyError> {
-        if self.entries > 1 || self.gone.is_empty() {
+    pub fn is_unmounted(&self, root: &Root, index: &Index, wary: bool) -> Result<bool, SurveyError> {
+        /// Of so many rows at most one is still true, of a tree that is not there.
+        const OF: usize = 10;
+        let is_empty = self.entries <= 1;
+        let is_other = || {
+            let new = self.pending.iter().filter(|pending| pending.before.is_none()).count();
+            let left = usize::try_from(self.entries).unwrap_or(usize::MAX).saturating_sub(1 + new);
+            left.saturating_mul(OF) < self.gone.len()
+        };
+        if self.gone.is_empty() || !(is_empty || (wary && is_other())) {
             return Ok(false);
         }
         let known = index.row(&RelPath::root())?.and_then(|row| row.tuple);
         let now = root.stat(&RelPath::root())?.map(|stat| stat.tuple);
-        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs || (by_inode && known.ino != now.ino)))
+        Ok(known.zip(now).is_some_and(|(known, now)| known.fs != now.fs || (wary && is_empty && known.ino != now.ino)))
     }
 
     /// Bytes that have to be read.
