@@ -58,6 +58,8 @@ fn a_large_tree_comes_in_stretches_and_one_that_is_there_stays_there() {
     let found = snapshot(&dst);
     assert!((32_768..40_000).contains(&found.len()), "{}", found.len());
     assert!(!one.logged().contains("done share"), "it came as a whole: {}", one.logged());
+    let lacks = || status(&master.state)["replicas"][0]["lag"]["entries"].as_u64();
+    wait_for("the status to say how far it is", 10, || lacks().is_some_and(|lacks| (1..10_000).contains(&lacks)));
     // Its disk loses power, so to speak, in the middle of the second.
     one.kill();
     one.up();

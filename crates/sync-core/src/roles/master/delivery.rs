@@ -72,8 +72,8 @@ pub struct Delivered {
 pub enum Next {
     /// The replica is at a version, and all that was said holds for the next one too.
     Open(Open),
-    /// It is on its way to one, and was told up to there.
-    Reached(RelPath),
+    /// It is on its way to one, was told up to there, and has so many entries.
+    Reached(RelPath, u64),
     /// It acknowledged another root: something failed there, or changed here.
     Again,
     /// It is to look at all of its tree.
@@ -167,8 +167,8 @@ pub(super) struct Session<'a> {
     said_released: bool,
     /// Whether the replica was told to make the share this master's.
     said_adopts: bool,
-    /// Whether it was told what to publish.
-    announced: bool,
+    /// How many changes it was told, once it knows what to publish.
+    announced: Option<u64>,
     /// Whether somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
     drifted: bool,
     /// What drifted there and is not undone, as the replica told it last.
@@ -340,7 +340,7 @@ impl<'a> Session<'a> {
             looks,
             said_released: released,
             said_adopts: adopts,
-            announced: false,
+            announced: None,
             drifted: false,
             unhealed: None,
         })
@@ -507,7 +507,7 @@ impl<'a> Session<'a> {
                             tracing::debug!(dest = self.delivery.dest, changes, contents, "announced");
                             // Of a tree that is told in stretches the rest is told another time.
                             (self.difference, self.rows, self.telling) = (None, None, None);
-                            self.announced = true;
+                            self.announced = Some(*changes);
                         }
                         ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
                         ToReplica::Publish(_) => {
@@ -732,7 +732,8 @@ impl<'a> Session<'a> {
                 // What there was to decide, it has taken.
                 self.conclude_release();
                 if in_order {
-                    anew = Some(Next::Reached(last));
+                    let had = self.sender.stand().map_or(0, |stand| stand.entries);
+                    anew = Some(Next::Reached(last, had + self.announced.unwrap_or(0)));
                 } else {
                     self.connection.close(Code::Done, "").await;
                 }
@@ -790,7 +791,7 @@ impl<'a> Session<'a> {
     fn conclude_adoption(&self, end: &Result<End, LinkError>) {
         let Some(stand) = self.sender.stand().filter(|_| self.said_adopts) else { return };
         // What does not lead to the announced root is not published.
-        if self.announced && !matches!(end, Err(LinkError::Protocol(_))) {
+        if self.announced.is_some() && !matches!(end, Err(LinkError::Protocol(_))) {
             self.delivery.permits.adopted();
         }
         if stand.features & ADOPT == 0 {

@@ -48,6 +48,8 @@ pub struct Following {
     pub retry: Option<Instant>,
     /// What it took to bring that version to it.
     pub delivery: Option<DeliveryStatus>,
+    /// How many entries it has of a tree that comes to it in stretches, so far.
+    pub came: u64,
     /// How many of the [`looks`](Fate::looks) that were asked for came before it acknowledged that.
     pub looked: u64,
 }

@@ -128,13 +128,13 @@ impl Delivery {
             let Delivered { version, tried, hold, said_released, problem, took, unhealed, .. } = delivered;
             next = delivered.next;
             (carried.0, carried.1) = (carried.0 + wire_bytes, carried.1 + took);
-            if let Some(Next::Reached(last)) = &next {
+            if let Some(Next::Reached(last, entries)) = &next {
                 // Who acknowledges the same again and again gets nowhere.
                 if reached.as_ref().is_none_or(|before| before < last) {
                     (reached, acknowledged) = (Some(last.clone()), None);
                     backoff.reset();
                     fate.update(|fate| {
-                        (fate.is_current, fate.held, fate.was_held) = (false, false, false);
+                        (fate.is_current, fate.held, fate.was_held, fate.came) = (false, false, false, *entries);
                         fate.problem = problem.map(|problem| problem.to_string());
                     });
                     memory::trim_after(wire_bytes);

@@ -438,6 +438,14 @@ impl<'a> History<'a> {
         self.acks.iter().find(|ack| ack.replica == name).map(|ack| ack.number)
     }
 
+    /// What who is at no version lacks, and has so many entries of the newest.
+    fn lag_behind(&self, came: u64) -> Option<Lag> {
+        let (first, last) = (self.versions.first()?, self.versions.last()?);
+        let seconds = seconds_between(first.version.time, self.now);
+        let entries = last.counts.entries.saturating_sub(came);
+        Some(Lag { versions: self.versions.len() as u64, entries, bytes: None, seconds })
+    }
+
     /// What who has this version lacks.
     fn lag(&self, has: u64) -> Result<Lag, IndexError> {
         let missing = || self.versions.iter().filter(|published| published.version.number > has);
@@ -468,7 +476,8 @@ fn seconds_between(from: Time, to: Time) -> f64 {
 }
 
 fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
-    let Following { connection, version, is_current, drift, problem, held, retry, delivery, .. } = follower.fate.get();
+    let following = follower.fate.get();
+    let Following { connection, version, is_current, drift, problem, held, retry, delivery, came, .. } = following;
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
     let acknowledged =
         version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
@@ -495,7 +504,10 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
         name: label(&follower.destination),
         state,
         version: acknowledged,
-        lag: acknowledged.zip(history).and_then(|(has, history)| history.lag(has).ok()),
+        lag: history.and_then(|history| match acknowledged {
+            Some(has) => history.lag(has).ok(),
+            None => history.lag_behind(came),
+        }),
         drift,
         problem,
         retry_seconds: retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
