@@ -751,7 +751,7 @@ impl<'a> Session<'a> {
             Err(LinkError::Interrupted) => {
                 self.connection.close(Code::Cancelled, "interrupted").await;
                 // Who follows is asked to stop when all is well.
-                if !self.fate.is_some() {
+                if self.fate.is_none() {
                     self.problem(&interrupted());
                 }
             }
@@ -841,7 +841,7 @@ impl<'a> Session<'a> {
         };
         let (source, monitor) = (&self.delivery.source, Arc::clone(&self.delivery.monitor));
         let is_due = source.acks.add(indexed);
-        if !self.fate.is_some() {
+        if self.fate.is_none() {
             tokio::task::block_in_place(|| source.acks.record(&source.index, &*monitor));
         } else if is_due {
             // The tree may be opened anew meanwhile, and then its index belongs to whoever does that.
