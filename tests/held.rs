@@ -471,7 +471,7 @@ fn what_is_mounted_in_place_of_another_at_the_master_is_published() {
     let (src, dst) = (scratch.src(), scratch.path("one"));
     many(&src, 20, 1);
     mkdir(src.join("current"));
-    let release = |n: u32| scratch.path(&format!("release{n}"));
+    let release = |n: u32| scratch.path(format!("release{n}"));
     (0..4).for_each(|n| write(release(n).join("page"), n.to_string()));
     let mount = |args: &[&Path]| assert!(std::process::Command::new("mount").args(args).status().unwrap().success());
     let bind = |n| mount(&[Path::new("--bind"), &release(n), &src.join("current")]);
