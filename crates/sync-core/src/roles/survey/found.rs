@@ -163,7 +163,7 @@ impl Survey {
     /// What nobody will look at again has to be said: in these directories something may be that was not seen, because it came, or
     /// got another name, while they were listed.
     pub fn restless(&self) -> impl ExactSizeIterator<Item = FsError> {
-        let why = "it changes all the time, and what came to it meanwhile is missing until a look at it at rest: push again then";
+        let why = "it changes all the time, and what came to it meanwhile may be missing; push again when it rests";
         self.restless.iter().map(move |dir| FsError::because("see all of the directory", dir, why))
     }
 
