@@ -485,3 +485,31 @@ fn a_push_finds_what_was_changed_there_just_before() {
     }
     pair.is_healed();
 }
+
+/// Each looks at the replica's tree, and neither takes the connection from the other; what they tell is what it took to bring it there.
+#[test]
+fn pushes_at_the_same_time_share_a_connection_and_what_they_tell() {
+    let pair = pair("");
+    many(&pair.src.join("more"), 4000, 7);
+    synccli(&pair.master.state).args(&["push", "www"]).ok();
+    let connected = || pair.master.logged().matches(" connected").count();
+    let before = connected();
+    std::thread::scope(|scope| {
+        for pusher in 0..3 {
+            let pair = &pair;
+            scope.spawn(move || {
+                for round in 0..6 {
+                    write(pair.src.join(format!("big {pusher}")), noise(pusher * 100 + round, 300_000));
+                    write(pair.dst.join("attr"), b"changed by somebody else");
+                    synccli(&pair.master.state).args(&["push", "www"]).ok();
+                }
+            });
+        }
+    });
+    assert_eq!(connected(), before, "{}", pair.master.logged());
+    write(pair.src.join("last"), noise(1000, 300_000));
+    let ran = synccli(&pair.master.state).args(&["push", "www", "--json"]).ok();
+    let bytes = ran.json().iter().find_map(|reply| reply["delivery"]["wire_bytes"].as_u64());
+    assert!(bytes.is_some_and(|bytes| bytes >= 300_000), "{ran}");
+    pair.is_healed();
+}

@@ -188,7 +188,13 @@ fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
     wait_for("it to be held again", 60, || {
         status(&one.state)["state"] == "held" && status(&master.state)["replicas"][0]["state"] == "held"
     });
-    assert_eq!(own(), 200);
+    // Nor does what somebody does there, who uses that directory.
+    append(dst.join("own000"), b"more");
+    write(dst.join("own200"), b"new");
+    synccli(&one.state).args(&["status"]).ok();
+    synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
+    waits_for_state(&master.state, 0, "held");
+    assert_eq!(own(), 201);
     synccli(&master.state).args(&["release", "www"]).ok();
     waits_for_state(&master.state, 0, "in_sync");
     assert_exact(&src, &dst);

@@ -238,11 +238,13 @@ async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderErr
         [one] => format!("; {one} is away: if it is held when it is back, say it again"),
         more => format!("; {} are away: if one is held when it is back, say it again", more.join(", ")),
     };
+    let deleted = tokio::task::block_in_place(|| mirror.deleted_in(&version)).filter(|deleted| changed && *deleted > 0);
+    let deleted = deleted.map(|deleted| format!(", with which {deleted} entries went")).unwrap_or_default();
     match held {
-        Some(true) => Ok(format!("share {name} is released; its newest version is {number}{away}")),
-        Some(false) if changed => {
-            Ok(format!("share {name}: nothing was held, and what changed is published as version {number}{away}"))
-        }
+        Some(true) => Ok(format!("share {name} is released; its newest version is {number}{deleted}{away}")),
+        Some(false) if changed => Ok(format!(
+            "share {name}: nothing was held, and what changed is published as version {number}{deleted}{away}"
+        )),
         Some(false) => Ok(format!("share {name}: nothing was held; its newest version is {number}{away}")),
         None => Err(OrderError(format!(
             "share {name}: all that is held is owned by another master; `synccli release {name} --adopt` makes it this \
@@ -254,12 +256,12 @@ async fn release(name: String, mirror: &MirrorHandle) -> Result<String, OrderErr
 /// Publishes what is there now, and tells of each replica as it comes to that.
 async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<String, OrderError> {
     let (share, mirror) = service.mirror(share)?;
+    // What somebody changed there a moment ago is found as well. Before they are tried again, so that they look once.
+    let looked = mirror.look_there();
     let version = mirror.look(false).await?;
     let replicas = mirror.names(None)?.len() as u64;
     unread(share.clone(), &mirror, asker).await?;
     asker.tell(&Reply::Published { share, version: version.clone(), replicas }).await?;
-    // What somebody changed there a moment ago is found as well.
-    let looked = mirror.look_there();
     let mut changes = service.masters.changes();
     let mut acknowledged: Vec<String> = Vec::new();
     let mut told: Vec<ReplicaStatus> = Vec::new();

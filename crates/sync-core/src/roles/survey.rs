@@ -222,6 +222,11 @@ impl Walk<'_> {
                 self.hold(FsError::because("be sure of", &path, COMES_AND_GOES))
             };
         }
+        self.pass_by()
+    }
+
+    /// The next row tells of something that is not there.
+    fn pass_by(&mut self) -> Result<(), SurveyError> {
         if let Some(Stored { row, .. }) = self.take()? {
             self.unseen(row);
         }
@@ -232,19 +237,15 @@ impl Walk<'_> {
     fn look_for(&mut self, path: &RelPath) -> Result<(), SurveyError> {
         let unsure = || FsError::because("be sure of", path, COMES_AND_GOES);
         let (dir, around, stat) = match self.dirs.stat(path) {
+            Ok(None) => return self.pass_by(),
+            Ok(Some((_, _, stat))) if is_excluded(self.options, path, stat.is_dir()) => return self.pass_by(),
             Ok(Some(found)) => found,
-            Ok(None) => {
-                if let Some(Stored { row, .. }) = self.take()? {
-                    self.unseen(row);
-                }
-                return Ok(());
-            }
             Err(error) => return self.hold(error),
         };
         // What is in a directory, only a walk tells; that comes with the next look.
         let key = KeyBuf::of(path);
         match std::ffi::CString::new(path.name()) {
-            Ok(name) if !stat.is_dir() && stat.mount == around && !is_excluded(self.options, path, false) => {
+            Ok(name) if !stat.is_dir() && stat.mount == around => {
                 self.survey.entries += 1;
                 let old = self.take()?;
                 self.entry(Seen::alone(&key, dir.as_fd(), &name, stat), old)

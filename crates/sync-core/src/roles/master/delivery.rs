@@ -161,6 +161,8 @@ pub(super) struct Session<'a> {
     timing: Timing,
     /// Of a replica that follows: another session shall come after this one on the connection.
     fate: Option<&'a Fate>,
+    /// Whether it goes on behind another.
+    goes_on: bool,
     /// Whether the replica looks at all of its tree before it says where it stands.
     looks: bool,
     /// Whether the replica was told that a person has decided: that is over when it acknowledges.
@@ -272,25 +274,27 @@ pub(super) fn broken(error: &LinkError) -> Problem {
 }
 
 impl<'a> Session<'a> {
-    /// Says hello; or goes on where the last session on the connection ended, if that said the same.
+    /// Says hello; or goes on where the last session on the connection ended, if that said the same. Of a replica that follows, how
+    /// it fares is written down, and with a hello it can be asked for a look at all of its tree.
     pub async fn open(
         delivery: &'a Delivery,
         connection: Connection,
         share: String,
-        fate: Option<&'a Fate>,
+        follows: Option<(&'a Fate, bool)>,
         next: Option<Next>,
     ) -> Result<Self, LinkError> {
         // An empty history would only have to ask about everything.
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
         let (released, adopts) = (delivery.permits.is_released(), delivery.permits.adopts());
+        let (fate, looks) = follows.map_or((None, false), |(fate, looks)| (Some(fate), looks));
         let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
         let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         // The first on a connection does in any case.
-        let looks = matches!(next, None | Some(Next::Look));
-        let (control, sender) = match next {
+        let is_first = next.is_none();
+        let (control, sender, goes_on) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
-                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH))
+                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH), true)
             }
             next => {
                 if let Some(Next::Open(Open { control, .. })) = next {
@@ -303,7 +307,7 @@ impl<'a> Session<'a> {
                 }
                 let look = if looks { LOOK } else { 0 };
                 let said = Hello { features: features | look, ..hello.clone() };
-                (control, Sender::new(said).in_stretches(STRETCH))
+                (control, Sender::new(said).in_stretches(STRETCH), false)
             }
         };
         let (events, streams) = mpsc::unbounded_channel();
@@ -337,13 +341,19 @@ impl<'a> Session<'a> {
             source_changed: Vec::new(),
             timing: Timing::default(),
             fate,
-            looks,
+            goes_on,
+            looks: !goes_on && (is_first || looks),
             said_released: released,
             said_adopts: adopts,
             announced: None,
             drifted: false,
             unhealed: None,
         })
+    }
+
+    /// Whether it goes on behind another.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     /// Whether the replica looks at all of its tree before it says where it stands.

@@ -35,6 +35,15 @@ pub enum Heard {
     Failed,
 }
 
+/// A look that a replica is to take.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// How many were asked for before its last one.
+    pub looked: u64,
+    /// Whether it goes before what is new: else, with new versions all the time, there would be none.
+    pub goes_first: bool,
+}
+
 /// Where it hears that.
 pub enum Feed<'a> {
     /// From a push, or whoever else tells a session once.
@@ -47,8 +56,8 @@ pub enum Feed<'a> {
         acknowledged: Option<VersionId>,
         /// How many looks at all of their trees were asked of the replicas.
         looks: &'a mut watch::Receiver<u64>,
-        /// How many of them were asked for before this replica's last look.
-        looked: u64,
+        /// Which of them this session is ended for, if any.
+        look: Option<Due>,
     },
 }
 
@@ -58,13 +67,15 @@ impl Feed<'_> {
     pub async fn next(&mut self, drifted: bool) -> Heard {
         match self {
             Self::Push(events) => events.recv().await.map_or(Heard::Failed, Heard::Event),
-            Self::Mirror { news, acknowledged, looks, looked } => {
+            Self::Mirror { news, acknowledged, looks, look } => {
                 let is_news = |news: &Option<Arc<News>>| {
                     news.as_ref().is_some_and(|news| drifted || Some(news.id()) != *acknowledged)
                 };
+                let look = look.filter(|look| look.goes_first || !is_news(&news.borrow()));
+                let is_due = |asked: &u64| look.is_some_and(|look| *asked > look.looked);
                 let is_look = tokio::select! {
                     biased;
-                    asked = looks.wait_for(|looks| looks > looked) => asked.map(|_| true),
+                    asked = looks.wait_for(is_due) => asked.map(|_| true),
                     told = news.wait_for(is_news) => told.map(|_| false),
                 };
                 let Ok(is_look) = is_look else {

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::delivery::{Delivered, Delivery, Hold, Next, Session, broken, interrupted};
 use super::dial::{Dialed, dial};
 use super::fate::{Fate, Wish};
-use super::feed::Feed;
+use super::feed::{Due, Feed};
 use super::news::News;
 use crate::backoff::{Backoff, LONGEST};
 use crate::control::DeliveryStatus;
@@ -95,7 +95,9 @@ impl Delivery {
         let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
         let mut looks = fate.looks.subscribe();
-        let (mut acknowledged, mut looked, mut next, mut is_known) = (None, 0, None, false);
+        let (mut acknowledged, mut next, mut is_known) = (None, None, false);
+        // Of the looks that are asked for.
+        let mut due = Due { looked: 0, goes_first: false };
         // How many sessions in a row did not make it identical.
         let mut in_a_row = 0;
         // How far it has come in stretches, and what it took so far to bring it to a version.
@@ -107,7 +109,8 @@ impl Delivery {
                 self.permits.releases(news.decided.version.number);
             }
             let asked = *looks.borrow();
-            let opened = Session::open(self, connection.clone(), share.clone(), Some(fate), next).await;
+            let is_due = asked > due.looked;
+            let opened = Session::open(self, connection.clone(), share.clone(), Some((fate, is_due)), next).await;
             let session = match opened {
                 Ok(session) => session,
                 Err(error) => break Err(broken(&error)),
@@ -117,15 +120,17 @@ impl Delivery {
                 fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
                 is_known = true;
             }
+            // Only one that went on behind another may be ended before anything is told in it.
+            let look = session.goes_on().then_some(due);
             if session.looks() {
-                looked = asked;
+                due = Due { looked: asked, goes_first: false };
             }
             let before = connection.traffic();
-            let mut feed = Feed::Mirror { news: &mut *news, acknowledged, looks: &mut looks, looked };
+            let mut feed = Feed::Mirror { news: &mut *news, acknowledged, looks: &mut looks, look };
             let delivered = session.run(&mut feed, halted, &replica).await;
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);
-            let Delivered { version, tried, hold, said_released, problem, took, unhealed, .. } = delivered;
+            let Delivered { version, tried, hold, said_released, problem, took, unhealed, report, .. } = delivered;
             next = delivered.next;
             (carried.0, carried.1) = (carried.0 + wire_bytes, carried.1 + took);
             if let Some(Next::Reached(last, entries)) = &next {
@@ -177,12 +182,16 @@ impl Delivery {
             };
             let (number, id) = version;
             acknowledged = Some(id);
+            due.goes_first = is_due && asked > due.looked;
             fate.update(|fate| {
-                (fate.version, fate.is_current, fate.looked) = (Some(version), true, looked);
+                (fate.version, fate.is_current, fate.looked) = (Some(version), true, due.looked);
                 (fate.problem, fate.held, fate.was_held) = (None, false, false);
                 (fate.is_anothers, fate.drift) = (false, unhealed);
-                let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
-                fate.delivery = Some(DeliveryStatus { version: number, wire_bytes, seconds });
+                // A look that found nothing to do is no part of what it took.
+                if report.stats.changes() > 0 || fate.delivery.as_ref().is_none_or(|last| last.version != number) {
+                    let (wire_bytes, seconds) = (carried.0, carried.1.as_secs_f64());
+                    fate.delivery = Some(DeliveryStatus { version: number, wire_bytes, seconds });
+                }
             });
             (carried, in_a_row) = ((0, Duration::ZERO), 0);
             backoff.reset();

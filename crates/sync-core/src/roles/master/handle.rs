@@ -292,6 +292,12 @@ impl MirrorHandle {
         Ok((followers.iter().map(|follower| label(&follower.destination)).collect(), version))
     }
 
+    /// How many entries went with a version, if that is the newest one.
+    pub fn deleted_in(&self, version: &VersionStatus) -> Option<u64> {
+        let newest = self.shared.open()?.source.index.latest_version().ok()??;
+        (newest.version.number == version.number).then_some(newest.counts.deleted)
+    }
+
     /// Has the log know what was acknowledged until now.
     pub fn record_acks(&self) {
         if let Some(opened) = self.shared.open() {

@@ -507,6 +507,11 @@ impl Mirror {
                        comes into it is published; if it is meant to be empty, say so with `synccli release`";
             return Err(self.hold(why));
         }
+        if !self.release && survey.is_unmounted(&source.root, &source.index, true).map_err(PushError::from)? {
+            let why = "it is on another file system than it was, and next to nothing of what was there is left: is something not \
+                       mounted? the replicas keep what they have; if it is meant, say so with `synccli release`";
+            return Err(self.hold(why));
+        }
         Source::report_failures(&survey, &*self.monitor);
         // Where there is no watch, nobody else tells of what came to these meanwhile.
         let restless: Vec<FsError> = if open.watch.is_none() { survey.restless().collect() } else { Vec::new() };

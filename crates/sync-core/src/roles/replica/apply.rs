@@ -52,8 +52,10 @@ pub struct Application {
     stats: ReplicaStats,
     /// How the number of entries changes, for the guard.
     step: guard::Step,
-    /// How many entries were there before the first stretch, if this goes on behind stretches of the same lineage.
-    before_stretches: Option<u64>,
+    /// The same for what was there before the first stretch, if stretches came.
+    own: Option<guard::Step>,
+    /// Whether this goes on behind stretches of the same lineage.
+    is_behind_stretches: bool,
     items: Vec<Item>,
     refusal: Option<Refusal>,
     publisher: Option<Publisher>,
@@ -144,11 +146,9 @@ impl Application {
         let added = deleted_additions(opened, &plan);
         let (before, deletes) = (opened.entries().saturating_sub(added), plan.deletes.saturating_sub(added));
         let after = (before + stats.created).saturating_sub(deletes);
-        // What came in stretches was counted by the master when it went there. What was here before them was not.
-        let lineage = announce.version.lineage;
-        let before_stretches = opened.reached().filter(|r| r.lineage == lineage).map(|reached| reached.before);
-        let (before, deletes) = before_stretches.map_or((before, deletes), |own| (own, deletes.min(own)));
         let step = guard::Step { before, deletes, after };
+        let own = opened.before_stretches().map(|own| guard::Step { before: own, deletes: deletes.min(own), after });
+        let is_behind_stretches = opened.reached().is_some_and(|reached| reached.lineage == announce.version.lineage);
         let announce = announce.clone();
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
         let changes = if plan.missing.is_empty() { Changes::new() } else { again };
@@ -164,7 +164,8 @@ impl Application {
             tree,
             stats,
             step,
-            before_stretches,
+            own,
+            is_behind_stretches,
             items,
             refusal,
             publisher,
@@ -205,9 +206,16 @@ impl Application {
         self.step
     }
 
+    /// What the guard is to let pass. What came in stretches was counted by the master when it went there; what was here before them
+    /// was not.
+    pub fn guarded(&self) -> impl Iterator<Item = guard::Step> {
+        let all = (!self.is_behind_stretches || self.own.is_none()).then_some(self.step);
+        all.into_iter().chain(self.own)
+    }
+
     /// Whether it goes on behind stretches of the same lineage.
     pub fn is_behind_stretches(&self) -> bool {
-        self.before_stretches.is_some()
+        self.is_behind_stretches
     }
 
     /// The version that it is for.
@@ -467,8 +475,7 @@ impl Application {
         if stands {
             opened.additions.clear();
         }
-        let before = self.before_stretches.unwrap_or(self.step.before);
-        let reached = |path| Reached { root: self.root, lineage: self.announce.version.lineage, before, path };
+        let reached = |path| Reached { root: self.root, lineage: self.announce.version.lineage, path };
         opened.has_reached(self.last.take().filter(|_| !stands).map(reached), stands)?;
         if self.failures == 0 {
             opened.completed();
@@ -546,6 +553,9 @@ fn prepare_and_commit(
         staging.flush().map_err(|error| Reason(error.to_string()))?;
         // From here on the tree is on its way to this master's version.
         opened.own().map_err(Reason)?;
+        if let (true, Some(before)) = (opened.is_partial(), opened.before_stretches()) {
+            Reached::write_before(before, commit)?;
+        }
         commit.set_intent(intent)?;
         Ok(publisher)
     };
@@ -635,7 +645,7 @@ fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed
 fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>, opened: &Opened) -> Result<(), IndexError> {
     if stand.is_some() {
         commit.clear_additions()?;
-        if opened.keeps_reached() {
+        if opened.keeps_reached() || opened.before_stretches().is_some() {
             Reached::forget(commit)?;
         }
     }

@@ -109,6 +109,7 @@ pub struct Opened {
     is_partial: bool,
     /// How far it had come when that was so.
     reached: Option<Reached>,
+    before_stretches: Option<u64>,
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
@@ -216,6 +217,7 @@ impl Opened {
             complete: false,
             is_partial: false,
             reached: None,
+            before_stretches: None,
             is_unmounted: false,
             fresh,
             is_current: true,
@@ -376,6 +378,9 @@ impl Opened {
     /// earlier session left.
     pub fn is_to_be_partial(&mut self, is_partial: bool) {
         self.is_partial = is_partial;
+        if is_partial {
+            self.before_stretches.get_or_insert(self.entries);
+        }
         if let (Some(staging), true) = (&self.staging, is_partial) {
             staging.goes_on_later();
         }
@@ -402,7 +407,15 @@ impl Opened {
             Reached::write(reached.as_ref(), &self.index)?;
         }
         self.reached = reached;
+        if is_written {
+            self.before_stretches = None;
+        }
         Ok(())
+    }
+
+    /// How many entries were there before the first stretch, if one came or is about to, and the replica is at no version since.
+    pub fn before_stretches(&self) -> Option<u64> {
+        self.before_stretches
     }
 
     /// Whether the index keeps how far stretches have come.
@@ -531,6 +544,7 @@ impl Opened {
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
         self.reached = Reached::read(&self.index)?;
+        self.before_stretches = Reached::read_before(&self.index)?;
         self.index.meta(guarding::KEPT)?;
         self.additions = self.index.additions()?.into_iter().collect();
         let privilege = [u8::from(rustix::process::geteuid().is_root())];

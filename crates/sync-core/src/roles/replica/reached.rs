@@ -5,8 +5,12 @@ use crate::index::{Commit, Index, IndexError};
 use crate::manifest::Lineage;
 use crate::path::RelPath;
 
-/// Under this key an index keeps it: root, lineage, the number of entries that were there before, and the bytes of the path.
-const KEY: &str = "replica.stretches";
+/// Under this key an index keeps it: root, lineage, and the bytes of the path.
+const KEY: &str = "replica.reached";
+
+/// Under this key it keeps how many entries were there before the first stretch, from before that is published until the replica is
+/// at a version: nobody has counted what of those is to go, whatever happens to the tree or the master meanwhile.
+const BEFORE: &str = "replica.before-stretches";
 
 /// What a replica has that stands at no version yet, because stretches are to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +19,6 @@ pub struct Reached {
     pub root: Digest,
     /// Whose versions the stretches were of: that master knows what the others hold.
     pub lineage: Lineage,
-    /// How many entries were there before the first: nobody has counted what of those is to go.
-    pub before: u64,
     /// The last path that was told.
     pub path: RelPath,
 }
@@ -35,26 +37,39 @@ impl Reached {
     /// # Errors
     /// [`IndexError`] if that cannot be done.
     pub fn write(this: Option<&Self>, index: &Index) -> Result<(), IndexError> {
-        let encode = |this: &Self| {
-            [&this.root.0[..], &this.lineage.0, &this.before.to_le_bytes(), this.path.as_bytes()].concat()
-        };
-        let value = this.map(encode);
+        let value = this.map(|this| [&this.root.0[..], &this.lineage.0, this.path.as_bytes()].concat());
         index.set_meta(KEY, value.as_deref())
     }
 
-    /// Forgets it, with whatever else is written.
+    /// Forgets it, and what was there before, with whatever else is written.
     ///
     /// # Errors
     /// [`IndexError`] if that cannot be done.
     pub fn forget(commit: &mut Commit<'_>) -> Result<(), IndexError> {
-        commit.set_meta(KEY, None)
+        commit.set_meta(KEY, None)?;
+        commit.set_meta(BEFORE, None)
+    }
+
+    /// How many entries were there before the first stretch, if there was one and the replica is at no version since.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it cannot be read.
+    pub fn read_before(index: &Index) -> Result<Option<u64>, IndexError> {
+        let value = index.meta(BEFORE)?;
+        Ok(value.and_then(|value| value.try_into().ok()).map(u64::from_le_bytes))
+    }
+
+    /// Writes it down, with whatever else is written.
+    ///
+    /// # Errors
+    /// [`IndexError`] if that cannot be done.
+    pub fn write_before(entries: u64, commit: &mut Commit<'_>) -> Result<(), IndexError> {
+        commit.set_meta(BEFORE, Some(&entries.to_le_bytes()))
     }
 
     fn decode(value: &[u8]) -> Option<Self> {
         let (root, rest) = value.split_first_chunk()?;
-        let (lineage, rest) = rest.split_first_chunk()?;
-        let (before, path) = rest.split_first_chunk()?;
-        let before = u64::from_le_bytes(*before);
-        Some(Self { root: Digest(*root), lineage: Lineage(*lineage), before, path: RelPath::new(path).ok()? })
+        let (lineage, path) = rest.split_first_chunk()?;
+        Some(Self { root: Digest(*root), lineage: Lineage(*lineage), path: RelPath::new(path).ok()? })
     }
 }

@@ -400,6 +400,7 @@ impl Session {
                         held.standing.opened(&self.connection, self.follows.is_some(), stands.as_ref(), attended);
                     self.attendance = Some(attendance);
                 }
+                opened.rests();
                 self.stager.use_replica(&opened);
                 // What came of another master's tree is no beginning of this one.
                 let goes_on = self.follows.is_some() && !self.goes_on && !asks.adopts;
@@ -734,7 +735,7 @@ impl Session {
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
         let counts = self.follows.is_some() && !self.released;
         let held = self.held.as_ref().filter(|_| counts)?;
-        let error = held.guard.check(planned.step()).err()?;
+        let error = planned.guarded().find_map(|step| held.guard.check(step).err())?;
         let reason =
             format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
         Some(self.hold(reason))
