@@ -327,7 +327,7 @@ fn a_reload_drops_nothing_of_what_is_under_way_and_serves_who_is_new() {
     });
     let ran = ran.code(0);
     assert!(ran.out().contains("share more is mirrored"), "{ran}");
-    assert!(ran.out().contains(&format!("share www: {} follows now", two.dest("www"))), "{ran}");
+    assert!(ran.out().contains(&format!("share www: {} is added", two.dest("www"))), "{ran}");
     // Who is new waits for nobody.
     waits_for_state(&master.state, 1, "in_sync");
     assert_exact(&src, &scratch.path("two"));

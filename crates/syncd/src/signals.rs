@@ -14,6 +14,9 @@ use tokio::task::JoinHandle;
 /// How long the daemon may take to end. Cutting it off loses nothing: every visible file is whole at any moment.
 const GRACE: Duration = Duration::from_millis(4500);
 
+/// For so long after the first signal others are taken for the same.
+const ONCE: Duration = Duration::from_millis(200);
+
 /// Runs `work` on threads of its own until it ends or a signal ends it. It is told of SIGHUP as well.
 ///
 /// # Errors
@@ -70,6 +73,17 @@ async fn wait(
         }
     }
     ask.send_replace(true);
+    // What sends a signal may send it twice, to the process and to its group, as timeout(1) does: that is no impatience.
+    let once = tokio::time::sleep(ONCE);
+    tokio::pin!(once);
+    loop {
+        tokio::select! {
+            result = &mut task => return result.context("the daemon ended unexpectedly")?,
+            () = &mut once => break,
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+        }
+    }
     tokio::select! {
         result = &mut task => result.context("the daemon ended unexpectedly")?,
         () = tokio::time::sleep(GRACE) => bail!("work did not end in time and was cut off; the next session repairs it"),

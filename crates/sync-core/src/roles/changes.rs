@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::fs::{StateDir, place};
 use crate::index::{Change, Index, IndexError};
 use crate::path::{RelPath, escape};
+use crate::roles::log;
 
 /// The changes from one version to another.
 #[derive(Clone, Debug)]
@@ -71,9 +72,20 @@ pub enum ChangesError {
 /// [`ChangesError`].
 pub fn between(state_dir: &Path, source: &Path, from: u64, to: Option<u64>) -> Result<Changes, ChangesError> {
     let name = escape(source.as_os_str().as_encoded_bytes());
-    let canonical = place::resolve(source).map_err(|error| ChangesError::Place(name.clone(), error))?;
-    let index = Index::scratch_copy(&StateDir::at(state_dir).source_index_dir(&canonical))?.index;
-    let versions = index.versions()?;
+    let index_of = |tree: &Path| Index::scratch_copy(&StateDir::at(state_dir).source_index_dir(tree));
+    let resolved = place::resolve(source);
+    let mut index = resolved.as_deref().ok().map(index_of).transpose()?.map(|opened| opened.index);
+    let mut versions = index.as_ref().map(Index::versions).transpose()?.unwrap_or_default();
+    if versions.is_empty()
+        && let Some(tree) = log::tree_of_share(state_dir, source.as_os_str())
+    {
+        let named = index_of(&tree)?.index;
+        versions = named.versions()?;
+        index = Some(named);
+    }
+    let Some(index) = index else {
+        return Err(resolved.err().map_or(ChangesError::NeverPushed(name.clone()), |e| ChangesError::Place(name, e)));
+    };
     let Some(last) = versions.last() else { return Err(ChangesError::NeverPushed(name)) };
     let to = to.unwrap_or(last.version.number);
     let is_there = |number: u64| versions.iter().any(|published| published.version.number == number);

@@ -1,7 +1,9 @@
 //! The history of what was pushed from this machine.
 
-use std::ffi::OsStr;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::fs::{StateDir, StateError, place};
 use crate::index::{Index, IndexError};
@@ -76,6 +78,15 @@ pub fn versions(state_dir: &Path, which: Option<&OsStr>) -> Result<Vec<LoggedVer
         Some(which) if all.is_empty() => Err(LogError::Unknown(crate::path::escape(which.as_encoded_bytes()))),
         _ => Ok(all),
     }
+}
+
+/// The one tree that was pushed to a share of this name, if there is just one.
+pub(super) fn tree_of_share(state_dir: &Path, share: &OsStr) -> Option<PathBuf> {
+    let trees: BTreeSet<Vec<u8>> =
+        versions(state_dir, Some(share)).ok()?.into_iter().map(|logged| logged.tree).collect();
+    let mut trees = trees.into_iter();
+    let only = trees.next().filter(|_| trees.next().is_none())?;
+    Some(OsString::from_vec(only).into())
 }
 
 /// Whether a destination is meant by `name`: the whole of it, or its share.

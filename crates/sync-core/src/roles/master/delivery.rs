@@ -784,7 +784,8 @@ impl<'a> Session<'a> {
                 anew
             }
         };
-        let problem = self.first_problem;
+        // Of what changed while it was sent the caller of a push hears when the rounds are over.
+        let problem = self.first_problem.or_else(|| self.source_changed.first().cloned());
         let took = self.timing.told.map_or(Duration::ZERO, |told| told.elapsed());
         let Self { source_changed, said_released, unhealed, .. } = self;
         Delivered { report, source_changed, version, tried, next, hold, said_released, problem, took, unhealed }

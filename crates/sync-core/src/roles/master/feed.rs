@@ -56,8 +56,11 @@ pub enum Feed<'a> {
         acknowledged: Option<VersionId>,
         /// How many looks at all of their trees were asked of the replicas.
         looks: &'a mut watch::Receiver<u64>,
-        /// Which of them this session is ended for, if any.
-        look: Option<Due>,
+        /// Which of them is next.
+        due: Due,
+        /// Whether the session is ended for that, as one may be that went on behind another before anything is told in it. Else it is
+        /// told of the newest version, and the next one is ended.
+        ends: bool,
     },
 }
 
@@ -67,12 +70,12 @@ impl Feed<'_> {
     pub async fn next(&mut self, drifted: bool) -> Heard {
         match self {
             Self::Push(events) => events.recv().await.map_or(Heard::Failed, Heard::Event),
-            Self::Mirror { news, acknowledged, looks, look } => {
+            Self::Mirror { news, acknowledged, looks, due, ends } => {
                 let is_news = |news: &Option<Arc<News>>| {
                     news.as_ref().is_some_and(|news| drifted || Some(news.id()) != *acknowledged)
                 };
-                let look = look.filter(|look| look.goes_first || !is_news(&news.borrow()));
-                let is_due = |asked: &u64| look.is_some_and(|look| *asked > look.looked);
+                let waits = !due.goes_first && is_news(&news.borrow());
+                let is_due = |asked: &u64| *asked > due.looked && !waits;
                 let is_look = tokio::select! {
                     biased;
                     asked = looks.wait_for(is_due) => asked.map(|_| true),
@@ -82,7 +85,7 @@ impl Feed<'_> {
                     // Who tells of them ends only on shutdown, which the session sees itself.
                     return std::future::pending().await;
                 };
-                if is_look { Heard::Look } else { Heard::Event(SourceEvent::Published(news.clone())) }
+                if is_look && *ends { Heard::Look } else { Heard::Event(SourceEvent::Published(news.clone())) }
             }
         }
     }

@@ -93,7 +93,9 @@ impl Delivery {
             _ = halted.wait_for(|stop| *stop) => return Err(interrupted()),
         };
         let Dialed { connection, share, replica, embedded } = dialed;
-        tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
+        tracing::info!(to = %connection.remote(), share, peer = %connection.peer(), "connected");
+        // Why it could not be reached is over.
+        fate.update(|fate| fate.problem = fate.problem.take().filter(|_| fate.held || fate.was_held));
         let mut looks = fate.looks.subscribe();
         let (mut acknowledged, mut next, mut is_known) = (None, None, false);
         // Of the looks that are asked for.
@@ -120,13 +122,13 @@ impl Delivery {
                 fate.update(|fate| (fate.connection, fate.retry) = (Some(connection.clone()), None));
                 is_known = true;
             }
-            // Only one that went on behind another may be ended before anything is told in it.
-            let look = session.goes_on().then_some(due);
             if session.looks() {
-                due = Due { looked: asked, goes_first: false };
+                // It acknowledges what it has, whatever that is, so that it is known to have looked.
+                (due, acknowledged) = (Due { looked: asked, goes_first: false }, None);
             }
             let before = connection.traffic();
-            let mut feed = Feed::Mirror { news: &mut *news, acknowledged, looks: &mut looks, look };
+            let ends = session.goes_on();
+            let mut feed = Feed::Mirror { news: &mut *news, acknowledged, looks: &mut looks, due, ends };
             let delivered = session.run(&mut feed, halted, &replica).await;
             let traffic = connection.traffic();
             let wire_bytes = (traffic.sent + traffic.received).saturating_sub(before.sent + before.received);

@@ -531,7 +531,8 @@ impl Mirror {
             return Ok(None);
         }
         open.told = Some(id);
-        tracing::info!(version = decided.version.number, entries = decided.entries, "published");
+        let tree = escape(self.config.request.source.as_os_str().as_encoded_bytes());
+        tracing::info!(version = decided.version.number, entries = decided.entries, tree, "published");
         Ok(Some((Arc::new(decided), Arc::new(difference))))
     }
 

@@ -90,13 +90,13 @@ async fn compare(
     let Opened { source, newest, request } = opened;
     let wanted = newest.borrow().as_ref().map(|news| (news.decided.version.number, news.id()));
     let Some(wanted) = wanted else { return vec!["there is no version yet".to_owned()] };
+    if *follower.fate.wish.borrow() == Wish::Pause {
+        return vec!["it is paused: `synccli replica resume` lets it follow again".to_owned()];
+    }
     let following = follower.fate.get();
     if following.version != Some(wanted) {
         let why = following.problem.map(|why| format!(": {why}")).unwrap_or_default();
         return vec![format!("it does not have version {} yet{why}", wanted.0)];
-    }
-    if *follower.fate.wish.borrow() == Wish::Pause {
-        return vec!["it is paused: `synccli replica resume` lets it follow again".to_owned()];
     }
     let Some(_resting) = Resting::begin(&follower.fate).await else {
         return vec!["it is being brought to a version; try again".to_owned()];

@@ -171,7 +171,8 @@ impl Standing {
     /// A version is not taken until a person says so.
     pub fn holds(&self, why: &str) {
         if self.state().held.as_deref() != Some(why) {
-            tracing::warn!("held: {why}");
+            // Its master says so louder; and it may have been released there a moment ago, which the next session tells.
+            tracing::info!("held: {why}");
         }
         self.update(|state| (state.receiving, state.held) = (false, Some(why.to_owned())));
     }
