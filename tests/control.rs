@@ -108,6 +108,11 @@ fn a_paused_replica_is_left_alone() {
     write(src.join("news"), b"news");
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains(&format!("{name} is paused at version 1")), "{ran}");
+    let ran = synccli(&master.state).args(&["verify", "www", "--replica", &name]).code(1);
+    assert!(ran.err().contains("it is paused: `synccli replica resume`"), "{ran}");
+    // By the name of the share, as `log` takes it.
+    let ran = synccli(&master.state).args(&["diff", "www", "--since=1"]).ok();
+    assert!(ran.out().contains("news"), "{ran}");
     assert_exact(&src, &scratch.path("one"));
     assert_untouched(&before, &snapshot(&scratch.path("two")));
     synccli(&master.state).args(&["replica", "resume", "www", &name]).ok();

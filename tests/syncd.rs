@@ -61,6 +61,18 @@ fn a_share_whose_directory_is_absent_is_made_or_refused_clearly() {
     }
 }
 
+/// As `timeout` sends one to the process and to its group.
+#[test]
+fn a_signal_that_comes_twice_at_once_ends_it_in_order() {
+    let scratch = small();
+    let mut daemon = Daemon::new(&scratch, "r", &[("www", &scratch.dst())]);
+    for _ in 0..5 {
+        daemon.up();
+        daemon.signal(Signal::INT);
+        assert!(daemon.term().1.success(), "{}", daemon.logged());
+    }
+}
+
 #[test]
 fn an_invitation_works_whether_or_not_the_daemon_runs() {
     let scratch = small();
