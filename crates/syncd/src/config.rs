@@ -147,8 +147,8 @@ pub struct RawShare {
 /// What only a master has to be told of a share.
 #[derive(Debug, Default)]
 pub struct RawMaster {
-    /// Who follows: the addresses of each as text, with their place.
-    pub replicas: Vec<(Vec<String>, String)>,
+    /// Who follows, if that is said: the addresses of each as text, with their place.
+    pub replicas: Option<Vec<(Vec<String>, String)>>,
     /// gitignore patterns.
     pub exclude: Vec<String>,
     /// See [`Master::settle_max`], [`Master::history`] and [`Master::bandwidth`]; each with its place.
@@ -242,7 +242,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Raw, ConfigError> {
         let Share { path, replicas, exclude, settle_max, history, bwlimit, rescan, heal, max_delete } = share;
         let only_masters = !exclude.is_empty() || [&settle_max, &history, &bwlimit].iter().any(|key| key.is_some());
         let master = (replicas.is_some() || only_masters).then(|| RawMaster {
-            replicas: replicas.into_iter().flatten().map(addresses).collect(),
+            replicas: replicas.map(|replicas| replicas.into_iter().map(addresses).collect()),
             exclude,
             settle_max: settle_max.map(place),
             history: history.map(place),
@@ -409,17 +409,17 @@ impl RawShare {
     }
 
     fn check_master(&self, master: &RawMaster) -> Result<Master, ConfigError> {
-        if master.replicas.is_empty() {
+        let Some(named) = &master.replicas else {
             let what = "a share with replicas, exclude, settle_max, history or bwlimit is one that this machine is the master of: \
                         name who follows with replicas = [...], or leave all of them out to hold a replica";
             return Err(self.refusal(what.to_owned()));
-        }
+        };
         if let Some((_, place)) = &self.heal {
             return Err(refusal(place, "heal is for a share without replicas: the tree of a master is always right"));
         }
         let mut replicas = Vec::new();
         let mut known = Vec::new();
-        for (addresses, place) in &master.replicas {
+        for (addresses, place) in named {
             let replica = destination::replica(addresses, &self.name).map_err(|reason| refusal(place, reason))?;
             for address in destination::addresses(&replica) {
                 if known.contains(&address) {
@@ -593,6 +593,8 @@ mod tests {
         // The link stays: it may lead elsewhere one day.
         assert_eq!(master.path, top.join("link"));
         assert_eq!((master.settle_max, master.rescan), (Duration::from_secs(2), Duration::from_secs(300)));
+        // Who follows may be added later.
+        assert!(checked("replicas = []").unwrap().masters.remove(0).replicas.is_empty());
         let plain = checked("replicas = ['web1']").unwrap().masters.remove(0);
         assert_eq!((plain.rescan, plain.history), (RESCAN, Some(HISTORY)));
         for (text, history) in [("'0'", None), ("'3m'", Some(3 << 20))] {
@@ -633,7 +635,6 @@ mod tests {
                 "replicas = 'a'",
                 "c.toml: line 4: invalid type: string \"a\", expected a list, as in [\"one\", \"other\"]",
             ),
-            ("replicas = []", "name who follows with replicas"),
             ("rescan = '1 day'", "c.toml: line 4: `1 day` is no time"),
             ("max_delete = '101%'", "c.toml: line 4: `101%` is no limit"),
             ("max_delete = -1", "c.toml: line 4: expected a number of entries, a percentage"),

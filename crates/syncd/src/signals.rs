@@ -25,7 +25,8 @@ pub fn serve<F>(work: impl FnOnce(Shutdown, mpsc::Receiver<()>) -> F) -> anyhow:
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let workers = Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let workers =
+        Builder::new_multi_thread().worker_threads(workers()).enable_all().build().context("cannot start threads")?;
     // Signals are waited for on this thread alone: work that keeps every worker busy cannot delay them.
     let waiting = Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
     // Before any work, which tells that the daemon is ready: a signal from then on ends it in order.
@@ -40,6 +41,13 @@ where
     let result = waiting.block_on(wait(signals, task, &ask, &hangup));
     workers.shutdown_background();
     result
+}
+
+/// Threads for what waits for the network, and to encrypt: one for two cores. The others are for what has threads of its own:
+/// reading, hashing, writing, the index. A change that goes to many replicas has half of its cost in threads that wake each other,
+/// where there is more than one; and a first push is as fast with half of them.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 struct Signals {

@@ -57,34 +57,107 @@ impl Hints {
     }
 }
 
-/// The watch of a tree, if it tells of all changes.
-///
-/// # Errors
-/// Why it does not.
-pub fn complete(watch: Result<Watch, WatchError>, root: &Root) -> Result<Watch, String> {
-    match (watch, events_at(root.path())) {
-        (Ok(watch), Ok(Events::Complete)) => Ok(watch),
-        (Ok(_), Ok(Events::Incomplete { file_system })) => Err(format!("{file_system} does not tell of all of them")),
-        (Ok(_), Err(error)) => Err(error.to_string()),
-        (Err(error), _) => Err(error.to_string()),
+/// A tree's watch, and how far it can be relied on.
+pub struct Watched {
+    /// `None` if events cannot be had, or not of all of it.
+    watch: Option<Watch>,
+    /// Why not every change is heard of.
+    unheard: Option<String>,
+}
+
+impl Watched {
+    /// By a watch, if there is one, and it tells of all changes.
+    pub fn by(watch: Result<Watch, WatchError>, root: &Root) -> Self {
+        let why = match (watch, events_at(root.path())) {
+            (Ok(watch), Ok(Events::Complete)) => return Self { watch: Some(watch), unheard: None },
+            (Ok(_), Ok(Events::Incomplete { file_system })) => format!("{file_system} does not tell of all of them"),
+            (Ok(_), Err(error)) => error.to_string(),
+            (Err(error), _) => error.to_string(),
+        };
+        Self::not_at_all(&why)
+    }
+
+    fn not_at_all(why: &str) -> Self {
+        Self { watch: None, unheard: Some(format!("changes are not heard of: {why}")) }
+    }
+
+    /// Whether there is a watch, as far as it goes.
+    pub fn is_on(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Whether every change is heard of: else the tree has to be looked at from time to time.
+    pub fn hears_all(&self) -> bool {
+        self.unheard.is_none()
+    }
+
+    /// Why not every change is heard of, if that is so.
+    pub fn unheard(&self) -> Option<&str> {
+        self.unheard.as_deref()
+    }
+
+    /// Whether the path of the tree still leads to the directory that is watched, if one is.
+    pub fn is_in_place(&self) -> bool {
+        self.watch.as_ref().is_none_or(Watch::is_in_place)
+    }
+
+    /// Watches all that a batch names, and what is beneath where that is new. Returns the names to look at, with all that new
+    /// directories hold; `None` if it is to be everything, as it is `everything`, where nothing is watched, or after events were
+    /// lost. A directory that has been watched all the time is looked at alone. `leaves_out` tells of directories that are not
+    /// watched.
+    ///
+    /// # Errors
+    /// [`RootGone`].
+    pub fn names_of(
+        &mut self,
+        hints: &Hints,
+        root: &Root,
+        batch: Batch,
+        everything: bool,
+        leaves_out: &dyn Fn(&RelPath) -> bool,
+    ) -> Result<Option<Names>, RootGone> {
+        let Some(watch) = &self.watch else { return Ok(None) };
+        let mut unwatched = Unwatched { first: None, count: 0 };
+        // Of those there are, each is tried again.
+        let all = batch.everything;
+        match names_of(watch, hints, root, batch, everything, leaves_out, &mut unwatched) {
+            Ok(names) => {
+                if all || unwatched.count > 0 {
+                    self.unheard = unwatched.first.map(|first| match unwatched.count {
+                        1 => format!("some changes are not heard of: {first}"),
+                        count => format!("some changes are not heard of: {first}, as {count} directories in all"),
+                    });
+                }
+                Ok(names)
+            }
+            Err(WatchError::RootGone) => Err(RootGone),
+            Err(error) => {
+                *self = Self::not_at_all(&error.to_string());
+                Ok(None)
+            }
+        }
     }
 }
 
-/// Watches all that a batch names, and what is beneath where that is new. Returns the names to look at, with all that new
-/// directories hold; `None` if it is to be everything, as it is `everything` or after events were lost. A directory that has
-/// been watched all the time is looked at alone. `leaves_out` tells of directories that are not watched, `tell` hears of those
-/// that cannot be.
-///
-/// # Errors
-/// [`WatchError`] if the tree cannot be watched any more.
-pub fn names_of(
+/// The tree was moved, deleted, unmounted or replaced.
+#[derive(Debug)]
+pub struct RootGone;
+
+/// Directories that cannot be watched, though what is in them may change.
+struct Unwatched {
+    first: Option<WatchError>,
+    count: u64,
+}
+
+/// [`Watched::names_of`], of what is watched.
+fn names_of(
     watch: &Watch,
     hints: &Hints,
     root: &Root,
     batch: Batch,
     everything: bool,
     leaves_out: &dyn Fn(&RelPath) -> bool,
-    tell: &dyn Fn(&str),
+    unwatched: &mut Unwatched,
 ) -> Result<Option<Names>, WatchError> {
     let mut everything = everything || batch.everything || batch.names.len() > MANY;
     let lost = hints.lost.swap(false, Ordering::Relaxed);
@@ -97,7 +170,7 @@ pub fn names_of(
         watch.restart()?;
     }
     tops.into_iter().try_for_each(|top| {
-        let is_known = cover(watch, root, top.clone(), throughout, leaves_out, tell, &mut |name| match name {
+        let is_known = cover(watch, root, top.clone(), throughout, leaves_out, unwatched, &mut |name| match name {
             Some(name) if new.len() <= MANY => drop(new.insert(name)),
             Some(_) => {}
             None => everything = true,
@@ -121,7 +194,7 @@ fn cover(
     top: RelPath,
     throughout: bool,
     leaves_out: &dyn Fn(&RelPath) -> bool,
-    tell: &dyn Fn(&str),
+    unwatched: &mut Unwatched,
     found: &mut dyn FnMut(Option<RelPath>),
 ) -> Result<bool, WatchError> {
     let mut is_known = false;
@@ -139,7 +212,11 @@ fn cover(
             }
             Ok(Added::NotADirectory) => continue,
             Err(error) if error.is_local() => {
-                tell(&format!("changes in {dir} are only found by looking: {error}"));
+                // One that cannot be read is told of by whoever tries, and its parent hears if that changes.
+                if error.is_unheard() {
+                    unwatched.count += 1;
+                    unwatched.first.get_or_insert(error);
+                }
                 continue;
             }
             Err(error) => return Err(error),
@@ -167,6 +244,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<RelPath> {
@@ -186,21 +265,20 @@ mod tests {
             let hints = Arc::clone(&hints);
             move |hint| hints.hear(hint)
         });
-        let watch = watch.unwrap();
+        let mut watched = Watched::by(watch, &root);
         let all = || Batch { everything: true, ..Batch::default() };
-        let look =
-            |batch: Batch| names_of(&watch, &hints, &root, batch, false, &|_| false, &|why| panic!("{why}")).unwrap();
+        let mut look = |batch: Batch| watched.names_of(&hints, &root, batch, false, &|_| false).unwrap();
         assert_eq!(look(all()), None);
 
         // Batches until all of the names have come.
-        let heard = |wanted: &[&str]| {
+        let mut heard = |wanted: &[&str]| {
             let mut names = Names::default();
             let until = Instant::now() + Duration::from_secs(20);
             while !set(wanted).iter().all(|name| names.covers(name)) {
                 assert!(Instant::now() < until, "{names:?}");
                 std::thread::sleep(Duration::from_millis(5));
                 let batch = hints.settle().poll(hints.now());
-                names.extend(batch.and_then(look).unwrap_or_default());
+                names.extend(batch.and_then(&mut look).unwrap_or_default());
             }
             names
         };
@@ -213,5 +291,36 @@ mod tests {
         fs::rename(at("e"), at("d")).unwrap();
         let names = heard(&["d", "e"]);
         assert!(names.whole.is_superset(&set(&["d", "d/new", "d/sub", "d/sub/f"])), "{names:?}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_watched_is_said_to_be_for_as_long_as_it_is_there() {
+        let top = tempfile::tempdir().unwrap();
+        let root = Root::open(top.path()).unwrap();
+        // The kernel takes no path as long as this; a directory is made step by step.
+        let name = "x".repeat(255);
+        let mut at = rustix::fs::open(top.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..18 {
+            rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, name.as_str(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        fs::create_dir(top.path().join("closed")).unwrap();
+        let hints = Hints::new(SettleOptions::default());
+        let mut watched = Watched::by(Watch::new(top.path(), |_| {}), &root);
+        assert!(watched.hears_all());
+        let mut look = |batch: Batch| {
+            watched.names_of(&hints, &root, batch, false, &|_| false).unwrap();
+            watched.unheard().map(str::to_owned)
+        };
+        let all = || Batch { everything: true, ..Batch::default() };
+        let why = look(all()).unwrap();
+        assert!(why.starts_with("some changes are not heard of: cannot watch x"), "{why}");
+        assert!(why.contains("longer than 4095 bytes"), "{why}");
+        let one = Batch { names: set(&["closed"]), ..Batch::default() };
+        assert_eq!(look(one), Some(why), "another batch says nothing of it");
+        fs::rename(top.path().join(&name), top.path().join("short")).unwrap();
+        let short = top.path().join("short");
+        fs::rename(short.join(&name).join(&name), top.path().join("moved")).unwrap();
+        assert_eq!(look(all()), None);
     }
 }

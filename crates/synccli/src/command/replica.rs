@@ -116,13 +116,6 @@ fn remove(replicas: &mut Array, share: &str, addresses: &[String]) -> Result<(),
     let wanted = destination::replica(addresses, share)?;
     let at = position(replicas, share, &wanted)
         .ok_or_else(|| format!("{} does not follow share {share}: `synccli status` lists who does", label(&wanted)))?;
-    if replicas.len() == 1 {
-        return Err(format!(
-            "{} is the only one that follows share {share}: remove the table of the share from the configuration and run \
-             `synccli reload` instead",
-            label(&wanted)
-        ));
-    }
     replicas.remove(at);
     Ok(())
 }
@@ -183,8 +176,5 @@ mod tests {
         assert!(edited(add, &["/var/www"]).unwrap_err().contains("no replica"));
         assert!(edited(add, &["we b"]).is_err());
         assert!(edited(remove, &["web3"]).unwrap_err().contains("does not follow"));
-        let mut one = Array::new();
-        one.push("web1");
-        assert!(remove(&mut one, "www", &["web1".to_owned()]).unwrap_err().contains("only one"));
     }
 }

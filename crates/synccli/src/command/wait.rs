@@ -103,7 +103,8 @@ impl Waiting {
         self.version.is_some()
             && match wait {
                 Wait::None => true,
-                Wait::Quorum => self.acknowledged > self.replicas / 2,
+                // Of none there is nobody to wait for.
+                Wait::Quorum => self.acknowledged >= self.replicas.min(self.replicas / 2 + 1),
                 Wait::All => self.acknowledged >= self.replicas,
             }
     }

@@ -76,6 +76,14 @@ impl WatchError {
     pub fn is_local(&self) -> bool {
         matches!(self, Self::TooLong(_) | Self::Fs(_))
     }
+
+    /// Whether what is in the directory can still be read: then it may change, and nobody hears of it.
+    pub fn is_unheard(&self) -> bool {
+        match self {
+            Self::Fs(error) => error.errno() != Some(Errno::ACCESS),
+            _ => true,
+        }
+    }
 }
 
 /// What `error` means for the directory at `path`, that it was to be watched.

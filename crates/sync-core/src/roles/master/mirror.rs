@@ -35,7 +35,7 @@ use crate::path::{RelPath, escape};
 use crate::roles::Shutdown;
 use crate::roles::guarding::{Counted, Guard};
 use crate::roles::survey::{LastLook, Names};
-use crate::roles::watching::{self, Hints};
+use crate::roles::watching::{Hints, RootGone, Watched};
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
 
 /// How long to wait before a source that could not be looked at is looked at again.
@@ -70,8 +70,7 @@ pub struct Mirror {
 /// A source while its top directory stays what it is.
 struct Open {
     source: Arc<Source>,
-    /// `None` if events cannot be had, or not of all of it: then it is looked at from time to time.
-    watch: Option<Watch>,
+    watched: Watched,
     /// What the last look left, if single names can be looked at beside it.
     last: Option<LastLook>,
     /// The newest version that was told.
@@ -190,13 +189,13 @@ impl Mirror {
         if matches!(watch, Err(WatchError::RootGone)) {
             return Err(self.failed("it is not where it was a moment ago".to_owned()));
         }
-        let watch = self.complete(watch, &source);
+        let watched = Watched::by(watch, &source.root);
         match self.guard.recall(&source.index) {
             Err(IndexError::Damaged(reason)) => source.rebuild_index(&reason, &*self.monitor)?,
             recalled => recalled?,
         }
         self.hints.add(Hint::Overflow);
-        Ok(Open { source, watch, last: None, told: None, filling: None })
+        Ok(Open { source, watched, last: None, told: None, filling: None })
     }
 
     fn watch(&self) -> Result<Watch, WatchError> {
@@ -204,16 +203,14 @@ impl Mirror {
         Watch::new(&self.config.request.source, move |hint| hints.hear(hint))
     }
 
-    /// The watch, if it tells of everything.
-    fn complete(&self, watch: Result<Watch, WatchError>, source: &Source) -> Option<Watch> {
-        watching::complete(watch, &source.root).inspect_err(|why| self.not_watched(why)).ok()
-    }
-
-    fn not_watched(&self, why: &str) {
+    /// Says how far the tree is watched, if that is new.
+    fn tell_of_watch(&self, watched: &Watched) {
         let every = duration::text(UNWATCHED.min(self.config.rescan));
-        let text = format!("changes are not heard of: {why}; the tree is looked at every {every}");
-        if self.shared.watched(Some(text.clone())) {
-            self.monitor.notice(None, &text);
+        let why = watched.unheard().map(|why| format!("{why}; the tree is looked at every {every}"));
+        if self.shared.watched(why.clone())
+            && let Some(why) = why
+        {
+            self.monitor.notice(None, &why);
         }
     }
 
@@ -269,6 +266,10 @@ impl Mirror {
             }
             if *shutdown.borrow() {
                 return Left::Shutdown;
+            }
+            if !open.watched.hears_all() {
+                // Since a moment ago, it may be.
+                rescan = rescan.min(Instant::now() + self.next_rescan(open));
             }
             // Of a directory that is removed while it is open the kernel tells nothing, and of an empty one nothing else goes.
             let is_obstructed = self.shared.obstacle().is_some();
@@ -382,7 +383,7 @@ impl Mirror {
 
     /// Until the next look at everything: masters that began at one moment do not go on so.
     fn next_rescan(&self, open: &Open) -> Duration {
-        let every = if open.watch.is_some() { self.config.rescan } else { self.config.rescan.min(UNWATCHED) };
+        let every = if open.watched.hears_all() { self.config.rescan } else { self.config.rescan.min(UNWATCHED) };
         jittered(every, fs::random().map_or(0, u64::from_le_bytes))
     }
 
@@ -394,15 +395,15 @@ impl Mirror {
 
     /// Looks at everything to prove that nothing was missed. What is found although nobody told of it was.
     fn prove(&self, open: &mut Open, news: &watch::Sender<Option<Arc<News>>>) -> Result<(), Stopped> {
-        let was_watched = open.watch.is_some();
-        if !was_watched {
+        let was_heard = open.watched.hears_all();
+        if !open.watched.is_on() {
             // Whatever was in the way may have been removed.
-            open.watch = self.complete(self.watch(), &open.source);
+            open.watched = Watched::by(self.watch(), &open.source.root);
         }
         let before = self.shared.version();
         let everything = Batch { everything: true, ..Batch::default() };
         let difference = self.publish_and_tell(open, everything, news)?;
-        if was_watched && before != self.shared.version() {
+        if was_heard && before != self.shared.version() {
             // What just changed may still be told of.
             std::thread::sleep(MOVING);
             let settle = self.hints.settle();
@@ -514,7 +515,7 @@ impl Mirror {
         }
         Source::report_failures(&survey, &*self.monitor);
         // Where there is no watch, nobody else tells of what came to these meanwhile.
-        let restless: Vec<FsError> = if open.watch.is_none() { survey.restless().collect() } else { Vec::new() };
+        let restless: Vec<FsError> = if !open.watched.hears_all() { survey.restless().collect() } else { Vec::new() };
         self.shared.unread(survey.failures.iter().chain(&restless));
         let (decided, difference) = source.decide(survey, scanned, hashed)?;
         // A tree that was replaced while it was looked at may be half gone.
@@ -556,24 +557,13 @@ impl Mirror {
 
     /// The names to look at, with all that new directories hold; `None` if it is to be everything.
     fn names_of(&self, open: &mut Open, batch: Batch) -> Result<Option<Names>, PushError> {
-        let Some(watch) = &open.watch else { return Ok(None) };
         let source = &open.source;
         // Who stops does not go further down.
         let leaves_out = |dir: &RelPath| self.stop.load(Ordering::Relaxed) || source.leaves_out(dir, true);
-        let tell = |text: &str| self.monitor.notice(None, text);
-        let everything = open.last.is_none();
-        match watching::names_of(watch, &self.hints, &source.root, batch, everything, &leaves_out, &tell) {
-            Ok(names) => {
-                self.shared.watched(None);
-                Ok(names)
-            }
-            Err(WatchError::RootGone) => Err(self.failed("it was moved or replaced".to_owned())),
-            Err(error) => {
-                self.not_watched(&error.to_string());
-                open.watch = None;
-                Ok(None)
-            }
-        }
+        let names = open.watched.names_of(&self.hints, &source.root, batch, open.last.is_none(), &leaves_out);
+        let names = names.map_err(|RootGone| self.failed("it was moved or replaced".to_owned()))?;
+        self.tell_of_watch(&open.watched);
+        Ok(names)
     }
 
     /// Looks at names, and at those that are told of meanwhile if some seem gone: one of them may be the new name of what
@@ -603,7 +593,7 @@ impl Mirror {
 
     fn look(&self, open: &Open) -> Result<Looked, PushError> {
         let stop = &self.stop;
-        open.source.watched(open.watch.is_some());
+        open.source.watched(open.watched.hears_all());
         let found = look(&open.source, stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {});
         match found {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
@@ -630,8 +620,7 @@ fn settle_options(config: &MirrorConfig) -> SettleOptions {
 
 /// Whether the path of the tree still leads to the one that is open.
 fn check_place(open: &Open) -> Result<(), Stopped> {
-    let in_place = open.watch.as_ref().is_none_or(Watch::is_in_place);
-    if in_place && open.source.root.still_there() { Ok(()) } else { Err(Stopped::Gone) }
+    if open.watched.is_in_place() && open.source.root.still_there() { Ok(()) } else { Err(Stopped::Gone) }
 }
 
 /// A version, and how it differs from the one before.

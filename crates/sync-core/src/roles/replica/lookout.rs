@@ -26,7 +26,7 @@ use crate::heal::{Heal, Pauses};
 use crate::path::RelPath;
 use crate::roles::Shutdown;
 use crate::roles::survey::{Names, SurveyError};
-use crate::roles::watching::{self, Hints};
+use crate::roles::watching::{Hints, RootGone, Watched};
 use crate::settle::{Batch, Hint, SettleOptions};
 
 /// How long to wait before a directory that could not be watched is tried again.
@@ -104,8 +104,7 @@ impl Drop for Presence {
 /// The tree as it is watched, while its top stays what it is.
 struct Tree {
     root: Root,
-    /// `None` if events cannot be had, or not of all of it.
-    watch: Option<Watch>,
+    watched: Watched,
 }
 
 impl Lookout {
@@ -228,10 +227,9 @@ impl Lookout {
         if let Err(error @ WatchError::RootGone) = &watch {
             return Err(gone(error));
         }
-        let watch = watching::complete(watch, &root).inspect_err(|why| self.not_watched(why)).ok();
-        self.watched(watch.is_some());
+        let watched = Watched::by(watch, &root);
         self.hints.add(Hint::Overflow);
-        Ok(Tree { root, watch })
+        Ok(Tree { root, watched })
     }
 
     fn watch(&self) -> Result<Watch, WatchError> {
@@ -244,16 +242,14 @@ impl Lookout {
         })
     }
 
-    fn not_watched(&self, why: &str) {
-        let (share, every) = (&*self.share.name, duration::text(self.rescan.min(UNWATCHED)));
-        let text = format!("changes are not heard of: {why}; the tree is looked at about every {every}");
-        tracing::warn!(share, "{text}");
-        self.standing.unwatched(Some(&text));
-    }
-
-    fn watched(&self, is_watched: bool) {
-        if is_watched {
-            self.standing.unwatched(None);
+    /// Says how far the tree is watched, if that is new.
+    fn tell_of(&self, watched: &Watched) {
+        let every = duration::text(self.rescan.min(UNWATCHED));
+        let why = watched.unheard().map(|why| format!("{why}; the tree is looked at about every {every}"));
+        if self.standing.unwatched(why.as_deref())
+            && let Some(why) = why
+        {
+            tracing::warn!(share = self.share.name, "{why}");
         }
     }
 
@@ -261,6 +257,10 @@ impl Lookout {
     async fn serve(&self, tree: &mut Tree, said: &mut String, shutdown: &mut Shutdown) {
         let mut rescan = Instant::now() + self.next_rescan(tree);
         loop {
+            if !tree.watched.hears_all() {
+                // Since a moment ago, it may be.
+                rescan = rescan.min(Instant::now() + self.next_rescan(tree));
+            }
             let changed = self.changed.notified();
             let now = self.hints.now();
             let (batch, timeout) = {
@@ -285,9 +285,8 @@ impl Lookout {
                 () = changed => {}
                 () = tokio::time::sleep_until(rescan.into()) => {
                     // Whatever was in the way may have been removed.
-                    if tree.watch.is_none() {
-                        tree.watch = watching::complete(self.watch(), &tree.root).ok();
-                        self.watched(tree.watch.is_some());
+                    if !tree.watched.is_on() {
+                        tree.watched = Watched::by(self.watch(), &tree.root);
                     }
                     rescan = Instant::now() + self.next_rescan(tree);
                     self.hints.add(Hint::Overflow);
@@ -299,24 +298,22 @@ impl Lookout {
     }
 
     fn next_rescan(&self, tree: &Tree) -> Duration {
-        let every = if tree.watch.is_some() { self.rescan } else { self.rescan.min(UNWATCHED) };
+        let every = if tree.watched.hears_all() { self.rescan } else { self.rescan.min(UNWATCHED) };
         jittered(every, fs::random().map_or(0, u64::from_le_bytes))
     }
 
     /// Watches what a batch names; `None` if the tree is not where it was.
     fn take_up(&self, tree: &mut Tree, batch: Batch) -> Option<Look> {
-        let in_place = tree.root.still_there() && tree.watch.as_ref().is_none_or(Watch::is_in_place);
-        let Some(watch) = tree.watch.as_ref().filter(|_| in_place) else { return in_place.then_some(Look::EVERYTHING) };
+        if !tree.root.still_there() || !tree.watched.is_in_place() {
+            return None;
+        }
         let leaves_out = |dir: &RelPath| is_staging(dir);
-        let tell = |text: &str| tracing::warn!(share = self.share.name, "{text}");
-        match watching::names_of(watch, &self.hints, &tree.root, batch, false, &leaves_out, &tell) {
-            Ok(names) => Some(Look { names }),
-            Err(WatchError::RootGone) => None,
-            Err(error) => {
-                self.not_watched(&error.to_string());
-                tree.watch = None;
-                Some(Look::EVERYTHING)
+        match tree.watched.names_of(&self.hints, &tree.root, batch, false, &leaves_out) {
+            Ok(names) => {
+                self.tell_of(&tree.watched);
+                Some(Look { names })
             }
+            Err(RootGone) => None,
         }
     }
 

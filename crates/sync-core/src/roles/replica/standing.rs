@@ -212,9 +212,13 @@ impl Standing {
         self.update(|state| state.tree = obstacle.map(str::to_owned));
     }
 
-    /// Changes are not heard of, or they are again.
-    pub fn unwatched(&self, why: Option<&str>) {
-        self.update(|state| state.unwatched = why.map(str::to_owned));
+    /// Changes are not heard of, or they are again. Says whether that is new.
+    pub fn unwatched(&self, why: Option<&str>) -> bool {
+        let is_new = self.state().unwatched.as_deref() != why;
+        if is_new {
+            self.update(|state| state.unwatched = why.map(str::to_owned));
+        }
+        is_new
     }
 
     /// What a look has found, at these names or everywhere; with `taken`, the rows have it now, so that the next version
