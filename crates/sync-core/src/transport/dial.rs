@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Endpoint, TokioRuntime};
+use quinn::{ClientConfig, Endpoint};
 use tokio::task::JoinSet;
 
 use super::address::Address;
@@ -17,6 +17,7 @@ use super::connection::Connection;
 use super::error::ConnectError;
 use super::identity::{Identity, PeerId};
 use super::listen::{WELCOME, key_of};
+use super::runtime::Tokio;
 use super::tls::{self, Purpose};
 use super::tuning::{self, Settings};
 use super::vigil;
@@ -146,12 +147,12 @@ impl Call {
         let shown = Arc::new(OnceLock::new());
         let crypto = tls::client(&self.identity, self.purpose, self.expected, Arc::clone(&shown))?;
         let mut config = ClientConfig::new(crypto);
-        config.transport_config(tuning::transport(address.ip(), &self.settings));
+        config.transport_config(tuning::dialing(address.ip(), &self.settings));
 
         let local: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket_failed = |source| ConnectError::Socket { to: self.to.clone(), source };
         let socket = tuning::socket(SocketAddr::new(local, 0)).map_err(socket_failed)?;
-        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(Tokio));
         let endpoint = endpoint.map_err(socket_failed)?;
         // The name is never sent nor checked (keys are), but rustls wants one.
         let connecting = endpoint.connect_with(config, address, "replica");

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::rustls::pki_types::CertificateDer;
-use quinn::{Endpoint, Incoming, ServerConfig, TokioRuntime};
+use quinn::{Endpoint, Incoming, ServerConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::closed::{Closed, Code};
 use super::connection::Connection;
 use super::error::{AcceptError, BindError};
 use super::identity::{Identity, PublicKey};
+use super::runtime::Tokio;
 use super::tls::{self, Purpose, Trust};
 use super::tuning::{self, Settings};
 
@@ -47,13 +48,13 @@ impl Listener {
         let protocols = [Purpose::Session.alpn(), Purpose::Pairing.alpn()];
         let mut server = ServerConfig::with_crypto(tls::server(identity, Arc::clone(&trust), &protocols)?);
         server
-            .transport_config(tuning::transport(address.ip(), &settings))
+            .transport_config(tuning::listening(address.ip(), &settings))
             .max_incoming(MAX_HANDSHAKES * 2)
             .incoming_buffer_size(64 << 10)
             .incoming_buffer_size_total(4 << 20);
         let socket = tuning::socket(address).map_err(failed)?;
         let config = tuning::endpoint(Some(identity));
-        let endpoint = Endpoint::new(config, Some(server.clone()), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let endpoint = Endpoint::new(config, Some(server.clone()), socket, Arc::new(Tokio)).map_err(failed)?;
         let address = endpoint.local_addr().map_err(failed)?;
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         Ok(Self { endpoint, address, server, trust, settings, handshakes })
@@ -84,7 +85,7 @@ impl Listener {
                 continue;
             }
             let mut server = self.server.clone();
-            server.transport_config(tuning::transport(incoming.remote_address().ip(), &self.settings));
+            server.transport_config(tuning::listening(incoming.remote_address().ip(), &self.settings));
             return Some(Arrival {
                 from: incoming.remote_address(),
                 incoming,

@@ -21,6 +21,7 @@ mod identity;
 mod listen;
 mod loopback;
 pub mod pairing;
+mod runtime;
 mod tls;
 mod tuning;
 mod vigil;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::sockopt;
 
@@ -59,8 +59,23 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// The transport parameters for a connection with `peer`.
-pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
+/// The transport parameters for a connection to `peer`.
+pub(super) fn dialing(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
+    Arc::new(transport(peer, settings))
+}
+
+/// The same for one from `peer`.
+pub(super) fn listening(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
+    let mut config = transport(peer, settings);
+    // Who listens says little: that a version is reached, and then nothing for a while. The other side has nothing to say that an
+    // acknowledgement could go with, and would set a timer for it, and wake again.
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(0));
+    config.ack_frequency_config(Some(acks));
+    Arc::new(config)
+}
+
+fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
@@ -86,7 +101,7 @@ pub(super) fn transport(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
         congestion.initial_window(LOOPBACK_WINDOW);
         config.congestion_controller_factory(Arc::new(congestion));
     }
-    Arc::new(config)
+    config
 }
 
 fn idle_timeout(idle: Duration) -> IdleTimeout {
