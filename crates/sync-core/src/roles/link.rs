@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -16,6 +15,9 @@ use crate::wire::{Envelope, MAX_MESSAGE, Packer, ToMaster, ToReplica, WireError}
 
 /// Bytes of messages after which a sender with more of them waits.
 const MOST_QUEUED: usize = 1 << 20;
+
+/// Bytes of messages that are written in one piece, or a longer one.
+const TOGETHER: usize = 64 << 10;
 
 /// Messages read ahead of the session, each of up to 16 MiB.
 const READ_AHEAD: usize = 8;
@@ -146,13 +148,20 @@ impl<M: Incoming> Control<M> {
         let left = Arc::clone(&backlog);
         let writer = tokio::spawn(async move {
             let (mut writer, mut packer) = (writer, Packer::default());
-            while let Some((message, packing)) = to_write.recv().await {
-                let len = message.body.len();
-                let Envelope { kind, version, body } = match packing {
-                    Packing::Packed => packer.pack(message),
-                    Packing::Plain => message,
-                };
-                writer.send(kind, version, Bytes::from(body)).await?;
+            let mut batch = Vec::new();
+            while let Some(first) = to_write.recv().await {
+                let (mut next, mut len) = (Some(first), 0);
+                // What a change consists of goes in one piece.
+                while let Some((message, packing)) = next {
+                    len += message.body.len();
+                    let Envelope { kind, version, body } = match packing {
+                        Packing::Packed => packer.pack(message),
+                        Packing::Plain => message,
+                    };
+                    batch.push((kind, version, body));
+                    next = if len < TOGETHER { to_write.try_recv().ok() } else { None };
+                }
+                writer.send_all(batch.drain(..)).await?;
                 left.bytes.fetch_sub(len, Ordering::Relaxed);
                 left.shorter.notify_one();
             }

@@ -116,6 +116,14 @@ impl Assembler {
     }
 }
 
+/// The length of a body, as its header tells it.
+fn len_of(kind: u16, len: usize) -> Result<u32, StreamError> {
+    u32::try_from(len).map_err(|_| {
+        let (len, max) = (u64::try_from(len).unwrap_or(u64::MAX), u64::from(u32::MAX));
+        StreamError::TooLarge { kind, len, max }
+    })
+}
+
 fn to_usize(len: u32) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }
@@ -180,11 +188,7 @@ impl FrameWriter {
 
     /// Sends one frame whose body is `head` and then `tail`; a large `tail` is not copied.
     pub async fn send_with(&mut self, kind: u16, version: u8, head: &[u8], mut tail: Bytes) -> Result<(), StreamError> {
-        let len = head.len().saturating_add(tail.len());
-        let Ok(len) = u32::try_from(len) else {
-            let (len, max) = (u64::try_from(len).unwrap_or(u64::MAX), u64::from(u32::MAX));
-            return Err(StreamError::TooLarge { kind, len, max });
-        };
+        let len = len_of(kind, head.len().saturating_add(tail.len()))?;
         let copied = if tail.len() <= SMALL_BODY { tail.split_off(0) } else { Bytes::new() };
         let mut front = BytesMut::with_capacity(Header::LEN + head.len() + copied.len());
         front.put_slice(&Header { kind, version, len }.encode());
@@ -193,6 +197,24 @@ impl FrameWriter {
         let mut pieces = [front.freeze(), tail];
         let used = if pieces[1].is_empty() { 1 } else { 2 };
         self.stream.write_all_chunks(&mut pieces[..used]).await.map_err(|e| write_error(e, &self.fate))
+    }
+
+    /// Sends frames one behind the other, small ones in one piece: `(kind, version, body)` each. Like [`FrameWriter::send`] else.
+    pub async fn send_all(&mut self, frames: impl IntoIterator<Item = (u16, u8, Vec<u8>)>) -> Result<(), StreamError> {
+        let mut pieces = Vec::new();
+        let mut front = BytesMut::with_capacity(SMALL_BODY / 8);
+        for (kind, version, body) in frames {
+            front.put_slice(&Header { kind, version, len: len_of(kind, body.len())? }.encode());
+            if body.len() <= SMALL_BODY {
+                front.put_slice(&body);
+            } else {
+                pieces.extend([front.split().freeze(), Bytes::from(body)]);
+            }
+        }
+        if !front.is_empty() {
+            pieces.push(front.freeze());
+        }
+        self.stream.write_all_chunks(&mut pieces).await.map_err(|e| write_error(e, &self.fate))
     }
 
     /// Streams with a higher number are sent first; 0 at the start.

@@ -57,3 +57,37 @@ impl AsyncTimer for Timer {
         Future::poll(self.0.as_mut(), cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// How often a thread goes to sleep within 500 ms, after a timer of 50 ms was put off to this time.
+    fn sleeps(runs_on: &dyn Runtime, put_off: Duration) -> u32 {
+        let slept = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&slept);
+        let mut threads = tokio::runtime::Builder::new_current_thread();
+        threads.enable_all().on_thread_park(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        threads.build().unwrap().block_on(async {
+            let began = Instant::now();
+            let mut timer = runs_on.new_timer(began + Duration::from_millis(50));
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(timer.as_mut().poll(&mut cx).is_pending());
+            timer.as_mut().reset(began + put_off);
+            assert!(timer.as_mut().poll(&mut cx).is_pending());
+            tokio::time::sleep_until((began + Duration::from_millis(500)).into()).await;
+            assert_eq!(timer.as_mut().poll(&mut cx).is_ready(), put_off < Duration::from_millis(500));
+        });
+        slept.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_timer_that_is_put_off_wakes_nobody_before_its_time() {
+        let rest = Duration::from_secs(5);
+        assert!(sleeps(&Tokio, rest) < sleeps(&TokioRuntime, rest), "tokio does so itself: this module is of no use");
+    }
+}

@@ -318,6 +318,26 @@ async fn patience_with_a_peer_that_never_closes_is_bounded() {
 }
 
 #[tokio::test]
+async fn frames_in_one_piece_are_the_same_frames() {
+    let Loopback { dialed, accepted } = Loopback::open(Settings::default()).await.unwrap();
+    let frames: Vec<(u16, u8, Vec<u8>)> = [0, 3, 5000, 1, 4096, 4097, 100_000, 7]
+        .into_iter()
+        .zip(1..)
+        .map(|(len, kind)| (kind, 1, vec![7; len]))
+        .collect();
+    let mut writer = dialed.open_uni().await.unwrap();
+    writer.send_all(frames.clone()).await.unwrap();
+    writer.send_all([]).await.unwrap();
+    writer.finish().unwrap();
+    let mut reader = accepted.accept_uni().await.unwrap();
+    for (kind, version, body) in frames {
+        let body = Bytes::from(body);
+        assert_eq!(reader.next(1 << 20).await.unwrap(), Some(Frame { kind, version, body }));
+    }
+    assert_eq!(reader.next(1 << 20).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_writer_that_gives_up_is_not_taken_for_one_that_ended() {
     let Loopback { dialed, accepted } = Loopback::open(Settings::default()).await.unwrap();
     let mut writer = dialed.open_uni().await.unwrap();
