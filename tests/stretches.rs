@@ -174,7 +174,10 @@ fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
     for i in 0..200 {
         write(dst.join(format!("own{i:03}")), b"of somebody who chose the wrong directory");
     }
-    let own = || std::fs::read_dir(&dst).unwrap().filter(|e| is_own(e.as_ref().unwrap())).count();
+    let own = || {
+        let below = [dst.clone(), dst.join("backup")];
+        below.iter().flat_map(std::fs::read_dir).flatten().filter(|e| is_own(e.as_ref().unwrap())).count()
+    };
     let mut one = replica(&scratch, "one");
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");
     waits_for_state(&master.state, 0, "held");
@@ -182,15 +185,22 @@ fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
     let problem = status(&master.state)["replicas"][0]["problem"].to_string();
     assert!(problem.contains("200 of 200 entries would be deleted"), "{problem}");
     assert_eq!(own(), 200);
-    // A restart of it forgets neither.
-    one.kill();
-    one.up();
-    wait_for("it to be held again", 60, || {
-        status(&one.state)["state"] == "held" && status(&master.state)["replicas"][0]["state"] == "held"
-    });
+    // A restart of it forgets neither, nor does the loss of its index.
+    for loses_index in [false, true] {
+        one.kill();
+        if loses_index {
+            std::fs::remove_dir_all(one.state.join("index")).unwrap();
+        }
+        one.up();
+        wait_for("it to be held again", 60, || {
+            status(&one.state)["state"] == "held" && status(&master.state)["replicas"][0]["state"] == "held"
+        });
+    }
     // Nor does what somebody does there, who uses that directory.
     append(dst.join("own000"), b"more");
     write(dst.join("own200"), b"new");
+    mkdir(dst.join("backup"));
+    (0..100).for_each(|i| std::fs::rename(dst.join(format!("own{i:03}")), dst.join(format!("backup/own{i:03}"))).unwrap());
     synccli(&one.state).args(&["status"]).ok();
     synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
     waits_for_state(&master.state, 0, "held");

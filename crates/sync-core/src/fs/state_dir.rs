@@ -27,6 +27,7 @@ const INVITATIONS: &str = "invitations";
 const TRUSTED: &str = "trusted";
 const KNOWN: &str = "known";
 const OWNERS: &str = "owners";
+const BEFORE_STRETCHES: &str = "before-stretches";
 const INDEXES: &str = "index";
 const HISTORY: &str = "history";
 const LOCK: &str = "lock";
@@ -301,6 +302,45 @@ impl StateDir {
                 let reason = format!(
                     "line 1 is not `{share} ID`: write the id of its master there, or remove the file, and the next master \
                      that publishes owns it"
+                );
+                Err(StateError::Bad { path, reason })
+            }
+        }
+    }
+
+    /// Keeps how many entries a share had before the first stretch of a tree came to it, durably; or forgets it.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn set_before_stretches(&self, share: &str, entries: Option<u64>) -> Result<(), StateError> {
+        let (dir, name) = (self.path.join(BEFORE_STRETCHES), file_name(share));
+        let _lock = self.lock()?;
+        let Some(entries) = entries else {
+            let path = dir.join(name);
+            return match fs::remove_file(&path) {
+                Ok(()) => flush_dir(&dir),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(source) => Err(StateError::Io { doing: "remove", path, source }),
+            };
+        };
+        self.make(&dir)?;
+        self.replace(&dir, &name, format!("{share} {entries}\n").as_bytes())
+    }
+
+    /// How many entries a share had then, if that is kept.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn before_stretches(&self, share: &str) -> Result<Option<u64>, StateError> {
+        let path = self.path.join(BEFORE_STRETCHES).join(file_name(share));
+        let Some((bytes, _)) = read(&path)? else { return Ok(None) };
+        let line = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_suffix('\n'));
+        match line.and_then(|line| line.rsplit_once(' ')).map(|(of, entries)| (of, entries.parse())) {
+            Some((of, Ok(entries))) if of == share => Ok(Some(entries)),
+            _ => {
+                let reason = format!(
+                    "line 1 is not `{share} N`: write there how many entries of its own it had before this master's, or remove the \
+                     file, and they may be deleted"
                 );
                 Err(StateError::Bad { path, reason })
             }

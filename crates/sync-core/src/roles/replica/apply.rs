@@ -147,7 +147,7 @@ impl Application {
         let (before, deletes) = (opened.entries().saturating_sub(added), plan.deletes.saturating_sub(added));
         let after = (before + stats.created).saturating_sub(deletes);
         let step = guard::Step { before, deletes, after };
-        let own = opened.before_stretches().map(|own| guard::Step { before: own, deletes: deletes.min(own), after });
+        let own = opened.before().entries().map(|own| guard::Step { before: own, deletes: deletes.min(own), after });
         let is_behind_stretches = opened.reached().is_some_and(|reached| reached.lineage == announce.version.lineage);
         let announce = announce.clone();
         let (steps, moved) = (Arc::new(std::mem::take(&mut plan.steps)), Arc::new(std::mem::take(&mut plan.moved)));
@@ -553,9 +553,7 @@ fn prepare_and_commit(
         staging.flush().map_err(|error| Reason(error.to_string()))?;
         // From here on the tree is on its way to this master's version.
         opened.own().map_err(Reason)?;
-        if let (true, Some(before)) = (opened.is_partial(), opened.before_stretches()) {
-            Reached::write_before(before, commit)?;
-        }
+        opened.before().write().map_err(|error| Reason(error.to_string()))?;
         commit.set_intent(intent)?;
         Ok(publisher)
     };
@@ -645,7 +643,7 @@ fn look(observer: Option<&Observer>, placed: &[Placed]) -> Vec<(Placed, Observed
 fn stands(commit: &mut Commit<'_>, stand: Option<&Stand>, opened: &Opened) -> Result<(), IndexError> {
     if stand.is_some() {
         commit.clear_additions()?;
-        if opened.keeps_reached() || opened.before_stretches().is_some() {
+        if opened.keeps_reached() {
             Reached::forget(commit)?;
         }
     }

@@ -13,7 +13,7 @@ use foldhash::HashSet;
 use super::drift::Drift;
 use super::error::OpenError;
 use super::owner::Admission;
-use super::reached::Reached;
+use super::reached::{Before, Reached};
 use super::share::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
@@ -109,7 +109,7 @@ pub struct Opened {
     is_partial: bool,
     /// How far it had come when that was so.
     reached: Option<Reached>,
-    before_stretches: Option<u64>,
+    before: Before,
     fresh: bool,
     /// Whether all that is said here of the tree is what the last session on it has left.
     is_current: bool,
@@ -195,6 +195,10 @@ impl Opened {
             None => None,
         };
         let (index, fresh) = open_index(share, &policy, notices)?;
+        let before = Before::read(share).map_err(|error| {
+            tracing::error!(share = share.name, "{error}");
+            OpenError::Refused("what its state directory says cannot be read there; the log of the replica says why".to_owned())
+        })?;
         let staging = |root: &Arc<Root>| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop)));
         let staging = root.as_ref().filter(|_| !policy.dry_run).map(staging);
         Ok(Self {
@@ -217,7 +221,7 @@ impl Opened {
             complete: false,
             is_partial: false,
             reached: None,
-            before_stretches: None,
+            before,
             is_unmounted: false,
             fresh,
             is_current: true,
@@ -379,7 +383,7 @@ impl Opened {
     pub fn is_to_be_partial(&mut self, is_partial: bool) {
         self.is_partial = is_partial;
         if is_partial {
-            self.before_stretches.get_or_insert(self.entries);
+            self.before.note(self.entries);
         }
         if let (Some(staging), true) = (&self.staging, is_partial) {
             staging.goes_on_later();
@@ -407,15 +411,21 @@ impl Opened {
             Reached::write(reached.as_ref(), &self.index)?;
         }
         self.reached = reached;
-        if is_written {
-            self.before_stretches = None;
+        if is_written || !self.is_partial {
+            self.forget_before();
         }
         Ok(())
     }
 
-    /// How many entries were there before the first stretch, if one came or is about to, and the replica is at no version since.
-    pub fn before_stretches(&self) -> Option<u64> {
-        self.before_stretches
+    fn forget_before(&mut self) {
+        if let Err(error) = self.before.forget() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// How many entries were there before the first stretch.
+    pub fn before(&self) -> &Before {
+        &self.before
     }
 
     /// Whether the index keeps how far stretches have come.
@@ -540,11 +550,13 @@ impl Opened {
     ) -> Result<Option<(Survey, Option<[u8; 1]>)>, OpenError> {
         let Some(root) = self.root.clone() else { return Ok(None) };
         // Everything the session will believe is read here, where damage is still repaired.
-        self.index.stand()?;
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
         self.reached = Reached::read(&self.index)?;
-        self.before_stretches = Reached::read_before(&self.index)?;
+        if self.index.stand()?.is_some() {
+            // Cut off between the index and this.
+            self.forget_before();
+        }
         self.index.meta(guarding::KEPT)?;
         self.additions = self.index.additions()?.into_iter().collect();
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
@@ -635,7 +647,9 @@ impl Opened {
         let known = self.index.row(&RelPath::root())?.and_then(|row| row.tuple);
         let now = self.root.as_ref().and_then(|root| root.stat(&RelPath::root()).ok().flatten());
         let is_same = known.zip(now).is_some_and(|(known, now)| (known.fs, known.ino) == (now.tuple.fs, now.tuple.ino));
-        if self.policy.no_delete || !is_same || !self.was_reached()? {
+        // Nor is it known of what was there before a tree came in stretches, and has another name now.
+        let is_new = is_same && self.before.entries().is_none() && self.was_reached()?;
+        if self.policy.no_delete || !is_new {
             return Ok(Vec::new());
         }
         let new = found.pending.iter().filter(|pending| pending.before.is_none()).map(|pending| &pending.row.path);

@@ -1,5 +1,7 @@
 //! How far a tree has come that is told in stretches.
 
+use super::share::Share;
+use crate::fs::{StateDir, StateError};
 use crate::hash::Digest;
 use crate::index::{Commit, Index, IndexError};
 use crate::manifest::Lineage;
@@ -7,10 +9,6 @@ use crate::path::RelPath;
 
 /// Under this key an index keeps it: root, lineage, and the bytes of the path.
 const KEY: &str = "replica.reached";
-
-/// Under this key it keeps how many entries were there before the first stretch, from before that is published until the replica is
-/// at a version: nobody has counted what of those is to go, whatever happens to the tree or the master meanwhile.
-const BEFORE: &str = "replica.before-stretches";
 
 /// What a replica has that stands at no version yet, because stretches are to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,35 +39,74 @@ impl Reached {
         index.set_meta(KEY, value.as_deref())
     }
 
-    /// Forgets it, and what was there before, with whatever else is written.
+    /// Forgets it, with whatever else is written.
     ///
     /// # Errors
     /// [`IndexError`] if that cannot be done.
     pub fn forget(commit: &mut Commit<'_>) -> Result<(), IndexError> {
-        commit.set_meta(KEY, None)?;
-        commit.set_meta(BEFORE, None)
-    }
-
-    /// How many entries were there before the first stretch, if there was one and the replica is at no version since.
-    ///
-    /// # Errors
-    /// [`IndexError`] if it cannot be read.
-    pub fn read_before(index: &Index) -> Result<Option<u64>, IndexError> {
-        let value = index.meta(BEFORE)?;
-        Ok(value.and_then(|value| value.try_into().ok()).map(u64::from_le_bytes))
-    }
-
-    /// Writes it down, with whatever else is written.
-    ///
-    /// # Errors
-    /// [`IndexError`] if that cannot be done.
-    pub fn write_before(entries: u64, commit: &mut Commit<'_>) -> Result<(), IndexError> {
-        commit.set_meta(BEFORE, Some(&entries.to_le_bytes()))
+        commit.set_meta(KEY, None)
     }
 
     fn decode(value: &[u8]) -> Option<Self> {
         let (root, rest) = value.split_first_chunk()?;
         let (lineage, path) = rest.split_first_chunk()?;
         Some(Self { root: Digest(*root), lineage: Lineage(*lineage), path: RelPath::new(path).ok()? })
+    }
+}
+
+/// How many entries a share had before the first stretch: from before that is published until the replica was brought to a version.
+/// Nobody has counted what of those is to go, whatever happens to the tree, the master or the index meanwhile; so it is kept beside
+/// the keys, as whose the share is.
+#[derive(Debug)]
+pub struct Before {
+    /// Nothing is kept of a replica in the process of its master, which nobody guards.
+    kept: Option<(StateDir, String)>,
+    entries: Option<u64>,
+}
+
+impl Before {
+    /// What is kept of a share.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be read.
+    pub fn read(share: &Share) -> Result<Self, StateError> {
+        let kept = (!share.name.is_empty()).then(|| (StateDir::at(&share.state_dir), share.name.clone()));
+        let entries = kept.as_ref().map_or(Ok(None), |(state, share)| state.before_stretches(share))?;
+        Ok(Self { kept, entries })
+    }
+
+    /// How many, if a stretch came or is about to, and no version since.
+    pub fn entries(&self) -> Option<u64> {
+        self.entries
+    }
+
+    /// A stretch is about to come to a share with so many.
+    pub fn note(&mut self, entries: u64) {
+        self.entries.get_or_insert(entries);
+    }
+
+    /// Writes it down, durably, if there is something.
+    ///
+    /// # Errors
+    /// [`StateError`] if that cannot be done.
+    pub fn write(&self) -> Result<(), StateError> {
+        match (&self.kept, self.entries) {
+            (Some((state, share)), entries @ Some(_)) if state.before_stretches(share)? != entries => {
+                state.set_before_stretches(share, entries)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// It was brought to a version: what was to go is gone, or was let pass.
+    ///
+    /// # Errors
+    /// [`StateError`] if what is kept cannot be removed.
+    pub fn forget(&mut self) -> Result<(), StateError> {
+        let had = self.entries.take();
+        match &self.kept {
+            Some((state, share)) if had.is_some() => state.set_before_stretches(share, None),
+            _ => Ok(()),
+        }
     }
 }
