@@ -76,8 +76,8 @@ pub enum Next {
     Reached(RelPath, u64),
     /// It acknowledged another root: something failed there, or changed here.
     Again,
-    /// It is to look at all of its tree.
-    Look,
+    /// It was told nothing, and is told something else.
+    Anew,
 }
 
 /// What is left of a session that ended well.
@@ -382,8 +382,12 @@ impl<'a> Session<'a> {
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
                 heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {
+                    // It was said that something is released, and there was nothing: this version was not meant.
+                    Heard::Event(SourceEvent::Published(_)) if self.said_released && !self.delivery.permits.is_released() => {
+                        return self.end_untold();
+                    }
                     Heard::Event(event) => self.source_event(event, shutdown).await,
-                    Heard::Look => return self.end_to_look(),
+                    Heard::Look => return self.end_untold(),
                     Heard::Failed => break Err(LinkError::NoSource),
                 },
             };
@@ -394,11 +398,11 @@ impl<'a> Session<'a> {
         self.conclude(end, replica).await
     }
 
-    /// Ends a session in which nothing was told: the next one begins with a look at all of the replica's tree.
-    fn end_to_look(self) -> Delivered {
+    /// Ends a session in which nothing was told: the next one says hello in other words.
+    fn end_untold(self) -> Delivered {
         self.contents.stop();
         tokio::spawn(self.control.read_to_end());
-        Delivered { next: Some(Next::Look), ..failed(0, Stats::default()) }
+        Delivered { next: Some(Next::Anew), ..failed(0, Stats::default()) }
     }
 
     async fn source_event(&mut self, event: SourceEvent, shutdown: &mut Shutdown) -> Result<SenderInput, LinkError> {

@@ -149,7 +149,7 @@ impl Delivery {
                 }
                 next = Some(Next::Again);
             }
-            if let Some(Next::Look) = next {
+            if let Some(Next::Anew) = next {
                 acknowledged = None;
                 continue;
             }

@@ -264,7 +264,7 @@ impl Session {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
                     let Some(message) = message else { continue };
-                    if self.goes_on && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
+                    if self.follows.is_some() && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
                         self.pass_over();
                         return Ok(());
                     }
