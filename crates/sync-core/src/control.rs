@@ -119,6 +119,11 @@ pub enum Reply {
         /// Which, and why.
         replica: ReplicaStatus,
     },
+    /// A replica does not follow any more, and is not waited for.
+    Left {
+        /// Which.
+        replica: String,
+    },
     /// What the master cannot read, and so neither publishes nor compares: replicas keep what they have of it. Told before
     /// all else.
     Unread {

@@ -268,6 +268,13 @@ async fn push(share: &str, service: &Service, asker: &mut Asker) -> Result<Strin
     loop {
         changes.borrow_and_update();
         let (reached, behind) = mirror.reached(&version, looked);
+        let follows = |name: &String| reached.iter().chain(&behind).any(|replica| replica.name == *name);
+        let known = acknowledged.iter().chain(told.iter().map(|replica| &replica.name));
+        let left: Vec<String> = known.filter(|name| !follows(name)).cloned().collect();
+        for replica in left {
+            acknowledged.retain(|name| *name != replica);
+            asker.tell(&Reply::Left { replica }).await?;
+        }
         for replica in reached {
             if !acknowledged.contains(&replica.name) {
                 let delivery = replica.delivery.filter(|delivery| delivery.version >= version.number);

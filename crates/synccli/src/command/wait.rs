@@ -59,8 +59,11 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
 #[derive(Default)]
 struct Waiting {
     version: Option<VersionStatus>,
+    /// How many there were when it began, less those that left: fewer than are known if others came.
     replicas: usize,
-    acknowledged: usize,
+    acknowledged: HashSet<String>,
+    /// Whether the daemon says that all who follow have it.
+    done: bool,
     /// Whether the daemon cannot read all of the share, and said so.
     unread: bool,
     /// Who has not, and since when there is something in the way.
@@ -85,9 +88,15 @@ impl Waiting {
             }
             Reply::Unread { .. } => self.unread = true,
             Reply::Acknowledged { replica, .. } => {
-                self.acknowledged += 1;
                 self.behind.retain(|(behind, _)| behind.name != replica);
+                self.acknowledged.insert(replica);
             }
+            Reply::Left { replica } => {
+                self.behind.retain(|(behind, _)| behind.name != replica);
+                self.acknowledged.remove(&replica);
+                self.replicas = self.replicas.saturating_sub(1);
+            }
+            Reply::Done { .. } => self.done = true,
             Reply::Behind { replica } => {
                 let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
                 let known = at.map(|at| self.behind.swap_remove(at));
@@ -99,13 +108,20 @@ impl Waiting {
         }
     }
 
+    /// How many follow.
+    fn replicas(&self) -> usize {
+        self.replicas.max(self.acknowledged.len() + self.behind.len())
+    }
+
     fn is_enough(&self, wait: Wait) -> bool {
+        let (replicas, acknowledged) = (self.replicas(), self.acknowledged.len());
         self.version.is_some()
             && match wait {
                 Wait::None => true,
+                _ if self.done => true,
                 // Of none there is nobody to wait for.
-                Wait::Quorum => self.acknowledged >= self.replicas.min(self.replicas / 2 + 1),
-                Wait::All => self.acknowledged >= self.replicas,
+                Wait::Quorum => acknowledged >= replicas.min(replicas / 2 + 1),
+                Wait::All => acknowledged >= replicas,
             }
     }
 
@@ -121,7 +137,7 @@ impl Waiting {
             ReplicaState::InSync => false,
         };
         self.version.is_some()
-            && self.acknowledged + self.behind.len() >= self.replicas
+            && self.acknowledged.len() + self.behind.len() >= self.replicas()
             && self.behind.iter().all(is_hopeless)
     }
 }
@@ -151,6 +167,7 @@ impl Say<'_> {
                 let took = delivery.as_ref().map(took).unwrap_or_default();
                 self.out.line(&format!("{replica}: identical and durable{took}"));
             }
+            Reply::Left { replica } => self.err.line(&format!("warning: {replica} does not follow any more")),
             Reply::Unread { share, unread } => {
                 self.err.line(&format!("error: {share}: {}", status::unread_text(unread)));
             }
@@ -209,6 +226,34 @@ mod tests {
             assert!(waiting.is_enough(Wait::All));
         }
         assert!(!Waiting::default().is_enough(Wait::None), "nothing was published");
+    }
+
+    #[test]
+    fn who_comes_is_waited_for_and_who_leaves_is_not() {
+        let now = Instant::now();
+        let acknowledged = |name: &str| Reply::Acknowledged { replica: name.into(), delivery: None };
+        let left = |name: &str| Reply::Left { replica: name.into() };
+        let mut waiting = waiting(2, now);
+        waiting.hear(replica("b", ReplicaState::Offline), now);
+        waiting.hear(acknowledged("a"), now);
+        // Another one does not stand for it.
+        waiting.hear(acknowledged("c"), now);
+        assert!(!waiting.is_enough(Wait::All) && waiting.is_enough(Wait::Quorum));
+        waiting.hear(left("b"), now);
+        assert!(waiting.is_enough(Wait::All));
+        waiting.hear(replica("d", ReplicaState::CatchingUp), now);
+        waiting.hear(replica("e", ReplicaState::Offline), now);
+        assert!(!waiting.is_enough(Wait::All) && !waiting.is_enough(Wait::Quorum));
+        assert!(!waiting.is_hopeless(now + 2 * UNREACHABLE), "one is at it");
+        waiting.hear(left("d"), now);
+        assert!(waiting.is_hopeless(now + 2 * UNREACHABLE));
+        waiting.hear(left("e"), now);
+        assert!(waiting.is_enough(Wait::All));
+        // One that left before anything was told of it.
+        let mut unheard = super::tests::waiting(1, now);
+        assert!(!unheard.is_enough(Wait::All));
+        unheard.hear(Reply::Done { text: String::new() }, now);
+        assert!(unheard.is_enough(Wait::All));
     }
 
     #[test]

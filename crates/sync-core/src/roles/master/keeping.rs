@@ -44,7 +44,7 @@ impl Source {
     }
 
     fn keep_file(&self, history: &History, row: &Row) {
-        let fits = |size: u64| !self.fills_later || size <= MIRRORED;
+        let fits = |size: u64| !self.is_mirrored || size <= MIRRORED;
         let content = row.entry.content().filter(|(size, digest)| fits(*size) && history.wants(digest, *size));
         let (Some((size, digest)), Some(tuple)) = (content, row.tuple) else { return };
         // A file that changed meanwhile is not what is to be kept.

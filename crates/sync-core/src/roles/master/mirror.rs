@@ -181,7 +181,7 @@ impl Mirror {
         let place = place.and_then(|(dir, name)| Some(place::resolve(dir).ok()?.join(name)));
         let watch = self.watch();
         let mut source = Source::open_as(request, place.as_deref(), &*self.monitor)?;
-        source.fills_later = true;
+        source.is_mirrored = true;
         if request.history.is_none() {
             source.remove_history(&*self.monitor);
         }

@@ -64,8 +64,9 @@ pub struct Source {
     pub blocks: Option<Blocks>,
     /// Previous contents.
     pub history: Option<History>,
-    /// Whether a history that is empty is filled when nothing else is to be done.
-    pub fills_later: bool,
+    /// Whether versions go on coming: a history that is empty is filled when nothing else is to be done, and whoever mirrors it says what
+    /// is held.
+    pub is_mirrored: bool,
     /// What the index gets with the next version, or soon.
     pub acks: Acks,
     /// Streams that may compress strongly on their own account at the same time.
@@ -150,7 +151,7 @@ impl Source {
             ring: Ring::new(request.destinations.len()),
             blocks: (request.destinations.len() > 1).then(Blocks::default),
             history,
-            fills_later: false,
+            is_mirrored: false,
             acks: Acks::default(),
             previous,
             filter,
@@ -289,7 +290,7 @@ impl Source {
             found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
         }
         let survey = found_now;
-        if !self.policy.checksum && survey.is_unmounted(&self.root, &self.index, false)? {
+        if !self.is_mirrored && !self.policy.checksum && survey.is_unmounted(&self.root, &self.index, false)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);
@@ -327,7 +328,7 @@ impl Source {
         if let Some(chunks) = chunks {
             self.written_soon().insert(digest, chunks.into());
         }
-        let later = |history: &&History| self.fills_later && history.is_to_be_filled();
+        let later = |history: &&History| self.is_mirrored && history.is_to_be_filled();
         if let (Some(history), Some(content)) = (self.history.as_ref().filter(|history| !later(history)), &content) {
             history.put(digest, content);
         }
