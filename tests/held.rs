@@ -464,27 +464,33 @@ fn what_is_mounted_or_taken_away_at_a_replica_is_noticed_at_once() {
 
 /// Of so few entries no guard counts a percentage.
 #[test]
-fn a_disk_that_went_from_beneath_the_master_is_held_though_a_file_lies_in_its_place() {
-    let test = "a_disk_that_went_from_beneath_the_master_is_held_though_a_file_lies_in_its_place";
-    let scratch = Scratch::new();
-    need!(test, scratch.mounts, "needs root and a mount namespace");
-    let (src, dst) = (scratch.src(), scratch.path("one"));
-    write(src.join("NOT MOUNTED"), b"");
-    mount_tmpfs(&src, "size=12m");
-    many(&src, 20, 1);
-    let one = replica(&scratch, "one");
-    let master = Daemon::master(&scratch, "m", &src, &[&one], "");
-    waits_for_state(&master.state, 0, "in_sync");
-    let before = snapshot(&dst);
-    assert!(std::process::Command::new("umount").arg("-l").arg(&src).status().unwrap().success());
-    wait_for("it to be held", PATIENCE, || status(&master.state)["state"] == "held");
-    let reason = status(&master.state)["reason"].to_string();
-    assert!(reason.contains("another file system") && reason.contains("synccli release"), "{reason}");
-    assert!(differences(&before, &snapshot(&dst)).is_empty());
-    synccli(&master.state).args(&["release", "www"]).ok();
-    wait_for("what a person has decided", PATIENCE, || dst.join("NOT MOUNTED").exists());
-    waits_for_state(&master.state, 0, "in_sync");
-    assert_exact(&src, &dst);
+fn a_disk_that_went_from_beneath_the_master_is_held_whatever_lies_in_its_place() {
+    let test = "a_disk_that_went_from_beneath_the_master_is_held_whatever_lies_in_its_place";
+    for (lies_there, why) in [(true, "another file system"), (false, "it is empty, and was not before")] {
+        let scratch = Scratch::new();
+        need!(test, scratch.mounts, "needs root and a mount namespace");
+        let (src, dst) = (scratch.src(), scratch.path("one"));
+        if lies_there {
+            write(src.join("NOT MOUNTED"), b"");
+        }
+        mount_tmpfs(&src, "size=12m");
+        many(&src, 20, 1);
+        let one = replica(&scratch, "one");
+        let master = Daemon::master(&scratch, "m", &src, &[&one], "");
+        waits_for_state(&master.state, 0, "in_sync");
+        let before = snapshot(&dst);
+        assert!(std::process::Command::new("umount").arg("-l").arg(&src).status().unwrap().success());
+        wait_for("it to be held", PATIENCE, || status(&master.state)["state"] == "held");
+        let reason = status(&master.state)["reason"].to_string();
+        assert!(reason.contains(why) && reason.contains("synccli release"), "{reason}");
+        assert!(differences(&before, &snapshot(&dst)).is_empty());
+        synccli(&master.state).args(&["release", "www"]).ok();
+        wait_for("what a person has decided", PATIENCE, || {
+            std::fs::read_dir(&dst).unwrap().count() == usize::from(lies_there)
+        });
+        waits_for_state(&master.state, 0, "in_sync");
+        assert_exact(&src, &dst);
+    }
 }
 
 /// A deploy as some do it. The kernel gives the second mount the number of the first, and whoever is slow sees only that.

@@ -200,7 +200,8 @@ fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
     append(dst.join("own000"), b"more");
     write(dst.join("own200"), b"new");
     mkdir(dst.join("backup"));
-    (0..100).for_each(|i| std::fs::rename(dst.join(format!("own{i:03}")), dst.join(format!("backup/own{i:03}"))).unwrap());
+    (0..100)
+        .for_each(|i| std::fs::rename(dst.join(format!("own{i:03}")), dst.join(format!("backup/own{i:03}"))).unwrap());
     synccli(&one.state).args(&["status"]).ok();
     synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
     waits_for_state(&master.state, 0, "held");

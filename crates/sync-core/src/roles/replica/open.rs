@@ -197,7 +197,9 @@ impl Opened {
         let (index, fresh) = open_index(share, &policy, notices)?;
         let before = Before::read(share).map_err(|error| {
             tracing::error!(share = share.name, "{error}");
-            OpenError::Refused("what its state directory says cannot be read there; the log of the replica says why".to_owned())
+            OpenError::Refused(
+                "what its state directory says cannot be read there; the log of the replica says why".to_owned(),
+            )
         })?;
         let staging = |root: &Arc<Root>| Arc::new(Staging::new(Arc::clone(root)).stop_on(Arc::clone(stop)));
         let staging = root.as_ref().filter(|_| !policy.dry_run).map(staging);
