@@ -13,6 +13,7 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -490,6 +491,35 @@ fn a_disk_that_went_from_beneath_the_master_is_held_whatever_lies_in_its_place()
         });
         waits_for_state(&master.state, 0, "in_sync");
         assert_exact(&src, &dst);
+    }
+}
+
+/// It went with the hello of a session in which there was nothing to tell then, and lay in wait there.
+#[test]
+fn a_release_of_nothing_is_no_release_of_what_comes_later() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    (0..40).for_each(|dir| (0..500).for_each(|i| write(src.join(format!("{dir}/{i}")), b"x")));
+    let mut one = Daemon::replica(&scratch, "state-one", &dst, "max_delete = 20");
+    let master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 'off'");
+    waits_for_state(&master.state, 0, "in_sync");
+    for round in 0..3 {
+        // A version is on its way while a person releases: as slow as it takes.
+        one.signal(Signal::STOP);
+        write(src.join(format!("new {round}")), b"new");
+        waits_for_state(&master.state, 0, "catching_up");
+        let releasing = synccli(&master.state).args(&["release", "www"]).start();
+        std::thread::sleep(Duration::from_millis(5 + 5 * round));
+        one.signal(Signal::CONT);
+        releasing.wait().code(0);
+        waits_for_state(&master.state, 0, "in_sync");
+        // Another day.
+        let lost = src.join(round.to_string());
+        std::fs::rename(&lost, scratch.path("lost")).unwrap();
+        waits_for_state(&master.state, 0, "held");
+        assert_eq!(std::fs::read_dir(dst.join(round.to_string())).unwrap().count(), 500);
+        std::fs::rename(scratch.path("lost"), &lost).unwrap();
+        waits_for_state(&master.state, 0, "in_sync");
     }
 }
 

@@ -598,6 +598,11 @@ impl Mirror {
         match found {
             Err(PushError::Index(IndexError::Damaged(reason))) => {
                 open.source.rebuild_index(&reason, &*self.monitor)?;
+                // What they acknowledged has no number in this one.
+                self.shared
+                    .followers()
+                    .iter()
+                    .for_each(|follower| follower.fate.update(|fate| fate.is_current = false));
                 look(&open.source, stop, &self.meter, &*self.monitor, &mut |_, _| {}, &|_| {})
             }
             found => found,
