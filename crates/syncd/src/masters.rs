@@ -211,7 +211,8 @@ fn changes(before: &Master, after: &Master) -> String {
         only_here.map(|replica| addresses(replica).iter().map(label).collect::<Vec<_>>().join(" or ")).collect()
     };
     let mut parts = Vec::new();
-    for (verb, replicas) in [("is added", only_in(after, before)), ("is left", only_in(before, after))] {
+    for (verb, replicas) in [("is added", only_in(after, before)), ("does not follow any more", only_in(before, after))]
+    {
         parts.extend(replicas.iter().map(|replica| format!("{replica} {verb}")));
     }
     let kept = |master: &Master| (master.path.clone(), master.exclude.clone(), master.history, master.bandwidth);

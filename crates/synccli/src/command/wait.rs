@@ -14,6 +14,9 @@ use crate::output::{Sink, status, text};
 /// Without `--timeout`, how long a replica is waited for that cannot be reached, on which something fails, or that drifted.
 const UNREACHABLE: Duration = Duration::from_secs(30);
 
+/// Who is at it for so long has overcome what was in the way.
+const AT_IT: Duration = Duration::from_secs(5);
+
 /// How often the time is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -50,9 +53,9 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
     if waiting.is_enough(args.wait()) {
         return Ok(if waiting.unread { Exit::Failed } else { Exit::Done });
     }
-    let behind: Vec<String> = waiting.behind.iter().map(|(replica, _)| status::behind(replica)).collect();
-    let missing = text::plural(behind.len() as u64, "replica does", "replicas do");
-    Err(Failure::failed(format!("{missing} not have version {}: {}", version.number, behind.join("; "))))
+    let behind: Vec<String> = waiting.behind.iter().map(|behind| status::behind(&behind.replica)).collect();
+    let missing = text::plural(behind.len() as u64, "replica has", "replicas have");
+    Err(Failure::failed(format!("{missing} not confirmed version {}: {}", version.number, behind.join("; "))))
 }
 
 /// What is known of a push that the daemon makes.
@@ -66,10 +69,19 @@ struct Waiting {
     done: bool,
     /// Whether the daemon cannot read all of the share, and said so.
     unread: bool,
-    /// Who has not, and since when there is something in the way.
-    behind: Vec<(ReplicaStatus, Option<Instant>)>,
+    /// Who has not.
+    behind: Vec<Behind>,
     /// What was said of those.
     said: HashSet<String>,
+}
+
+/// A replica that does not have the version.
+struct Behind {
+    replica: ReplicaStatus,
+    /// In what state something is in the way, or was, and since when.
+    since: Option<(ReplicaState, Instant)>,
+    /// Since when nothing is any more.
+    at_it: Option<Instant>,
 }
 
 impl Waiting {
@@ -88,21 +100,31 @@ impl Waiting {
             }
             Reply::Unread { .. } => self.unread = true,
             Reply::Acknowledged { replica, .. } => {
-                self.behind.retain(|(behind, _)| behind.name != replica);
+                self.behind.retain(|behind| behind.replica.name != replica);
                 self.acknowledged.insert(replica);
             }
             Reply::Left { replica } => {
-                self.behind.retain(|(behind, _)| behind.name != replica);
+                self.behind.retain(|behind| behind.replica.name != replica);
                 self.acknowledged.remove(&replica);
                 self.replicas = self.replicas.saturating_sub(1);
             }
             Reply::Done { .. } => self.done = true,
             Reply::Behind { replica } => {
-                let at = self.behind.iter().position(|(known, _)| known.name == replica.name);
+                let at = self.behind.iter().position(|known| known.replica.name == replica.name);
                 let known = at.map(|at| self.behind.swap_remove(at));
-                let since = known.filter(|(known, _)| known.state == replica.state).and_then(|(_, since)| since);
-                let silent = replica.state != ReplicaState::CatchingUp || replica.problem.is_some();
-                self.behind.push((replica, silent.then(|| since.unwrap_or(now))));
+                let (since, at_it) = known.map_or((None, None), |known| (known.since, known.at_it));
+                let is_stuck = replica.state != ReplicaState::CatchingUp || replica.problem.is_some();
+                // Each attempt of who refuses begins with a connection.
+                let goes_on = |(state, _): &(ReplicaState, Instant)| {
+                    *state == replica.state && at_it.is_none_or(|at_it| now - at_it < AT_IT)
+                };
+                self.behind.push(match is_stuck {
+                    true => {
+                        let since = since.filter(goes_on).unwrap_or((replica.state, now));
+                        Behind { replica, since: Some(since), at_it: None }
+                    }
+                    false => Behind { replica, since, at_it: Some(at_it.unwrap_or(now)) },
+                });
             }
             _ => {}
         }
@@ -127,12 +149,12 @@ impl Waiting {
 
     /// Whether nobody who is waited for will have it soon.
     fn is_hopeless(&self, now: Instant) -> bool {
-        let is_hopeless = |(replica, silent): &(ReplicaStatus, Option<Instant>)| match replica.state {
+        let is_hopeless = |Behind { replica, since, .. }: &Behind| match replica.state {
             ReplicaState::Paused | ReplicaState::Held => true,
             // It may have failed at first, and be at it since.
             ReplicaState::CatchingUp if replica.retry_seconds.is_none() => false,
             ReplicaState::Offline | ReplicaState::CatchingUp | ReplicaState::Drifted => {
-                silent.is_some_and(|since| now - since >= UNREACHABLE)
+                since.is_some_and(|(_, since)| now - since >= UNREACHABLE)
             }
             ReplicaState::InSync => false,
         };
@@ -159,9 +181,12 @@ impl Say<'_> {
             return Ok(());
         }
         match reply {
-            Reply::Published { share, version, .. } if !self.quiet => {
+            Reply::Published { share, version, replicas } if !self.quiet => {
                 let entries = version.entries.map_or_else(String::new, |entries| format!(", {entries} entries"));
                 self.out.line(&format!("{share}: version {}{entries}", version.number));
+                if *replicas == 0 {
+                    self.err.line(&format!("warning: nobody follows {share}: see `synccli replica add`"));
+                }
             }
             Reply::Acknowledged { replica, delivery } if !self.quiet => {
                 let took = delivery.as_ref().map(took).unwrap_or_default();
@@ -272,6 +297,13 @@ mod tests {
         assert!(!failed.is_hopeless(now + 10 * UNREACHABLE));
         failed.hear(failing(Some("full"), Some(1.0)), now + UNREACHABLE);
         assert!(failed.is_hopeless(now + UNREACHABLE));
+        // Who refuses is connected for a moment each time.
+        let mut refuses = waiting(1, now);
+        for seconds in [0, 4, 12, 29].map(Duration::from_secs) {
+            refuses.hear(replica("a", ReplicaState::CatchingUp), now + seconds);
+            refuses.hear(replica("a", ReplicaState::Offline), now + seconds);
+        }
+        assert!(!refuses.is_hopeless(now + UNREACHABLE / 2) && refuses.is_hopeless(now + UNREACHABLE));
         let mut drifted = waiting(1, now);
         drifted.hear(replica("a", ReplicaState::Drifted), now);
         assert!(!drifted.is_hopeless(now + UNREACHABLE / 2) && drifted.is_hopeless(now + UNREACHABLE));
@@ -304,9 +336,9 @@ mod tests {
         assert!(!waiting.is_hopeless(now + UNREACHABLE / 2));
         assert!(waiting.is_hopeless(now + UNREACHABLE));
         waiting.hear(replica("a", ReplicaState::CatchingUp), now + UNREACHABLE);
-        waiting.hear(replica("a", ReplicaState::Offline), now + UNREACHABLE);
-        assert!(!waiting.is_hopeless(now + UNREACHABLE));
-        waiting.hear(replica("a", ReplicaState::Paused), now + UNREACHABLE);
+        waiting.hear(replica("a", ReplicaState::Offline), now + UNREACHABLE + AT_IT);
+        assert!(!waiting.is_hopeless(now + UNREACHABLE + AT_IT));
+        waiting.hear(replica("a", ReplicaState::Paused), now + UNREACHABLE + AT_IT);
         assert!(waiting.is_hopeless(now + UNREACHABLE));
     }
 }

@@ -28,7 +28,7 @@ pub enum WatchError {
         limit: Limit,
     },
     /// The path is longer than the kernel takes, and there is no other way to name a directory to it.
-    #[error("cannot watch {0}: its path is longer than 4095 bytes")]
+    #[error("cannot watch {}: its path is longer than 4095 bytes", beginning(.0))]
     TooLong(RelPath),
     /// The kernel refused this directory. It must be readable.
     #[error(transparent)]
@@ -69,6 +69,13 @@ impl fmt::Display for Limit {
             None => f.write_str(self.sysctl),
         }
     }
+}
+
+/// What fits into a line of a path that does not.
+fn beginning(path: &RelPath) -> String {
+    let text = path.to_string();
+    let some: String = text.chars().take(60).collect();
+    if some.len() < text.len() { some + "..." } else { text }
 }
 
 impl WatchError {

@@ -490,7 +490,8 @@ fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: 
     let wish = *follower.fate.wish.borrow();
     let state = match wish {
         Wish::Pause => ReplicaState::Paused,
-        Wish::Rest if has_newest => ReplicaState::InSync,
+        // Who is compared was there a moment ago, unless something was in the way.
+        Wish::Rest if has_newest && problem.is_none() && retry.is_none() => ReplicaState::InSync,
         _ if held => ReplicaState::Held,
         _ if connection.is_none() => ReplicaState::Offline,
         _ if has_newest && is_current && drift.is_some() => ReplicaState::Drifted,

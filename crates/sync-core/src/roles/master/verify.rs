@@ -1,7 +1,7 @@
 //! Whether a replica that follows is what it should be: a push that changes nothing, while its follower rests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -31,8 +31,8 @@ impl MirrorHandle {
         let (replies, receiver) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let name = label(&follower.destination);
-            let found =
-                Arc::new(Found { name: name.clone(), replies: replies.clone(), differs: AtomicBool::new(false) });
+            let (differs, first) = (AtomicBool::new(false), Mutex::default());
+            let found = Arc::new(Found { name: name.clone(), replies: replies.clone(), differs, first });
             let (halt, halted) = watch::channel(false);
             let mut newest = opened.newest.clone();
             let id = |newest: &watch::Receiver<Option<Arc<News>>>| newest.borrow().as_ref().map(|news| news.id());
@@ -112,7 +112,11 @@ async fn compare(
     match (delivered.report.exact, delivered.report.problems, delivered.hold.and(delivered.problem)) {
         (true, 0, _) => Vec::new(),
         (_, _, Some(problem)) => vec![problem.to_string()],
-        _ => vec!["it could not be compared in full; what was in the way is in the daemon's log".to_owned()],
+        _ => {
+            let first = found.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let why = first.unwrap_or_else(|| "what was in the way is in the daemon's log".to_owned());
+            vec![format!("it could not be compared: {why}")]
+        }
     }
 }
 
@@ -159,10 +163,13 @@ struct Found {
     name: String,
     replies: mpsc::UnboundedSender<Reply>,
     differs: AtomicBool,
+    /// What went wrong first.
+    first: Mutex<Option<String>>,
 }
 
 impl Monitor for Found {
     fn problem(&self, _: Option<usize>, problem: &Problem) {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| problem.to_string());
         let path = problem.path.as_ref().map(ToString::to_string);
         tracing::warn!(replica = self.name, path, "verify: {}", problem.reason);
     }
