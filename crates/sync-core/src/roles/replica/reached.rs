@@ -5,7 +5,7 @@ use crate::fs::{StateDir, StateError};
 use crate::hash::Digest;
 use crate::index::{Commit, Index, IndexError};
 use crate::manifest::Lineage;
-use crate::path::RelPath;
+use crate::path::{RelPath, escape};
 
 /// Under this key an index keeps it: root, lineage, and the bytes of the path.
 const KEY: &str = "replica.reached";
@@ -59,8 +59,9 @@ impl Reached {
 /// the keys, as whose the share is.
 #[derive(Debug)]
 pub struct Before {
-    /// Nothing is kept of a replica in the process of its master, which nobody guards.
-    kept: Option<(StateDir, String)>,
+    state: StateDir,
+    /// Its name; of a replica in the process of its master, its path.
+    share: String,
     entries: Option<u64>,
 }
 
@@ -69,10 +70,14 @@ impl Before {
     ///
     /// # Errors
     /// [`StateError`] if it cannot be read.
-    pub fn read(share: &Share) -> Result<Self, StateError> {
-        let kept = (!share.name.is_empty()).then(|| (StateDir::at(&share.state_dir), share.name.clone()));
-        let entries = kept.as_ref().map_or(Ok(None), |(state, share)| state.before_stretches(share))?;
-        Ok(Self { kept, entries })
+    pub fn read(of: &Share) -> Result<Self, StateError> {
+        let share = match &*of.name {
+            "" => escape(of.path.as_os_str().as_encoded_bytes()),
+            name => name.to_owned(),
+        };
+        let state = StateDir::at(&of.state_dir);
+        let entries = state.before_stretches(&share)?;
+        Ok(Self { state, share, entries })
     }
 
     /// How many, if a stretch came or is about to, and no version since.
@@ -90,9 +95,9 @@ impl Before {
     /// # Errors
     /// [`StateError`] if that cannot be done.
     pub fn write(&self) -> Result<(), StateError> {
-        match (&self.kept, self.entries) {
-            (Some((state, share)), entries @ Some(_)) if state.before_stretches(share)? != entries => {
-                state.set_before_stretches(share, entries)
+        match self.entries {
+            entries @ Some(_) if self.state.before_stretches(&self.share)? != entries => {
+                self.state.set_before_stretches(&self.share, entries)
             }
             _ => Ok(()),
         }
@@ -103,10 +108,9 @@ impl Before {
     /// # Errors
     /// [`StateError`] if what is kept cannot be removed.
     pub fn forget(&mut self) -> Result<(), StateError> {
-        let had = self.entries.take();
-        match &self.kept {
-            Some((state, share)) if had.is_some() => state.set_before_stretches(share, None),
-            _ => Ok(()),
+        match self.entries.take() {
+            Some(_) => self.state.set_before_stretches(&self.share, None),
+            None => Ok(()),
         }
     }
 }
