@@ -402,15 +402,12 @@ fn a_write_in_the_way_of_an_update_loses_and_is_logged() {
 fn a_replica_that_cannot_be_watched_is_looked_at_and_watched_as_soon_as_it_can_be() {
     let name = "a_replica_that_cannot_be_watched_is_looked_at";
     need!(name, is_root() && has("unshare") && has("nsenter"), "needs root, unshare and nsenter");
-    let limited = "echo 0 >/proc/sys/user/max_inotify_instances && exec \"$@\"";
-    let behind = ["unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"];
-    let works = std::process::Command::new(behind[0]).args(&behind[1..]).arg("true").output();
-    need!(name, works.is_ok_and(|ran| ran.status.success()), "no user namespaces");
+    let behind = behind_limit("max_inotify_instances", 0);
+    need!(name, behind.is_some(), "no user namespaces");
     let scratch = Scratch::new();
     let (src, dst) = (scratch.src(), scratch.dir("one"));
-    // Owners other than root do not exist in there.
     many(&src, 60, 3);
-    let behind = behind.map(Into::into).to_vec();
+    let behind = behind.unwrap();
     let mut one = Daemon::replica_at(&scratch, "state-one", &dst, "rescan = '500ms'", "127.0.0.1", behind);
     one.up();
     let master = Daemon::master(&scratch, "m", &src, &[&one], "");

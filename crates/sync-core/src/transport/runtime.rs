@@ -2,7 +2,7 @@
 //!
 //! quinn sets a timer with each packet, for the case that it is lost, and puts it off for seconds once that is acknowledged.
 //! tokio leaves such a timer where it was, wakes at that time and finds that there is nothing to do: a small cost where
-//! packets follow each other, but on a master of many replicas that each hear of a change now and then, more than half of all wakeups.
+//! packets follow each other, but a third of all wakeups on a master of 8 replicas that hear of a change 20 times a second.
 
 use std::future::Future;
 use std::io;

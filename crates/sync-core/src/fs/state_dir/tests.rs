@@ -142,6 +142,26 @@ fn indexes_have_places_of_their_own() {
 }
 
 #[test]
+fn what_a_share_had_is_kept_until_it_is_forgotten() {
+    let (_top, state) = state();
+    let path = "/srv/a copy";
+    state.set_before_stretches("www", None).unwrap();
+    assert_eq!(state.before_stretches("www").unwrap(), None);
+    state.set_before_stretches("www", Some(0)).unwrap();
+    state.set_before_stretches(path, Some(1024)).unwrap();
+    let again = StateDir::open(state.path()).unwrap();
+    assert_eq!((again.before_stretches("www").unwrap(), again.before_stretches(path).unwrap()), (Some(0), Some(1024)));
+    state.set_before_stretches("www", None).unwrap();
+    assert_eq!((state.before_stretches("www").unwrap(), state.before_stretches(path).unwrap()), (None, Some(1024)));
+    // Nobody guesses what may be deleted.
+    for bad in ["", "www", "www \n", "www -1\n", "www 1 2\n", "other 1\n", "www 1"] {
+        fs::write(state.path().join("before-stretches/www"), bad).unwrap();
+        let error = state.before_stretches("www").unwrap_err().to_string();
+        assert!(error.contains("before-stretches/www") && error.contains("www N"), "{bad:?}: {error}");
+    }
+}
+
+#[test]
 fn a_share_has_one_owner() {
     let (_top, state) = state();
     let (one, two) = ("abcd-efgh", "ijkl-mnop");
