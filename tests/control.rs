@@ -315,12 +315,12 @@ fn a_replica_takes_over_its_configuration_while_it_runs() {
 
     // Nobody becomes the master of what he holds, or the other way round, while that goes on.
     let ran = here(&|text| text.replace("heal = 'report'", "replicas = ['other']")).code(1);
-    assert!(ran.err().contains("share www is held for another master here: only a restart"), "{ran}");
+    assert!(ran.err().contains("share www is a replica here, or lies in one: only a restart"), "{ran}");
     assert!(ran.err().contains("nothing was changed"), "{ran}");
     let ran = reload(&scratch, "m", &master.state, |text| {
         text.replacen(&format!("replicas = [\"{}\"]", one.address()), "", 1)
     });
-    assert!(ran.err().contains("share www is mirrored from here: only a restart"), "{ran}");
+    assert!(ran.err().contains("share www is mirrored from here, or lies in what is: only a restart"), "{ran}");
 }
 
 /// Content that is on its way, and a version that a replica is about to have, are none of a reload's business.

@@ -494,6 +494,47 @@ fn a_disk_that_went_from_beneath_the_master_is_held_whatever_lies_in_its_place()
     }
 }
 
+/// What it told before, which was not of all of the tree either.
+#[test]
+fn a_master_that_was_started_again_while_it_holds_tells_what_it_told_before() {
+    let test = "a_master_that_was_started_again_while_it_holds_tells_what_it_told_before";
+    let scratch = Scratch::new();
+    need!(test, scratch.mounts, "needs root and a mount namespace");
+    let (src, dst) = (scratch.src(), scratch.path("one"));
+    many(&src, 60, 1);
+    mkdir(src.join("m"));
+    mount_tmpfs(&src.join("m"), "size=1m");
+    write(src.join("m/f"), b"mounted");
+    (0..20).for_each(|i| write(src.join(format!("{i}")), b"lost"));
+    let mut one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 10");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(std::process::Command::new("umount").arg("-l").arg(src.join("m")).status().unwrap().success());
+    wait_for("what is not mounted to be a problem", PATIENCE, || status(&master.state)["unread"].is_object());
+    one.kill();
+    waits_for_state(&master.state, 0, "offline");
+    write(src.join("missed"), b"missed");
+    synccli(&master.state).args(&["push", "www", "--wait=none"]).code(1);
+    let told = status(&master.state)["version"].clone();
+    master.kill();
+    remove(&src, 0..20);
+    write(dst.join("d000/f00001"), b"drifted");
+    master.up();
+    wait_for("it to be held", PATIENCE, || status(&master.state)["state"] == "held");
+    assert_eq!(status(&master.state)["version"], told);
+    one.up();
+    wait_for("the version that it missed", PATIENCE, || dst.join("missed").exists());
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_eq!(std::fs::read(dst.join("m/f")).unwrap(), b"mounted");
+    assert_eq!(std::fs::read(dst.join("d000/f00001")).unwrap(), std::fs::read(src.join("d000/f00001")).unwrap());
+    assert!((0..20).all(|i| dst.join(format!("{i}")).exists()), "what is held went");
+    let ran = synccli(&master.state).args(&["verify", "www"]).code(1);
+    assert!(format!("{ran}").contains("synccli release"), "{ran}");
+    synccli(&master.state).args(&["release", "www"]).ok();
+    wait_for("what a person has decided", PATIENCE, || !dst.join("0").exists());
+    assert_eq!(std::fs::read(dst.join("m/f")).unwrap(), b"mounted");
+}
+
 /// It went with the hello of a session in which there was nothing to tell then, and lay in wait there.
 #[test]
 fn a_release_of_nothing_is_no_release_of_what_comes_later() {

@@ -294,13 +294,21 @@ impl Checked {
         let places = |of: &Self| -> Vec<(String, PathBuf)> {
             of.masters.iter().map(|master| (master.name.clone(), real(&master.path))).collect()
         };
-        let held = |of: &Self| -> Vec<(String, PathBuf)> {
+        let received = |of: &Self| -> Vec<(String, PathBuf)> {
             of.shares.iter().map(|share| (share.name.clone(), share.path.clone())).collect()
         };
         // Nobody writes to a tree that is being read, nor the other way round: the one would have to have ended.
         for (before, after, what) in [
-            (held(self), places(new), "is held for another master here: only a restart makes this machine its master"),
-            (places(self), held(new), "is mirrored from here: only a restart makes it the replica of another master"),
+            (
+                received(self),
+                places(new),
+                "is a replica here, or lies in one: only a restart makes this machine its master",
+            ),
+            (
+                places(self),
+                received(new),
+                "is mirrored from here, or lies in what is: only a restart makes it a replica",
+            ),
         ] {
             let meets = |(name, path): &&(String, PathBuf)| {
                 before.iter().any(|(known, place)| known == name || overlap(place, path))
@@ -310,7 +318,7 @@ impl Checked {
             }
         }
         // Where the running daemon keeps its state, which may be another place than the new one.
-        let mut all = places(new).into_iter().chain(held(new));
+        let mut all = places(new).into_iter().chain(received(new));
         match all.find(|(_, path)| overlap(path, &state_dir)) {
             Some((name, _)) => {
                 Err(format!("share {name} overlaps the state directory {} until a restart", shown(&state_dir)))

@@ -290,7 +290,7 @@ impl Walk<'_> {
             && !self.options.takes_unmounted
         {
             let why = "a file system was mounted here at the last push and is not now: mount it; or, to take the directory as \
-                       it is, push once with --checksum, or, of a replica of a mirror, say `synccli release` on its master";
+                       it is, push once with --checksum, or, of a replica of a mirror, say `synccli release SHARE` on its master";
             self.survey.has_lost_mounts = true;
             return self.hold(FsError::because("read", seen.path(), why));
         }

@@ -137,7 +137,10 @@ fn row(replica: &ReplicaStatus) -> [String; 5] {
     }
     rest.extend(replica.drift.as_ref().map(drift_text));
     rest.extend(replica.problem.as_ref().map(|problem| escape_text(problem)));
-    rest.extend(replica.retry_seconds.map(|wait| format!("tried again in {}", seconds(wait))));
+    rest.extend(replica.retry_seconds.map(|wait| match wait < 0.1 {
+        true => "is being tried again".to_owned(),
+        false => format!("tried again in {}", seconds(wait)),
+    }));
     [replica.name.clone(), state(replica.state).to_owned(), version, lag, rest.join("; ")]
 }
 

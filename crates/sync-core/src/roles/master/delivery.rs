@@ -668,7 +668,7 @@ impl<'a> Session<'a> {
             // Nobody is there to be asked, and which of the two is the true tree cannot be known.
             let why = "it stands at a version that this master does not know: an index was restored from a copy, rebuilt or \
                        replaced, or another master pushed there; nothing is changed: if this tree is the right one, say so \
-                       with `synccli release`";
+                       with `synccli release SHARE`";
             return Err(LinkError::Held(why.to_owned()));
         }
         let text = "it stands at a version that the index of the source does not know: it was last pushed to from \

@@ -445,14 +445,35 @@ impl Mirror {
                 open.last = None;
                 if !matches!(error, PushError::Stopped) {
                     self.tell_of(error);
+                    self.tell_again(open, news);
                 }
             }
-            Err(Stopped::Held) => open.last = None,
+            Err(Stopped::Held) => {
+                open.last = None;
+                self.tell_again(open, news);
+            }
             Err(Stopped::Gone) => {}
         }
         // A directory that is held open keeps a file system in the tree from being unmounted.
         open.source.root.forget(&RelPath::root());
         Ok(published?.map(|(_, difference)| difference))
+    }
+
+    /// Has those follow the version of before this process, while no other can be told: one of them may have missed it, or been
+    /// changed meanwhile.
+    fn tell_again(&self, open: &mut Open, news: &watch::Sender<Option<Arc<News>>>) {
+        if open.told.is_some() {
+            return;
+        }
+        match open.source.last_version() {
+            Ok(Some(decided)) => {
+                open.told = Some(decided.id);
+                self.shared.published(&decided.version, decided.entries);
+                news.send_replace(Some(Arc::new(News::again(decided))));
+            }
+            Ok(None) => {}
+            Err(error) => self.monitor.notice(None, &format!("the version of before could not be read: {error}")),
+        }
     }
 
     /// Keeps the contents of what is new; in a history that is empty, all that there is, but a while later: that takes its
@@ -505,12 +526,12 @@ impl Mirror {
         let source = &open.source;
         if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
             let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have, and what \
-                       comes into it is published; if it is meant to be empty, say so with `synccli release`";
+                       comes into it is published; if it is meant to be empty, say so with `synccli release SHARE`";
             return Err(self.hold(why));
         }
         if !self.release && survey.is_unmounted(&source.root, &source.index, true).map_err(PushError::from)? {
             let why = "it is on another file system than it was, and next to nothing of what was there is left: is something not \
-                       mounted? the replicas keep what they have; if it is meant, say so with `synccli release`";
+                       mounted? the replicas keep what they have; if it is meant, say so with `synccli release SHARE`";
             return Err(self.hold(why));
         }
         Source::report_failures(&survey, &*self.monitor);
@@ -547,8 +568,9 @@ impl Mirror {
         let step = Step { before, deletes: difference.deletes(most), after: decided.entries };
         match self.guard.check(step) {
             Err(error) if !self.release => {
-                let why =
-                    format!("{error}; the replicas keep what they have: if it is meant, say so with `synccli release`");
+                let why = format!(
+                    "{error}; the replicas keep what they have: if it is meant, say so with `synccli release SHARE`"
+                );
                 Err(self.hold(&why))
             }
             _ => Ok(Some(self.guard.counting(step, self.release))),

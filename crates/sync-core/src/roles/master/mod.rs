@@ -25,6 +25,7 @@ mod permits;
 mod previous;
 mod queue;
 mod ring;
+mod scope;
 mod source;
 mod splicing;
 mod stream;

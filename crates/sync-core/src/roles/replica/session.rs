@@ -442,7 +442,7 @@ impl Session {
             OpenError::Unmounted(share) if self.follows.is_some() => {
                 let reason = format!(
                     "{share} is empty, or nearly so, and not the directory that it was: is it not mounted? nothing was changed; mount it, \
-                     or, if it is to be filled anew, say so on the master with `synccli release`"
+                     or, if it is to be filled anew, say so on the master with `synccli release SHARE`"
                 );
                 tracing::warn!(share = self.share, reason, "held");
                 self.held.iter().for_each(|held| held.standing.asks(|asked| asked.empty = true));
@@ -736,8 +736,9 @@ impl Session {
         let counts = self.follows.is_some() && !self.released;
         let held = self.held.as_ref().filter(|_| counts)?;
         let error = planned.guarded().find_map(|step| held.guard.check(step).err())?;
-        let reason =
-            format!("{error} here; nothing was changed: if it is meant, say so on the master with `synccli release`");
+        let reason = format!(
+            "{error} here; nothing was changed: if it is meant, say so on the master with `synccli release SHARE`"
+        );
         Some(self.hold(reason))
     }
 
