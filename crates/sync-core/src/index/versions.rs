@@ -210,7 +210,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] if it cannot be written.
     pub fn record_acks(&self, acks: &[Ack]) -> Result<(), IndexError> {
-        self.commit_with(0, |commit| acks.iter().try_for_each(|ack| commit.record_ack(ack)))
+        self.commit_with(0, |commit| commit.record_acks(acks))
     }
 }
 
@@ -415,25 +415,22 @@ fn ack_sum(ack: &Ack, summer: &mut Summer) -> [u8; 8] {
     summer.sum(Mark::Ack, &fields)
 }
 
-pub(super) fn record_ack(conn: &Connection, ack: &Ack, summer: &mut Summer) -> Result<(), Fault> {
-    let sum = ack_sum(ack, summer);
-    let Time { sec, nsec } = ack.time;
-    conn.prepare_cached(
+pub(super) fn record_acks(conn: &Connection, acks: &[Ack], summer: &mut Summer) -> Result<(), Fault> {
+    if acks.is_empty() {
+        return Ok(());
+    }
+    let mut insert = conn.prepare_cached(
         "INSERT INTO acks (replica, version, number, root, sec, nsec, exact, sum)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (number, replica, version) DO UPDATE
          SET (root, sec, nsec, exact, sum) = (?4, ?5, ?6, ?7, ?8) WHERE root != ?4 OR exact != ?7",
-    )?
-    .execute(params![
-        ack.replica,
-        ack.version.0.0,
-        to_sql(ack.number)?,
-        ack.root.0,
-        sec,
-        nsec,
-        i64::from(ack.exact),
-        sum,
-    ])?;
+    )?;
+    for ack in acks {
+        let sum = ack_sum(ack, summer);
+        let (number, exact) = (to_sql(ack.number)?, i64::from(ack.exact));
+        let Time { sec, nsec } = ack.time;
+        insert.execute(params![ack.replica, ack.version.0.0, number, ack.root.0, sec, nsec, exact, sum])?;
+    }
     Ok(())
 }
 

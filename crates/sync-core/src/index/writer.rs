@@ -543,12 +543,12 @@ impl Commit<'_> {
         versions::mint(self.conn, random, parent, &mut self.0.summer).map_err(|fault| fault.at("write", self.dir))
     }
 
-    /// Records what a replica acknowledged.
+    /// Records what replicas acknowledged.
     ///
     /// # Errors
     /// As any write.
-    pub fn record_ack(&mut self, ack: &Ack) -> Result<(), IndexError> {
-        versions::record_ack(self.conn, ack, &mut self.0.summer).map_err(|fault| fault.at("write", self.dir))
+    pub fn record_acks(&mut self, acks: &[Ack]) -> Result<(), IndexError> {
+        versions::record_acks(self.conn, acks, &mut self.0.summer).map_err(|fault| fault.at("write", self.dir))
     }
 
     /// Says where a replica stands, or that it stands nowhere.

@@ -1,5 +1,5 @@
-//! What both roles do with a connection: a control stream of messages, read in a task of its own and written in
-//! another, so that neither side ever waits to write while the other waits to write too.
+//! What both roles do with a connection: a control stream of messages, which is written in a task of its own, so that neither
+//! side ever waits to write while the other waits to write too.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -18,9 +18,6 @@ const MOST_QUEUED: usize = 1 << 20;
 
 /// Bytes of messages that are written in one piece, or a longer one.
 const TOGETHER: usize = 64 << 10;
-
-/// Messages read ahead of the session, each of up to 16 MiB.
-const READ_AHEAD: usize = 8;
 
 /// Why a session broke.
 #[derive(Debug, thiserror::Error)]
@@ -108,12 +105,11 @@ struct Backlog {
 
 /// The control stream.
 pub struct Control<M> {
-    incoming: mpsc::Receiver<Result<M, LinkError>>,
+    reader: FrameReader,
     outgoing: mpsc::UnboundedSender<(Envelope, Packing)>,
     backlog: Arc<Backlog>,
-    reader: JoinHandle<()>,
     writer: JoinHandle<Result<(), StreamError>>,
-    message: PhantomData<M>,
+    message: PhantomData<fn() -> M>,
 }
 
 impl<M: Incoming> Control<M> {
@@ -129,19 +125,9 @@ impl<M: Incoming> Control<M> {
         Ok(Self::start(writer, reader))
     }
 
-    fn start(writer: FrameWriter, mut reader: FrameReader) -> Self {
+    fn start(writer: FrameWriter, reader: FrameReader) -> Self {
         // Control goes before content.
         writer.set_priority(1);
-        let (read, incoming) = mpsc::channel(READ_AHEAD);
-        let reader = tokio::spawn(async move {
-            loop {
-                let message = next::<M>(&mut reader).await;
-                let over = message.is_err();
-                if read.send(message).await.is_err() || over {
-                    return;
-                }
-            }
-        });
         // Whoever has much to say looks at the backlog; the rest is bounded by the manifest, which is in memory anyway.
         let (outgoing, mut to_write) = mpsc::unbounded_channel::<(Envelope, Packing)>();
         let backlog = Arc::new(Backlog::default());
@@ -167,7 +153,7 @@ impl<M: Incoming> Control<M> {
             }
             writer.finish()
         });
-        Self { incoming, outgoing, backlog, reader, writer, message: PhantomData }
+        Self { reader, outgoing, backlog, writer, message: PhantomData }
     }
 
     /// Whether more is queued than is worth having in memory ahead of the network.
@@ -179,7 +165,7 @@ impl<M: Incoming> Control<M> {
     /// Cancel safe.
     pub async fn next_or_room(&mut self, or_room: bool) -> Option<Result<M, LinkError>> {
         tokio::select! {
-            message = self.incoming.recv() => Some(message.unwrap_or(Err(LinkError::Ended))),
+            message = next(&mut self.reader) => Some(message),
             () = self.backlog.shorter.notified(), if or_room => None,
         }
     }
@@ -187,7 +173,7 @@ impl<M: Incoming> Control<M> {
     /// The next message.
     #[cfg(test)]
     pub async fn next(&mut self) -> Result<M, LinkError> {
-        self.incoming.recv().await.unwrap_or(Err(LinkError::Ended))
+        next(&mut self.reader).await
     }
 
     /// Queues a message, which is compressed if that pays.
@@ -203,21 +189,21 @@ impl<M: Incoming> Control<M> {
 
     /// Ends our half of the stream, and waits until the other side has ended its own, or is gone.
     pub async fn read_to_end(self) {
-        let Self { outgoing, mut incoming, .. } = self;
+        let Self { outgoing, mut reader, .. } = self;
         drop(outgoing);
-        while let Some(Ok(_)) = incoming.recv().await {}
+        while next::<M>(&mut reader).await.is_ok() {}
     }
 
     /// Sends what is queued and ends our half of the stream.
     pub async fn finish(self) -> Result<(), LinkError> {
-        let Self { outgoing, writer, reader, .. } = self;
+        // The other side may say more until then, and is not told that nobody wants to hear it.
+        let Self { outgoing, writer, reader: _reader, .. } = self;
         drop(outgoing);
-        let written = writer.await.unwrap_or(Err(StreamError::Ended));
-        reader.abort();
-        Ok(written?)
+        Ok(writer.await.unwrap_or(Err(StreamError::Ended))?)
     }
 }
 
+/// Cancel safe.
 async fn next<M: Incoming>(reader: &mut FrameReader) -> Result<M, LinkError> {
     loop {
         let frame = reader.next(MAX_MESSAGE).await?.ok_or(LinkError::Ended)?;

@@ -52,7 +52,7 @@ impl Contents {
                 let index = self.files.len() as u32;
                 self.known.insert(hash, index);
                 if self.files.len() == self.files.capacity() {
-                    self.files.reserve_exact(16 + self.files.len() / 8);
+                    self.files.reserve_exact(2 + self.files.len() / 8);
                 }
                 self.files.push(File { file: file(), first: self.numbers.len() as u64, used: false });
                 index

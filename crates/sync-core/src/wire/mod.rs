@@ -96,6 +96,10 @@ pub enum WireError {
 
 /// Cuts a list into messages: at most `most` items in each, and about a megabyte, `size` being what an item takes.
 pub(crate) fn in_messages<T>(items: Vec<T>, most: usize, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    // Nearly always.
+    if !items.is_empty() && items.len() <= most && items.iter().map(&size).sum::<usize>() <= MESSAGE {
+        return vec![items];
+    }
     let mut messages = Vec::new();
     let mut message = Vec::new();
     let mut bytes = 0;

@@ -60,7 +60,7 @@ pub struct ContentSender {
 
 impl ContentSender {
     /// Streams that are opened when there is something to send.
-    pub fn new(sending: Sending, connection: &Connection, events: mpsc::UnboundedSender<StreamEvent>) -> Self {
+    pub fn new(sending: Sending, connection: &Connection, events: mpsc::UnboundedSender<Box<StreamEvent>>) -> Self {
         let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
         let outgoing = Arc::new(Outgoing {
             dest,

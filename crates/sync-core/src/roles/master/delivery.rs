@@ -71,7 +71,7 @@ pub struct Delivered {
 /// With what a session begins that is not the first on its connection.
 pub enum Next {
     /// The replica is at a version, and all that was said holds for the next one too.
-    Open(Open),
+    Open(Box<Open>),
     /// It is on its way to one, was told up to there, and has so many entries.
     Reached(RelPath, u64),
     /// It acknowledged another root: something failed there, or changed here.
@@ -135,7 +135,7 @@ pub(super) struct Session<'a> {
     /// How offers travel.
     offers: Packing,
     /// What the streams of contents tell.
-    streams: mpsc::UnboundedReceiver<StreamEvent>,
+    streams: mpsc::UnboundedReceiver<Box<StreamEvent>>,
     /// What it would take to send contents, if that is asked for, until the replica tells what becomes of these.
     estimated: HashMap<RelPath, u64>,
     decided: Option<Arc<Decided>>,
@@ -294,12 +294,13 @@ impl<'a> Session<'a> {
         let is_first = next.is_none();
         let (control, sender, goes_on) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
-                (last.control, Sender::going_on(&hello, last.stand).in_stretches(STRETCH), true)
+                let Open { control, stand, .. } = *last;
+                (control, Sender::going_on(&hello, stand).in_stretches(STRETCH), true)
             }
             next => {
-                if let Some(Next::Open(Open { control, .. })) = next {
+                if let Some(Next::Open(last)) = next {
                     // The replica takes that for the end of a session in which nothing was told, and then this one.
-                    tokio::spawn(control.read_to_end());
+                    tokio::spawn(last.control.read_to_end());
                 }
                 let control = Control::open(&connection).await?;
                 if let (Destination::Remote { .. }, Some(region)) = (&delivery.destination, &delivery.source.region) {
@@ -378,7 +379,7 @@ impl<'a> Session<'a> {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
-                Some(event) = self.streams.recv() => Ok(self.stream_event(event)),
+                Some(event) = self.streams.recv() => Ok(self.stream_event(*event)),
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
                 heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {
@@ -779,7 +780,7 @@ impl<'a> Session<'a> {
         let tried = self.decided.as_ref().map(|decided| decided.id);
         let version = self.decided.as_ref().filter(|_| exact).map(|decided| (decided.version.number, decided.id));
         let next = match open_at {
-            Some(stand) => Some(Next::Open(Open { control: self.control, hello: self.hello, stand })),
+            Some(stand) => Some(Next::Open(Box::new(Open { control: self.control, hello: self.hello, stand }))),
             None => {
                 if anew.is_some() {
                     // The replica begins the next session when it has seen that this one is over.

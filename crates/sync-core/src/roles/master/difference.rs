@@ -104,6 +104,7 @@ impl Difference {
         if from == 0 {
             told.moved.clone_from(&self.moved);
         }
+        told.changes.reserve_exact(end - from.min(end));
         let changed = self.pending[from.min(pending)..end.min(pending)].iter();
         for p in changed.filter(|p| p.changes_entry() && !self.has_moved(&p.row.path)) {
             let (path, entry) = (p.row.path.clone(), &p.row.entry);

@@ -64,8 +64,8 @@ pub struct Outgoing {
     pub queue: Mutex<Queue>,
     /// Rings when something was added.
     pub more: Notify,
-    /// Where to tell what the session is to know.
-    pub events: mpsc::UnboundedSender<StreamEvent>,
+    /// Where to tell what the session is to know. In boxes, because a channel has room for 32 of them from the start.
+    pub events: mpsc::UnboundedSender<Box<StreamEvent>>,
     /// Compression on the wire.
     pub compress: Compress,
     /// Whether it pays, if that is to be found out.
@@ -173,6 +173,6 @@ impl Outgoing {
     /// The session is to know.
     pub fn tell(&self, event: StreamEvent) {
         // If it is over, nobody needs to.
-        let _ = self.events.send(event);
+        let _ = self.events.send(Box::new(event));
     }
 }

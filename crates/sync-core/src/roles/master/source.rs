@@ -445,7 +445,7 @@ impl Source {
             write(commit)?;
             chunks.iter().try_for_each(|(digest, chunks)| commit.put_chunks(digest, chunks))?;
             counted.map_or(Ok(()), |counted| counted.write(commit))?;
-            acks.iter().try_for_each(|ack| commit.record_ack(ack))?;
+            commit.record_acks(&acks)?;
             commit.add_version(version, &counts)
         });
         if committed.is_err() {
