@@ -64,6 +64,14 @@ fn who_is_behind_is_named() {
         waits_for_state(&master.state, number, "in_sync");
     }
     two.kill();
+    waits_for_state(&master.state, 1, "offline");
+    // It has the newest version, for all that is known; but nobody can know.
+    let mut verify = synccli(&master.state).args(&["verify", "www", "--replica", &two.dest("www")]).timeout(60).start();
+    while verify.is_running() {
+        assert_eq!(status(&master.state)["replicas"][1]["state"], "offline");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    verify.wait().code(1);
     write(src.join("while away"), b"12345");
     let ran = synccli(&master.state).args(&["push", "www", "--timeout=6s"]).timeout(60).code(1);
     assert!(ran.err().contains(&format!("1 replica has not confirmed version 2: {}", two.dest("www"))), "{ran}");
