@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-
 use crate::path::RelPath;
 
 /// A set of paths, each standing for itself and all beneath it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holds(BTreeSet<RelPath>);
 
 impl Holds {

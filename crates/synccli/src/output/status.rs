@@ -52,6 +52,10 @@ fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
     if !share.replicas.is_empty() {
         lines.extend(table(share.replicas.iter().map(|replica| row(replica).to_vec()).collect()));
     }
+    let is_held = |replica: &ReplicaStatus| replica.state == ReplicaState::Held;
+    if share.state == ShareState::Held && share.replicas.iter().any(is_held) {
+        lines.push("  a release lets out both: what a replica holds, and this tree as it is now".to_owned());
+    }
     lines
 }
 
@@ -279,6 +283,15 @@ mod tests {
                 "  web3/www             drifted  7        -                                  3 names drifted, the first a/b",
             ]
         );
+        let both = |share: ShareStatus| {
+            let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
+            lines(&status, now).iter().any(|line| line.contains("a release lets out both"))
+        };
+        let held = ShareStatus { state: ShareState::Held, ..status.shares[0].clone() };
+        assert!(!both(held.clone()));
+        let replicas = vec![replica("web1/www", ReplicaState::Held)];
+        assert!(!both(ShareStatus { replicas: replicas.clone(), ..status.shares[0].clone() }));
+        assert!(both(ShareStatus { replicas, ..held }));
     }
 
     #[test]

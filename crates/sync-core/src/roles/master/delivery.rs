@@ -379,7 +379,7 @@ impl<'a> Session<'a> {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
-                Some(event) = self.streams.recv() => Ok(self.stream_event(*event)),
+                Some(event) = self.streams.recv() => self.stream_event(*event),
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
                 heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {
@@ -473,12 +473,21 @@ impl<'a> Session<'a> {
             || news.difference.as_ref().is_some_and(|difference| difference.begins_at(has, root))
     }
 
-    fn stream_event(&mut self, event: StreamEvent) -> SenderInput {
-        match event {
+    fn stream_event(&mut self, event: StreamEvent) -> Result<SenderInput, LinkError> {
+        Ok(match event {
+            // The next version will not say soon what became of it, and the rest of this one may be deletions and links to what
+            // is not there.
+            StreamEvent::Failed(SendFailure { path, .. }) if self.delivery.source.is_held() => {
+                let why = format!(
+                    "it is behind, and {path}, which it lacks, is gone here: it keeps all that it has until the share is held \
+                     no more"
+                );
+                return Err(LinkError::Held(why));
+            }
             StreamEvent::Failed(failure) => self.content_failed(failure),
             StreamEvent::Estimated(estimate) => self.estimated(estimate),
             StreamEvent::Asks(ask, old) => SenderInput::Describe(ask, old),
-        }
+        })
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {

@@ -428,12 +428,19 @@ impl Mirror {
     ) -> Result<Option<Arc<Difference>>, Stopped> {
         let everything = batch.everything;
         let published = self.publish(open, batch);
+        if matches!(published, Err(Stopped::Held | Stopped::Failed(_))) {
+            open.source.hold(true);
+        }
         match &published {
             Ok(version) => {
                 if self.shared.obstacle().is_some() {
                     self.monitor.recovered(None);
                 }
                 self.shared.is(ShareState::Ready, None);
+                if open.source.hold(false) {
+                    // What of the version was not there may be again.
+                    self.shared.followers().iter().for_each(|follower| follower.fate.try_again());
+                }
                 if let Some((decided, difference)) = version {
                     self.shared.published(&decided.version, decided.entries);
                     news.send_replace(Some(Arc::new(News::new(Arc::clone(decided), difference))));
@@ -445,35 +452,14 @@ impl Mirror {
                 open.last = None;
                 if !matches!(error, PushError::Stopped) {
                     self.tell_of(error);
-                    self.tell_again(open, news);
                 }
             }
-            Err(Stopped::Held) => {
-                open.last = None;
-                self.tell_again(open, news);
-            }
+            Err(Stopped::Held) => open.last = None,
             Err(Stopped::Gone) => {}
         }
         // A directory that is held open keeps a file system in the tree from being unmounted.
         open.source.root.forget(&RelPath::root());
         Ok(published?.map(|(_, difference)| difference))
-    }
-
-    /// Has those follow the version of before this process, while no other can be told: one of them may have missed it, or been
-    /// changed meanwhile.
-    fn tell_again(&self, open: &mut Open, news: &watch::Sender<Option<Arc<News>>>) {
-        if open.told.is_some() {
-            return;
-        }
-        match open.source.last_version() {
-            Ok(Some(decided)) => {
-                open.told = Some(decided.id);
-                self.shared.published(&decided.version, decided.entries);
-                news.send_replace(Some(Arc::new(News::again(decided))));
-            }
-            Ok(None) => {}
-            Err(error) => self.monitor.notice(None, &format!("the version of before could not be read: {error}")),
-        }
     }
 
     /// Keeps the contents of what is new; in a history that is empty, all that there is, but a while later: that takes its

@@ -25,7 +25,6 @@ mod permits;
 mod previous;
 mod queue;
 mod ring;
-mod scope;
 mod source;
 mod splicing;
 mod stream;

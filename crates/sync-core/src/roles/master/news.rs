@@ -26,11 +26,6 @@ impl News {
         Self { decided, difference: is_kept.then(|| Arc::clone(difference)) }
     }
 
-    /// Of a version that was told before: what it changed is in the index.
-    pub fn again(decided: Decided) -> Self {
-        Self { decided: Arc::new(decided), difference: None }
-    }
-
     /// The version's identity.
     pub fn id(&self) -> VersionId {
         self.decided.id

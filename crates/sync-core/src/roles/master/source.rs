@@ -17,7 +17,6 @@ use super::error::PushError;
 use super::meter::Meter;
 use super::previous::Previous;
 use super::ring::Ring;
-use super::scope::Scope;
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::CopyRange;
 use crate::filter::Filter;
@@ -33,7 +32,7 @@ use crate::relative::moved_dirs;
 use crate::roles::guarding::Counted;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{KnownContents, LastLook, Names, Pending, Survey, SurveyOptions, survey, survey_names};
-use crate::roles::tree::{self, Remembered};
+use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
 
 /// Streams of a source that compress strongly at the same time, each with some 50 MB, unless `--compress` tells all to.
@@ -79,10 +78,10 @@ pub struct Source {
     leave_out: Vec<(u64, u64)>,
     chunks: Mutex<HashMap<Digest, Arc<[ChunkRef]>>>,
     remembered: Mutex<Remembered>,
-    /// Of what the newest version speaks, as the index is known to have it.
-    scope: Mutex<Option<Scope>>,
     /// Whether whoever looks is told of all that comes meanwhile.
     is_watched: AtomicBool,
+    /// Whether the tree is not what it shall be: what of the newest version is not there any more may be missing altogether.
+    is_held: AtomicBool,
 }
 
 /// What every destination is brought to.
@@ -162,14 +161,24 @@ impl Source {
             leave_out: fs::place::identity(&request.state_dir).into_iter().collect(),
             chunks: Mutex::default(),
             remembered: Mutex::default(),
-            scope: Mutex::default(),
             is_watched: AtomicBool::new(false),
+            is_held: AtomicBool::new(false),
         })
     }
 
     /// From now on whoever looks is told of all that comes meanwhile, or not any more.
     pub fn watched(&self, is_watched: bool) {
         self.is_watched.store(is_watched, Ordering::Relaxed);
+    }
+
+    /// From now on nothing newer is published, or it is again. Says whether that is new.
+    pub fn hold(&self, is_held: bool) -> bool {
+        self.is_held.swap(is_held, Ordering::Relaxed) != is_held
+    }
+
+    /// Whether nothing newer is published.
+    pub fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Relaxed)
     }
 
     /// Looks at the whole tree beside its index, and reads what is not proven. `known` has contents that an earlier look
@@ -324,7 +333,6 @@ impl Source {
     /// Gives up a damaged index: it starts afresh.
     pub fn rebuild_index(&self, reason: &str, monitor: &dyn Monitor) -> Result<(), PushError> {
         notice_rebuilt(monitor, reason);
-        *self.scope() = None;
         Ok(self.index.rebuild()?)
     }
 
@@ -411,10 +419,7 @@ impl Source {
     ) -> Result<(), PushError> {
         let Difference { pending, gone, .. } = difference;
         let version = &decided.version;
-        let is_known = self.scope().as_ref().is_some_and(|scope| scope.is(&self.policy, &decided.holds));
-        let scope = (!is_known).then(|| Scope::new(&self.policy, &decided.holds));
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
-            scope.iter().try_for_each(|scope| scope.write(writer))?;
             // What comes is written before what went is buried: then its paths are not looked for among those.
             pending.iter().try_for_each(|p| match p.before {
                 Some(_) if p.changes_entry() => writer.change(&p.row, &p.hash()),
@@ -424,10 +429,9 @@ impl Source {
             writer.delete_all(gone)
         };
         if difference.is_of(version) {
-            if !pending.is_empty() || !gone.is_empty() || !is_known {
+            if !pending.is_empty() || !gone.is_empty() {
                 self.index.write(version.number, write)?;
             }
-            self.scope_is(scope);
             return Ok(());
         }
         let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
@@ -453,34 +457,7 @@ impl Source {
         }
         committed?;
         self.written_soon().clear();
-        self.scope_is(scope);
         Ok(())
-    }
-
-    /// The newest version as the index has it, for a tree that nobody could look at since; `None` if there is none, or it cannot be
-    /// known of what it speaks.
-    pub fn last_version(&self) -> Result<Option<Decided>, IndexError> {
-        let Some(published) = self.index.latest_version()? else { return Ok(None) };
-        let Some(holds) = Scope::holds_in(&self.index, &self.policy)? else { return Ok(None) };
-        let tree = tree::hash_with(&self.index, std::iter::empty(), &holds, false)?;
-        let (version, entries) = (published.version, published.counts.entries);
-        if tree.root != version.root {
-            return Ok(None);
-        }
-        let (id, minted) = (version.id(), Some(version.clone()));
-        let (scan, hash) = (Duration::ZERO, Duration::ZERO);
-        Ok(Some(Decided { version, id, minted, holds, tree, entries, scan, hash }))
-    }
-
-    fn scope(&self) -> MutexGuard<'_, Option<Scope>> {
-        self.scope.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The index has this, if it is new.
-    fn scope_is(&self, scope: Option<Scope>) {
-        if scope.is_some() {
-            *self.scope() = scope;
-        }
     }
 
     /// Chunk lists that the index does not have yet.
