@@ -529,3 +529,24 @@ fn a_tree_with_more_directories_than_may_be_watched_is_looked_at() {
     (0..20).for_each(|i| write(src.join(format!("d{i:02}/f")), b"changed"));
     becomes_identical(&src, &dst);
 }
+
+/// It is tried whenever the tree is looked at.
+#[test]
+fn a_tree_that_could_not_be_watched_is_watched_as_soon_as_it_can_be() {
+    let name = "a_tree_that_could_not_be_watched_is_watched_as_soon_as_it_can_be";
+    need!(name, is_root() && has("unshare") && has("nsenter"), "needs root, unshare and nsenter");
+    let behind = behind_limit("max_inotify_watches", 10);
+    need!(name, behind.is_some(), "no user namespaces");
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    (0..20).for_each(|i| write(src.join(format!("d{i:02}/f")), b"f"));
+    let one = replica(&scratch, "one");
+    let master = Daemon::master_behind(&scratch, "m", &src, &[&one], "rescan = '500ms'", behind.unwrap());
+    waits_for_state(&master.state, 0, "in_sync");
+    let unwatched = || status(&master.state)["unwatched"].clone();
+    assert!(unwatched().is_string());
+    let user = format!("--user=/proc/{}/ns/user", master.pid());
+    let more = "echo 100 >/proc/sys/user/max_inotify_watches";
+    tool("nsenter", &[&user, "sh", "-c", more].map(std::ffi::OsStr::new));
+    wait_for("the watch", PATIENCE, || unwatched().is_null());
+}

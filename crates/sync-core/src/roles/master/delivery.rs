@@ -479,8 +479,8 @@ impl<'a> Session<'a> {
             // is not there.
             StreamEvent::Failed(SendFailure { path, .. }) if self.delivery.source.is_held() => {
                 let why = format!(
-                    "it is behind, and {path}, which it lacks, is gone here: it keeps all that it has until the share is held \
-                     no more"
+                    "it is behind, and {path}, which it lacks, cannot be had here: it keeps all that it has until the share \
+                     is held no more"
                 );
                 return Err(LinkError::Held(why));
             }
