@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,9 +22,21 @@ use super::tls::{self, Purpose};
 use super::tuning::{self, Settings};
 use super::vigil;
 
+/// Where connections are dialed from: one socket of each family for all of them, so that what answers within a moment is
+/// read at once. Clones share it. For one tokio runtime.
+#[derive(Clone, Default)]
+pub struct Dialer(Arc<Mutex<Endpoints>>);
+
+#[derive(Default)]
+struct Endpoints {
+    v4: Option<Endpoint>,
+    v6: Option<Endpoint>,
+}
+
 /// Who dials whom for what: the same for every address of a name.
 #[derive(Clone)]
 struct Call {
+    from: Dialer,
     to: Address,
     identity: Identity,
     expected: PeerId,
@@ -37,20 +49,66 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// Connects to the machine that is at `to` and at `also`, which must prove the key `expected`, and waits until it lets us in. The
-/// first that answers is used; each has a head start on the next.
+/// Connects once, from a socket of its own: see [`Dialer::connect`].
 pub async fn connect(
     to: &Address,
-    also: &[Address],
     identity: &Identity,
     expected: PeerId,
     purpose: Purpose,
     settings: Settings,
 ) -> Result<Connection, ConnectError> {
-    let call = |to: &Address| Call { to: to.clone(), identity: identity.clone(), expected, purpose, settings };
-    let addresses: Vec<_> = std::iter::once(to).chain(also).map(|to| call(to).any_address()).collect();
-    let seconds = settings.handshake.as_secs();
-    race(addresses.into_iter()).await.unwrap_or(Err(ConnectError::Unreachable { to: to.clone(), seconds }))
+    Dialer::default().connect(to, &[], identity, expected, purpose, settings).await
+}
+
+impl Dialer {
+    /// Connects to the machine that is at `to` and at `also`, which must prove the key `expected`, and waits until it lets us in.
+    /// The first that answers is used; each has a head start on the next.
+    pub async fn connect(
+        &self,
+        to: &Address,
+        also: &[Address],
+        identity: &Identity,
+        expected: PeerId,
+        purpose: Purpose,
+        settings: Settings,
+    ) -> Result<Connection, ConnectError> {
+        let call = |to: &Address| Call {
+            from: self.clone(),
+            to: to.clone(),
+            identity: identity.clone(),
+            expected,
+            purpose,
+            settings,
+        };
+        let addresses: Vec<_> = std::iter::once(to).chain(also).map(|to| call(to).any_address()).collect();
+        let seconds = settings.handshake.as_secs();
+        race(addresses.into_iter()).await.unwrap_or(Err(ConnectError::Unreachable { to: to.clone(), seconds }))
+    }
+
+    /// The socket for what goes to `address`.
+    fn endpoint(&self, address: SocketAddr) -> io::Result<Endpoint> {
+        let mut endpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = endpoints.of(address);
+        if let Some(endpoint) = kept {
+            return Ok(endpoint.clone());
+        }
+        let local: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = tuning::socket(SocketAddr::new(local, 0))?;
+        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(Tokio))?;
+        Ok(kept.insert(endpoint).clone())
+    }
+
+    /// The next one to dial `address` gets a new socket, for a router or firewall on the way may remember something of this one
+    /// that does not hold any more, as long as it is used. Who is connected stays so.
+    fn renew(&self, address: SocketAddr) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).of(address) = None;
+    }
+}
+
+impl Endpoints {
+    fn of(&mut self, address: SocketAddr) -> &mut Option<Endpoint> {
+        if address.is_ipv6() { &mut self.v6 } else { &mut self.v4 }
+    }
 }
 
 /// The first attempt that succeeds, each begun when the one before has failed or after [`STAGGER`]; else how the one failed
@@ -140,7 +198,11 @@ impl Call {
             }
         };
         let dialed = tokio::time::timeout(deadline, first_of(self.dial(address), refused)).await;
-        dialed.unwrap_or(Err(ConnectError::Unreachable { to, seconds: deadline.as_secs() }))
+        let dialed = dialed.unwrap_or(Err(ConnectError::Unreachable { to, seconds: deadline.as_secs() }));
+        if dialed.is_err() {
+            self.from.renew(address);
+        }
+        dialed
     }
 
     async fn dial(&self, address: SocketAddr) -> Result<Connection, ConnectError> {
@@ -149,11 +211,8 @@ impl Call {
         let mut config = ClientConfig::new(crypto);
         config.transport_config(tuning::dialing(address.ip(), &self.settings));
 
-        let local: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket_failed = |source| ConnectError::Socket { to: self.to.clone(), source };
-        let socket = tuning::socket(SocketAddr::new(local, 0)).map_err(socket_failed)?;
-        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(Tokio));
-        let endpoint = endpoint.map_err(socket_failed)?;
+        let endpoint = self.from.endpoint(address).map_err(socket_failed)?;
         // The name is never sent nor checked (keys are), but rustls wants one.
         let connecting = endpoint.connect_with(config, address, "replica");
         let connecting = connecting.map_err(|e| self.explain(Closed::Broken(e.to_string()), &shown))?;

@@ -30,7 +30,7 @@ impl Loopback {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::bind(here, &replica, Arc::new(Only(master.id())), settings)?;
         let address = Address::from(listener.address());
-        let dialing = connect(&address, &[], &master, replica.id(), Purpose::Session, settings);
+        let dialing = connect(&address, &master, replica.id(), Purpose::Session, settings);
         let dialing = async { Ok::<_, LoopbackError>(dialing.await?) };
         // The first failure ends both: nobody will come if the dialer gave up.
         let (dialed, accepted) = tokio::try_join!(dialing, accept_one(&listener, &master))?;

@@ -1,6 +1,6 @@
 //! The QUIC adapter: connections between two machines that know each other's keys, and nobody else's.
 //!
-//! A listener ([`Listener`]) and a dialer ([`connect`]) both end in a [`Connection`]: a peer that proved its key, and
+//! A listener ([`Listener`]) and a dialer ([`Dialer`]) both end in a [`Connection`]: a peer that proved its key, and
 //! streams of frames to it. [`pairing`] is the one door through which an unknown key becomes a known one.
 //! [`Loopback`] is a whole listener and dialer in one process, for replicas that are a path.
 //!
@@ -29,7 +29,7 @@ mod vigil;
 pub use address::Address;
 pub use closed::{Closed, Code};
 pub use connection::{Connection, Traffic};
-pub use dial::connect;
+pub use dial::{Dialer, connect};
 pub use error::{AcceptError, BindError, ConnectError, StreamError};
 pub use frames::{Assembler, Frame, FrameReader, FrameWriter, Header};
 pub use identity::{Identity, IdentityError, PeerId, PeerIdError, PublicKey};

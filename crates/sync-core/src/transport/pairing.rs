@@ -155,7 +155,7 @@ pub enum PairError {
 
 /// Redeems `token` at `to`. Afterwards the replica knows `identity`; the caller keeps `token.replica` for `to`.
 pub async fn pair(to: &Address, identity: &Identity, token: &Token, settings: Settings) -> Result<(), PairError> {
-    let connection = connect(to, &[], identity, token.replica, Purpose::Pairing, settings).await?;
+    let connection = connect(to, identity, token.replica, Purpose::Pairing, settings).await?;
     let answered = tokio::time::timeout(PATIENCE, redeem(&connection, &token.secret)).await;
     match answered {
         Err(_) => Err(PairError::Deadline { to: to.clone() }),

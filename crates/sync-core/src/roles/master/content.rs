@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::meter::Meter;
 use super::outgoing::{Outgoing, StreamEvent};
+use super::queue::Queue;
 use super::source::Source;
 use super::stream::Stream;
 use crate::compress::AutoCompress;
@@ -50,86 +51,118 @@ pub struct Sending {
     pub estimates: bool,
 }
 
-/// The content streams to one replica.
+/// The content streams to one replica, from the first request on: most versions of a tree that is followed need none.
 pub struct ContentSender {
-    outgoing: Arc<Outgoing>,
+    sending: Sending,
     connection: Connection,
-    /// None until something is asked for: most versions of a tree that is followed need none.
+    streams: Option<Streams>,
+    is_read: bool,
+}
+
+struct Streams {
+    outgoing: Arc<Outgoing>,
+    events: mpsc::UnboundedReceiver<Box<StreamEvent>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl ContentSender {
     /// Streams that are opened when there is something to send.
-    pub fn new(sending: Sending, connection: &Connection, events: mpsc::UnboundedSender<Box<StreamEvent>>) -> Self {
-        let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
-        let outgoing = Arc::new(Outgoing {
-            dest,
-            source,
-            meter,
-            queue: Mutex::default(),
-            more: Notify::new(),
-            events,
-            compress: choose(compress, connection),
-            auto: Mutex::new(AutoCompress::new()),
-            pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
-            started: Instant::now(),
-            estimates,
-            literal: AtomicU64::new(0),
-            compressed: AtomicU64::new(0),
-            copied: AtomicU64::new(0),
-            resumed: AtomicU64::new(0),
-        });
-        Self { outgoing, connection: connection.clone(), tasks: Vec::new() }
-    }
-
-    fn start(&mut self) {
-        self.tasks.extend((0..STREAMS).map(|stream| {
-            let (outgoing, connection) = (Arc::clone(&self.outgoing), self.connection.clone());
-            // A stream that breaks is seen on the control stream as well, which tells why.
-            tokio::spawn(async move { drop(Stream::run(outgoing, connection, stream).await) })
-        }));
+    pub fn new(sending: Sending, connection: Connection) -> Self {
+        Self { sending, connection, streams: None, is_read: false }
     }
 
     /// Queues a content. The queue holds what the replica asked for, which is bounded by what was offered, and so many bytes
     /// of what the replica told of its old files.
     pub fn request(&mut self, request: ContentRequest) {
-        let batch = self.outgoing.batch();
-        self.outgoing.queue().push(request, batch);
-        if self.tasks.is_empty() {
-            self.start();
-        }
-        self.outgoing.more.notify_waiters();
+        let Self { sending, connection, streams, is_read } = self;
+        let streams = streams.get_or_insert_with(|| Streams::start(sending, connection, *is_read));
+        let batch = streams.outgoing.batch();
+        streams.change(|queue| queue.push(request, batch));
     }
 
     /// Takes what the replica tells of an old file.
     pub fn described(&self, described: Described) {
-        if self.outgoing.queue().answer(described) {
-            self.outgoing.more.notify_waiters();
+        let Some(Streams { outgoing, .. }) = &self.streams else { return };
+        if outgoing.queue().answer(described) {
+            outgoing.more.notify_waiters();
         }
     }
 
     /// The source was read to its end.
-    pub fn source_read(&self) {
-        self.outgoing.queue().is_read = true;
-        self.outgoing.more.notify_waiters();
+    pub fn source_read(&mut self) {
+        self.is_read = true;
+        if let Some(streams) = &self.streams {
+            streams.change(|queue| queue.is_read = true);
+        }
+    }
+
+    /// What the streams tell; never, as long as there are none. Cancel safe.
+    pub async fn event(&mut self) -> StreamEvent {
+        let told = match &mut self.streams {
+            // They hold on to the other end.
+            Some(streams) => streams.events.recv().await,
+            None => None,
+        };
+        match told {
+            Some(event) => *event,
+            None => std::future::pending().await,
+        }
     }
 
     /// Ends the streams in order, once what is queued is sent.
     pub async fn finish(&mut self) {
-        self.outgoing.queue().is_over = true;
-        self.outgoing.more.notify_waiters();
-        for task in self.tasks.drain(..) {
+        let Some(streams) = &mut self.streams else { return };
+        streams.change(|queue| queue.is_over = true);
+        for task in streams.tasks.drain(..) {
             let _ = task.await;
         }
     }
 
     /// Breaks the streams off, unless they have ended; returns how much they sent.
     pub fn stop(&self) -> Sent {
-        self.tasks.iter().for_each(JoinHandle::abort);
-        let Outgoing { literal, compressed, copied, resumed, .. } = &*self.outgoing;
+        let Some(Streams { outgoing, tasks, .. }) = &self.streams else { return Sent::default() };
+        tasks.iter().for_each(JoinHandle::abort);
+        let Outgoing { literal, compressed, copied, resumed, .. } = &**outgoing;
         let [literal, compressed, copied, resumed] =
             [literal, compressed, copied, resumed].map(|counter| counter.load(Ordering::Relaxed));
         Sent { literal, compressed, copied, resumed }
+    }
+}
+
+impl Streams {
+    fn start(sending: &Sending, connection: &Connection, is_read: bool) -> Self {
+        let Sending { dest, source, meter, compress, bandwidth, estimates } = sending;
+        let (tell, events) = mpsc::unbounded_channel();
+        let outgoing = Arc::new(Outgoing {
+            dest: *dest,
+            source: Arc::clone(source),
+            meter: Arc::clone(meter),
+            queue: Mutex::default(),
+            more: Notify::new(),
+            events: tell,
+            compress: choose(*compress, connection),
+            auto: Mutex::new(AutoCompress::new()),
+            pace: bandwidth.map(|rate| Mutex::new(Pace::new(rate))),
+            started: Instant::now(),
+            estimates: *estimates,
+            literal: AtomicU64::new(0),
+            compressed: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+        });
+        let run = |stream| {
+            let (outgoing, connection) = (Arc::clone(&outgoing), connection.clone());
+            // A stream that breaks is seen on the control stream as well, which tells why.
+            tokio::spawn(async move { drop(Stream::run(outgoing, connection, stream).await) })
+        };
+        outgoing.queue().is_read = is_read;
+        let tasks = (0..STREAMS).map(run).collect();
+        Self { outgoing, events, tasks }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
+        change(&mut self.outgoing.queue());
+        self.outgoing.more.notify_waiters();
     }
 }
 

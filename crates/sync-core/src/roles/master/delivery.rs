@@ -34,7 +34,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
-use crate::transport::{Closed, Code, Connection};
+use crate::transport::{Closed, Code, Connection, Dialer};
 use crate::wire::{ADOPT, Ack, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed};
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
@@ -112,6 +112,8 @@ pub struct Delivery {
     pub bandwidth: Option<u64>,
     /// Where the identity and known replicas are.
     pub state_dir: PathBuf,
+    /// Where it is dialed from.
+    pub dialer: Dialer,
     /// The tree.
     pub source: Arc<Source>,
     /// Progress.
@@ -134,8 +136,6 @@ pub(super) struct Session<'a> {
     contents: ContentSender,
     /// How offers travel.
     offers: Packing,
-    /// What the streams of contents tell.
-    streams: mpsc::UnboundedReceiver<Box<StreamEvent>>,
     /// What it would take to send contents, if that is asked for, until the replica tells what becomes of these.
     estimated: HashMap<RelPath, u64>,
     decided: Option<Arc<Decided>>,
@@ -201,6 +201,7 @@ impl Delivery {
             compress: request.compress,
             bandwidth: request.bandwidth,
             state_dir: request.state_dir.clone(),
+            dialer: Dialer::default(),
             source: Arc::clone(source),
             meter: Arc::new(Meter::new(Arc::clone(&monitor), 1)),
             monitor,
@@ -214,11 +215,16 @@ impl Delivery {
         Self { permits: Arc::clone(permits), ..self }
     }
 
+    /// The same beside others that are dialed from there.
+    pub fn dialed_from(self, dialer: &Dialer) -> Self {
+        Self { dialer: dialer.clone(), ..self }
+    }
+
     /// Serves the destination to the end, whatever end that is.
     pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
         let for_replica = shutdown.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.destination, &self.state_dir, &for_replica) => dialed,
+            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica) => dialed,
             _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
         };
         let Dialed { connection, share, replica, embedded } = match dialed {
@@ -311,13 +317,12 @@ impl<'a> Session<'a> {
                 (control, Sender::new(said).in_stretches(STRETCH), false)
             }
         };
-        let (events, streams) = mpsc::unbounded_channel();
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
         let (source, meter) = (Arc::clone(&delivery.source), Arc::clone(&delivery.meter));
         let estimates = delivery.policy.dry_run && delivery.policy.estimate;
         let sending = Sending { dest, source, meter, compress, bandwidth, estimates };
         let offers = if choose(compress, &connection) == Compress::Never { Packing::Plain } else { Packing::Packed };
-        let contents = ContentSender::new(sending, &connection, events);
+        let contents = ContentSender::new(sending, connection.clone());
         Ok(Self {
             delivery,
             connection,
@@ -326,7 +331,6 @@ impl<'a> Session<'a> {
             sender,
             contents,
             offers,
-            streams,
             estimated: HashMap::new(),
             decided: None,
             newest: None,
@@ -379,7 +383,7 @@ impl<'a> Session<'a> {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
-                Some(event) = self.streams.recv() => self.stream_event(*event),
+                event = self.contents.event() => self.stream_event(event),
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
                 heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {

@@ -12,7 +12,7 @@ use crate::path::escape;
 use crate::roles::Shutdown;
 use crate::roles::pairing::{identity, not_paired};
 use crate::roles::replica;
-use crate::transport::{self, Address, Connection, Loopback, PeerId, Purpose, Settings};
+use crate::transport::{Address, Connection, Dialer, Loopback, PeerId, Purpose, Settings};
 
 /// A connection with a replica at its other end.
 pub struct Dialed {
@@ -28,7 +28,12 @@ pub struct Dialed {
 
 /// Connects to a destination. A path gets a replica of its own in this process, reached over the loopback interface
 /// with the same protocol as any other.
-pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdown) -> Result<Dialed, Problem> {
+pub async fn dial(
+    from: &Dialer,
+    destination: &Destination,
+    state_dir: &Path,
+    shutdown: &Shutdown,
+) -> Result<Dialed, Problem> {
     let failed = |reason: String| Problem { path: None, reason };
     match destination {
         Destination::Path(path) => {
@@ -57,8 +62,7 @@ pub async fn dial(destination: &Destination, state_dir: &Path, shutdown: &Shutdo
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
             let also: Vec<_> = also.iter().map(|also| Address::new(also.host.clone(), also.port)).collect();
-            let connecting =
-                transport::connect(&address, &also, &identity, pinned, Purpose::Session, Settings::default());
+            let connecting = from.connect(&address, &also, &identity, pinned, Purpose::Session, Settings::default());
             let connection = connecting.await.map_err(|e| failed(e.to_string()))?;
             let replica = format!("{address}/{share}");
             Ok(Dialed { connection, share: share.clone(), replica, embedded: None })

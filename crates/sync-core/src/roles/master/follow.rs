@@ -89,7 +89,7 @@ impl Delivery {
     ) -> Result<(), Problem> {
         let for_replica = halted.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.destination, &self.state_dir, &for_replica) => dialed?,
+            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica) => dialed?,
             _ = halted.wait_for(|stop| *stop) => return Err(interrupted()),
         };
         let Dialed { connection, share, replica, embedded } = dialed;

@@ -37,6 +37,7 @@ use crate::roles::guarding::{Counted, Guard};
 use crate::roles::survey::{LastLook, Names};
 use crate::roles::watching::{Hints, RootGone, Watched};
 use crate::settle::{Batch, Hint, Settle, SettleOptions};
+use crate::transport::Dialer;
 
 /// How long to wait before a source that could not be looked at is looked at again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -58,6 +59,7 @@ pub struct Mirror {
     meter: Meter,
     hints: Arc<Hints>,
     shared: Arc<Shared>,
+    dialer: Dialer,
     orders: mpsc::UnboundedReceiver<MirrorOrder>,
     /// The process is asked to stop.
     stop: Arc<AtomicBool>,
@@ -107,6 +109,7 @@ impl Mirror {
             meter,
             hints,
             shared,
+            dialer: Dialer::default(),
             orders: ordered,
             stop: Arc::default(),
             guard,
@@ -391,6 +394,7 @@ impl Mirror {
         let monitor = (self.monitors)(Some(&follower.destination));
         Delivery::of(&self.config.request, follower.destination.clone(), &open.source, monitor)
             .permitted(&follower.fate.permits)
+            .dialed_from(&self.dialer)
     }
 
     /// Looks at everything to prove that nothing was missed. What is found although nobody told of it was.

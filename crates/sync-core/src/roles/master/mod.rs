@@ -49,6 +49,7 @@ use crate::monitor::{Monitor, Problem};
 use crate::options::{DestinationReport, PushReport, PushRequest};
 use crate::roles::Shutdown;
 use crate::roles::survey::{KnownContents, Survey};
+use crate::transport::Dialer;
 use crate::wire::{Draft, Offered};
 use delivery::{Delivered, Delivery};
 use feed::SourceEvent;
@@ -143,6 +144,7 @@ async fn push_once(
 ) -> Result<Round, PushError> {
     let mut tasks = Vec::new();
     let mut events = Vec::new();
+    let dialer = Dialer::default();
     for (dest, destination) in request.destinations.iter().enumerate() {
         let (sender, receiver) = mpsc::unbounded_channel();
         let delivery = Delivery {
@@ -152,6 +154,7 @@ async fn push_once(
             compress: request.compress,
             bandwidth: request.bandwidth,
             state_dir: request.state_dir.clone(),
+            dialer: dialer.clone(),
             source: Arc::clone(source),
             meter: Arc::clone(meter),
             monitor: Arc::clone(monitor),

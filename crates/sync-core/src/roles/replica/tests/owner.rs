@@ -78,7 +78,7 @@ impl Bed {
     }
 
     async fn greet(&self, master: &Identity, features: u64, dry_run: bool) -> Played {
-        let connecting = connect(&self.address, &[], master, self.replica.id(), Purpose::Session, Settings::default());
+        let connecting = connect(&self.address, master, self.replica.id(), Purpose::Session, Settings::default());
         let connection = connecting.await.unwrap();
         let control = Control::open(&connection).await.unwrap();
         let played = Played { connection, control };
