@@ -13,7 +13,7 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -533,12 +533,49 @@ fn a_replica_that_missed_a_version_keeps_what_it_has_while_that_is_not_there_eit
     assert!(problem.contains("releases/42/page") && problem.contains("it keeps all that it has"), "{problem}");
     let changed = differences(&before, &snapshot(&dst));
     assert!(changed.is_empty(), "{changed:?}");
-    stop_at_rest(&mut master);
+    // It is not waited for until then.
+    let waits = || status(&master.state)["replicas"][0]["retry_seconds"].as_f64().is_some_and(|seconds| seconds > 4.0);
+    wait_for("a long wait", PATIENCE, waits);
+    let began = Instant::now();
     move_all(&aside, &src);
-    master.signal(Signal::CONT);
-    wait_for("it to be published", PATIENCE, || status(&master.state)["state"] == "ready");
-    synccli(&master.state).args(&["push", "www"]).ok();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_exact(&src, &dst);
+}
+
+/// The same before the master has seen that its tree is gone: here it hears of nothing, and would look again in half a minute.
+#[test]
+fn a_replica_that_missed_a_version_keeps_what_it_has_while_nobody_has_seen_yet_that_the_tree_is_gone() {
+    let name = "a_replica_that_missed_a_version_keeps_what_it_has_while_nobody_has_seen_yet_that_the_tree_is_gone";
+    need!(name, is_root() && has("unshare"), "needs root and unshare");
+    let behind = behind_limit("max_inotify_watches", 1);
+    need!(name, behind.is_some(), "no user namespaces");
+    let scratch = Scratch::new();
+    let (src, dst, aside) = (scratch.src(), scratch.path("one"), scratch.path("aside"));
+    many(&src, 60, 1);
+    let release = |n: u8| write(src.join(format!("releases/{n}/page")), vec![n; 2 << 20]);
+    release(41);
+    std::os::unix::fs::symlink("releases/41", src.join("current")).unwrap();
+    let mut one = replica(&scratch, "one");
+    let master = Daemon::master_behind(&scratch, "m", &src, &[&one], "history = '0'\nrescan = '1h'", behind.unwrap());
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(status(&master.state)["unwatched"].is_string());
+    one.kill();
+    waits_for_state(&master.state, 0, "offline");
+    let before = snapshot(&dst);
+    release(42);
+    std::fs::remove_file(src.join("current")).unwrap();
+    std::os::unix::fs::symlink("releases/42", src.join("current")).unwrap();
+    std::fs::remove_dir_all(src.join("releases/41")).unwrap();
+    synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();
+    mkdir(&aside);
+    move_all(&src, &aside);
+    assert_eq!(status(&master.state)["state"], "ready");
+    one.up();
+    waits_for_state(&master.state, 0, "held");
+    assert_eq!(status(&master.state)["state"], "held");
+    let changed = differences(&before, &snapshot(&dst));
+    assert!(changed.is_empty(), "{changed:?}");
 }
 
 /// It went with the hello of a session in which there was nothing to tell then, and lay in wait there.

@@ -52,6 +52,9 @@ pub enum LinkError {
     /// It is for a person to decide whether to go on.
     #[error("{0}")]
     Held(String),
+    /// Our tree is held, and what is missing in it is missed.
+    #[error("{0}")]
+    TreeHeld(String),
     /// The share is another master's: which, and what to do.
     #[error("{0}")]
     NotOwner(String),

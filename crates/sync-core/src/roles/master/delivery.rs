@@ -96,6 +96,8 @@ pub enum Hold {
     Release,
     /// Whether the share there becomes this master's.
     Adoption,
+    /// What is held is this tree: it is decided there.
+    Tree,
 }
 
 /// One destination and all it needs.
@@ -152,6 +154,8 @@ pub(super) struct Session<'a> {
     committed: bool,
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
+    /// Contents that are not there, and the look at everything that tells whether the rest is.
+    doubts: VecDeque<(u64, SendFailure)>,
     problems: u64,
     /// What later ones follow from, more often than not.
     first_problem: Option<Problem>,
@@ -253,6 +257,14 @@ impl Delivery {
     }
 }
 
+/// Waits until the first of them can be decided on.
+async fn dispelled(doubts: &VecDeque<(u64, SendFailure)>, source: &Source) {
+    match doubts.front() {
+        Some((look, _)) => source.doubts.dispelled(*look).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn failed(problems: u64, stats: Stats) -> Delivered {
     Delivered {
         report: DestinationReport { exact: false, problems, unheard: false, stats, refused: [0; 6] },
@@ -340,6 +352,7 @@ impl<'a> Session<'a> {
             rows: None,
             committed: false,
             waiting: Vec::new(),
+            doubts: VecDeque::new(),
             problems: 0,
             first_problem: None,
             resumed: 0,
@@ -383,7 +396,14 @@ impl<'a> Session<'a> {
                     Some(message) => message.map(SenderInput::Received),
                     None => continue,
                 },
-                event = self.contents.event() => self.stream_event(event),
+                event = self.contents.event() => match self.stream_event(event) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                () = dispelled(&self.doubts, &self.delivery.source), if !self.doubts.is_empty() => match self.doubts.pop_front() {
+                    Some((_, failure)) => self.missed(failure),
+                    None => continue,
+                },
                 // A replica of a mirror is compared with the newest version there is when it has said where it stands: that may
                 // take as long as reading all that it has.
                 heard = feed.next(self.drifted), if !self.committed && (!self.delivery.is_mirror || self.sender.stand().is_some()) => match heard {
@@ -477,21 +497,37 @@ impl<'a> Session<'a> {
             || news.difference.as_ref().is_some_and(|difference| difference.begins_at(has, root))
     }
 
-    fn stream_event(&mut self, event: StreamEvent) -> Result<SenderInput, LinkError> {
-        Ok(match event {
-            // The next version will not say soon what became of it, and the rest of this one may be deletions and links to what
-            // is not there.
-            StreamEvent::Failed(SendFailure { path, .. }) if self.delivery.source.is_held() => {
-                let why = format!(
-                    "it is behind, and {path}, which it lacks, cannot be had here: it keeps all that it has until the share \
-                     is held no more"
-                );
-                return Err(LinkError::Held(why));
+    /// What is to be made of it, if that is known yet.
+    fn stream_event(&mut self, event: StreamEvent) -> Option<Result<SenderInput, LinkError>> {
+        Some(match event {
+            StreamEvent::Failed(failure) => {
+                let source = &self.delivery.source;
+                // What is there, but another, is told of by the next version.
+                let is_lost = || tokio::task::block_in_place(|| !failure.changed || source.lacks(&failure.path));
+                if self.fate.is_some() && !source.doubts.is_held() && is_lost() {
+                    self.doubts.push_back((source.doubts.raise(), failure));
+                    return None;
+                }
+                self.missed(failure)
             }
-            StreamEvent::Failed(failure) => self.content_failed(failure),
-            StreamEvent::Estimated(estimate) => self.estimated(estimate),
-            StreamEvent::Asks(ask, old) => SenderInput::Describe(ask, old),
+            StreamEvent::Estimated(estimate) => Ok(self.estimated(estimate)),
+            StreamEvent::Asks(ask, old) => Ok(SenderInput::Describe(ask, old)),
         })
+    }
+
+    /// The replica is told that it will not get a content, for this version, and publishes the rest. But not while all of the tree
+    /// may be gone: the next version will not say soon what became of it, and the rest of this one may be deletions and links
+    /// to what is not there.
+    fn missed(&mut self, failure: SendFailure) -> Result<SenderInput, LinkError> {
+        if self.delivery.source.doubts.is_held() {
+            let path = failure.path;
+            let why = format!(
+                "it is behind, and {path}, which it lacks, cannot be had here: it keeps all that it has until the share is \
+                 held no more"
+            );
+            return Err(LinkError::TreeHeld(why));
+        }
+        Ok(self.content_failed(failure))
     }
 
     fn content_failed(&mut self, failure: SendFailure) -> SenderInput {
@@ -722,6 +758,7 @@ impl<'a> Session<'a> {
         let hold = match &end {
             Err(LinkError::NotOwner(_)) => Some(Hold::Adoption),
             Err(LinkError::Held(_)) => Some(Hold::Release),
+            Err(LinkError::TreeHeld(_)) => Some(Hold::Tree),
             Ok(End::Refused(refusal)) => refusal.for_a_person.then_some(Hold::Release),
             _ => None,
         };

@@ -164,6 +164,7 @@ impl Delivery {
                     let decided = hold.map(|hold| match hold {
                         Hold::Release => self.permits.is_released(),
                         Hold::Adoption => self.permits.adopts(),
+                        Hold::Tree => false,
                     });
                     (fate.held, fate.was_held) = (decided.is_some_and(|decided| !decided), false);
                     if fate.held && hold == Some(Hold::Adoption) {

@@ -259,6 +259,8 @@ impl Mirror {
         let mut rescan = Instant::now() + self.next_rescan(open);
         // What is held, or could not be looked at, is not looked at again and again.
         let mut rests = Instant::now();
+        // Whether somebody waits for a look at everything.
+        let mut is_doubted = false;
         loop {
             // A tree that never rests must not keep anybody waiting.
             if let Ok(order) = self.orders.try_recv() {
@@ -293,7 +295,9 @@ impl Mirror {
             let is_resting = is_obstructed && Instant::now() < rests;
             let (batch, timeout) = {
                 let mut settle = self.hints.settle();
-                (if is_resting { None } else { settle.poll(now) }, settle.timeout())
+                let everything =
+                    std::mem::take(&mut is_doubted).then(|| Batch { everything: true, ..Batch::default() });
+                (everything.or_else(|| if is_resting { None } else { settle.poll(now) }), settle.timeout())
             };
             if let Some(batch) = batch {
                 let published = block_in_place(|| self.publish_and_tell(open, batch, news));
@@ -315,6 +319,7 @@ impl Mirror {
             };
             tokio::select! {
                 () = self.hints.more.notified(), if !is_resting => {}
+                () = open.source.doubts.raised.notified() => is_doubted = true,
                 () = tokio::time::sleep_until(due.min(rescan).into()) => {}
                 _ = shutdown.wait_for(|stop| *stop) => return Left::Shutdown,
                 Some(order) = self.orders.recv() => {
@@ -376,6 +381,10 @@ impl Mirror {
             *self.hints.settle() = Settle::new(settle_options(&config));
             self.hints.add(Hint::Overflow);
         }
+        if config.max_delete != self.config.max_delete {
+            // What was held may be allowed now.
+            self.hints.add(Hint::Overflow);
+        }
         self.guard.allow(config.max_delete);
         if config.request.source != self.config.request.source {
             self.guard.forget();
@@ -431,9 +440,12 @@ impl Mirror {
         news: &watch::Sender<Option<Arc<News>>>,
     ) -> Result<Option<Arc<Difference>>, Stopped> {
         let everything = batch.everything;
+        if everything {
+            open.source.doubts.look_begins();
+        }
         let published = self.publish(open, batch);
         if matches!(published, Err(Stopped::Held | Stopped::Failed(_))) {
-            open.source.hold(true);
+            open.source.doubts.hold(true);
         }
         match &published {
             Ok(version) => {
@@ -441,7 +453,7 @@ impl Mirror {
                     self.monitor.recovered(None);
                 }
                 self.shared.is(ShareState::Ready, None);
-                if open.source.hold(false) {
+                if open.source.doubts.hold(false) {
                     // What of the version was not there may be again.
                     self.shared.followers().iter().for_each(|follower| follower.fate.try_again());
                 }
@@ -460,6 +472,9 @@ impl Mirror {
             }
             Err(Stopped::Held) => open.last = None,
             Err(Stopped::Gone) => {}
+        }
+        if everything {
+            open.source.doubts.look_ended();
         }
         // A directory that is held open keeps a file system in the tree from being unmounted.
         open.source.root.forget(&RelPath::root());
@@ -515,8 +530,8 @@ impl Mirror {
         let last = LastLook::of(&survey);
         let source = &open.source;
         if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
-            let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have, and what \
-                       comes into it is published; if it is meant to be empty, say so with `synccli release SHARE`";
+            let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have until anything \
+                       is in it again, and then get that, as far as `max_delete` allows; if it is meant to be empty, say so with `synccli release SHARE`";
             return Err(self.hold(why));
         }
         if !self.release && survey.is_unmounted(&source.root, &source.index, true).map_err(PushError::from)? {

@@ -9,6 +9,7 @@ mod content;
 mod delivery;
 mod dial;
 mod difference;
+mod doubts;
 mod error;
 mod fate;
 mod feed;

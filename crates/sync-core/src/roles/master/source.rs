@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::acks::Acks;
 use super::blocks::Blocks;
 use super::difference::{Difference, dirs_that_came};
+use super::doubts::Doubts;
 use super::error::PushError;
 use super::meter::Meter;
 use super::previous::Previous;
@@ -69,6 +71,8 @@ pub struct Source {
     pub is_mirrored: bool,
     /// What the index gets with the next version, or soon.
     pub acks: Acks,
+    /// Whether the tree of a mirror is what it shall be.
+    pub doubts: Doubts,
     /// Streams that may compress strongly on their own account at the same time.
     pub strong: Arc<Semaphore>,
     /// `None` in a dry run.
@@ -80,8 +84,6 @@ pub struct Source {
     remembered: Mutex<Remembered>,
     /// Whether whoever looks is told of all that comes meanwhile.
     is_watched: AtomicBool,
-    /// Whether the tree is not what it shall be: what of the newest version is not there any more may be missing altogether.
-    is_held: AtomicBool,
 }
 
 /// What every destination is brought to.
@@ -155,6 +157,7 @@ impl Source {
             history,
             is_mirrored: false,
             acks: Acks::default(),
+            doubts: Doubts::default(),
             previous,
             filter,
             policy: request.policy.clone(),
@@ -162,7 +165,6 @@ impl Source {
             chunks: Mutex::default(),
             remembered: Mutex::default(),
             is_watched: AtomicBool::new(false),
-            is_held: AtomicBool::new(false),
         })
     }
 
@@ -171,14 +173,10 @@ impl Source {
         self.is_watched.store(is_watched, Ordering::Relaxed);
     }
 
-    /// From now on nothing newer is published, or it is again. Says whether that is new.
-    pub fn hold(&self, is_held: bool) -> bool {
-        self.is_held.swap(is_held, Ordering::Relaxed) != is_held
-    }
-
-    /// Whether nothing newer is published.
-    pub fn is_held(&self) -> bool {
-        self.is_held.load(Ordering::Relaxed)
+    /// Whether an entry cannot be found where it was, whatever it is. Directories may have been moved since they were opened.
+    pub fn lacks(&self, path: &RelPath) -> bool {
+        let Some(dir) = path.parent().and_then(|parent| self.root.dir_now(&parent).ok()) else { return true };
+        self.root.stat_at(dir.as_fd(), path.name()).is_err()
     }
 
     /// Looks at the whole tree beside its index, and reads what is not proven. `known` has contents that an earlier look
