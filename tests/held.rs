@@ -501,6 +501,27 @@ fn a_disk_that_went_from_beneath_the_master_is_held_whatever_lies_in_its_place()
     }
 }
 
+#[test]
+fn a_max_delete_that_is_raised_lets_out_what_it_held() {
+    let scratch = Scratch::new();
+    let (src, config) = (scratch.src(), scratch.path("m.toml"));
+    many(&src, 30, 1);
+    let one = replica(&scratch, "one");
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "max_delete = 5");
+    waits_for_state(&master.state, 0, "in_sync");
+    stop_at_rest(&mut master);
+    let files = std::fs::read_dir(src.join("d000")).unwrap();
+    files.take(10).for_each(|file| std::fs::remove_file(file.unwrap().path()).unwrap());
+    master.signal(Signal::CONT);
+    wait_for("it to be held", PATIENCE, || status(&master.state)["state"] == "held");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("max_delete = 5", "max_delete = 10")).unwrap();
+    synccli(&master.state).arg("reload").ok();
+    wait_for("it to be published", PATIENCE, || status(&master.state)["state"] == "ready");
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &scratch.path("one"));
+}
+
 /// Of a deploy that it missed everything could be published but the files.
 #[test]
 fn a_replica_that_missed_a_version_keeps_what_it_has_while_that_is_not_there_either() {
