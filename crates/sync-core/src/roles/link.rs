@@ -52,7 +52,7 @@ pub enum LinkError {
     /// It is for a person to decide whether to go on.
     #[error("{0}")]
     Held(String),
-    /// Our tree is held, and what is missing in it is missed.
+    /// Our tree is held, and the replica needs something that is gone from it.
     #[error("{0}")]
     TreeHeld(String),
     /// The share is another master's: which, and what to do.
