@@ -27,17 +27,18 @@ impl Publisher {
         }
         let linked = Some(inode(&stat.tuple));
         let staged = Staged { linked, ..Staged::apart(Arc::clone(stage), name) };
-        let linked = self.root.stat_at(stage.fd(), &*staged.name).map_err(|e| FsError::new("look at", path, e));
-        if !linked.is_ok_and(|linked| linked.identity() == stat.identity()) {
+        let linked = self.root.stat_at(stage.fd(), &*staged.name).ok();
+        let Some(linked) = linked.filter(|linked| linked.identity() == stat.identity()) else {
             staged.remove();
             return Err(drift("link", path));
-        }
+        };
         self.inodes.count(inode(&stat.tuple), 1);
-        self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
         self.inodes.siblings.insert(path.clone());
-        if stat.nlink > 1 {
-            self.touch_inode(&stat.tuple);
+        match stat.nlink {
+            1 => self.inodes.moves(&stat.tuple),
+            _ => self.touch_inode(&stat.tuple),
         }
+        self.inodes.left_as(&linked);
         Ok(Some(staged))
     }
 
@@ -95,7 +96,8 @@ impl Publisher {
         let path = &self.steps[j].path;
         let stat = self.root.stat_at(stage.fd(), &name[..]).map_err(|errno| FsError::new("look at", path, errno))?;
         self.inodes.count(inode(&stat.tuple), 1);
-        self.inodes.ours.entry(inode(&stat.tuple)).or_insert(stat.tuple.mtime);
+        self.inodes.moves(&stat.tuple);
+        self.inodes.left_as(&stat);
         // Whether it was told or was about to be.
         self.work[j].told = Told::Outdated;
         Ok(Staged { linked: Some(inode(&stat.tuple)), ..Staged::apart(stage, name) })

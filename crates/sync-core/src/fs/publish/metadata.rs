@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -73,9 +74,10 @@ impl Publisher {
             self.touch_inode(&tuple);
         }
         let mut refused = change(&fd, &stat, Some(row), entry).map_err(failed(&step.path))?;
+        let now = self.root.stat_fd(&fd).map_err(|errno| FsError::new("look at", &step.path, errno))?;
+        self.left_as(i, &now);
         if stat.nlink > 1 {
-            let now = self.root.stat_fd(&fd).map_err(|errno| FsError::new("look at", &step.path, errno))?;
-            self.inodes.ours.insert(inode(&tuple), now.tuple.mtime);
+            self.inodes.moved(&now.tuple);
             done.insert(inode(&tuple), refused);
         }
         // What stands in for a refused link still does.
@@ -119,7 +121,8 @@ impl Publisher {
     }
 
     fn finish_dir(&mut self, path: &RelPath, frozen: Option<u32>) -> Result<Refused, FsError> {
-        let step = self.step_of(path).map(|i| &self.steps[i]);
+        let steps = Arc::clone(&self.steps);
+        let step = self.step_of(path).map(|i| &steps[i]);
         let (fd, stat) = self.hold(path)?;
         let wanted = self.wanted(path).filter(Entry::is_dir);
         if !stat.is_dir() {
@@ -149,6 +152,9 @@ impl Publisher {
         match attributes::apply_time(target, entry.mtime) {
             Err((_, Errno::PERM)) if attributes::is_foreign(stat.uid) => refused.add(Refused::TIME),
             applied => refused.add(applied.map_err(failed(path))?),
+        }
+        if let Ok(Stat { tuple, .. }) = self.root.stat_fd(&fd) {
+            self.inodes.moved(&tuple);
         }
         Ok(refused)
     }

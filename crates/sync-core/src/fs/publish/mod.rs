@@ -15,7 +15,9 @@
 //!
 //! System calls for a new regular file of a small size, staging included: open, write, utimensat, close; chown and chmod
 //! if a file cannot be made with its owner and mode; statx, and renameat2 where its directory is not new. One that
-//! replaces a file costs another statx. Opening directories comes on top once per directory.
+//! replaces a file costs another statx, and so does what gets its name by itself: one to know what it was left as, so that
+//! what somebody else does to it before it is observed is not taken for ours. Opening directories comes on top once per
+//! directory.
 
 mod copy;
 mod link;
@@ -74,6 +76,8 @@ pub struct Publisher {
     work: Vec<Work>,
     failures: Vec<FsError>,
     inodes: Inodes,
+    /// The `ctime` that steps left their entries with.
+    left: foldhash::HashMap<usize, Time>,
     /// Directories whose listing was changed, with what the kernel refused of those that are no step.
     touched: BTreeMap<RelPath, Refused>,
     /// The directory whose entries are being changed.
@@ -103,6 +107,7 @@ pub type Tell = Box<dyn FnMut(Vec<Placed>) + Send>;
 pub struct Placed {
     step: usize,
     refused: Refused,
+    left: Option<Time>,
 }
 
 /// Is told what is in its place, some at a time.
@@ -175,14 +180,22 @@ struct Staged {
 /// Inodes with several names, on which one change shows at all of them.
 #[derive(Debug, Default)]
 struct Inodes {
-    /// Those whose `ctime` we moved ourselves, with the `mtime` that they have since.
-    ours: HashMap<(u64, u64), Time>,
+    /// Those whose `ctime` we moved ourselves.
+    ours: HashMap<(u64, u64), Left>,
     /// How many names each has more than the index knew, or less, because we made and removed some.
     more: HashMap<(u64, u64), i64>,
     /// Paths that are no part of the plan and whose inode was touched.
     siblings: BTreeSet<RelPath>,
     /// Inodes that had names outside, with the path of the copy that stands in for them now.
     detached: HashMap<(u64, u64), RelPath>,
+}
+
+/// What we left an inode as.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    mtime: Time,
+    /// `None`: nobody has looked since.
+    ctime: Option<Time>,
 }
 
 impl Publisher {
@@ -200,6 +213,7 @@ impl Publisher {
             work,
             failures: Vec::new(),
             inodes: Inodes::default(),
+            left: foldhash::HashMap::default(),
             touched: BTreeMap::new(),
             here: None,
             tell: None,
@@ -300,18 +314,33 @@ impl Publisher {
         }
     }
 
-    /// Whether what is on disk is what the index said. Of an inode whose `ctime` we moved ourselves, by linking or
-    /// unlinking another of its names, everything else must be the same.
+    /// Whether what is on disk is what the index said, or, of an inode whose `ctime` we moved ourselves, by linking or
+    /// unlinking another of its names, what we left it as.
     fn is_unchanged(&self, stat: &Stat, tuple: &Tuple) -> bool {
         let ours = || self.inodes.ours.get(&inode(tuple));
-        let same = |&mtime| Tuple { ctime: tuple.ctime, ..stat.tuple } == Tuple { mtime, ..*tuple };
+        let same = |left: &Left| {
+            stat.tuple == Tuple { mtime: left.mtime, ctime: left.ctime.unwrap_or(stat.tuple.ctime), ..*tuple }
+        };
         stat.tuple == *tuple || ours().is_some_and(same)
     }
 
     /// Records that the `ctime` of an inode moves at every name it has.
     fn touch_inode(&mut self, tuple: &Tuple) {
-        self.inodes.ours.entry(inode(tuple)).or_insert(tuple.mtime);
+        self.inodes.moves(tuple);
         self.inodes.siblings.extend(self.known.names(tuple));
+    }
+
+    /// Looks at what a step has just put in place or changed.
+    fn leave(&mut self, i: usize, path: &RelPath) {
+        // If nothing is there any more, that shows when it is observed.
+        if let Ok(stat) = self.staging.look_at(path) {
+            self.left_as(i, &stat);
+        }
+    }
+
+    fn left_as(&mut self, i: usize, stat: &Stat) {
+        self.left.insert(i, stat.tuple.ctime);
+        self.inodes.left_as(stat);
     }
 
     /// Whether an inode has names that neither the index knows nor we made: those lie outside the tree, and must not
@@ -339,6 +368,23 @@ impl Publisher {
 }
 
 impl Inodes {
+    /// Records that the `ctime` of an inode moves, to what nobody knows yet.
+    fn moves(&mut self, tuple: &Tuple) {
+        self.ours.entry(inode(tuple)).or_insert(Left { mtime: tuple.mtime, ctime: None }).ctime = None;
+    }
+
+    /// Records an inode whose `ctime` we moved, as it was seen since.
+    fn moved(&mut self, tuple: &Tuple) {
+        self.ours.insert(inode(tuple), Left { mtime: tuple.mtime, ctime: Some(tuple.ctime) });
+    }
+
+    /// Records how an inode was seen after we changed it, if it is one whose `ctime` we move.
+    fn left_as(&mut self, stat: &Stat) {
+        if let Some(left) = self.ours.get_mut(&inode(&stat.tuple)) {
+            left.ctime = Some(stat.tuple.ctime);
+        }
+    }
+
     /// Records that an inode got names (or lost them).
     fn count(&mut self, inode: (u64, u64), names: i64) {
         *self.more.entry(inode).or_default() += names;

@@ -1,7 +1,7 @@
 //! Names: what was prepared becomes visible, one system call for each entry.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, RenameFlags, accessat, linkat, renameat, renameat_with, unlinkat};
@@ -27,7 +27,8 @@ const TOLD_AT_ONCE: usize = 1;
 enum There {
     Nothing,
     Dir,
-    Other,
+    /// Held if it has other names, so that what it is without this one can be seen.
+    Other(Option<OwnedFd>),
 }
 
 impl Publisher {
@@ -231,7 +232,12 @@ impl Publisher {
                 if !self.stopped {
                     staged.remove();
                 }
-                staged.linked.filter(|_| !kept).into_iter().for_each(|inode| self.inodes.count(inode, -1));
+                if let Some(inode) = staged.linked {
+                    if let Some(left) = self.inodes.ours.get_mut(&inode) {
+                        left.ctime = None;
+                    }
+                    self.inodes.count(inode, if kept { 0 } else { -1 });
+                }
             }
         }
     }
@@ -274,7 +280,8 @@ impl Publisher {
         let Some(tell) = self.tell.as_mut().filter(|_| i.is_multiple_of(TOLD_AT_ONCE)) else { return };
         let some = i.saturating_sub(2 * TOLD_AT_ONCE)..i.saturating_sub(TOLD_AT_ONCE);
         let done = some.filter(|&i| self.work[i].fate == Fate::Done && is_last(&self.steps[i]));
-        tell(done.map(|step| Placed { step, refused: self.work[step].refused }).collect());
+        let placed = |step| Placed { step, refused: self.work[step].refused, left: self.left.get(&step).copied() };
+        tell(done.map(placed).collect());
     }
 
     /// Gives what is staged for a step its name; `false` if only metadata is left to do.
@@ -315,7 +322,7 @@ impl Publisher {
             })
         };
         let is_dir = step.new.as_deref().is_some_and(Entry::is_dir);
-        if old_of(step).is_some_and(|(_, old)| old.size > LARGE) && !is_dir && matches!(there, There::Other) {
+        if old_of(step).is_some_and(|(_, old)| old.size > LARGE) && !is_dir && matches!(there, There::Other(_)) {
             let hold = |dir: BorrowedFd<'_>| self.replaced.hold(dir, step.path.name());
             // It only costs time if it fails.
             let _ = self.staging.thaw.within(&self.root, &parent, hold);
@@ -335,8 +342,8 @@ impl Publisher {
             },
             // What is written here between the look and this call is lost, as with every rename over a file: an exchange
             // would show that the inode is another one, but not a write through a descriptor that somebody holds.
-            There::Other if !is_dir => rename(RenameFlags::empty()).map_err(fail)?,
-            There::Other | There::Dir => match rename(RenameFlags::EXCHANGE) {
+            There::Other(_) if !is_dir => rename(RenameFlags::empty()).map_err(fail)?,
+            There::Other(_) | There::Dir => match rename(RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL) => self.remove_then_rename(step, &rename)?,
                 exchanged => {
                     exchanged.map_err(fail)?;
@@ -351,10 +358,15 @@ impl Publisher {
             // Renaming onto another name of the same inode does nothing and leaves the temporary.
             let _ = unlinkat(staged.dir(), &*staged.name, AtFlags::empty());
         }
-        if let (There::Other, Some((_, old))) = (there, old_of(step)) {
+        if let (There::Other(held), Some((_, old))) = (there, old_of(step)) {
             self.inodes.count(inode(&old), -1);
+            self.let_go(held);
         }
         self.touch_dir(&step.path);
+        // A directory is left when all that is in it is.
+        if !is_dir {
+            self.leave(i, &step.path);
+        }
         Ok(())
     }
 
@@ -378,7 +390,19 @@ impl Publisher {
         if stat.nlink > 1 {
             self.touch_inode(&tuple);
         }
-        Ok(There::Other)
+        Ok(There::Other(self.hold_shared(&step.path, &stat)))
+    }
+
+    /// Holds what is about to lose this name, if it has others.
+    fn hold_shared(&self, path: &RelPath, stat: &Stat) -> Option<OwnedFd> {
+        (stat.nlink > 1).then(|| self.staging.hold(path).ok()).flatten()
+    }
+
+    /// Looks at what has lost a name.
+    fn let_go(&mut self, held: Option<OwnedFd>) {
+        if let Some(stat) = held.and_then(|fd| self.root.stat_fd(&fd).ok()) {
+            self.inodes.left_as(&stat);
+        }
     }
 
     /// After an exchange: the old entry is in staging and goes. What is another one after all comes back, and so does a
@@ -448,7 +472,7 @@ impl Publisher {
         self.work[i].refused = refused;
         let look = self.root.stat_at(staged.dir(), &*staged.name);
         let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
-        self.inodes.ours.insert(inode(&stat.tuple), stat.tuple.mtime);
+        self.inodes.moved(&stat.tuple);
         Ok(())
     }
 
@@ -473,6 +497,9 @@ impl Publisher {
         staged.remove();
         self.touch_dir(&step.path);
         self.inodes.siblings.insert(copy.clone());
+        if let Ok(Stat { tuple, .. }) = self.staging.look_at(copy) {
+            self.inodes.moved(&tuple);
+        }
         placed.map_err(fail)
     }
 
@@ -516,12 +543,14 @@ impl Publisher {
         let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         // The file system is flushed in the end even if nothing was staged on it.
         self.staging.mount_near(&step.path)?;
+        let held = if is_dir { None } else { self.hold_shared(&step.path, &stat) };
         let removed = self.staging.thaw.within(&self.root, &parent, |dir| unlinkat(dir, step.path.name(), flags));
         removed.map_err(|errno| not_removable("delete", &step.path, errno))?;
         if is_dir {
             self.root.forget(&step.path);
         } else if stat.nlink > 1 {
             self.touch_inode(&tuple);
+            self.let_go(held);
             self.inodes.count(inode(&tuple), -1);
         }
         self.touch_dir(&step.path);

@@ -133,7 +133,7 @@ impl Publisher {
 
     /// Tells what is in its place and old enough that a later change would show.
     pub(super) fn tell_settled(&mut self) {
-        let Some(tell) = &mut self.tell_ready else { return self.ready.clear() };
+        let Some(tell) = &mut self.tell_ready else { return self.leave_ready() };
         #[cfg(test)]
         clock::wait_past(clock::now(), std::time::Duration::from_millis(20));
         let now = clock::now();
@@ -149,6 +149,11 @@ impl Publisher {
         if !some.is_empty() {
             tell(some);
         }
+    }
+
+    /// What was not told is observed once it is visible: this is what it was before.
+    pub(super) fn leave_ready(&mut self) {
+        self.left.extend(self.ready.drain(..).map(|ready| (ready.step, ready.tuple.ctime)));
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Fate, Placed, Publisher, is_delete};
+use super::{Fate, Placed, Publisher, inode, is_delete};
 use crate::fs::clock;
 use crate::fs::error::FsError;
 use crate::fs::root::Root;
@@ -76,7 +76,7 @@ impl Publisher {
         let Some(entry) = step.new.as_deref().filter(|_| !gone) else {
             return Ok(Observed { path: step.path.clone(), tuple: None, refused, proven: true, mount: false });
         };
-        let (observed, _) = look(&self.root, &step.path, entry, refused, now)?;
+        let (observed, _) = look(&self.root, &step.path, entry, refused, now, |seen| self.left_as_of(seen, Some(i)))?;
         let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
         Ok(Observed { mount, ..observed })
     }
@@ -98,8 +98,16 @@ impl Publisher {
     /// Looks at a path that the plan says nothing about: it keeps its entry, and its proof if it had one.
     fn look_again(&self, path: &RelPath, row: &Row, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
         refused.add(row.refused);
-        let (observed, _) = look(&self.root, path, &row.entry, refused, now)?;
+        let (observed, _) = look(&self.root, path, &row.entry, refused, now, |seen| self.left_as_of(seen, None))?;
         Ok(Observed { proven: observed.proven && row.proven, mount: row.mount, ..observed })
+    }
+
+    /// The `ctime` that we left an inode with, or a step its entry.
+    fn left_as_of(&self, seen: &Tuple, step: Option<usize>) -> Option<Time> {
+        match self.inodes.ours.get(&inode(seen)) {
+            Some(left) => left.ctime,
+            None => step.and_then(|i| self.left.get(&i).copied()),
+        }
     }
 }
 
@@ -121,7 +129,7 @@ impl Observer {
         let look = |placed: &Placed| {
             let step = &self.steps[placed.step];
             let entry = step.new.as_deref().filter(|_| !placed.refused.has(Refused::DEVICE))?;
-            let (observed, nlink) = look(&self.root, &step.path, entry, placed.refused, now).ok()?;
+            let (observed, nlink) = look(&self.root, &step.path, entry, placed.refused, now, |_| placed.left).ok()?;
             // An inode with several names changes once more when the others are made.
             (observed.proven && nlink == 1).then_some((*placed, observed))
         };
@@ -129,13 +137,15 @@ impl Observer {
     }
 }
 
-/// Looks at a path, which shall be `entry` but for what was refused; also tells how many names the inode has.
+/// Looks at a path, which shall be `entry` but for what was refused; also tells how many names the inode has. `left` says
+/// with which `ctime` we left the inode, if that is known.
 fn look(
     root: &Root,
     path: &RelPath,
     entry: &Entry,
     mut refused: Refused,
     now: Time,
+    left: impl FnOnce(&Tuple) -> Option<Time>,
 ) -> Result<(Observed, u32), FsError> {
     let drift = || FsError::because("keep", path, "it was changed there while it was published");
     let stat = root.stat(path)?.ok_or_else(drift)?;
@@ -160,7 +170,9 @@ fn look(
     }
     // A write sets both times to the same tick. If they are equal nothing tells such a write from ours.
     let written = stat.is_file() && stat.tuple.mtime == stat.tuple.ctime;
-    let proven = !written && clock::settled(stat.tuple.ctime, now, root.is_remote(&stat));
+    // Attributes, and contents whose time was set back, show at no other place.
+    let untouched = left(&stat.tuple).is_none_or(|ctime| ctime == stat.tuple.ctime);
+    let proven = untouched && !written && clock::settled(stat.tuple.ctime, now, root.is_remote(&stat));
     let observed = Observed { path: path.clone(), tuple: Some(stat.tuple), refused, proven, mount: false };
     Ok((observed, stat.nlink))
 }

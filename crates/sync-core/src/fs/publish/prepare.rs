@@ -51,6 +51,7 @@ impl Publisher {
         self.prepare_all();
         // Whoever listens need not wait any more.
         self.tell_ready = None;
+        self.leave_ready();
         (self.home, self.ready) = (None, VecDeque::new());
         // Most of it was taken, and its room is wanted for what comes.
         self.staging.contents().shrink_to_fit();

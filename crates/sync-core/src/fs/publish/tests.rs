@@ -140,6 +140,8 @@ impl Bed {
         compare(&want, &now);
         let mut index = have;
         for observed in seen {
+            // Nobody has been here but us.
+            assert!(observed.proven, "nothing proves {}", observed.path);
             match observed.tuple {
                 None => drop(index.remove(&observed.path)),
                 Some(_) => {

@@ -196,13 +196,16 @@ impl DaemonHandle {
         said.extend(self.listen(shares.is_empty(), listen)?);
         let mut running = self.running();
         let mut before = std::mem::take(&mut *running);
+        let mut leaving = Vec::new();
         for config in shares {
             let name = config.name.clone();
             let now = match before.remove(&name) {
                 Some(known) if known.config == config => known,
                 Some(known) => {
                     said.push(format!("share {name}: {}", known.changes(&config)));
-                    self.change(known, config)
+                    let (now, instead_of) = self.change(known, config);
+                    leaving.extend(instead_of);
+                    now
                 }
                 None => {
                     said.push(format!("share {name} is held"));
@@ -215,6 +218,10 @@ impl DaemonHandle {
         }
         self.0.shares.set(running.values().map(|running| running.held.clone()));
         drop(running);
+        // Who comes again at once finds what is held from now on.
+        for instead_of in leaving {
+            instead_of.leave("is held in another way from now on");
+        }
         for (name, gone) in before {
             gone.leave("is not held here any more");
             said.push(format!("share {name} is not held any more"));
@@ -270,11 +277,11 @@ impl DaemonHandle {
         }
     }
 
-    /// Only the guard can be changed while a session has the share.
-    fn change(&self, known: Running, config: ShareConfig) -> Running {
+    /// Only the guard can be changed while a session has the share; otherwise says what is to leave, too.
+    fn change(&self, known: Running, config: ShareConfig) -> (Running, Option<Running>) {
         known.held.guard.allow(config.max_delete);
         if (ShareConfig { max_delete: config.max_delete, ..known.config.clone() }) == config {
-            return Running { config, ..known };
+            return (Running { config, ..known }, None);
         }
         let guard = match known.config.path == config.path {
             true => Arc::clone(&known.held.guard),
@@ -282,8 +289,7 @@ impl DaemonHandle {
         };
         let ownership = known.held.ownership.clone();
         let ownership = ownership.unwrap_or_else(|| Ownership::new(self.0.state.clone(), config.name.clone()));
-        known.leave("is held in another way from now on");
-        self.start(config, guard, ownership)
+        (self.start(config, guard, ownership), Some(known))
     }
 }
 

@@ -23,6 +23,38 @@ fn read(bed: &Bed, name: &str) -> String {
 }
 
 #[test]
+fn what_somebody_does_before_it_is_observed_is_not_taken_for_ours() {
+    let bed = Bed::new();
+    let both =
+        [("d/moved", "moved"), ("linked", "linked"), ("replaced", "old"), ("shared", "shared"), ("mode", "mode")];
+    Bed::write(|n| bed.dst(n), &both);
+    Bed::write(|n| bed.src(n), &both);
+    both.iter().flat_map(|(name, _)| [bed.src(name), bed.dst(name)]).for_each(|file| set_mtime(&file, 1_000_000, 5));
+    fs::rename(bed.src("d/moved"), bed.src("moved")).unwrap();
+    fs::hard_link(bed.src("linked"), bed.src("linked too")).unwrap();
+    fs::hard_link(bed.dst("shared"), bed.dst("shared, and to be deleted")).unwrap();
+    fs::set_permissions(bed.src("mode"), fs::Permissions::from_mode(0o640)).unwrap();
+    Bed::write(|n| bed.src(n), &[("replaced", "new"), ("new", "new"), ("made/new", "new")]);
+    let mut publisher = bed.publisher(&[("d/moved", "moved")]);
+    publisher.prepare();
+    publisher.publish();
+    // Only who looked when it was published can tell, so that the tick of the clock is another one.
+    std::thread::sleep(Duration::from_millis(20));
+    let touched = ["d", "linked", "made", "made/new", "mode", "moved", "new", "replaced", "shared"];
+    for name in touched {
+        rustix::fs::setxattr(bed.dst(name), "user.somebody", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let seen = publisher.observe();
+    assert_eq!(publisher.take_failures().len(), 0);
+    let mut unproven: Vec<String> = seen.iter().filter(|seen| !seen.proven).map(|seen| seen.path.display()).collect();
+    // Another name of what was touched.
+    unproven.retain(|path| path != "linked too");
+    assert_eq!(unproven, touched);
+    let proven: Vec<String> = seen.iter().filter(|seen| seen.proven).map(|seen| seen.path.display()).collect();
+    assert_eq!(proven, ["./", "d/moved", "shared, and to be deleted"]);
+}
+
+#[test]
 fn an_edited_file_is_not_replaced() {
     let bed = Bed::new();
     Bed::write(|n| bed.dst(n), &[("a", "old"), ("b", "old")]);
