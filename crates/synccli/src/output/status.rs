@@ -54,7 +54,7 @@ fn share_lines(share: &ShareStatus, now: SystemTime) -> Vec<String> {
     }
     let is_held = |replica: &ReplicaStatus| replica.state == ReplicaState::Held;
     if share.state == ShareState::Held && share.replicas.iter().any(is_held) {
-        lines.push("  a release lets out both: what a replica holds, and this tree as it is now".to_owned());
+        lines.push("  a release lets out this tree as it is now, and with it what its replicas hold".to_owned());
     }
     lines
 }
@@ -285,7 +285,7 @@ mod tests {
         );
         let both = |share: ShareStatus| {
             let status = Status { daemon: "1".into(), config: None, shares: vec![share] };
-            lines(&status, now).iter().any(|line| line.contains("a release lets out both"))
+            lines(&status, now).iter().any(|line| line.contains("a release lets out this tree as it is now"))
         };
         let held = ShareStatus { state: ShareState::Held, ..status.shares[0].clone() };
         assert!(!both(held.clone()));

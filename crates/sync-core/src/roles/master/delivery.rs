@@ -522,8 +522,7 @@ impl<'a> Session<'a> {
         if self.delivery.source.doubts.is_held() {
             let path = failure.path;
             let why = format!(
-                "it is behind, and {path}, which it lacks, cannot be had here: it keeps all that it has until the share is \
-                 held no more"
+                "it lacks {path}, which cannot be had here: it keeps all that it has until this tree can be published again"
             );
             return Err(LinkError::TreeHeld(why));
         }

@@ -412,6 +412,8 @@ impl MirrorHandle {
             copy: None,
         };
         drop(state);
+        let tells = opened.as_ref().is_some_and(|opened| opened.newest.borrow().is_some());
+        let waits = !tells && self.obstacle().is_some();
         // Only who is behind makes it worth reading.
         let newest = version.as_ref();
         let is_behind = |follower: &Follower| newest.is_none_or(|newest| !has(&follower.fate, newest));
@@ -419,7 +421,15 @@ impl MirrorHandle {
         let history = opened.as_ref().and_then(|opened| History::read(&opened.source.index).ok());
         let last = history.as_ref().and_then(|history| history.versions.last());
         let version = version.or_else(|| last.map(|last| version_status(&last.version, last.counts.entries)));
-        let replica = |follower: &Follower| replica_status(follower, version.as_ref(), history.as_ref());
+        let replica = |follower: &Follower| {
+            let mut replica = replica_status(follower, version.as_ref(), history.as_ref());
+            // It is connected, and there is nothing to tell it.
+            if waits && replica.state == ReplicaState::CatchingUp {
+                let why = "it keeps what it has until this tree can be published again";
+                replica.problem.get_or_insert_with(|| why.to_owned());
+            }
+            replica
+        };
         ShareStatus { replicas: followers.iter().map(replica).collect(), version, ..status }
     }
 }

@@ -28,6 +28,9 @@ impl MirrorHandle {
     pub fn verify(&self, replica: &str, deep: bool) -> Result<mpsc::UnboundedReceiver<Reply>, OrderError> {
         let follower = self.follower(replica)?;
         let opened = self.opened()?;
+        if let (None, Some(why)) = (&*opened.newest.borrow(), self.obstacle()) {
+            return Err(OrderError(format!("{why}; nothing was compared")));
+        }
         let (replies, receiver) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let name = label(&follower.destination);
