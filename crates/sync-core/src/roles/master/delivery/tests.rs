@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::hash::Digest;
-use crate::transport::{Loopback, Settings};
-use crate::wire::{Listing, Refusal, Stand};
+use crate::transport::{Code, Loopback, Settings};
+use crate::wire::{Ack, Listing, Refusal, Stand};
 
 /// What a person hears.
 #[derive(Default)]
