@@ -105,6 +105,7 @@ fn deletions_beyond_max_delete_are_held_also_when_they_come_slowly() {
     master.signal(Signal::CONT);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("110 of 201 entries would be deleted, counted over an hour"), "{ran}");
+    assert!(ran.err().contains("gone since the last version: 100, 101, 102, and 12 more;"), "{ran}");
     assert_eq!(status(&master.state)["state"], "held");
     let ran = synccli(&master.state).args(&["verify", "www"]).code(1);
     assert!(ran.out().contains("identical") && ran.err().contains("110 of 201 entries would be deleted"), "{ran}");
@@ -204,6 +205,7 @@ fn a_replica_has_a_guard_of_its_own() {
     remove(&src, 10..11);
     let ran = synccli(&master.state).args(&["push", "www"]).code(1);
     assert!(ran.err().contains("11 of 60 entries would be deleted, counted over an hour"), "{ran}");
+    assert!(ran.err().contains("allows here, now 10; nothing was changed"), "{ran}");
     assert!(ran.err().contains("is HELD at version 2"), "{ran}");
     let held = status(&one.state);
     assert_eq!(

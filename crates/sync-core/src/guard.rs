@@ -84,6 +84,9 @@ impl fmt::Display for MaxDelete {
     }
 }
 
+/// How many of the entries that would go are named.
+pub const NAMED: usize = 3;
+
 /// A version, by numbers of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {

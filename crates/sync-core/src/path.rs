@@ -158,6 +158,23 @@ impl RelPath {
         !self.is_root() && self.0[..cut] == *dir.0
     }
 
+    /// Up to `most` of these paths, which come in tree order, as text, and how many there are besides; what lies in one of them
+    /// goes without saying.
+    pub fn tops<'a>(paths: impl IntoIterator<Item = &'a Self>, most: usize) -> String {
+        let (mut last, mut names, mut more): (Option<&Self>, Vec<String>, usize) = (None, Vec::new(), 0);
+        for path in paths {
+            if last.is_some_and(|top| path.is_beneath(top)) {
+                continue;
+            }
+            last = Some(path);
+            if names.len() < most { names.push(path.display()) } else { more += 1 }
+        }
+        if more > 0 {
+            names.push(format!("and {more} more"));
+        }
+        names.join(", ")
+    }
+
     /// The path as text that is safe on a terminal: see [`escape`]. The top directory is `./`.
     pub fn display(&self) -> String {
         if self.is_root() { "./".to_owned() } else { escape(&self.0) }
@@ -317,6 +334,13 @@ mod tests {
         assert!(!path("a").is_beneath(&path("a")));
         assert!(path("a").is_beneath(&RelPath::root()));
         assert!(!RelPath::root().is_beneath(&RelPath::root()));
+    }
+
+    #[test]
+    fn some_are_named_and_the_others_counted() {
+        let paths = ["a", "a/b", "a/b/c", "ab", "b/a", "b/b", "c"].map(path);
+        assert_eq!(RelPath::tops(&paths, 3), "a, ab, b/a, and 2 more");
+        assert_eq!(RelPath::tops(&paths[..4], 3), "a, ab");
     }
 
     #[test]

@@ -55,9 +55,11 @@ impl Difference {
     /// content comes elsewhere. Looks at all that comes if more than `few` go.
     pub fn deletes(&self, few: u64) -> u64 {
         let gone = self.gone.len() as u64;
-        if gone <= few {
-            return gone;
-        }
+        if gone <= few { gone } else { self.lost().count() as u64 }
+    }
+
+    /// What goes, without what only gets another name. In tree order.
+    pub fn lost(&self) -> impl Iterator<Item = &RelPath> {
         let mut came: HashMap<Digest, u64> = HashMap::new();
         for p in self.pending.iter().filter(|p| p.before.is_none()) {
             if let Some((_, digest)) = p.row.entry.content() {
@@ -65,14 +67,14 @@ impl Difference {
             }
         }
         let moved: BTreeSet<&RelPath> = self.moved.iter().map(|moved| &moved.from).collect();
-        let has_moved = |path: &RelPath| {
+        let has_moved = move |path: &RelPath| {
             moved.range::<RelPath, _>(..=path).next_back().is_some_and(|from| *from == path || path.is_beneath(from))
         };
-        let mut comes_elsewhere = |row: &Row| {
+        let mut comes_elsewhere = move |row: &Row| {
             let place = row.entry.content().and_then(|(_, digest)| came.get_mut(&digest)).filter(|places| **places > 0);
             place.map(|places| *places -= 1).is_some()
         };
-        self.gone.iter().filter(|row| !has_moved(&row.path) && !comes_elsewhere(row)).count() as u64
+        self.gone.iter().filter(move |row| !has_moved(&row.path) && !comes_elsewhere(row)).map(|row| &row.path)
     }
 
     /// The names that changed, without those in directories that are gone.

@@ -27,7 +27,7 @@ use crate::control::ShareState;
 use crate::duration;
 use crate::fs::watch::{Watch, WatchError};
 use crate::fs::{self, FsError, History, place};
-use crate::guard::Step;
+use crate::guard::{NAMED, Step};
 use crate::index::IndexError;
 use crate::manifest::VersionId;
 use crate::monitor::{Monitor, Problem};
@@ -573,8 +573,10 @@ impl Mirror {
         let step = Step { before, deletes: difference.deletes(most), after: decided.entries };
         match self.guard.check(step) {
             Err(error) if !self.release => {
+                let gone = RelPath::tops(difference.lost(), NAMED);
                 let why = format!(
-                    "{error}; the replicas keep what they have: if it is meant, say so with `synccli release SHARE`"
+                    "{error}; gone since the last version: {gone}; the replicas keep what they have: if it is meant, say so \
+                     with `synccli release SHARE`"
                 );
                 Err(self.hold(&why))
             }

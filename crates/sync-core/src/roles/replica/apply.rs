@@ -188,11 +188,8 @@ impl Application {
         if self.unmade.is_empty() {
             return None;
         }
-        let mut names: Vec<String> = self.unmade.iter().take(NAMED).map(RelPath::display).collect();
-        if let more @ 1.. = self.unmade.len().saturating_sub(NAMED) {
-            names.push(format!("and {more} more"));
-        }
-        Some(format!("not there, because the kernel refused to make it: {}", names.join(", ")))
+        let names = RelPath::tops(&self.unmade, NAMED);
+        Some(format!("not there, because the kernel refused to make it: {names}"))
     }
 
     /// Why the plan is not to be carried out.
@@ -204,6 +201,11 @@ impl Application {
     /// How the number of entries changes, for the guard.
     pub fn step(&self) -> guard::Step {
         self.step
+    }
+
+    /// What goes and appears nowhere else, in words.
+    pub fn lost(&self) -> String {
+        RelPath::tops(lost(&self.plan, &self.steps), guard::NAMED)
     }
 
     /// What the guard is to let pass. What came in stretches was counted by the master when it went there; what was here before them
@@ -763,10 +765,14 @@ fn deleted_additions(opened: &Opened, plan: &Plan) -> u64 {
     if opened.additions.is_empty() {
         return 0;
     }
-    let leaving: HashSet<&RelPath> = plan.steps.iter().filter_map(|step| moved_from(plan, step)).collect();
-    let is_lost = |step: &&Step| step.action == Action::Delete && !leaving.contains(&step.path);
-    let lost = plan.steps.iter().filter(is_lost);
-    lost.filter(|step| opened.additions.contains(&step.path)).count() as u64
+    lost(plan, &plan.steps).filter(|path| opened.additions.contains(*path)).count() as u64
+}
+
+/// What these steps of a plan delete, and what appears nowhere else.
+fn lost<'a>(plan: &Plan, steps: &'a [Step]) -> impl Iterator<Item = &'a RelPath> {
+    let leaving: HashSet<RelPath> = steps.iter().filter_map(|step| moved_from(plan, step)).cloned().collect();
+    let is_lost = move |step: &&Step| step.action == Action::Delete && !leaving.contains(&step.path);
+    steps.iter().filter(is_lost).map(|step| &step.path)
 }
 
 fn too_many_deletes(opened: &Opened, plan: &Plan) -> Option<Refusal> {

@@ -736,8 +736,9 @@ impl Session {
         let counts = self.follows.is_some() && !self.released;
         let held = self.held.as_ref().filter(|_| counts)?;
         let error = planned.guarded().find_map(|step| held.guard.check(step).err())?;
+        let gone = planned.lost();
         let reason = format!(
-            "{error} here; nothing was changed: if it is meant, say so on the master with `synccli release SHARE`"
+            "{error} here, now {gone}; nothing was changed: if it is meant, say so on the master with `synccli release SHARE`"
         );
         Some(self.hold(reason))
     }
