@@ -39,10 +39,25 @@ fn an_emptied_tree_is_held_until_it_is_released() {
     assert!(ran.err().contains("is empty") && ran.err().contains("synccli release"), "{ran}");
     assert_eq!(status(&master.state)["state"], "held");
     assert_untouched(&before, &snapshot(&scratch.path("one")));
+    // Not much of it is back; but half is enough, where so few are no matter for `max_delete`.
+    many(&src, 20, 1);
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("less than half") && ran.err().contains("synccli release"), "{ran}");
+    assert_untouched(&before, &snapshot(&scratch.path("one")));
+    many(&src, 40, 1);
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
+    // A person may mean it.
+    std::fs::remove_dir_all(src.join("d000")).unwrap();
+    synccli(&master.state).args(&["push", "www"]).code(1);
     synccli(&master.state).args(&["release", "www"]).ok();
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_eq!(std::fs::read_dir(scratch.path("one")).unwrap().count(), 0);
     assert_eq!(status(&master.state)["state"], "ready");
+    // Which is over with that.
+    write(src.join("first"), b"first");
+    synccli(&master.state).args(&["push", "www"]).ok();
+    assert_exact(&src, &scratch.path("one"));
 }
 
 /// The kernel tells nothing of the removal of a directory that is watched and open.

@@ -65,6 +65,8 @@ pub struct Mirror {
     stop: Arc<AtomicBool>,
     /// What was deleted lately.
     guard: Arc<Guard>,
+    /// Whether nothing was left of the tree, and not enough is back.
+    emptied: AtomicBool,
     /// What the next batch is allowed once.
     release: bool,
 }
@@ -113,6 +115,7 @@ impl Mirror {
             orders: ordered,
             stop: Arc::default(),
             guard,
+            emptied: AtomicBool::new(false),
             release: false,
         };
         (mirror, handle)
@@ -530,10 +533,18 @@ impl Mirror {
         let last = LastLook::of(&survey);
         let source = &open.source;
         if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
-            let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have until anything \
-                       is in it again, and then get that, as far as `max_delete` allows; if it is meant to be empty, say so with `synccli release SHARE`";
+            self.emptied.store(true, Ordering::Relaxed);
+            let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have until at least half \
+                       of it is back; if it is meant to be empty, say so with `synccli release SHARE`";
             return Err(self.hold(why));
         }
+        // What is put back file by file is not published file by file, with the deletion of all others.
+        if self.emptied.load(Ordering::Relaxed) && survey.entries <= survey.gone.len() as u64 && !self.release {
+            let why = "it was empty, and less than half of what was there is back: the replicas keep what they have until then; if \
+                       it is meant as it is now, say so with `synccli release SHARE`";
+            return Err(self.hold(why));
+        }
+        self.emptied.store(false, Ordering::Relaxed);
         if !self.release && survey.is_unmounted(&source.root, &source.index, true).map_err(PushError::from)? {
             let why = "it is on another file system than it was, and next to nothing of what was there is left: is something not \
                        mounted? the replicas keep what they have; if it is meant, say so with `synccli release SHARE`";
