@@ -106,6 +106,14 @@ pub(crate) fn xattrs_of(file: BorrowedFd<'_>, path: &RelPath) -> Result<Xattrs, 
     read(&list, &get).map_err(|errno| unreadable(path, errno))
 }
 
+/// The xattrs of a directory, sorted. `O_PATH` suffices.
+///
+/// # Errors
+/// As those of an open file.
+pub(crate) fn xattrs_of_dir(dir: BorrowedFd<'_>, path: &RelPath) -> Result<Xattrs, ReadError> {
+    by_name(dir, c".").map_err(|errno| unreadable(path, errno))
+}
+
 fn unreadable(path: &RelPath, errno: Errno) -> ReadError {
     let because = |reason: String| ReadError::Fs(FsError::because("read the xattrs of", path, reason));
     match errno {

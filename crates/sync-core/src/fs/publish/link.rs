@@ -63,6 +63,12 @@ impl Publisher {
                 self.detach_if_outside(j)?;
             }
             if let Some((from, from_name)) = self.made(j)? {
+                // What moves has its old name still.
+                let look = self.root.stat_at(from.as_fd(), &*from_name);
+                let stat = look.map_err(|errno| FsError::new("look at", first, errno))?;
+                if !self.is_as_left(&stat) {
+                    return Err(drift("link to", first));
+                }
                 let name = self.staging.fresh_name();
                 return match linkat(&from, &*from_name, stage.fd(), &name, AtFlags::empty()) {
                     Ok(()) => self.linked_to(j, stage, name).map(Some),

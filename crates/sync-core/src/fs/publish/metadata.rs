@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::{Fate, Publisher, drift, failed, inode, old_of, was_dir};
 use crate::fs::attributes::{self, Before, Target};
 use crate::fs::error::FsError;
+use crate::fs::probe::xattrs_of_dir;
 use crate::fs::stat::Stat;
 use crate::manifest::{Entry, Refused, Row};
 use crate::path::RelPath;
@@ -141,6 +142,10 @@ impl Publisher {
             && inode(&tuple) != inode(&stat.tuple)
         {
             return Err(drift("change", path));
+        }
+        let as_known = row.as_ref().filter(|row| !fresh && !row.refused.has(Refused::XATTR));
+        if !as_known.is_none_or(|row| xattrs_of_dir(fd.as_fd(), path).is_ok_and(|seen| seen == row.entry.xattrs)) {
+            self.strange.insert(path.clone());
         }
         let mut refused = Refused::default();
         if step.is_some() || frozen.is_some() {

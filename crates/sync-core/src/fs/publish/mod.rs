@@ -78,6 +78,8 @@ pub struct Publisher {
     inodes: Inodes,
     /// The `ctime` that steps left their entries with.
     left: foldhash::HashMap<usize, Time>,
+    /// Directories with other extended attributes than the index says, which we did not look for when we changed them.
+    strange: HashSet<RelPath>,
     /// Directories whose listing was changed, with what the kernel refused of those that are no step.
     touched: BTreeMap<RelPath, Refused>,
     /// The directory whose entries are being changed.
@@ -214,6 +216,7 @@ impl Publisher {
             failures: Vec::new(),
             inodes: Inodes::default(),
             left: foldhash::HashMap::default(),
+            strange: HashSet::new(),
             touched: BTreeMap::new(),
             here: None,
             tell: None,
@@ -322,6 +325,12 @@ impl Publisher {
             stat.tuple == Tuple { mtime: left.mtime, ctime: left.ctime.unwrap_or(stat.tuple.ctime), ..*tuple }
         };
         stat.tuple == *tuple || ours().is_some_and(same)
+    }
+
+    /// Whether an inode whose `ctime` we moved is still what we left it as.
+    fn is_as_left(&self, stat: &Stat) -> bool {
+        let left = self.inodes.ours.get(&inode(&stat.tuple)).and_then(|left| left.ctime);
+        left.is_none_or(|ctime| ctime == stat.tuple.ctime)
     }
 
     /// Records that the `ctime` of an inode moves at every name it has.

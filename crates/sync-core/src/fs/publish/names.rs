@@ -227,13 +227,16 @@ impl Publisher {
     fn drop_staged(&mut self) {
         for i in 0..self.work.len() {
             if let Some(staged) = self.work[i].staged.take() {
+                // Whatever happens to its name here, one that somebody changed stays unproven.
+                let look = self.root.stat_at(staged.dir(), &*staged.name);
+                let as_left = look.is_ok_and(|stat| self.is_as_left(&stat));
                 let kept = self.keep_last_name(i, &staged);
                 // After a stop, a whole content may be of use to the next push: that is not decided here.
                 if !self.stopped {
                     staged.remove();
                 }
                 if let Some(inode) = staged.linked {
-                    if let Some(left) = self.inodes.ours.get_mut(&inode) {
+                    if let Some(left) = self.inodes.ours.get_mut(&inode).filter(|_| as_left) {
                         left.ctime = None;
                     }
                     self.inodes.count(inode, if kept { 0 } else { -1 });
@@ -309,6 +312,13 @@ impl Publisher {
             && staged.linked.is_some()
         {
             self.dress_moved(i, step, from, staged)?;
+        } else if staged.linked.is_some() {
+            // Somebody may have written to it by another name.
+            let look = self.root.stat_at(staged.dir(), &*staged.name);
+            let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
+            if !self.is_as_left(&stat) {
+                return Err(drift("link", &step.path));
+            }
         }
         let parent = step.path.parent().unwrap_or_default();
         self.enter(&step.path);

@@ -68,6 +68,11 @@ impl Publisher {
         seen
     }
 
+    /// Whether what was done to a path leaves it proven.
+    fn is_proven(&self, observed: &Observed) -> bool {
+        observed.proven && !self.strange.contains(&observed.path)
+    }
+
     /// Looks at the outcome of a step.
     fn look_at_step(&self, i: usize, step: &Step, now: Time) -> Result<Observed, FsError> {
         let mut refused = self.work[i].refused;
@@ -78,7 +83,7 @@ impl Publisher {
         };
         let (observed, _) = look(&self.root, &step.path, entry, refused, now, |seen| self.left_as_of(seen, Some(i)))?;
         let mount = step.old.as_ref().is_some_and(|row| row.mount) && entry.is_dir();
-        Ok(Observed { mount, ..observed })
+        Ok(Observed { mount, proven: self.is_proven(&observed), ..observed })
     }
 
     /// What the kernel refused of the inode that the step linked to: its attributes are those of every name.
@@ -99,7 +104,7 @@ impl Publisher {
     fn look_again(&self, path: &RelPath, row: &Row, mut refused: Refused, now: Time) -> Result<Observed, FsError> {
         refused.add(row.refused);
         let (observed, _) = look(&self.root, path, &row.entry, refused, now, |seen| self.left_as_of(seen, None))?;
-        Ok(Observed { proven: observed.proven && row.proven, mount: row.mount, ..observed })
+        Ok(Observed { proven: self.is_proven(&observed) && row.proven, mount: row.mount, ..observed })
     }
 
     /// The `ctime` that we left an inode with, or a step its entry.

@@ -22,7 +22,7 @@ use crate::path::RelPath;
 use crate::plan::{Action, Step};
 
 /// How many steps still need each content, of those that several may need: the last one takes the staged file itself.
-type Users<'a> = HashMap<&'a Digest, u32>;
+pub(super) type Users<'a> = HashMap<&'a Digest, u32>;
 
 /// In a first copy nearly all contents have but one user, so that a list of their beginnings comes before the map.
 fn users(steps: &[Step]) -> Users<'_> {
@@ -83,7 +83,12 @@ impl Publisher {
         self.tell_settled();
     }
 
-    fn prepare_step(&mut self, i: usize, step: &Step, users: &mut Users<'_>) -> Result<Option<Staged>, FsError> {
+    pub(super) fn prepare_step(
+        &mut self,
+        i: usize,
+        step: &Step,
+        users: &mut Users<'_>,
+    ) -> Result<Option<Staged>, FsError> {
         let Some(entry) = step.new.as_deref() else { return Ok(None) };
         match &step.action {
             Action::Delete | Action::Metadata => Ok(None),
@@ -309,6 +314,11 @@ impl Publisher {
             if entry.is_dir() { Ok(Refused::default()) } else { attributes::apply_time(target, entry.mtime) }
         });
         self.work[i].refused.add(dressed.map_err(failed(&step.path))?);
+        if staged.home.is_some() && !entry.is_dir() {
+            // Nobody else has seen it, and it becomes visible without a further change.
+            let look = self.root.stat_at(staged.dir(), &*staged.name);
+            self.left_as(i, &look.map_err(|errno| FsError::new("look at", &step.path, errno))?);
+        }
         Ok(())
     }
 }

@@ -54,6 +54,102 @@ fn what_somebody_does_before_it_is_observed_is_not_taken_for_ours() {
     assert_eq!(proven, ["./", "d/moved", "shared, and to be deleted"]);
 }
 
+/// As many other bytes, with the time set back, and an attribute: only the change time tells. Some ticks of the clock after all that
+/// was before, and before all that comes.
+fn rewrite(file: &Path) {
+    std::thread::sleep(Duration::from_millis(20));
+    let meta = fs::metadata(file).unwrap();
+    fs::write(file, "S".repeat(usize::try_from(meta.len()).unwrap())).unwrap();
+    set_mtime(file, meta.mtime(), meta.mtime_nsec());
+    rustix::fs::setxattr(file, "user.somebody", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+#[test]
+fn what_is_linked_to_must_be_what_it_was_when_the_link_gets_its_name() {
+    let bed = Bed::new();
+    for at in [&(|name: &str| bed.src(name)) as &dyn Fn(&str) -> PathBuf, &|name| bed.dst(name)] {
+        Bed::write(at, &[("linked", "linked")]);
+        set_mtime(&at("linked"), 1_000_000, 5);
+    }
+    fs::hard_link(bed.src("linked"), bed.src("too")).unwrap();
+    let mut publisher = bed.publisher(&[]);
+    publisher.prepare();
+    rewrite(&bed.dst("linked"));
+    publisher.publish();
+    let seen = publisher.observe();
+    let failures: Vec<String> = publisher.take_failures().iter().map(ToString::to_string).collect();
+    assert!(
+        matches!(&failures[..], [failure] if failure.starts_with("cannot link too: it was changed")),
+        "{failures:?}"
+    );
+    assert!(seen.iter().all(|seen| !seen.proven || seen.path.is_root()), "{seen:?}");
+}
+
+#[test]
+fn what_moves_must_be_what_it_was_when_it_is_linked_to() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("old", "moved")]);
+    Bed::write(|n| bed.src(n), &[("a/moved", "moved")]);
+    for file in [bed.dst("old"), bed.src("a/moved")] {
+        set_mtime(&file, 1_000_000, 5);
+    }
+    fs::hard_link(bed.src("a/moved"), bed.src("z")).unwrap();
+    let mut publisher = bed.publisher(&[("a/moved", "old")]);
+    publisher.staging.begin_plan();
+    let steps = Arc::clone(&publisher.steps);
+    let step = |name: &str| steps.iter().position(|step| step.path == path(name)).unwrap();
+    let (moves, links) = (step("a/moved"), step("z"));
+    let mut prepare = |i: usize| publisher.prepare_step(i, &steps[i], &mut Default::default());
+    prepare(step("a")).unwrap();
+    let staged = prepare(moves).unwrap().map(Box::new);
+    rewrite(&bed.dst("old"));
+    publisher.work[moves].staged = staged;
+    let error = publisher.prepare_step(links, &steps[links], &mut Default::default()).unwrap_err().to_string();
+    assert!(error.starts_with("cannot link to a/moved: it was changed"), "{error}");
+}
+
+#[test]
+fn what_became_visible_with_its_directory_is_proven_only_as_it_was_before() {
+    let bed = Bed::new();
+    Bed::write(|n| bed.dst(n), &[("copied", "copied")]);
+    let made =
+        [("made/given nothing", "1"), ("made/given other", "22"), ("made/given that", "333"), ("made/xattr", "4444")];
+    Bed::write(|n| bed.src(n), &[("copied", "copied"), ("made/copy", "copied")]);
+    Bed::write(|n| bed.src(n), &made);
+    rustix::fs::setxattr(bed.src("made/xattr"), "user.ours", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+    let files: Vec<&str> = std::iter::once("made/copy").chain(made.map(|(name, _)| name)).collect();
+    files.iter().for_each(|name| set_mtime(&bed.src(name), 1_000_000, 5));
+    let mut publisher = bed.publisher(&[]);
+    publisher.prepare();
+    publisher.publish();
+    files.iter().for_each(|name| rewrite(&bed.dst(name)));
+    let seen = publisher.observe();
+    assert_eq!(publisher.take_failures().len(), 0);
+    let unproven: Vec<String> = seen.iter().filter(|seen| !seen.proven).map(|seen| seen.path.display()).collect();
+    assert_eq!(unproven, files);
+}
+
+#[test]
+fn a_directory_with_attributes_of_somebody_else_is_not_proven_by_what_we_do_in_it() {
+    let bed = Bed::new();
+    for dir in ["plain", "somebodys", "both"] {
+        Bed::write(|n| bed.dst(n), &[(&format!("{dir}/a"), "a")]);
+        Bed::write(|n| bed.src(n), &[(&format!("{dir}/b"), "b")]);
+    }
+    fs::set_permissions(bed.src("both"), fs::Permissions::from_mode(0o750)).unwrap();
+    let mut publisher = bed.publisher(&[]);
+    for dir in ["somebodys", "both"] {
+        rustix::fs::setxattr(bed.dst(dir), "user.somebody", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    publisher.prepare();
+    publisher.publish();
+    let seen = publisher.observe();
+    assert_eq!(publisher.take_failures().len(), 0);
+    let unproven: Vec<String> = seen.iter().filter(|seen| !seen.proven).map(|seen| seen.path.display()).collect();
+    assert_eq!(unproven, ["both", "somebodys"]);
+}
+
 #[test]
 fn an_edited_file_is_not_replaced() {
     let bed = Bed::new();
