@@ -78,6 +78,17 @@ fn becomes_identical(src: &Path, dst: &Path) {
     });
 }
 
+/// A version changes something in the directory before the replica has looked at it.
+#[test]
+fn an_attribute_of_a_directory_in_which_something_is_published_is_undone_as_well() {
+    let pair = pair("");
+    assert!(set_xattr(pair.dst.join("d000"), "user.somebody", b"x"));
+    write(pair.src.join("d000/new"), b"new");
+    pair.is_healed();
+    let lines = pair.drift().join("\n");
+    assert!(lines.contains("drift: changed here, and not by the master share=\"www\" path=d000"), "{lines}");
+}
+
 #[test]
 fn what_somebody_does_to_a_replica_is_undone() {
     let pair = pair("");

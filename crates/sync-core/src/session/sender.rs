@@ -7,7 +7,7 @@ use super::{Budget, ProtocolError};
 use crate::chunk::{ChunkRef, Chunking};
 use crate::diff::{Child, Difference, compare_children};
 use crate::hash::Digest;
-use crate::manifest::{Holds, Version, VersionId};
+use crate::manifest::{Entry, Holds, Kind, Version, VersionId};
 use crate::monitor::{Item, Problem};
 use crate::path::RelPath;
 use crate::wire::{
@@ -89,6 +89,14 @@ pub struct Told {
     pub moved: Vec<Moved>,
     /// Contents of these changes that the replica is given without being asked, by digest.
     pub contents: Vec<(Digest, Vec<u8>)>,
+}
+
+impl Told {
+    /// Whether something goes, or may lead elsewhere.
+    pub fn takes_away(&self) -> bool {
+        let stays = |entry: &Entry| matches!(entry.kind, Kind::File { .. } | Kind::Dir);
+        !self.moved.is_empty() || !self.changes.iter().all(|change| change.entry.as_ref().is_some_and(stays))
+    }
 }
 
 impl From<Vec<Change>> for Told {

@@ -172,6 +172,8 @@ pub(super) struct Session<'a> {
     said_adopts: bool,
     /// How many changes it was told, once it knows what to publish.
     announced: Option<u64>,
+    /// Whether something that the replica serves may go with them, or lead elsewhere.
+    takes_away: bool,
     /// Whether somebody changed the replica's tree, so that it is not at the version that it acknowledged any more.
     drifted: bool,
     /// What drifted there and is not undone, as the replica told it last.
@@ -361,6 +363,7 @@ impl<'a> Session<'a> {
             said_released: released,
             said_adopts: adopts,
             announced: None,
+            takes_away: false,
             drifted: false,
             unhealed: None,
         })
@@ -499,9 +502,10 @@ impl<'a> Session<'a> {
         Some(match event {
             StreamEvent::Failed(failure) => {
                 let source = &self.delivery.source;
-                // What is there, but another, is told of by the next version.
+                // What is there, but another, is told of by the next version. If this one takes something away, that might be all
+                // there is of what was here.
                 let is_lost = || tokio::task::block_in_place(|| !failure.changed || source.lacks(&failure.path));
-                if self.fate.is_some() && !source.doubts.is_held() && is_lost() {
+                if self.fate.is_some() && !source.doubts.is_held() && (self.takes_away || is_lost()) {
                     self.doubts.push_back((source.doubts.raise(), failure));
                     return None;
                 }
@@ -569,7 +573,10 @@ impl<'a> Session<'a> {
                             (self.difference, self.rows, self.telling) = (None, None, None);
                             self.announced = Some(*changes);
                         }
-                        ToReplica::List(dirs) => tracing::debug!(dirs = dirs.len(), "compares directories"),
+                        ToReplica::List(dirs) => {
+                            tracing::debug!(dirs = dirs.len(), "compares directories");
+                            self.takes_away = true;
+                        }
                         ToReplica::Publish(_) => {
                             tracing::info!(dest = self.delivery.dest, "prepared; publishes");
                             self.timing.publishing = Some(Instant::now());
@@ -646,6 +653,7 @@ impl<'a> Session<'a> {
                 if done {
                     self.telling = None;
                 }
+                self.takes_away |= told.takes_away();
                 self.sender.handle(SenderInput::Changes { told, done })?;
             } else if let Some(load) = self.loads.pop_front() {
                 tokio::task::block_in_place(|| self.load(&load))?;

@@ -8,6 +8,8 @@ use tokio::sync::{Notify, watch};
 /// What is known of that, and what is asked.
 pub struct Doubts {
     is_held: AtomicBool,
+    /// The last look at everything that somebody waits for.
+    asked: AtomicU64,
     /// Looks at everything that have begun.
     begun: AtomicU64,
     /// Those that have ended. They follow each other.
@@ -18,8 +20,8 @@ pub struct Doubts {
 
 impl Default for Doubts {
     fn default() -> Self {
-        let (is_held, begun, ended) = (AtomicBool::new(false), AtomicU64::new(0), watch::channel(0).0);
-        Self { is_held, begun, ended, raised: Notify::new() }
+        let (is_held, ended) = (AtomicBool::new(false), watch::channel(0).0);
+        Self { is_held, asked: AtomicU64::new(0), begun: AtomicU64::new(0), ended, raised: Notify::new() }
     }
 }
 
@@ -47,8 +49,14 @@ impl Doubts {
     /// Something is not there. Says which look at everything tells why: the first that begins from now on, and one is asked for.
     pub fn raise(&self) -> u64 {
         let look = self.begun.load(Ordering::Relaxed) + 1;
+        self.asked.fetch_max(look, Ordering::Relaxed);
         self.raised.notify_one();
         look
+    }
+
+    /// Whether somebody waits for a look that has not ended.
+    pub fn are_raised(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > *self.ended.borrow()
     }
 
     /// Waits until that look has ended. Cancel safe.
@@ -71,12 +79,13 @@ mod tests {
         let doubts = Doubts::default();
         let is_dispelled = |look| pin!(doubts.dispelled(look)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         doubts.look_begins();
+        assert!(!doubts.are_raised());
         let look = doubts.raise();
         doubts.look_ended();
-        assert!(!is_dispelled(look));
+        assert!(!is_dispelled(look) && doubts.are_raised());
         doubts.look_begins();
-        assert!(!is_dispelled(look));
+        assert!(!is_dispelled(look) && doubts.are_raised());
         doubts.look_ended();
-        assert!(is_dispelled(look));
+        assert!(is_dispelled(look) && !doubts.are_raised());
     }
 }

@@ -42,6 +42,9 @@ use crate::transport::Dialer;
 /// How long to wait before a source that could not be looked at is looked at again.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How many times as long as a look at everything took there is no other for what could not be sent.
+const SHARE: u32 = 10;
+
 /// How long to wait before a tree is opened again that another one has taken the place of.
 const REPLACED: Duration = Duration::from_millis(50);
 
@@ -262,8 +265,8 @@ impl Mirror {
         let mut rescan = Instant::now() + self.next_rescan(open);
         // What is held, or could not be looked at, is not looked at again and again.
         let mut rests = Instant::now();
-        // Whether somebody waits for a look at everything.
-        let mut is_doubted = false;
+        // Files that come and go while they are sent must not have all others looked at all the time.
+        let mut doubts_rest = Instant::now();
         loop {
             // A tree that never rests must not keep anybody waiting.
             if let Ok(order) = self.orders.try_recv() {
@@ -296,15 +299,20 @@ impl Mirror {
             }
             let now = self.hints.now();
             let is_resting = is_obstructed && Instant::now() < rests;
+            let is_doubted = open.source.doubts.are_raised();
             let (batch, timeout) = {
                 let mut settle = self.hints.settle();
-                let everything =
-                    std::mem::take(&mut is_doubted).then(|| Batch { everything: true, ..Batch::default() });
+                let is_asked = is_doubted && doubts_rest <= Instant::now();
+                let everything = is_asked.then(|| Batch { everything: true, ..Batch::default() });
                 (everything.or_else(|| if is_resting { None } else { settle.poll(now) }), settle.timeout())
             };
             if let Some(batch) = batch {
+                let (began, everything) = (Instant::now(), batch.everything);
                 let published = block_in_place(|| self.publish_and_tell(open, batch, news));
                 rests = Instant::now() + RETRY;
+                if everything {
+                    doubts_rest = Instant::now() + began.elapsed() * SHARE;
+                }
                 match published {
                     Err(Stopped::Gone) => return Left::Gone,
                     Err(Stopped::Failed(PushError::Stopped)) => return Left::Shutdown,
@@ -322,8 +330,9 @@ impl Mirror {
             };
             tokio::select! {
                 () = self.hints.more.notified(), if !is_resting => {}
-                () = open.source.doubts.raised.notified() => is_doubted = true,
+                () = open.source.doubts.raised.notified() => {}
                 () = tokio::time::sleep_until(due.min(rescan).into()) => {}
+                () = tokio::time::sleep_until(doubts_rest.into()), if is_doubted => {}
                 _ = shutdown.wait_for(|stop| *stop) => return Left::Shutdown,
                 Some(order) = self.orders.recv() => {
                     if let Some(left) = self.obey(order, open, news, follow) {
@@ -447,7 +456,8 @@ impl Mirror {
             open.source.doubts.look_begins();
         }
         let published = self.publish(open, batch);
-        if matches!(published, Err(Stopped::Held | Stopped::Failed(_))) {
+        // Also if it is gone: then it is opened anew, and who misses something of it is not to publish the rest.
+        if published.is_err() {
             open.source.doubts.hold(true);
         }
         match &published {

@@ -38,6 +38,9 @@ const ALONE: Duration = Duration::from_secs(3);
 /// How long the first hint waits for others: who changes one thing often changes more.
 const GATHER: Duration = Duration::from_millis(300);
 
+/// Names that are kept until somebody looks at them; of more, everything is looked at.
+const MOST_NAMES: usize = 10_000;
+
 /// How often a tree is looked at of which events cannot be had, or more often if that is asked for.
 const UNWATCHED: Duration = Duration::from_secs(300);
 
@@ -84,6 +87,11 @@ impl Look {
             some
         });
         Self { names }
+    }
+
+    /// Of very many names it is one at everything.
+    fn bounded(self) -> Self {
+        Self { names: self.names.filter(|names| names.whole.len() + names.alone.len() <= MOST_NAMES) }
     }
 }
 
@@ -320,7 +328,7 @@ impl Lookout {
     fn owe(&self, look: Look) {
         let mut state = self.state();
         state.owed = Some(match state.owed.take() {
-            Some(owed) => owed.and(look),
+            Some(owed) => owed.and(look).bounded(),
             None => {
                 state.gathered = self.hints.now() + GATHER;
                 look
@@ -342,7 +350,8 @@ impl Lookout {
         let (look, stop) = {
             let mut state = self.state();
             state.stop = Arc::default();
-            match state.owed.take().filter(|_| state.sessions == 0) {
+            // A session that looks has taken it; one that does not leaves it to be done.
+            match if state.sessions == 0 { state.owed.take() } else { None } {
                 Some(look) => (look, Arc::clone(&state.stop)),
                 None => return,
             }
@@ -361,8 +370,8 @@ impl Lookout {
                 self.recovered(said);
                 self.tell(look.names.as_ref(), &drift, false);
             }
-            // Who opened the share meanwhile looks at everything.
-            Ok(Err(OpenError::Survey(SurveyError::Stopped))) => {}
+            // Who opened the share meanwhile may look at everything, or not.
+            Ok(Err(OpenError::Survey(SurveyError::Stopped))) => self.owe(look),
             Ok(Err(error)) => self.warn_once(said, format!("the tree cannot be looked at: {error}")),
             Err(error) => self.warn_once(said, format!("the look at the tree ended with a panic: {error}")),
         }
@@ -388,4 +397,49 @@ async fn over(shutdown: &mut Shutdown) {
 
 fn is_staging(path: &RelPath) -> bool {
     path.as_bytes().split(|&byte| byte == b'/').any(|name| name == STAGING_NAME.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use tokio::sync::watch;
+
+    use super::*;
+
+    fn lookout() -> Arc<Lookout> {
+        let at = |name: &str| PathBuf::from(format!("/nonexistent/{name}"));
+        let share = Share { name: "www".to_owned(), path: at("tree"), state_dir: at("state") };
+        let standing = Standing::new(Heal::Heal, None, watch::channel(()).0);
+        Lookout::new(share, Heal::Heal, UNWATCHED, standing).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_a_session_does_not_look_at_is_owed_when_it_is_gone() {
+        let (lookout, mut shutdown) = (lookout(), watch::channel(false).1);
+        let is_owed = || lookout.state().owed.is_some();
+        lookout.owe(Look::EVERYTHING);
+        let session = lookout.enter(false);
+        lookout.look_alone(&mut String::new(), &mut shutdown).await;
+        assert!(is_owed());
+        drop(session);
+        let session = lookout.enter(true);
+        assert!(!is_owed(), "this one looks itself");
+        drop(session);
+    }
+
+    #[test]
+    fn of_very_many_names_everything_is_looked_at() {
+        let lookout = lookout();
+        let names = |from: usize, to: usize| {
+            let paths = (from..to).map(|i| RelPath::new(format!("{i}").into_bytes()).unwrap());
+            Look { names: Some(Names { whole: paths.collect(), ..Names::default() }) }
+        };
+        let kept = || lookout.state().owed.as_ref().unwrap().names.as_ref().map(|names| names.whole.len());
+        lookout.owe(names(0, MOST_NAMES - 1));
+        lookout.owe(names(5, MOST_NAMES));
+        assert_eq!(kept(), Some(MOST_NAMES));
+        lookout.owe(names(0, MOST_NAMES + 1));
+        assert_eq!(kept(), None);
+    }
 }
