@@ -16,6 +16,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -206,6 +207,28 @@ fn replicas_come_and_go_while_the_daemon_runs() {
     let ran = synccli(&master.state).arg("reload").ok();
     assert!(ran.out().contains("share more is not mirrored any more"), "{ran}");
     assert!(master.is_running());
+}
+
+/// One that was refused would be tried again much later.
+#[test]
+fn a_replica_that_is_paired_is_tried_at_once() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dir("one"));
+    many(&src, 20, 1);
+    let one = Daemon::replica(&scratch, "state-one", &dst, "");
+    let master = Daemon::master(&scratch, "m", &src, &[], "");
+    let config = scratch.path("m.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("replicas = []", &format!("replicas = ['{}']", one.address()))).unwrap();
+    wait_for("the daemon", PATIENCE, || master.state.join("control.sock").exists());
+    synccli(&master.state).arg("reload").ok();
+    let waits = || status(&master.state)["replicas"][0]["retry_seconds"].as_f64().is_some_and(|seconds| seconds > 8.0);
+    wait_for("a long wait", PATIENCE, waits);
+    one.pair(&master.state);
+    let began = Instant::now();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
+    assert_exact(&src, &dst);
 }
 
 #[test]

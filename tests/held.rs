@@ -58,6 +58,10 @@ fn an_emptied_tree_is_held_until_it_is_released() {
     write(src.join("first"), b"first");
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &scratch.path("one"));
+    // One entry is all that there was.
+    std::fs::remove_file(src.join("first")).unwrap();
+    let ran = synccli(&master.state).args(&["push", "www"]).code(1);
+    assert!(ran.err().contains("is empty") && scratch.path("one/first").exists(), "{ran}");
 }
 
 /// The kernel tells nothing of the removal of a directory that is watched and open.
@@ -80,6 +84,14 @@ fn a_tree_that_comes_back_is_seen_without_a_word() {
     wait_for("the change", PATIENCE, || scratch.path("one").join("new").exists());
     synccli(&master.state).args(&["push", "www"]).ok();
     assert_exact(&src, &scratch.path("one"));
+    // Who asks need not wait until it is tried again.
+    std::fs::rename(&src, &aside).unwrap();
+    wait_for("the master to miss it", PATIENCE, || status(&master.state)["state"] == "failed");
+    let now = status(&master.state);
+    assert!(now["reason"].to_string().contains("it is tried again every 5s"), "{now}");
+    assert!(now["replicas"][0]["problem"].to_string().contains("until this tree can be published again"), "{now}");
+    std::fs::rename(&aside, &src).unwrap();
+    synccli(&master.state).args(&["push", "www"]).ok();
 }
 
 /// In the middle of a look it would see some of what goes meanwhile, and publish that by itself.

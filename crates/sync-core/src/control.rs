@@ -90,6 +90,13 @@ pub enum Order {
     },
     /// Read the configuration again.
     Reload,
+    /// Try those replicas again now that are reached there: a moment ago they may have answered otherwise.
+    TryAgain {
+        /// A host's name or address, as the configuration has it.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
 }
 
 /// What the daemon answers.

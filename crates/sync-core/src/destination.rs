@@ -36,16 +36,20 @@ pub const MAX_ADDRESSES: usize = 8;
 pub fn replica(addresses: &[impl AsRef<str>], share: &str) -> Result<Destination, Refusal> {
     let (first, others) = addresses.split_first().ok_or("a replica without an address")?;
     let first = first.as_ref();
-    let whole = if first.contains('/') { first.to_owned() } else { format!("{first}/{share}") };
-    let mut destination = parse(whole.into())?;
-    let Destination::Remote { also, .. } = &mut destination else {
-        return Err(format!("{} is no replica: write HOST[:PORT] or HOST[:PORT]/SHARE", escape(first.as_bytes())));
-    };
+    let usage = "write HOST[:PORT] or HOST[:PORT]/SHARE";
+    let (peer, share) = first.split_once('/').unwrap_or((first, share));
+    if is_path(first.as_bytes()) || !is_share_name(share) {
+        return Err(format!("{} is no replica: {usage}", escape(first.as_bytes())));
+    }
+    let HostPort { host, port } = peer.parse().map_err(|why: Refusal| format!("{why}; {usage}"))?;
+    let mut also = Vec::new();
     if addresses.len() > MAX_ADDRESSES {
         return Err(format!("{} has more than {MAX_ADDRESSES} addresses", escape(first.as_bytes())));
     }
-    *also = others.iter().map(|other| other.as_ref().parse()).collect::<Result<_, _>>()?;
-    Ok(destination)
+    for other in others {
+        also.push(other.as_ref().parse()?);
+    }
+    Ok(Destination::Remote { host, port, share: share.to_owned(), also })
 }
 
 /// A destination under each of its addresses alone.

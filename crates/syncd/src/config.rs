@@ -212,7 +212,13 @@ pub struct Checked {
 /// What the parser says, for people.
 fn in_words(message: &str) -> String {
     let text = message.lines().map(|line| escape(line.as_bytes())).collect::<Vec<_>>().join("; ");
-    text.replace("expected a sequence", "expected a list, as in [\"one\", \"other\"]")
+    let text = text.replace("expected a sequence", "expected a list, as in [\"one\", \"other\"]");
+    let text =
+        text.replace("invalid socket address syntax", "no address to listen on: ADDRESS:PORT, as in \"0.0.0.0:7373\"");
+    match text.strip_suffix("expected a string") {
+        Some(text) => format!("{text}expected text in quotes, as in \"10s\" or \"4m\""),
+        None => text,
+    }
 }
 
 /// Parses the text of the file called `name` (escaped already).
@@ -554,7 +560,7 @@ mod tests {
             ("state_dir = '/s'\nlisen = ['0.0.0.0:1']\n", "c.toml: line 2: unknown field `lisen`"),
             ("[shares.www]\npath = '/w'\nowner = 1\n", "c.toml: line 3: unknown field `owner`"),
             ("[shares.www]\n", "c.toml: line 1: missing field `path`"),
-            ("\nlisten = ['localhost']\n", "c.toml: line 2: "),
+            ("\nlisten = ['localhost']\n", "c.toml: line 2: no address to listen on: ADDRESS:PORT, as in"),
             ("\nstate_dir = 's'\n", "c.toml: line 2: state_dir: s is not absolute"),
             ("log_level = 'loud'\n", "c.toml: line 1: unknown variant `loud`"),
             ("# x\n\nstate_dir = \n", "c.toml: line 3: "),
@@ -655,7 +661,11 @@ mod tests {
             ("replicas = [[]]", "c.toml: line 4: a replica without an address"),
             ("replicas = [1]", "c.toml: line 4: expected \"HOST[:PORT]\", or a list"),
             ("replicas = ['/srv']", "c.toml: line 4: /srv is no replica"),
-            ("replicas = ['a b']", "c.toml: line 4: `a b` is no host"),
+            ("replicas = ['a b']", "c.toml: line 4: `a b` is no host; write HOST[:PORT] or HOST[:PORT]/SHARE"),
+            (
+                "replicas = ['a']\nbwlimit = 5",
+                "c.toml: line 5: invalid type: integer `5`, expected text in quotes, as in \"10s\"",
+            ),
             ("replicas = ['a']\nrescan = '1 day'", "c.toml: line 5: `1 day` is no time"),
             ("replicas = ['a']\nsettle_max = '0s'", "c.toml: line 5: `0s` is no time"),
             ("replicas = ['a']\nhistory = '5k'", "c.toml: line 5: too small to be of use: the least is 1m (0 is none)"),

@@ -200,6 +200,10 @@ async fn carry_out(order: Order, service: &Service, asker: &mut Asker) -> Result
             verify(&mirror, replica.as_deref(), deep, asker).await
         }
         Order::Reload => service.reload().await,
+        Order::TryAgain { host, port } => {
+            service.masters.try_again_at(&host, port);
+            Ok(String::new())
+        }
     }
 }
 

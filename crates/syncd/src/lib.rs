@@ -18,6 +18,7 @@ mod signals;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use anyhow::Context as _;
 use clap::CommandFactory as _;
 use clap_complete::generate;
 use clap_mangen::Man;
+use sync_core::control::SOCKET;
 use sync_core::fs::StateDir;
 use sync_core::roles::replica::{Daemon, DaemonConfig, ShareConfig};
 use sync_core::roles::{Shutdown, pairing};
@@ -68,7 +70,17 @@ pub fn main(argv: &[OsString]) -> u8 {
         Err(error) => return refuse(USAGE, &error),
     };
     match cli.verb {
-        Some(Verb::Invite) => print(&raw, |dir| Ok(pairing::invite(dir)?.to_string())),
+        Some(Verb::Invite) => print(&raw, |dir| {
+            let token = pairing::invite(dir)?;
+            let nobody =
+                |error: std::io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
+            if UnixStream::connect(dir.join(SOCKET)).is_err_and(nobody) {
+                let text =
+                    format!("note: no syncd runs with the state directory {}: start one before you pair\n", shown(dir));
+                let _ = std::io::stderr().write_all(text.as_bytes());
+            }
+            Ok(token.to_string())
+        }),
         Some(Verb::Id) => print(&raw, |dir| Ok(pairing::id(dir)?.to_string())),
         _ => serve(cli, &raw),
     }

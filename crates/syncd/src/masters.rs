@@ -148,6 +148,11 @@ impl Masters {
         self.running().values().map(Running::status).collect()
     }
 
+    /// Whoever is reached there is tried again now.
+    pub fn try_again_at(&self, host: &str, port: u16) {
+        self.running().values().for_each(|running| running.handle.try_again_at(host, port));
+    }
+
     /// The mirror of this name or path.
     ///
     /// # Errors

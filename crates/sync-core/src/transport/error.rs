@@ -12,9 +12,7 @@ use super::tls::SetupError;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The address is taken, not ours, or needs a privilege.
-    #[error(
-        "cannot listen on UDP {address}: {source}; stop what uses that address, or choose another one with --listen"
-    )]
+    #[error("cannot listen on UDP {address}: {source}; {}", way_out(.source))]
     Address {
         /// Where it was to listen.
         address: SocketAddr,
@@ -26,11 +24,30 @@ pub enum BindError {
     Setup(#[from] SetupError),
 }
 
+/// What a master that pins another key for this machine says.
+const CERTIFICATE_UNKNOWN: [u8; 2] = [46, 49];
+
+fn meaning(why: &Closed) -> &'static str {
+    match why {
+        Closed::Tls { alert, .. } if CERTIFICATE_UNKNOWN.contains(alert) => {
+            "; perhaps the other side knows another key for this machine: pair the two again"
+        }
+        _ => "",
+    }
+}
+
+fn way_out(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => "a port below 1024 takes root: choose another one with --listen",
+        _ => "stop what uses that address, or choose another one with --listen",
+    }
+}
+
 /// Why an incoming connection came to nothing. For the log: the peer is told separately.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
     /// The handshake failed: an unknown key, another protocol, noise.
-    #[error("handshake with {from} failed: {why}")]
+    #[error("handshake with {from} failed: {why}{}", meaning(.why))]
     Handshake {
         /// The peer's address.
         from: SocketAddr,

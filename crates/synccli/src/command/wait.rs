@@ -55,7 +55,11 @@ pub fn run(args: &PushArgs, state_dir: &Path, out: &Sink, err: &Sink) -> Result<
     }
     let behind: Vec<String> = waiting.behind.iter().map(|behind| status::behind(&behind.replica)).collect();
     let missing = text::plural(behind.len() as u64, "replica has", "replicas have");
-    Err(Failure::failed(format!("{missing} not confirmed version {}: {}", version.number, behind.join("; "))))
+    let needed = match args.wait() {
+        Wait::Quorum => format!(" ({} of {} would be enough)", waiting.quorum(), waiting.replicas()),
+        Wait::All | Wait::None => String::new(),
+    };
+    Err(Failure::failed(format!("{missing} not confirmed version {}{needed}: {}", version.number, behind.join("; "))))
 }
 
 /// What is known of a push that the daemon makes.
@@ -135,14 +139,18 @@ impl Waiting {
         self.replicas.max(self.acknowledged.len() + self.behind.len())
     }
 
+    /// How many are a majority. Of none there is nobody to wait for.
+    fn quorum(&self) -> usize {
+        self.replicas().min(self.replicas() / 2 + 1)
+    }
+
     fn is_enough(&self, wait: Wait) -> bool {
         let (replicas, acknowledged) = (self.replicas(), self.acknowledged.len());
         self.version.is_some()
             && match wait {
                 Wait::None => true,
                 _ if self.done => true,
-                // Of none there is nobody to wait for.
-                Wait::Quorum => acknowledged >= replicas.min(replicas / 2 + 1),
+                Wait::Quorum => acknowledged >= self.quorum(),
                 Wait::All => acknowledged >= replicas,
             }
     }

@@ -143,7 +143,7 @@ fn row(replica: &ReplicaStatus) -> [String; 5] {
     rest.extend(replica.problem.as_ref().map(|problem| escape_text(problem)));
     rest.extend(replica.retry_seconds.map(|wait| match wait < 0.1 {
         true => "is being tried again".to_owned(),
-        false => format!("tried again in {}", seconds(wait)),
+        false => format!("next attempt in {}", seconds(wait)),
     }));
     [replica.name.clone(), state(replica.state).to_owned(), version, lag, rest.join("; ")]
 }
@@ -279,7 +279,7 @@ mod tests {
                 "www  /var/www  master  version 9, 1 entry, 2001-09-09T01:46:40Z (5 min ago)",
                 "  REPLICA              STATE    VERSION  BEHIND",
                 "  web1/www             in sync  7        -                                  rtt 0.4 ms",
-                "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; tried again in 4.0 s",
+                "  web2.example:99/www  offline  7        2 versions, 1 entry, 1.2 MB, 90 s  no answer\\x1b; next attempt in 4.0 s",
                 "  web3/www             drifted  7        -                                  3 names drifted, the first a/b",
             ]
         );

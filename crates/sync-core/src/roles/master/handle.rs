@@ -347,6 +347,16 @@ impl MirrorHandle {
         }
     }
 
+    /// Whoever has this among its addresses is tried again now.
+    pub fn try_again_at(&self, host: &str, port: u16) {
+        let is_there = |at: &Destination| matches!(at, Destination::Remote { host: known, port: known_port, .. } if known == host && *known_port == port);
+        for follower in self.shared.followers() {
+            if addresses(&follower.destination).iter().any(is_there) {
+                follower.fate.try_again();
+            }
+        }
+    }
+
     /// The replica of this name, as in the configuration.
     pub(super) fn follower(&self, replica: &str) -> Result<Follower, OrderError> {
         let followers = self.shared.followers();
@@ -423,8 +433,10 @@ impl MirrorHandle {
         let version = version.or_else(|| last.map(|last| version_status(&last.version, last.counts.entries)));
         let replica = |follower: &Follower| {
             let mut replica = replica_status(follower, version.as_ref(), history.as_ref());
-            // It is connected, and there is nothing to tell it.
-            if waits && replica.state == ReplicaState::CatchingUp {
+            // There is nothing to tell it.
+            let is_well = matches!(replica.state, ReplicaState::CatchingUp | ReplicaState::Offline)
+                && replica.retry_seconds.is_none();
+            if waits && is_well {
                 let why = "it keeps what it has until this tree can be published again";
                 replica.problem.get_or_insert_with(|| why.to_owned());
             }
@@ -493,10 +505,13 @@ fn seconds_between(from: Time, to: Time) -> f64 {
 
 fn replica_status(follower: &Follower, newest: Option<&VersionStatus>, history: Option<&History<'_>>) -> ReplicaStatus {
     let following = follower.fate.get();
-    let Following { connection, version, is_current, drift, problem, held, retry, delivery, came, .. } = following;
+    let Following { connection, version, is_current, drift, problem, held, is_anothers, .. } = following;
+    let Following { retry, delivery, came, .. } = following;
     let has_newest = version.as_ref().zip(newest).is_some_and(|((_, id), newest)| id.0.to_hex() == newest.id);
-    let acknowledged =
-        version.map(|(number, _)| number).or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
+    // What is another master's has nothing of this one.
+    let history = history.filter(|_| !is_anothers);
+    let acknowledged = version.filter(|_| !is_anothers).map(|(number, _)| number);
+    let acknowledged = acknowledged.or_else(|| history.and_then(|h| h.acknowledged(&follower.destination)));
     let wish = *follower.fate.wish.borrow();
     let state = match wish {
         Wish::Pause => ReplicaState::Paused,

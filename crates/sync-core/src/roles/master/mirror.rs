@@ -64,6 +64,8 @@ pub struct Mirror {
     shared: Arc<Shared>,
     dialer: Dialer,
     orders: mpsc::UnboundedReceiver<MirrorOrder>,
+    /// One that came while the tree was not open.
+    waiting: Option<MirrorOrder>,
     /// The process is asked to stop.
     stop: Arc<AtomicBool>,
     /// What was deleted lately.
@@ -116,6 +118,7 @@ impl Mirror {
             shared,
             dialer: Dialer::default(),
             orders: ordered,
+            waiting: None,
             stop: Arc::default(),
             guard,
             emptied: AtomicBool::new(false),
@@ -146,8 +149,9 @@ impl Mirror {
     }
 
     async fn mirror(&mut self, shutdown: &mut Shutdown) -> Result<(), PushError> {
+        let mut opened = None;
         while !*shutdown.borrow() {
-            let wait = match block_in_place(|| self.open()) {
+            let wait = match opened.take().map_or_else(|| block_in_place(|| self.open()), Ok) {
                 Ok(mut open) => match self.serve(&mut open, shutdown).await {
                     Left::Shutdown => return Ok(()),
                     Left::Gone => REPLACED,
@@ -171,10 +175,19 @@ impl Mirror {
                             self.configure(*config);
                             break;
                         }
-                        MirrorOrder::Look { answer, .. } => {
-                            let why = self.shared.obstacle().unwrap_or_else(|| "it is being opened; try again".to_owned());
-                            let _ = answer.send(Err(why));
-                        }
+                        // The tree may be back: then this is done when it is open.
+                        MirrorOrder::Look { release, answer } => match block_in_place(|| self.open()) {
+                            Ok(open) => {
+                                opened = Some(open);
+                                self.waiting = Some(MirrorOrder::Look { release, answer });
+                                break;
+                            }
+                            Err(PushError::Stopped) => break,
+                            Err(error) => {
+                                self.tell_of(&error);
+                                let _ = answer.send(Err(self.shared.obstacle().unwrap_or_default()));
+                            }
+                        },
                     },
                 }
             }
@@ -269,7 +282,7 @@ impl Mirror {
         let mut doubts_rest = Instant::now();
         loop {
             // A tree that never rests must not keep anybody waiting.
-            if let Ok(order) = self.orders.try_recv() {
+            if let Some(order) = self.waiting.take().or_else(|| self.orders.try_recv().ok()) {
                 if let Some(left) = self.obey(order, open, news, follow) {
                     return left;
                 }
@@ -542,7 +555,7 @@ impl Mirror {
         };
         let last = LastLook::of(&survey);
         let source = &open.source;
-        if survey.entries <= 1 && survey.gone.len() > 1 && !self.release {
+        if survey.entries <= 1 && !survey.gone.is_empty() && !self.release {
             self.emptied.store(true, Ordering::Relaxed);
             let why = "it is empty, and was not before: is something not mounted? the replicas keep what they have until at least half \
                        of it is back; if it is meant to be empty, say so with `synccli release SHARE`";
@@ -664,8 +677,10 @@ impl Mirror {
     }
 
     fn tell_of(&self, error: &PushError) {
-        self.monitor.problem(None, &Problem { path: None, reason: error.to_string() });
-        self.shared.is(ShareState::Failed, Some(error.to_string()));
+        let every = duration::text(RETRY);
+        let reason = format!("{error}; it is tried again every {every}, and the replicas keep what they have");
+        self.monitor.problem(None, &Problem { path: None, reason: reason.clone() });
+        self.shared.is(ShareState::Failed, Some(reason));
     }
 }
 
