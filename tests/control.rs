@@ -59,7 +59,7 @@ fn who_is_behind_is_named() {
     let scratch = Scratch::new();
     let src = scratch.src();
     many(&src, 60, 1);
-    let (one, mut two, three) = (replica(&scratch, "one"), replica(&scratch, "two"), replica(&scratch, "three"));
+    let (one, mut two, mut three) = (replica(&scratch, "one"), replica(&scratch, "two"), replica(&scratch, "three"));
     let master = Daemon::master(&scratch, "m", &src, &[&one, &two, &three], "");
     for number in 0..3 {
         waits_for_state(&master.state, number, "in_sync");
@@ -95,6 +95,10 @@ fn who_is_behind_is_named() {
     }
     let ran = synccli(&master.state).args(&["status", "--exit-code"]).code(3);
     assert!(ran.out().contains("offline") && ran.out().contains("1 version, 2 entries, 5 B"), "{ran}");
+    three.kill();
+    let ran = synccli(&master.state).args(&["push", "www", "--wait=quorum", "--timeout=1s"]).code(1);
+    assert!(ran.err().contains("2 replicas have not confirmed version 2 (2 of 3 would be enough): "), "{ran}");
+    three.up();
     two.up();
     // A push does not wait for the next attempt.
     synccli(&master.state).args(&["push", "www", "--timeout=20s"]).ok();

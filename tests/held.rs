@@ -564,6 +564,14 @@ fn deploy(src: &Path, release: u8) {
     let _ = std::fs::remove_dir_all(src.join(format!("releases/{}", release - 1)));
 }
 
+/// A replica is not there when its master publishes release 42.
+fn misses_a_deploy(replica: &mut Daemon, master: &Daemon, src: &Path) {
+    replica.kill();
+    waits_for_state(&master.state, 0, "offline");
+    deploy(src, 42);
+    synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();
+}
+
 /// Of a deploy that it missed everything could be published but the files.
 #[test]
 fn a_replica_that_missed_a_version_keeps_what_it_has_while_that_is_not_there_either() {
@@ -574,11 +582,8 @@ fn a_replica_that_missed_a_version_keeps_what_it_has_while_that_is_not_there_eit
     let mut one = replica(&scratch, "one");
     let mut master = Daemon::master(&scratch, "m", &src, &[&one], "history = '0'");
     waits_for_state(&master.state, 0, "in_sync");
-    one.kill();
-    waits_for_state(&master.state, 0, "offline");
+    misses_a_deploy(&mut one, &master, &src);
     let before = snapshot(&dst);
-    deploy(&src, 42);
-    synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();
     mkdir(&aside);
     stop_at_rest(&mut master);
     move_all(&src, &aside);
@@ -621,11 +626,8 @@ fn a_replica_that_missed_a_version_keeps_what_it_has_while_nobody_has_seen_yet_t
             Daemon::master_behind(&scratch, "m", &src, &[&one], "history = '0'\nrescan = '1h'", behind.unwrap());
         waits_for_state(&master.state, 0, "in_sync");
         assert!(status(&master.state)["unwatched"].is_string());
-        one.kill();
-        waits_for_state(&master.state, 0, "offline");
+        misses_a_deploy(&mut one, &master, &src);
         let before = snapshot(&dst);
-        deploy(&src, 42);
-        synccli(&master.state).args(&["push", "www", "--wait=none"]).ok();
         mkdir(&aside);
         move_all(&src, &aside);
         assert_eq!(status(&master.state)["state"], "ready");

@@ -99,6 +99,7 @@ impl Claimed {
         let held = &status(&self.masters[1 - owner].state)["replicas"][0];
         let problem = held["problem"].as_str().unwrap();
         assert_eq!(held["state"], "held", "{held}");
+        assert!(held["version"].is_null() && held["lag"].is_null(), "what is there is the other's: {held}");
         assert!(problem.contains(&id(&self.masters[owner].state)) && problem.contains("--adopt"), "{problem}");
     }
 }

@@ -42,13 +42,10 @@ pub fn replica(addresses: &[impl AsRef<str>], share: &str) -> Result<Destination
         return Err(format!("{} is no replica: {usage}", escape(first.as_bytes())));
     }
     let HostPort { host, port } = peer.parse().map_err(|why: Refusal| format!("{why}; {usage}"))?;
-    let mut also = Vec::new();
     if addresses.len() > MAX_ADDRESSES {
         return Err(format!("{} has more than {MAX_ADDRESSES} addresses", escape(first.as_bytes())));
     }
-    for other in others {
-        also.push(other.as_ref().parse()?);
-    }
+    let also = others.iter().map(|other| other.as_ref().parse()).collect::<Result<_, _>>()?;
     Ok(Destination::Remote { host, port, share: share.to_owned(), also })
 }
 

@@ -24,18 +24,20 @@ pub enum BindError {
     Setup(#[from] SetupError),
 }
 
-/// What a master that pins another key for this machine says.
-const CERTIFICATE_UNKNOWN: [u8; 2] = [46, 49];
+/// `access_denied`: what TLS says for a key that is not the one that was pinned.
+const ACCESS_DENIED: u8 = 49;
 
+/// What to do about the end of a handshake, where that can be known.
 fn meaning(why: &Closed) -> &'static str {
     match why {
-        Closed::Tls { alert, .. } if CERTIFICATE_UNKNOWN.contains(alert) => {
+        Closed::Tls { alert: ACCESS_DENIED, .. } => {
             "; perhaps the other side knows another key for this machine: pair the two again"
         }
         _ => "",
     }
 }
 
+/// What to do about an address that cannot be listened at.
 fn way_out(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => "a port below 1024 takes root: choose another one with --listen",
@@ -199,4 +201,23 @@ pub enum StreamError {
     /// The stream was used after its end, which is our own mistake.
     #[error("the stream has ended already")]
     Ended,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_depends_on_what_was_in_the_way() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let bind = |kind: io::ErrorKind| BindError::Address { address, source: kind.into() }.to_string();
+        assert!(bind(io::ErrorKind::PermissionDenied).contains("a port below 1024 takes root"));
+        assert!(bind(io::ErrorKind::AddrInUse).contains("stop what uses that address"));
+        let refused = |alert| {
+            let why = Closed::Tls { alert, reason: String::new() };
+            AcceptError::Handshake { from: address, why }.to_string()
+        };
+        assert!(refused(ACCESS_DENIED).ends_with("pair the two again"));
+        assert!(!refused(40).contains("pair"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Further names of an inode, or a copy where the kernel refuses one.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, linkat};
@@ -63,11 +63,9 @@ impl Publisher {
                 self.detach_if_outside(j)?;
             }
             if let Some((from, from_name)) = self.made(j)? {
-                // What moves has its old name still.
-                let look = self.root.stat_at(from.as_fd(), &*from_name);
-                let stat = look.map_err(|errno| FsError::new("look at", first, errno))?;
-                if !self.is_as_left(&stat) {
-                    return Err(drift("link to", first));
+                if matches!(self.steps[j].action, Action::Move { .. }) {
+                    // It has its old name still.
+                    self.check_left(from.as_fd(), &from_name, "link to", first)?;
                 }
                 let name = self.staging.fresh_name();
                 return match linkat(&from, &*from_name, stage.fd(), &name, AtFlags::empty()) {
@@ -95,6 +93,18 @@ impl Publisher {
         };
         let dir = rustix::io::dup(staged.dir()).map_err(|errno| FsError::new("look at", path, errno))?;
         Ok(Some((dir, staged.name.clone())))
+    }
+
+    /// What has a name in staging and others in the tree must be what we left it as.
+    pub(super) fn check_left(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        doing: &'static str,
+        path: &RelPath,
+    ) -> Result<(), FsError> {
+        let stat = self.root.stat_at(dir, name).map_err(|errno| FsError::new("look at", path, errno))?;
+        if self.is_as_left(&stat) { Ok(()) } else { Err(drift(doing, path)) }
     }
 
     /// Records a link in staging to the inode that step `j` staged.

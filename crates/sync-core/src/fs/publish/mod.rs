@@ -15,8 +15,8 @@
 //!
 //! System calls for a new regular file of a small size, staging included: open, write, utimensat, close; chown and chmod
 //! if a file cannot be made with its owner and mode; statx, and renameat2 where its directory is not new. One that
-//! replaces a file costs another statx, and so does what gets its name by itself: one to know what it was left as, so that
-//! what somebody else does to it before it is observed is not taken for ours. Opening directories comes on top once per
+//! replaces a file costs another statx, and so does what gets its name by itself, or gets attributes in a new directory: one to
+//! know what it was left as, so that what somebody else does to it before it is observed is not taken for ours. Opening directories comes on top once per
 //! directory.
 
 mod copy;

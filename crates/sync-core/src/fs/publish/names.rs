@@ -313,12 +313,7 @@ impl Publisher {
         {
             self.dress_moved(i, step, from, staged)?;
         } else if staged.linked.is_some() {
-            // Somebody may have written to it by another name.
-            let look = self.root.stat_at(staged.dir(), &*staged.name);
-            let stat = look.map_err(|errno| FsError::new("look at", &step.path, errno))?;
-            if !self.is_as_left(&stat) {
-                return Err(drift("link", &step.path));
-            }
+            self.check_left(staged.dir(), &staged.name, "link", &step.path)?;
         }
         let parent = step.path.parent().unwrap_or_default();
         self.enter(&step.path);

@@ -349,7 +349,10 @@ impl MirrorHandle {
 
     /// Whoever has this among its addresses is tried again now.
     pub fn try_again_at(&self, host: &str, port: u16) {
-        let is_there = |at: &Destination| matches!(at, Destination::Remote { host: known, port: known_port, .. } if known == host && *known_port == port);
+        let is_there = |address: &Destination| match address {
+            Destination::Remote { host: known, port: at, .. } => known == host && *at == port,
+            Destination::Path(_) => false,
+        };
         for follower in self.shared.followers() {
             if addresses(&follower.destination).iter().any(is_there) {
                 follower.fate.try_again();

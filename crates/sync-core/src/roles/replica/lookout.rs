@@ -351,10 +351,9 @@ impl Lookout {
             let mut state = self.state();
             state.stop = Arc::default();
             // A session that looks has taken it; one that does not leaves it to be done.
-            match if state.sessions == 0 { state.owed.take() } else { None } {
-                Some(look) => (look, Arc::clone(&state.stop)),
-                None => return,
-            }
+            let owed = if state.sessions == 0 { state.owed.take() } else { None };
+            let Some(look) = owed else { return };
+            (look, Arc::clone(&state.stop))
         };
         let (share, names, stopped) = (self.share.clone(), look.names.clone(), Arc::clone(&stop));
         let mut looking = spawn_blocking(move || Opened::inspect(&share, names.as_ref(), &stopped));
