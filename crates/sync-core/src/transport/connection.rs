@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::closed::{Closed, Code};
+use super::congestion;
 use super::error::StreamError;
 use super::frames::{FrameReader, FrameWriter};
 use super::identity::{PeerId, PublicKey};
@@ -115,6 +116,7 @@ impl Connection {
         if self.inner.close_reason().is_some() {
             return;
         }
+        congestion::make_way(&self.inner);
         let before = self.inner.stats().udp_tx.datagrams;
         let reason = reason.as_bytes();
         self.inner.close(code.to_wire(), reason.get(..400).unwrap_or(reason));

@@ -12,6 +12,7 @@
 
 mod address;
 mod closed;
+mod congestion;
 mod connection;
 mod crypto;
 mod dial;

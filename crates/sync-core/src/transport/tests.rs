@@ -466,6 +466,25 @@ async fn a_peer_that_vanishes_is_noticed_on_both_sides() {
 }
 
 #[tokio::test]
+async fn a_close_is_heard_also_when_more_waits_than_the_link_takes() {
+    let (master, replica) = (identity(), identity());
+    let mut host = Host::start(&replica, Arc::new(Only(master.id())), Settings::default());
+    let cut = Arc::new(AtomicBool::new(false));
+    let to = relay(host.address, Arc::clone(&cut)).await.into();
+    let dialed = connect(&to, &master, replica.id(), Purpose::Session, Settings::default()).await.unwrap();
+    let accepted = host.next().await.unwrap();
+    cut.store(true, Ordering::SeqCst);
+    // Four times the window of a connection that has just begun.
+    let mut writer = dialed.open_uni().await.unwrap();
+    writer.send(3, 1, Bytes::from(vec![0; 4 << 20])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cut.store(false, Ordering::SeqCst);
+    dialed.close(Code::Cancelled, "interrupted").await;
+    let heard = Closed::ByPeer { code: Code::Cancelled, reason: "interrupted".to_owned() };
+    assert_eq!(accepted.closed().await, heard);
+}
+
+#[tokio::test]
 async fn a_handshake_that_stalls_frees_its_place() {
     let (master, replica) = (identity(), identity());
     let mut host = Host::start(&replica, Arc::new(Only(master.id())), quick());

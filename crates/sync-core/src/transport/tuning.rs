@@ -11,6 +11,7 @@ use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
 use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::sockopt;
 
+use super::congestion::EndsInTime;
 use super::identity::Identity;
 
 /// How long a side waits for the other.
@@ -77,6 +78,7 @@ pub(super) fn listening(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
 
 fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
     let mut config = TransportConfig::default();
+    let mut congestion = CubicConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
@@ -97,10 +99,9 @@ fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
         config.initial_rtt(Duration::from_millis(20));
         // Ten such packets would go to the kernel at once, which drops more than 65,535 bytes without a word.
         config.enable_segmentation_offload(false);
-        let mut congestion = CubicConfig::default();
         congestion.initial_window(LOOPBACK_WINDOW);
-        config.congestion_controller_factory(Arc::new(congestion));
     }
+    config.congestion_controller_factory(Arc::new(EndsInTime(Arc::new(congestion))));
     config
 }
 

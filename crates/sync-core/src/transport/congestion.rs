@@ -1,0 +1,81 @@
+//! How much may be in flight: quinn's controllers, but for a connection that ends.
+//!
+//! quinn (0.11) lets no close out while the congestion window is full and data waits, and hears no acknowledgement any more that
+//! would make room: the peer learns from a reset, or from silence, what it should have been told
+//! (<https://github.com/quinn-rs/quinn/issues/2785>). So the window of a connection that ends has no bound.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use quinn_proto::RttEstimator;
+
+/// More than quinn paces.
+const NO_BOUND: u64 = 1 << 33;
+
+/// Makes controllers like `F` that can be told of the end.
+#[derive(Debug)]
+pub(super) struct EndsInTime<F>(pub Arc<F>);
+
+impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for EndsInTime<F> {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Ending { inner: Arc::clone(&self.0).build(now, current_mtu), ends: Arc::default() })
+    }
+}
+
+/// Lets the close of `connection` out, whatever is in flight.
+pub(super) fn make_way(connection: &quinn::Connection) {
+    if let Ok(controller) = connection.congestion_state().into_any().downcast::<Ending>() {
+        controller.ends.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Copies share the flag: one of them is what [`make_way`] gets.
+struct Ending {
+    inner: Box<dyn Controller>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Controller for Ending {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.ends.load(Ordering::Relaxed) { NO_BOUND } else { self.inner.window() }
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self { inner: self.inner.clone_box(), ends: Arc::clone(&self.ends) })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
