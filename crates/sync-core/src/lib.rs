@@ -7,6 +7,7 @@
 pub mod backoff;
 pub mod chunk;
 pub mod compress;
+pub mod congestion;
 pub mod control;
 pub mod delta;
 pub mod destination;

@@ -1,4 +1,5 @@
-//! How much may be in flight: quinn's controllers, but for a connection that ends.
+//! How much may be in flight, as quinn asks for it: [`Model`] joins our [`Congestion`] to it, and [`EndsInTime`] any controller to
+//! the end of a connection.
 //!
 //! quinn (0.11) lets no close out while the congestion window is full and data waits, and hears no acknowledgement any more that
 //! would make room: the peer learns from a reset, or from silence, what it should have been told
@@ -7,10 +8,12 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
+
+use crate::congestion::{Congestion, INITIAL_PACKETS};
 
 /// More than quinn paces.
 const NO_BOUND: u64 = 1 << 33;
@@ -78,4 +81,80 @@ impl Controller for Ending {
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
+}
+
+/// Makes controllers that go by a model of the path.
+#[derive(Debug)]
+pub(super) struct Model;
+
+impl ControllerFactory for Model {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let packet = u64::from(current_mtu);
+        let initial = INITIAL_PACKETS * packet;
+        Box::new(Modelled { congestion: Congestion::new(packet, initial), began: now, initial })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Modelled {
+    congestion: Congestion,
+    /// Times are counted from here.
+    began: Instant,
+    initial: u64,
+}
+
+impl Modelled {
+    fn time(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.began)
+    }
+}
+
+impl Controller for Modelled {
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
+        self.congestion.sent(self.time(now), bytes);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _app_limited: bool, rtt: &RttEstimator) {
+        self.congestion.acked(self.time(now), self.time(sent), bytes, rtt.get());
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {
+        self.congestion.acks_end(self.time(now), in_flight, app_limited);
+    }
+
+    fn on_congestion_event(&mut self, _now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        if is_persistent_congestion {
+            self.congestion.nothing_arrives();
+        } else if lost_bytes == 0 {
+            self.congestion.marked(self.time(sent));
+        } else {
+            self.congestion.lost(self.time(sent), lost_bytes);
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.congestion.packets_of(new_mtu.into());
+    }
+
+    fn window(&self) -> u64 {
+        self.congestion.window()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.initial
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+#[cfg(test)]
+pub(super) fn shown(controller: &dyn Controller) -> String {
+    let ending = controller.clone_box().into_any().downcast::<Ending>().unwrap();
+    ending.inner.into_any().downcast::<Modelled>().unwrap().congestion.to_string()
 }

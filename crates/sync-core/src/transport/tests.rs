@@ -665,8 +665,8 @@ fn a_sender_holds_what_the_link_takes_and_no_more() {
     // Twice the window, and what goes in 50 ms.
     assert_eq!(tuning::held(1_000_000, ms(20)), 4_500_000);
     assert_eq!(tuning::held(14_000, ms(20)), 2 << 20, "at the start");
-    assert_eq!(tuning::held(7_500_000, ms(60)), 16 << 20);
-    assert_eq!(tuning::held(u64::MAX, ms(0)), 16 << 20);
+    assert_eq!(tuning::held(7_500_000, ms(60)), 31_250_000 - 10_000_000);
+    assert_eq!(tuning::held(u64::MAX, ms(0)), 64 << 20);
 }
 
 #[test]
