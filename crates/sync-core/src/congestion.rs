@@ -428,6 +428,7 @@ impl Congestion {
     }
 }
 
+#[cfg(test)]
 impl std::fmt::Display for Congestion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let least = self.least.unwrap_or_default();
