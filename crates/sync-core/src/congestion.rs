@@ -3,8 +3,8 @@
 //! After BBR (draft-ietf-ccwg-bbr), steered through the window alone: quinn paces at 1.25 windows in a round trip, and has no
 //! other handle. The path has a rate, the most that was delivered lately, and a round trip, the least that was seen in 10 s.
 //! In flight is what that rate carries in a round trip as it is now, which keeps the rate also where somebody else fills the
-//! queue, and never more than [`CAP`] times what the empty path holds. Loss does not change the rate: a link that drops one packet in fifty is
-//! not a narrow one. Loss above [`BEARABLE`] is taken for a queue that runs over: a *ceiling* is set below what was in flight then,
+//! queue, and never more than `CAP` times what the empty path holds. Loss does not change the rate: a link that drops one packet in fifty is
+//! not a narrow one. Loss above `BEARABLE` is taken for a queue that runs over: a *ceiling* is set below what was in flight then,
 //! and raised again by what later probes find.
 //!
 //! Sans-IO: packets sent, acknowledged and lost go in, a window comes out. No clock: times are any monotonic time of the caller.
