@@ -243,13 +243,19 @@ impl Congestion {
     }
 
     fn come_down(&mut self) {
-        if std::mem::replace(&mut self.round.lowered, true) {
+        // With little in flight the queue is somebody else's.
+        if self.round.in_flight < self.window / 2 || std::mem::replace(&mut self.round.lowered, true) {
             return;
         }
         let held = share(self.round.in_flight.min(self.window), BACK);
-        // Not below what the path carries with an empty queue, unless that has been tried.
-        let carried = if self.phase == Phase::Start || self.phase == Phase::Up { self.product(1.0) } else { 0 };
-        self.ceiling = held.max(carried).max(self.floor());
+        // What a probe lost says nothing against what the path carries with an empty queue.
+        let probed = match self.phase {
+            Phase::Start | Phase::Up => true,
+            Phase::Down => self.rounds_in_cycle <= TELLS,
+            Phase::Cruise | Phase::Listen { .. } => false,
+        };
+        let carried = if probed { self.product(1.0) } else { 0 };
+        self.ceiling = self.ceiling.min(held.max(carried)).max(self.floor());
         match self.phase {
             Phase::Start => self.enter(Phase::Down),
             Phase::Up => self.enter(Phase::Down),
@@ -265,10 +271,6 @@ impl Congestion {
             self.look_for_the_end_of_the_start();
         }
         if self.phase == Phase::Up {
-            if !self.round.too_many_lost() {
-                // What the probe had in flight was borne.
-                self.ceiling = share(self.ceiling, self.up());
-            }
             self.enter(Phase::Down);
         } else if self.rounds_in_cycle == TELLS && matches!(self.phase, Phase::Down | Phase::Cruise) {
             self.judge_the_probe(now);
@@ -279,6 +281,9 @@ impl Congestion {
 
     /// What was sent while more was probed for has been heard of.
     fn judge_the_probe(&mut self, now: Duration) {
+        if !self.round.lowered {
+            self.ceiling = share(self.ceiling, self.up());
+        }
         if self.rate() < self.fastest * (1.0 + MORE * (self.up() - 1.0)) || self.round.lowered {
             self.faster = 0;
             return;
@@ -290,6 +295,7 @@ impl Congestion {
             self.faster = 0;
             self.not_faster = 0;
             self.fastest = self.rate();
+            self.ceiling = u64::MAX;
             self.enter(Phase::Start);
         }
     }

@@ -41,7 +41,7 @@ pub(super) struct Sampler {
     delivered_at: Duration,
     base_at: Duration,
     in_flight: u64,
-    /// Packets sent before so much is delivered are of a time with too little to send.
+    /// Packets sent before more than this is delivered are of a time with too little to send.
     idle_until: u64,
     newest: Option<Burst>,
 }
@@ -85,7 +85,7 @@ impl Sampler {
                     delivered_at: self.delivered_at,
                     base_at: self.base_at,
                     in_flight: self.in_flight,
-                    idle: self.delivered < self.idle_until,
+                    idle: self.delivered <= self.idle_until,
                 });
             }
         }
@@ -122,6 +122,13 @@ impl Sampler {
         let forget = burst.at.saturating_sub(2 * took.max(least));
         while self.bursts.front().is_some_and(|first| first.at < forget) {
             self.bursts.pop_front();
+        }
+        if in_flight == 0 {
+            // Acknowledgements of ours, which nobody acknowledges, would be remembered for ever.
+            self.bursts.clear();
+        }
+        if self.bursts.len() < BURSTS / 8 {
+            self.apart = (self.apart / 2).max(APART);
         }
         // Shorter than the path is long: acknowledgements came in a heap.
         if took < least || took.is_zero() {

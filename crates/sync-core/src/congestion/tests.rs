@@ -8,26 +8,26 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Some packets a round over a path of 10 ms, each acknowledged.
-fn rounds(congestion: &mut Congestion, rounds: u64) {
-    for round in 0..rounds {
-        for i in 0..20 {
-            let at = ms(20 * round + i);
-            congestion.sent(at, PACKET);
-            congestion.acked(at + ms(10), at, PACKET, ms(10));
-            congestion.acks_end(at + ms(10), 10 * PACKET, false);
+/// A packet each millisecond over a path of 20 ms, for so long.
+fn steadily(congestion: &mut Congestion, millis: u64) {
+    for i in 0..millis {
+        congestion.sent(ms(i), PACKET);
+        if let Some(at) = i.checked_sub(20) {
+            congestion.acked(ms(i), ms(at), PACKET, ms(20));
+            congestion.acks_end(ms(i), 20 * PACKET, false);
         }
     }
+    assert!(congestion.phase != Phase::Start && congestion.rate() > 1_400_000.0, "{congestion}");
 }
 
 #[test]
 fn nothing_goes_below_what_keeps_acknowledgements_flowing() {
     let mut congestion = Congestion::new(PACKET, 0);
     assert_eq!(congestion.window(), LEAST_PACKETS * PACKET);
-    rounds(&mut congestion, 20);
-    for i in 0..1000 {
-        congestion.marked(ms(200 + i));
-        congestion.lost(ms(200 + i), 10 * PACKET);
+    steadily(&mut congestion, 1000);
+    for _ in 0..1000 {
+        congestion.marked(ms(999));
+        congestion.lost(ms(999), 10 * PACKET);
         assert!(congestion.window() >= LEAST_PACKETS * PACKET);
     }
     congestion.nothing_arrives();
@@ -39,12 +39,12 @@ fn nothing_goes_below_what_keeps_acknowledgements_flowing() {
 #[test]
 fn a_mark_of_the_path_lowers_the_window_once_in_a_round() {
     let mut congestion = Congestion::new(PACKET, INITIAL_PACKETS * PACKET);
-    rounds(&mut congestion, 20);
+    steadily(&mut congestion, 1000);
     let before = congestion.window();
-    congestion.marked(ms(400));
+    congestion.marked(ms(999));
     let marked = congestion.window();
     assert!(marked < before, "{before} {marked}");
-    congestion.marked(ms(400));
+    congestion.marked(ms(999));
     assert_eq!(congestion.window(), marked);
 }
 
@@ -92,4 +92,15 @@ fn what_is_remembered_of_a_long_path_is_bounded() {
         let sample = sampler.batch_ends(at(50_000), 1000, false).unwrap();
         assert!(sample.rate < 1000.0 / 60e-6 + 1e6, "{i} {sample:?}");
     }
+}
+
+#[test]
+fn who_has_little_in_flight_is_not_slowed_down_by_what_others_do() {
+    let mut congestion = Congestion::new(PACKET, INITIAL_PACKETS * PACKET);
+    steadily(&mut congestion, 1000);
+    congestion.acks_end(ms(1000), 0, true);
+    let before = congestion.window();
+    congestion.sent(ms(2000), PACKET);
+    congestion.marked(ms(2000));
+    assert_eq!(congestion.window(), before);
 }

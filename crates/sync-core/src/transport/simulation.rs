@@ -117,6 +117,8 @@ pub(super) struct Simulation {
     air: BinaryHeap<Reverse<(Instant, u64, usize, usize)>>,
     datagrams: std::collections::HashMap<u64, (BytesMut, SocketAddr)>,
     serial: u64,
+    /// Senders have no end of data; otherwise they say what [`Simulation::say`] has them say.
+    pub busy: bool,
 }
 
 fn transport(factory: Arc<dyn ControllerFactory + Send + Sync>, listens: bool) -> Arc<TransportConfig> {
@@ -141,6 +143,7 @@ impl Simulation {
             air: BinaryHeap::new(),
             datagrams: Default::default(),
             serial: 0,
+            busy: true,
         }
     }
 
@@ -210,6 +213,14 @@ impl Simulation {
         self.now = end;
     }
 
+    /// A small message of a flow.
+    pub fn say(&mut self, flow: usize) {
+        let here = &mut self.flows[flow].sides[0];
+        let (_, connection) = here.connection.as_mut().unwrap();
+        assert_eq!(connection.send_stream(here.streams[0]).write(&[0; 100]), Ok(100));
+        self.drive(flow, 0);
+    }
+
     fn arrive(&mut self, serial: u64, flow: usize, side: usize) {
         let (data, from) = self.datagrams.remove(&serial).unwrap();
         let server = Arc::clone(&self.flows[flow].server);
@@ -257,9 +268,11 @@ impl Simulation {
             }
         }
         for &id in &here.streams {
-            if here.sends {
+            if here.sends && self.busy {
                 while connection.send_stream(id).write(&ZEROS).is_ok_and(|n| n > 0) {}
-            } else if let Ok(mut chunks) = connection.recv_stream(id).read(true) {
+            } else if !here.sends
+                && let Ok(mut chunks) = connection.recv_stream(id).read(true)
+            {
                 while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
                     here.received += chunk.bytes.len() as u64;
                 }
@@ -471,4 +484,39 @@ fn a_link_that_was_cut_is_used_again() {
     simulation.run(Duration::from_secs(3));
     let outcome = &simulation.outcomes(&begun, Duration::from_secs(3))[0];
     assert!(outcome.ended.is_none() && outcome.share > 0.85, "{outcome:?}");
+}
+
+#[test]
+fn who_said_little_for_long_gets_up_to_the_rate_at_once() {
+    let mut simulation = Simulation::new(link(50, 50.0, 1.0, 0.0), 1);
+    simulation.add(ours());
+    // Known, then hardly used for minutes.
+    simulation.run(Duration::from_secs(2));
+    simulation.busy = false;
+    for _ in 0..200 {
+        simulation.run(Duration::from_secs(1));
+        simulation.say(0);
+    }
+    simulation.busy = true;
+    simulation.say(0);
+    let begun = simulation.received();
+    simulation.run(Duration::from_secs(1));
+    let outcome = &simulation.outcomes(&begun, Duration::from_secs(1))[0];
+    assert!(outcome.share > 0.7, "{outcome:?}");
+}
+
+#[test]
+fn small_messages_before_much_do_not_end_the_start() {
+    let mut simulation = Simulation::new(link(50, 50.0, 1.0, 0.0), 1);
+    simulation.busy = false;
+    simulation.add(ours());
+    for _ in 0..5 {
+        simulation.run(Duration::from_millis(200));
+        simulation.say(0);
+    }
+    simulation.busy = true;
+    let begun = simulation.received();
+    simulation.run(Duration::from_millis(1500));
+    let outcome = &simulation.outcomes(&begun, Duration::from_millis(1500))[0];
+    assert!(outcome.share > 0.6, "{outcome:?}");
 }
