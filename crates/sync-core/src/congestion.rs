@@ -71,7 +71,7 @@ enum Phase {
     Start,
     /// More than the rate is sent, to see whether there is more.
     Up,
-    /// Less, so that the queue runs empty.
+    /// What the empty path holds, so that the queue runs empty.
     Down,
     /// Just the rate.
     Cruise,
@@ -170,7 +170,7 @@ impl Congestion {
     }
 
     /// What the path carries, as far as is known; bytes a second.
-    pub fn rate(&self) -> f64 {
+    fn rate(&self) -> f64 {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
@@ -204,7 +204,7 @@ impl Congestion {
 
     /// All that one acknowledgement told has gone in. `idle` says that there was nothing more to send.
     pub fn acks_end(&mut self, now: Duration, in_flight: u64, idle: bool) {
-        let sample = self.sampler.batch_ends(self.least.unwrap_or(Duration::ZERO), in_flight, idle);
+        let sample = self.sampler.batch_ends(in_flight, idle);
         if let Some(sample) = sample {
             if !sample.idle || sample.rate > self.rate() {
                 self.rates[0] = self.rates[0].max(sample.rate);
@@ -257,8 +257,7 @@ impl Congestion {
         let carried = if probed { self.product(1.0) } else { 0 };
         self.ceiling = self.ceiling.min(held.max(carried)).max(self.floor());
         match self.phase {
-            Phase::Start => self.enter(Phase::Down),
-            Phase::Up => self.enter(Phase::Down),
+            Phase::Start | Phase::Up => self.enter(Phase::Down),
             Phase::Down | Phase::Cruise | Phase::Listen { .. } => {}
         }
         self.set_window();

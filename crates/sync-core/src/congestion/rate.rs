@@ -107,8 +107,8 @@ impl Sampler {
         self.in_flight = self.in_flight.saturating_sub(bytes);
     }
 
-    /// The sample of what was acknowledged together. `in_flight` is the truth, and `least` the least round trip.
-    pub fn batch_ends(&mut self, least: Duration, in_flight: u64, idle: bool) -> Option<Sample> {
+    /// The sample of what was acknowledged together. `in_flight` is the truth.
+    pub fn batch_ends(&mut self, in_flight: u64, idle: bool) -> Option<Sample> {
         self.in_flight = in_flight;
         if idle {
             self.idle_until = self.delivered + in_flight;
@@ -119,7 +119,7 @@ impl Sampler {
         let heard = self.delivered_at.saturating_sub(burst.delivered_at);
         let sending = burst.at.saturating_sub(burst.base_at);
         let took = heard.max(sending);
-        let forget = burst.at.saturating_sub(2 * took.max(least));
+        let forget = burst.at.saturating_sub(2 * took);
         while self.bursts.front().is_some_and(|first| first.at < forget) {
             self.bursts.pop_front();
         }
@@ -130,8 +130,7 @@ impl Sampler {
         if self.bursts.len() < BURSTS / 8 {
             self.apart = (self.apart / 2).max(APART);
         }
-        // Shorter than the path is long: acknowledgements came in a heap.
-        if took < least || took.is_zero() {
+        if took.is_zero() {
             return Some(Sample { rate: 0.0, idle: true, sent_at_delivered: burst.delivered });
         }
         #[expect(clippy::cast_precision_loss, reason = "bytes of one round")]

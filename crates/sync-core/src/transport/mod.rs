@@ -40,6 +40,4 @@ pub use tls::{Only, Purpose, Trust};
 pub use tuning::Settings;
 
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
