@@ -57,6 +57,20 @@ fn two_versions(scratch: &Scratch, count: usize) {
     std::fs::rename(b.join("d001"), b.join("renamed directory")).unwrap();
 }
 
+/// How long a push takes here and now, to spread the moments of signals over it. The machine may be quicker than it was
+/// when this was measured: a push that was through before its moment came took less than that.
+struct Length(Duration);
+
+impl Length {
+    fn moment(&self, point: u32, points: u32) -> Duration {
+        self.0 * point / points
+    }
+
+    fn was_through(&mut self, point: u32, points: u32) {
+        self.0 = self.moment(point, points).max(Duration::from_millis(10));
+    }
+}
+
 /// Kills an embedded push from a to b at `points` moments spread over the time a whole one takes.
 fn killed_embedded(points: u32, count: usize) {
     let scratch = Scratch::new();
@@ -65,15 +79,19 @@ fn killed_embedded(points: u32, count: usize) {
     use_version(&scratch, "a");
     scratch.push().ok();
     use_version(&scratch, "b");
-    let whole = scratch.push().ok().took;
+    let mut length = Length(scratch.push().ok().took);
     let mut cut = 0;
     for point in 0..points {
         let (version, old, new) = if point % 2 == 0 { ("a", &b, &a) } else { ("b", &a, &b) };
         use_version(&scratch, version);
         let mut push = scratch.push().start();
-        std::thread::sleep(whole * point / points);
+        std::thread::sleep(length.moment(point, points));
         push.signal(Signal::KILL);
-        cut += u32::from(!push.wait().status.success());
+        if push.wait().status.success() {
+            length.was_through(point, points);
+        } else {
+            cut += 1;
+        }
         nothing_torn(old, new, &scratch);
         scratch.push().ok();
         exact_and_clean(&scratch);
@@ -203,21 +221,23 @@ fn signalled(signal: Signal, number: i32) {
     two_versions(&scratch, 800);
     let (a, b) = (snapshot(&scratch.path("a")), snapshot(&scratch.path("b")));
     use_version(&scratch, "a");
-    let whole = scratch.push().ok().took;
+    let mut length = Length(scratch.push().ok().took);
     let mut cut = 0;
     for point in 0..10 {
         let (version, old, new) = if point % 2 == 0 { ("b", &a, &b) } else { ("a", &b, &a) };
         use_version(&scratch, version);
         let mut push = scratch.push().start();
         // Not before the program has had the time to set itself up: an exec that is not done dies of the signal itself.
-        std::thread::sleep(Duration::from_millis(15) + whole * point / 10);
+        std::thread::sleep(Duration::from_millis(15) + length.moment(point, 10));
         let asked = std::time::Instant::now();
         push.signal(signal);
         let ran = push.wait();
         let waited = asked.elapsed();
         assert!(waited < Duration::from_secs(5), "{waited:?} from signal to end\n{ran}");
         let told = format!("left after a signal at point {point} of 10, {waited:?} to the end\n{ran}");
-        if !ran.status.success() {
+        if ran.status.success() {
+            length.was_through(point, 10);
+        } else {
             ran.by_signal(number);
             cut += 1;
         }
