@@ -73,6 +73,26 @@ fn a_byte_inserted_at_the_front() {
 }
 
 #[test]
+fn within_one_machine_bytes_are_saved_only_of_the_largest_files_unless_it_is_asked_for() {
+    let scratch = Scratch::new();
+    let (small, large) = (noise(7, 3 * M), noise(8, 80 * M));
+    let become_edited = |with: &[u8]| {
+        write(scratch.src().join("small"), &overwritten(&small, [M], with));
+        write(scratch.src().join("large"), &overwritten(&large, [40 * M], with));
+    };
+    become_edited(b"first");
+    scratch.push().ok();
+    become_edited(b"other");
+    let (bytes, summary) = push(&scratch, &[]);
+    assert!((3 * M as u64..4 * M as u64).contains(&bytes), "{bytes} bytes: {summary:?}");
+    for (with, how) in [(b"third", "--compress=never"), (b"again", "--bwlimit=100m")] {
+        become_edited(with);
+        let (bytes, summary) = push(&scratch, &[how]);
+        assert!(bytes < 60_000, "{how}: {bytes} bytes: {summary:?}");
+    }
+}
+
+#[test]
 fn a_byte_inserted_at_the_front_of_a_file_whose_chunks_nobody_knows() {
     let content = noise(1, 20 * M);
     let scratch = pushed(&content);

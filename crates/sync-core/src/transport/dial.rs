@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Endpoint};
+use quinn::{ClientConfig, Endpoint, Runtime};
 use tokio::task::JoinSet;
 
 use super::address::Address;
@@ -17,13 +17,14 @@ use super::connection::Connection;
 use super::error::ConnectError;
 use super::identity::{Identity, PeerId};
 use super::listen::{WELCOME, key_of};
+use super::offload::WithinMachine;
 use super::runtime::Tokio;
 use super::tls::{self, Purpose};
 use super::tuning::{self, Settings};
 use super::vigil;
 
 /// Where connections are dialed from: one socket of each family for all of them, so that what answers within a moment is
-/// read at once. Clones share it. For one tokio runtime.
+/// read at once, and one for those within the machine. Clones share it. For one tokio runtime.
 #[derive(Clone, Default)]
 pub struct Dialer(Arc<Mutex<Endpoints>>);
 
@@ -31,6 +32,8 @@ pub struct Dialer(Arc<Mutex<Endpoints>>);
 struct Endpoints {
     v4: Option<Endpoint>,
     v6: Option<Endpoint>,
+    within_v4: Option<Endpoint>,
+    within_v6: Option<Endpoint>,
 }
 
 /// Who dials whom for what: the same for every address of a name.
@@ -94,7 +97,9 @@ impl Dialer {
         }
         let local: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket = tuning::socket(SocketAddr::new(local, 0))?;
-        let endpoint = Endpoint::new(tuning::endpoint(None), None, socket, Arc::new(Tokio))?;
+        let socket = Tokio.wrap_udp_socket(socket)?;
+        let socket = if tuning::is_loopback(address.ip()) { Arc::new(WithinMachine(socket)) } else { socket };
+        let endpoint = Endpoint::new_with_abstract_socket(tuning::endpoint(None), None, socket, Arc::new(Tokio))?;
         Ok(kept.insert(endpoint).clone())
     }
 
@@ -107,7 +112,12 @@ impl Dialer {
 
 impl Endpoints {
     fn of(&mut self, address: SocketAddr) -> &mut Option<Endpoint> {
-        if address.is_ipv6() { &mut self.v6 } else { &mut self.v4 }
+        match (tuning::is_loopback(address.ip()), address.is_ipv6()) {
+            (false, false) => &mut self.v4,
+            (false, true) => &mut self.v6,
+            (true, false) => &mut self.within_v4,
+            (true, true) => &mut self.within_v6,
+        }
     }
 }
 

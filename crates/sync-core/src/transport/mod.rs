@@ -21,6 +21,7 @@ mod frames;
 mod identity;
 mod listen;
 mod loopback;
+mod offload;
 pub mod pairing;
 mod runtime;
 mod tls;

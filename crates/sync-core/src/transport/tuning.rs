@@ -34,7 +34,7 @@ impl Default for Settings {
 
 /// Packets within one machine, where each costs about the same whatever its size. Quinn panics above 16,383 bytes, the
 /// longest length that it writes into a packet of the handshake.
-const LOOPBACK_MTU: u16 = 16_000;
+pub(super) const LOOPBACK_MTU: u16 = 16_000;
 /// What may be in flight within one machine before the first answer: there is no link to be probed for.
 const LOOPBACK_WINDOW: u64 = 1 << 20;
 /// What one stream may have in flight: a gigabit at 60 ms, and four of them one at 200 ms where little is lost. quinn ends a connection with
@@ -61,7 +61,7 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// The transport parameters for a connection to `peer`.
+/// The transport parameters for a connection to `peer`; to a loopback address, from a socket `offload::WithinMachine`.
 pub(super) fn dialing(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
     Arc::new(transport(peer, settings))
 }
@@ -74,6 +74,8 @@ pub(super) fn listening(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(0));
     config.ack_frequency_config(Some(acks));
+    // The socket that all peers share would be given ten packets at once, which are more than a datagram if they are large.
+    config.enable_segmentation_offload(!is_loopback(peer));
     Arc::new(config)
 }
 
@@ -97,8 +99,6 @@ fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
         config.initial_mtu(LOOPBACK_MTU).mtu_discovery_config(Some(discovery));
         // The first round trip is not worth a guess of a third of a second either.
         config.initial_rtt(Duration::from_millis(20));
-        // Ten such packets would go to the kernel at once, which drops more than 65,535 bytes without a word.
-        config.enable_segmentation_offload(false);
         let mut congestion = CubicConfig::default();
         congestion.initial_window(LOOPBACK_WINDOW);
         config.congestion_controller_factory(Arc::new(EndsInTime(Arc::new(congestion))));

@@ -49,10 +49,14 @@ pub const STRETCHES: u64 = 16;
 /// one session, and not of those that go on behind it.
 pub const LOOK: u64 = 32;
 
+/// A bit of [`Hello::features`]: bytes cost next to nothing between the two, so that contents of up to 64 MiB are asked for
+/// whole, whatever is there in their place: to look into that would take longer.
+pub const WHOLE: u64 = 64;
+
 /// Opens the session: which share, and under what policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`].
+    /// Bits for what the master can do and may: [`HISTORY`], [`FOLLOW`], [`RELEASED`], [`ADOPT`], [`LOOK`], [`WHOLE`].
     pub features: u64,
     /// The share's name; empty for an embedded replica.
     pub share: String,

@@ -16,7 +16,7 @@ pub use content::{Batch, BatchFile, ContentFrame, Encoding, MAX_PREFIX, Piece, S
 pub use message::{
     ADOPT, Ack, Announce, Basis, Change, Describe, Described, Draft, FOLLOW, Given, HISTORY, Hello, LOOK, Listing,
     Moved, Offered, Parts, RELEASED, Refusal, ReplicaStats, Run, STRETCHES, Stand, ToMaster, ToReplica, Touched,
-    Unavailable, Unhealed, Wanted,
+    Unavailable, Unhealed, WHOLE, Wanted,
 };
 pub use packed::Packer;
 

@@ -921,5 +921,5 @@ fn the_place_of_a_source_has_a_bound() {
 
 #[test]
 fn the_bits_of_features_are_pinned() {
-    assert_eq!([HISTORY, FOLLOW, RELEASED, ADOPT, STRETCHES, LOOK], [1, 2, 4, 8, 16, 32]);
+    assert_eq!([HISTORY, FOLLOW, RELEASED, ADOPT, STRETCHES, LOOK, WHOLE], [1, 2, 4, 8, 16, 32, 64]);
 }

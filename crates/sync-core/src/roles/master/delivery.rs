@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::content::{ContentSender, Sending, choose};
+use super::content::{ContentSender, Sending, choose, saves_no_bytes};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
 use super::fate::Fate;
@@ -35,7 +35,9 @@ use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Connection, Dialer};
-use crate::wire::{ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed};
+use crate::wire::{
+    ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed, WHOLE,
+};
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
 /// would mean more flushes.
@@ -304,7 +306,8 @@ impl<'a> Session<'a> {
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
         let (released, adopts) = (delivery.permits.is_released(), delivery.permits.adopts());
         let (fate, looks) = follows.map_or((None, false), |(fate, looks)| (Some(fate), looks));
-        let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT)];
+        let whole = delivery.bandwidth.is_none() && saves_no_bytes(delivery.compress, &connection);
+        let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT), (whole, WHOLE)];
         let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         // The first on a connection does in any case.

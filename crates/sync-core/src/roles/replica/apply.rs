@@ -198,6 +198,11 @@ impl Application {
         self.refusal.clone().filter(|_| self.root == self.announce.version.root)
     }
 
+    /// How many steps there are to publish.
+    pub fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// How the number of entries changes, for the guard.
     pub fn step(&self) -> guard::Step {
         self.step

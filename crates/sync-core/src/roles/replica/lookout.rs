@@ -4,10 +4,11 @@
 //! master of what it found, which repairs it like any other difference. Without such a session the lookout looks itself,
 //! and changes nothing: the next session finds the same, and heals it.
 //!
-//! What the replica itself publishes is hinted at as well. It is what its rows say, and so it is no drift.
+//! What the replica itself publishes is hinted at as well. It is what its rows say, and so it is no drift. While it publishes
+//! much, nothing is heard ([`Lookout::keep_quiet`]): to hear of each name took a tenth of the work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -52,6 +53,7 @@ pub struct Lookout {
     hints: Arc<Hints>,
     state: Mutex<State>,
     changed: Notify,
+    ear: Arc<Ear>,
     /// Hears how the tree is.
     standing: Arc<Standing>,
 }
@@ -109,6 +111,41 @@ impl Drop for Presence {
     }
 }
 
+/// Whether events are heard, or wait in the kernel. Of more than it keeps it says that some were lost.
+#[derive(Default)]
+struct Ear {
+    /// How many wish that they wait.
+    closed: Mutex<u32>,
+    opened: Condvar,
+}
+
+impl Ear {
+    fn closed(&self) -> MutexGuard<'_, u32> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_closed(&self) -> bool {
+        *self.closed() > 0
+    }
+
+    /// Returns when events are heard.
+    fn listen(&self) {
+        let opened = self.opened.wait_while(self.closed(), |closed| *closed > 0);
+        drop(opened.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// While it is there, nothing is heard.
+pub struct Quiet(Arc<Lookout>);
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        *self.0.ear.closed() -= 1;
+        self.0.ear.opened.notify_all();
+        self.0.changed.notify_waiters();
+    }
+}
+
 /// The tree as it is watched, while its top stays what it is.
 struct Tree {
     root: Root,
@@ -119,8 +156,8 @@ impl Lookout {
     /// For a share that is looked at every `rescan` as well, to find what no event told. `None` if nobody is to look.
     pub fn new(share: Share, heal: Heal, rescan: Duration, standing: Arc<Standing>) -> Option<Arc<Self>> {
         let hints = Hints::new(SettleOptions::default());
-        let (state, changed) = (Mutex::default(), Notify::new());
-        (heal != Heal::Off).then(|| Arc::new(Self { share, heal, rescan, hints, state, changed, standing }))
+        let (state, changed, ear) = (Mutex::default(), Notify::new(), Arc::default());
+        (heal != Heal::Off).then(|| Arc::new(Self { share, heal, rescan, hints, state, changed, ear, standing }))
     }
 
     /// Whether what drifted is healed.
@@ -138,6 +175,13 @@ impl Lookout {
         }
         drop(state);
         Presence(Arc::clone(self))
+    }
+
+    /// Hears nothing until the guard is dropped; what happens meanwhile it hears then. For who changes much of the tree himself
+    /// for some seconds.
+    pub fn keep_quiet(self: &Arc<Self>) -> Quiet {
+        *self.ear.closed() += 1;
+        Quiet(Arc::clone(self))
     }
 
     /// The look that was announced did not take place.
@@ -241,8 +285,9 @@ impl Lookout {
     }
 
     fn watch(&self) -> Result<Watch, WatchError> {
-        let hints = Arc::clone(&self.hints);
+        let (hints, ear) = (Arc::clone(&self.hints), Arc::clone(&self.ear));
         Watch::new(&self.share.path, move |hint| {
+            ear.listen();
             // Nobody is to look where we stage.
             if !matches!(&hint, Hint::Changed(path) | Hint::AtRest(path) if is_staging(path)) {
                 hints.hear(hint);
@@ -271,7 +316,10 @@ impl Lookout {
             }
             let changed = self.changed.notified();
             let now = self.hints.now();
-            let (batch, timeout) = {
+            // To take one up needs the thread that hears.
+            let (batch, timeout) = if self.ear.is_closed() {
+                (None, None)
+            } else {
                 let mut settle = self.hints.settle();
                 (settle.poll(now), settle.timeout())
             };
@@ -399,6 +447,7 @@ fn is_staging(path: &RelPath) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test changes the tree that is watched")]
 mod tests {
     use std::path::PathBuf;
 
@@ -425,6 +474,33 @@ mod tests {
         let session = lookout.enter(true);
         assert!(!is_owed(), "this one looks itself");
         drop(session);
+    }
+
+    /// Once the tree is watched, nobody asks for a look before there is one to be heard of.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_happens_while_it_keeps_quiet_is_heard_of_afterwards() {
+        let temp = tempfile::tempdir().unwrap();
+        let share = Share { path: temp.path().to_owned(), ..lookout().share.clone() };
+        let standing = Standing::new(Heal::Heal, None, watch::channel(()).0);
+        let lookout = Lookout::new(share, Heal::Heal, Duration::from_secs(3600), standing).unwrap();
+        let session = lookout.enter(false);
+        let (stop, shutdown) = watch::channel(false);
+        let running = tokio::spawn(Arc::clone(&lookout).run(shutdown));
+        let due = |most| tokio::time::timeout(most, lookout.due());
+        assert!(due(Duration::from_secs(60)).await.unwrap().names.is_none(), "at first it is everything");
+
+        let quiet = [lookout.keep_quiet(), lookout.keep_quiet()];
+        std::fs::write(temp.path().join("changed"), "meanwhile").unwrap();
+        assert!(due(Duration::from_secs(1)).await.is_err());
+        for one in quiet {
+            assert!(lookout.state().owed.is_none());
+            drop(one);
+        }
+        let look = due(Duration::from_secs(60)).await.unwrap();
+        assert!(look.names.unwrap().covers(&RelPath::new("changed").unwrap()));
+        drop(session);
+        stop.send_replace(true);
+        running.await.unwrap();
     }
 
     #[test]

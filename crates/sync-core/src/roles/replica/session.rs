@@ -22,6 +22,7 @@ use super::stand_in::StandIns;
 use super::standing::{Asked, Attendance};
 use super::{expand, listing};
 use crate::control::VersionStatus;
+use crate::fs::PART_MIN;
 use crate::manifest::Row;
 use crate::monitor::Problem;
 use crate::options::Policy;
@@ -33,7 +34,7 @@ use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
     ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, LOOK, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
-    ToReplica, Unhealed, Wanted,
+    ToReplica, Unhealed, WHOLE, Wanted,
 };
 
 /// How long to wait for the master's goodbye.
@@ -53,6 +54,9 @@ fn log_problems(share: &str, problems: &[Problem]) {
         tracing::warn!(share, "and {more} more");
     }
 }
+
+/// Steps of a plan from which on nobody listens to what they change: so many names are not looked at one by one.
+const MUCH: usize = 2000;
 
 /// Waits for somewhere to look, if anybody tells.
 async fn due(lookout: Option<&Lookout>) -> Look {
@@ -103,6 +107,8 @@ pub struct Session {
     unhealed: Option<(u64, RelPath)>,
     /// Whether the master keeps previous contents.
     history: bool,
+    /// Whether contents are asked for whole, but for the largest.
+    whole: bool,
     opened: Option<Opened>,
     stager: Stager,
     stand_ins: StandIns,
@@ -149,6 +155,7 @@ impl Session {
             receives: false,
             unhealed: None,
             history: false,
+            whole: false,
             opened: None,
             settled,
             expanded: Vec::new(),
@@ -343,6 +350,7 @@ impl Session {
         self.known = self.followed.as_ref().and_then(|followed| followed.acknowledged.clone());
         self.share.clone_from(&hello.share);
         self.history = hello.features & HISTORY != 0;
+        self.whole = hello.features & WHOLE != 0;
         // What is not said again is what holds for the sessions behind this one.
         let for_all = || Hello { features: hello.features & !LOOK, ..hello.clone() };
         self.follows = (hello.features & FOLLOW != 0).then(for_all);
@@ -677,8 +685,10 @@ impl Session {
     /// Makes ready for these contents; with what may save sending some of them.
     fn fetch(&mut self, files: Vec<(u64, Offered)>) -> Result<Vec<(Wanted, Offered)>, LinkError> {
         let Some(opened) = self.opened.as_mut() else { return Ok(Vec::new()) };
-        // Nothing saves sending what is here.
-        let (given, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(seq, _)| self.receiver.is_given(*seq));
+        // Nothing saves sending what is here, or is worth it.
+        let comes_whole =
+            |(seq, file): &(u64, Offered)| self.receiver.is_given(*seq) || self.whole && file.size <= PART_MIN;
+        let (given, files): (Vec<_>, Vec<_>) = files.into_iter().partition(comes_whole);
         let known = !self.listed && opened.stand().version.is_some();
         let master = basis::Knows { chunks: known, contents: self.history };
         let bases = match &opened.root {
@@ -777,7 +787,10 @@ impl Session {
         let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
         let is_new = self.released || self.follows.is_none() || application.is_behind_stretches();
         let counted = held.map(|held| held.guard.counting(application.step(), is_new));
+        let lookout = self.held.as_ref().and_then(|held| held.lookout.as_ref());
+        let quiet = lookout.filter(|_| application.steps() > MUCH).map(Lookout::keep_quiet);
         let published = application.publish(opened, &self.ending, counted.as_ref());
+        drop(quiet);
         let problems = opened.take_problems();
         self.tell_problems(problems)?;
         match published {
