@@ -8,8 +8,9 @@ The link is not made here. The command after --link is run with the one-way dela
 directions alike; it makes two network namespaces, wan-a with the address 10.99.0.1 and wan-b with 10.99.0.2, prints `ready`, and
 takes them away when it is ended. Needs root, ip(8) and rsync.
 
-For each rate and each way, in turn: the destination is made OLD again on this machine, then NEW is sent over the link. Wall
-seconds and bytes on the device of wan-a, both ways. Afterwards the trees are compared by `rsync --dry-run --checksum`, outside
+Each way has a destination and a state of its own. For each rate: the source is a copy of OLD, which each way sends over the
+link; then what differs in NEW is written into the source, as a deploy does, and each way sends that, in turn. Wall
+seconds and bytes on the device of wan-a, both ways, of the latter. Afterwards the trees are compared by `rsync --dry-run --checksum`, outside
 the measured time. Written to benches/results/DATE-links.json, with a table of medians as .txt.
 """
 
@@ -55,36 +56,51 @@ class Link:
 
 
 class Ends:
-    """The receiving side of both, in wan-b."""
+    """The receiving side of all ways, in wan-b, and what each keeps on the sending side."""
 
     def __init__(self, args, work):
-        self.args, self.work, self.dst = args, work, work / "dst"
-        self.dst.mkdir()
-        (work / "rsyncd.conf").write_text(
-            f"use chroot = no\nreverse lookup = no\n[d]\npath = {self.dst}\nread only = no\nuid = {os.getuid()}\ngid = {os.getgid()}\n"
-        )
+        self.args, self.work, self.src = args, work, work / "src"
+        modules = ""
+        for way in args.ways:
+            self.dst(way).mkdir()
+            modules += f"[{self.share(way)}]\npath = {self.dst(way)}\nread only = no\nuid = {os.getuid()}\ngid = {os.getgid()}\n"
+        (work / "rsyncd.conf").write_text(f"use chroot = no\nreverse lookup = no\n{modules}")
+
+    def share(self, way):
+        return "".join(c for c in way if c.isalnum())
+
+    def dst(self, way):
+        return self.work / f"dst-{self.share(way)}"
+
+    def state(self, way):
+        return self.work / f"master-{self.share(way)}"
 
     def start(self):
         log = open(self.work / "log", "a")
-        syncd = [self.args.bin / "syncd", "--state-dir", self.work / "replica", "--share", f"d={self.dst}"]
+        replica, ours = self.work / "replica", [way for way in self.args.ways if not way.startswith("rsync")]
+        shares = [arg for way in ours for arg in ("--share", f"{self.share(way)}={self.dst(way)}")]
+        syncd = [self.args.bin / "syncd", "--state-dir", replica, *shares]
         rsyncd = ["rsync", "--daemon", "--no-detach", f"--config={self.work / 'rsyncd.conf'}", "--port=8730"]
         self.daemons = [compare.Daemon(inside("wan-b", argv), log) for argv in (syncd, rsyncd)]
         time.sleep(1)
-        token = compare.run([self.args.bin / "syncd", "--state-dir", self.work / "replica", "invite"]).stdout.strip()
-        compare.run(inside("wan-a", [self.args.bin / "synccli", "--state-dir", self.work / "master", "pair", "10.99.0.2", token]))
+        for way in ours:
+            token = compare.run([self.args.bin / "syncd", "--state-dir", replica, "invite"]).stdout.strip()
+            pair = [self.args.bin / "synccli", "--state-dir", self.state(way), "pair", "10.99.0.2", token]
+            compare.run(inside("wan-a", pair))
 
     def stop(self):
         for daemon in self.daemons:
             daemon.stop()
 
-    def restore(self):
-        compare.run(["rsync", "-a", "--delete", f"{self.args.tree}/", f"{self.dst}/"])
+    def becomes(self, tree):
+        """Writes what differs in `tree` into the source; names and times of the rest stay."""
+        compare.run(["rsync", "-rlpc", "--delete", f"{tree}/", f"{self.src}/"])
 
     def command(self, way):
-        if way == "rsync -z":
-            return ["rsync", "-a", "-z", "--delete", f"{self.args.tree2}/", "rsync://10.99.0.2:8730/d/"]
-        synccli = [self.args.bin / "synccli", "--state-dir", self.work / "master"]
-        return [*synccli, "push", f"--compress={way}", self.args.tree2, "10.99.0.2/d"]
+        if way.startswith("rsync"):
+            return [*way.split(), "-a", "--delete", f"{self.src}/", f"rsync://10.99.0.2:8730/{self.share(way)}/"]
+        synccli = [self.args.bin / "synccli", "--state-dir", self.state(way)]
+        return [*synccli, "push", f"--compress={way}", self.src, f"10.99.0.2/{self.share(way)}"]
 
 
 def measure(args, work):
@@ -95,13 +111,19 @@ def measure(args, work):
         try:
             ends.start()
             for turn in range(args.runs):
-                for way in args.ways if turn % 2 == 0 else args.ways[::-1]:
-                    ends.restore()
-                    time.sleep(2)
+                ways = args.ways if turn % 2 == 0 else args.ways[::-1]
+                ends.becomes(args.tree)
+                for way in ways:
+                    compare.run(inside("wan-a", ends.command(way)))
+                # Times of files that were just written prove nothing yet.
+                time.sleep(2)
+                ends.becomes(args.tree2)
+                time.sleep(2)
+                for way in ways:
                     before, begun = link.bytes(), time.monotonic()
                     compare.run(inside("wan-a", ends.command(way)))
                     wall, sent = time.monotonic() - begun, link.bytes() - before
-                    same = compare.same(args.tree2, ends.dst)
+                    same = compare.same(ends.src, ends.dst(way))
                     samples.append({"rate": rate, "way": way, "turn": turn, "wall": wall, "bytes": sent, "differences": same})
                     print(f"{rate:5} Mbit/s  {way:9} {wall:7.2f} s {sent / 1e6:8.2f} MB {same[:60]}", flush=True)
             ends.stop()

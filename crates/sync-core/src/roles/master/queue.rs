@@ -93,7 +93,7 @@ impl Queue {
             // What the replica has to be asked about goes first.
             Kinds::All => self.big().or_else(|| self.small(batch)),
             Kinds::Small => self.small(batch).or_else(|| self.help()),
-            Kinds::Big => self.big(),
+            Kinds::Big => self.big().or_else(|| if self.is_read { self.small(batch) } else { None }),
         }
     }
 

@@ -12,8 +12,9 @@ use foldhash::HashMap;
 
 use crate::hash::Digest;
 
-/// Most bytes kept, with what it takes to keep each content.
-const CAPACITY: usize = 8 << 20;
+/// Most bytes kept, with what it takes to keep each content. A replica asks for a content a round trip after it was offered, so this
+/// is what is read in a round trip at the most: with 8 MiB a deploy over a link of 50 ms took an eighth longer.
+const CAPACITY: usize = 16 << 20;
 
 /// What a content takes beside its bytes: its places here and in the allocator.
 const EACH: usize = 200;
