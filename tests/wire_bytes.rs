@@ -255,6 +255,22 @@ fn the_bandwidth_limit_holds() {
     assert_exact(&scratch.src(), &scratch.dst());
 }
 
+/// Nobody asks for it: a round trip less. With a limit to the rate it waits until it is asked for, as the old file may save some.
+#[test]
+fn a_small_change_goes_with_its_version() {
+    let scratch = Scratch::new();
+    many(&scratch.src(), 50, 1);
+    scratch.push().ok();
+    for (seed, args, is_asked_for) in [(7, &[][..], false), (8, &["--bwlimit=100m"][..], true)] {
+        write(scratch.src().join("small"), noise(seed, 3000));
+        let summary = scratch.push().arg("--json").args(args).ok().summary();
+        assert_exact(&scratch.src(), &scratch.dst());
+        // Counted from the first time that a replica asks.
+        let sending = summary.0["stats"]["send_seconds"].as_f64().unwrap();
+        assert_eq!((sending > 0.0, summary.count("literal_bytes") > 0), (is_asked_for, true), "{summary:?}");
+    }
+}
+
 #[test]
 fn many_tiny_files_need_no_round_trip_each() {
     // Never a stream, round trip or transaction per file: 12,000 tiny files must not cost a visible time each.

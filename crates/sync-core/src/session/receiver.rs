@@ -118,7 +118,7 @@ pub struct Receiver {
     /// Whether a dry run asks for contents all the same: none comes.
     estimate: bool,
     max_delete: bool,
-    /// Whether the master follows its tree: then what is prepared is published without a further word.
+    /// Whether the master follows its tree.
     follows: bool,
     /// Whether what was announced is only a stretch of a version's tree: there is no root that it must lead to.
     is_stretch: bool,
@@ -216,7 +216,7 @@ impl Receiver {
             ReceiverInput::Settled(seq, settled) => self.settled(seq, settled),
             ReceiverInput::Guarded(root) => self.guarded(root),
             ReceiverInput::Planned { root, items, missing, changes } => self.planned(root, items, &missing, changes),
-            ReceiverInput::Prepared(None) if self.follows && self.announce.as_ref().is_some_and(|a| a.committed) => {
+            ReceiverInput::Prepared(None) if self.announce.as_ref().is_some_and(|a| a.committed) => {
                 self.state = State::Publishing;
                 self.outputs.push_back(ReceiverOutput::Publish);
             }

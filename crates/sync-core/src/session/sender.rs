@@ -402,7 +402,7 @@ impl Sender {
             (ToMaster::Described(described), _) => return self.described(described),
             (ToMaster::Listing(listing), State::Descending) => return self.listed(listing),
             (ToMaster::Prepared(root), State::Announced) if !self.is_stretch => return self.prepared(root),
-            // A plan without steps is acknowledged at once, and so is any whose version is committed if this side follows.
+            // A plan without steps is acknowledged at once, and so is any whose version is committed.
             (ToMaster::Ack(ack), State::Announced) if self.committed || self.dry_run => return self.acknowledged(ack),
             (ToMaster::Ack(ack), State::Publishing) => return self.acknowledged(ack),
             (message, state) => return Err(ProtocolError(format!("unexpected {} while {state:?}", name(&message)))),

@@ -151,6 +151,10 @@ pub(super) struct Session<'a> {
     /// The index as it was at the version, once it was asked and until the changes are announced.
     rows: Option<Snapshot>,
     committed: bool,
+    /// Whether contents were offered ahead of the version: then the replica asks for what it wants of them.
+    has_offered: bool,
+    /// Bytes of contents that went with the changes.
+    given: u64,
     /// What only the index can answer once the version is in it.
     waiting: Vec<SenderOutput>,
     /// Contents that are not there, and the look at everything that tells whether the rest is.
@@ -353,6 +357,8 @@ impl<'a> Session<'a> {
             loads: VecDeque::new(),
             rows: None,
             committed: false,
+            has_offered: false,
+            given: 0,
             waiting: Vec::new(),
             doubts: VecDeque::new(),
             problems: 0,
@@ -435,12 +441,15 @@ impl<'a> Session<'a> {
 
     async fn source_event(&mut self, event: SourceEvent, shutdown: &mut Shutdown) -> Result<SenderInput, LinkError> {
         Ok(match event {
-            SourceEvent::Hashed(files) => SenderInput::Hashed(files.to_vec()),
+            SourceEvent::Hashed(files) => {
+                self.has_offered = true;
+                SenderInput::Hashed(files.to_vec())
+            }
             SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
-            SourceEvent::Decided(decided, difference) => {
+            SourceEvent::Decided(decided, difference, committed) => {
                 self.contents.source_read();
                 let (version, holds) = (decided.version.clone(), decided.holds.clone());
-                let committed = difference.is_of(&version);
+                let committed = committed || difference.is_of(&version);
                 let input = SenderInput::Decided { version, holds, committed };
                 (self.decided, self.difference) = (Some(decided), Some(difference));
                 input
@@ -646,8 +655,12 @@ impl<'a> Session<'a> {
                     Telling::Difference(difference, _) => {
                         let difference = Arc::clone(difference);
                         let (mut told, done) = telling.next()?;
-                        if self.fate.is_some() && self.delivery.bandwidth.is_none() {
+                        let Delivery { bandwidth, policy, .. } = self.delivery;
+                        if !self.has_offered && bandwidth.is_none() && !policy.dry_run {
                             told.contents = giving::contents(&difference, &told.changes, &self.delivery.source.ring);
+                            let given = told.contents.iter().map(|(_, content)| content.len() as u64).sum();
+                            self.given += given;
+                            self.delivery.meter.sent(self.delivery.dest, given);
                         }
                         (told, done)
                     }

@@ -17,9 +17,9 @@ pub enum SourceEvent {
     Hashed(Arc<Vec<Offered>>),
     /// What can be copied of a file that is being read.
     Draft(Arc<Draft>),
-    /// The version to bring everybody to, and how it differs from the one before. It is not in the index yet.
-    Decided(Arc<Decided>, Arc<Difference>),
-    /// It is.
+    /// The version to bring everybody to, how it differs from the one before, and whether it is in the index.
+    Decided(Arc<Decided>, Arc<Difference>, bool),
+    /// It is, now or already.
     Committed,
     /// There is a version that is in the index: the newest when this is heard.
     Published(watch::Receiver<Option<Arc<News>>>),

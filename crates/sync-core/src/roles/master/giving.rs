@@ -1,16 +1,22 @@
-//! Small contents that go with a version, so that a replica that follows need not ask: that takes a round trip, a stream and
-//! most of what a small change costs where there are many replicas.
+//! Small contents that go with a version, so that a replica need not ask: that takes a round trip, a stream and most of what a
+//! small change costs where there are many replicas.
 
 use super::difference::Difference;
 use super::ring::Ring;
 use crate::hash::Digest;
-use crate::wire::{Change, MAX_GIVEN};
+use crate::wire::{Change, MAX_GIVEN, Offered};
 
 /// Most rows of a version that goes with contents: one with more is worth asking about.
-const FEW: usize = 64;
+pub const FEW: usize = 64;
 
 /// Most bytes of such a content. What the replica's old file would save of more may be worth a round trip on a slow link.
 const SMALL: u64 = 16 << 10;
+
+/// Whether all of these can go with the version, and none need be offered before.
+pub fn are_few(offers: &[Offered]) -> bool {
+    let room = |room: u64, offer: &Offered| room.checked_sub(offer.size).filter(|_| offer.size <= SMALL);
+    offers.len() <= FEW && offers.iter().try_fold(MAX_GIVEN as u64, room).is_some()
+}
 
 /// Contents of `changes` that are still in memory and new to a replica that stands where the difference begins: at most
 /// [`MAX_GIVEN`] bytes.

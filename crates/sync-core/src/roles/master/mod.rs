@@ -223,10 +223,13 @@ fn read_once(
     monitor: &dyn Monitor,
     tell: &(dyn Fn(SourceEvent) + Sync),
 ) -> Result<(Option<Version>, u64), PushError> {
-    let mut offers: Vec<Offered> = Vec::new();
+    let (mut offers, mut offered): (Vec<Offered>, bool) = (Vec::new(), false);
     let mut offer = |offer: Option<Offered>, more: bool| {
         offers.extend(offer);
-        if !offers.is_empty() && (!more || offers.len() >= OFFERS_PER_MESSAGE) {
+        let is_portion = if more { offers.len() >= OFFERS_PER_MESSAGE } else { !offers.is_empty() };
+        // What goes with the version is not offered before: it would be asked for, which takes a round trip.
+        if is_portion && (offered || !giving::are_few(&offers)) {
+            offered = true;
             tell(SourceEvent::Hashed(Arc::new(std::mem::take(&mut offers))));
         }
     };
@@ -238,8 +241,15 @@ fn read_once(
     let (decided, difference) = source.decide(survey, scanned, hashed)?;
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
-    tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference)));
-    source.commit(&decided, &difference, None, monitor)?;
+    // A small version is in the index before a replica has said where it stands. Then it need not wait for another word.
+    let first = difference.len() <= giving::FEW;
+    if first {
+        source.commit(&decided, &difference, None, monitor)?;
+    }
+    tell(SourceEvent::Decided(Arc::clone(&decided), Arc::clone(&difference), first));
+    if !first {
+        source.commit(&decided, &difference, None, monitor)?;
+    }
     tell(SourceEvent::Committed);
     // While the destinations publish.
     source.keep_contents(&difference)?;

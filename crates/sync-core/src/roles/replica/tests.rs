@@ -119,7 +119,7 @@ async fn a_content_comes_by_its_second_name() {
     let version = version(&changes);
     master.say(ToReplica::Changes(changes));
     let announce =
-        Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 3, contents: 2, committed: true };
+        Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 3, contents: 2, committed: false };
     master.say(ToReplica::Announce(announce));
     assert_eq!(master.wanted().await, [0]);
     master.say(ToReplica::Unavailable(Unavailable { seq: 0, reason: "gone".to_owned() }));
@@ -153,7 +153,7 @@ impl Prepared {
             version: version(&changes),
             changes: changes.len() as u64,
             contents: 2,
-            committed: true,
+            committed: false,
         };
         Self { changes, announce }
     }
@@ -274,7 +274,7 @@ async fn a_content_made_of_an_old_file_that_cannot_be_used_is_wanted_again() {
         version: version.clone(),
         changes,
         contents: 1,
-        committed: true,
+        committed: false,
     };
     let temp = tempfile::tempdir().unwrap();
     let (top, state) = (temp.path().join("top"), temp.path().join("state"));

@@ -667,9 +667,9 @@ pub(super) fn announce() -> Announce {
     Announce { holds: Vec::new(), held: 0, version, changes: 0, contents: 0, committed: true }
 }
 
-/// The master's word is waited for by whoever does not follow, and where the version may still be forgotten.
+/// The master's word is waited for where the version may still be forgotten.
 #[test]
-fn who_follows_publishes_a_committed_version_without_a_further_word() {
+fn a_committed_version_is_published_without_a_further_word() {
     for (features, committed) in [(0, false), (0, true), (FOLLOW, false), (FOLLOW, true)] {
         let mut receiver = Receiver::new();
         let hello = Hello { features, ..hello() };
@@ -682,9 +682,9 @@ fn who_follows_publishes_a_committed_version_without_a_further_word() {
         receiver.handle(planned).unwrap();
         while receiver.poll().is_some() {}
         receiver.handle(ReceiverInput::Prepared(None)).unwrap();
-        let expected = match (features, committed) {
-            (FOLLOW, true) => ReceiverOutput::Publish,
-            _ => ReceiverOutput::Send(ToMaster::Prepared(root)),
+        let expected = match committed {
+            true => ReceiverOutput::Publish,
+            false => ReceiverOutput::Send(ToMaster::Prepared(root)),
         };
         assert_eq!(receiver.poll(), Some(expected), "features {features}, committed {committed}");
         assert_eq!(receiver.poll(), None);
@@ -708,7 +708,7 @@ fn what_makes_no_sense_ends_the_session() {
 
     let mut receiver = gathering();
     let version = announce().version;
-    to(&mut receiver, ToReplica::Announce(announce())).unwrap();
+    to(&mut receiver, ToReplica::Announce(Announce { committed: false, ..announce() })).unwrap();
     receiver
         .handle(ReceiverInput::Planned {
             root: version.root,

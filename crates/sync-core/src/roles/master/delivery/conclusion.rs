@@ -166,8 +166,8 @@ impl Session<'_> {
             self.decided.as_ref().map_or_else(Default::default, |d| (d.scan, d.hash, d.entries));
         Stats {
             scanned: entries,
-            literal_bytes: sent.literal,
-            compressed_bytes: sent.compressed,
+            literal_bytes: sent.literal + self.given,
+            compressed_bytes: sent.compressed + self.given,
             scan_seconds: scan.as_secs_f64(),
             hash_seconds: hash.as_secs_f64(),
             send_seconds: self.timing.send.as_secs_f64(),

@@ -133,7 +133,7 @@ async fn a_content_is_made_of_its_draft() {
     let version = version(&changes);
     bed.played.say(ToReplica::Changes(changes));
     let announce =
-        Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 2, contents: 2, committed: true };
+        Announce { holds: Vec::new(), held: 0, version: version.clone(), changes: 2, contents: 2, committed: false };
     bed.played.say(ToReplica::Announce(announce));
     assert_eq!(bed.played.control.next().await.unwrap(), ToMaster::Prepared(version.root));
 }

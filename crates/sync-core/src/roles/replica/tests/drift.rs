@@ -91,7 +91,8 @@ impl Bed {
         let temp = tempfile::tempdir().unwrap();
         let top = temp.path().join("top");
         std::fs::create_dir(&top).unwrap();
-        let push = Prepared::new();
+        let mut push = Prepared::new();
+        push.announce.committed = true;
         let mut master = Played::follow(&top, &temp.path().join("state")).await;
         assert!(matches!(master.hears().await, ToMaster::Stand(_)));
         master.brings(&push.changes, &push.announce).await;
