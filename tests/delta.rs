@@ -77,8 +77,8 @@ fn within_one_machine_bytes_are_saved_only_of_the_largest_files_unless_it_is_ask
     let scratch = Scratch::new();
     let (small, large) = (noise(7, 3 * M), noise(8, 80 * M));
     let become_edited = |with: &[u8]| {
-        write(scratch.src().join("small"), &overwritten(&small, [M], with));
-        write(scratch.src().join("large"), &overwritten(&large, [40 * M], with));
+        write(scratch.src().join("small"), overwritten(&small, [M], with));
+        write(scratch.src().join("large"), overwritten(&large, [40 * M], with));
     };
     become_edited(b"first");
     scratch.push().ok();
