@@ -310,6 +310,10 @@ impl<'a> Session<'a> {
         let keeps = delivery.source.history.as_ref().is_some_and(|history| !history.is_empty());
         let (released, adopts) = (delivery.permits.is_released(), delivery.permits.adopts());
         let (fate, looks) = follows.map_or((None, false), |(fate, looks)| (Some(fate), looks));
+        // A mirror offers nothing ahead of its versions.
+        if follows.is_none() && !connection.remote().ip().is_loopback() {
+            delivery.source.ring.reach_far();
+        }
         let whole = delivery.bandwidth.is_none() && saves_no_bytes(delivery.compress, &connection);
         let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT), (whole, WHOLE)];
         let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);

@@ -12,9 +12,12 @@ use foldhash::HashMap;
 
 use crate::hash::Digest;
 
-/// Most bytes kept, with what it takes to keep each content. A replica asks for a content a round trip after it was offered, so this
-/// is what is read in a round trip at the most: with 8 MiB a deploy over a link of 50 ms took an eighth longer.
-const CAPACITY: usize = 16 << 20;
+/// Most bytes kept, with what it takes to keep each content.
+const CAPACITY: usize = 8 << 20;
+
+/// The same when somebody is far away. A replica asks for a content a round trip after it was offered, so no more than this is read
+/// in a round trip: with [`CAPACITY`] a deploy over a link of 50 ms takes an eighth longer.
+const FAR_CAPACITY: usize = 2 * CAPACITY;
 
 /// What a content takes beside its bytes: its places here and in the allocator.
 const EACH: usize = 200;
@@ -44,6 +47,8 @@ struct Inner {
     /// Numbers and digests of contents, the oldest first. A place is of use while a content has that number.
     order: VecDeque<(u64, Digest)>,
     bytes: usize,
+    /// Whether somebody who takes is far away.
+    reaches_far: bool,
     /// How many were added.
     added: u64,
     /// The number of the latest one that somebody took.
@@ -68,13 +73,18 @@ impl Ring {
         Self { single: sessions == 1, ..Self::default() }
     }
 
+    /// Somebody who takes is far away.
+    pub fn reach_far(&self) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).reaches_far = true;
+    }
+
     /// Adds a content; waits while the ring is full of contents that nobody took yet, but never for long, and not for one
     /// that somebody passed over: a replica has it, or has enough of it to be told only the rest.
     pub fn put(&self, digest: Digest, content: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         inner.forget_old(now);
-        while inner.bytes + EACH + content.len() > CAPACITY && !inner.order.is_empty() {
+        while inner.bytes + EACH + content.len() > inner.capacity() && !inner.order.is_empty() {
             if inner.evict_done() {
                 continue;
             }
@@ -110,6 +120,10 @@ impl Ring {
 }
 
 impl Inner {
+    fn capacity(&self) -> usize {
+        if self.reaches_far { FAR_CAPACITY } else { CAPACITY }
+    }
+
     fn insert(&mut self, digest: Digest, content: Bytes, since: Instant) {
         self.bytes += EACH + content.len();
         self.added += 1;
@@ -184,6 +198,18 @@ mod tests {
             assert!(ring.take(&digest).is_some());
             assert!(ring.inner.lock().unwrap().bytes <= CAPACITY);
         }
+    }
+
+    #[test]
+    fn more_is_kept_for_who_is_far_away() {
+        let ring = Ring::default();
+        ring.reach_far();
+        let content = |i: u8| (Digest::of(&[i]), Bytes::from(vec![i; CAPACITY / 2 - EACH]));
+        (0..4).map(content).for_each(|(digest, content)| ring.put(digest, content));
+        assert_eq!(ring.inner.lock().unwrap().bytes, FAR_CAPACITY);
+        (0..4).for_each(|i| assert!(ring.take(&content(i).0).is_some()));
+        (4..9).map(content).for_each(|(digest, content)| ring.put(digest, content));
+        assert_eq!(ring.inner.lock().unwrap().bytes, FAR_CAPACITY);
     }
 
     #[test]
