@@ -11,7 +11,7 @@ mod sender;
 mod tests;
 
 pub use receiver::{Receiver, ReceiverInput, ReceiverOutput, Settled};
-pub use sender::{ContentRequest, End, Load, Report, Sender, SenderInput, SenderOutput, Told};
+pub use sender::{ContentRequest, End, FEW, Load, Report, Sender, SenderInput, SenderOutput, Told};
 
 /// A message that the protocol does not allow at this point: the session ends and nothing of the message is used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

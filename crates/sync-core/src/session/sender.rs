@@ -25,6 +25,9 @@ const OFFERED: usize = 96;
 /// Most notices in one session, and most drifts. A replica has a handful of occasions.
 const NOTICES: u8 = 64;
 
+/// Changes of a committed version that are published without another word, also by a replica that is not followed.
+pub const FEW: u64 = 64;
+
 /// A replica has few entries with no more than one for so many of a stretch.
 const FEW_OF: u64 = 32;
 
@@ -584,7 +587,9 @@ impl Sender {
             for part in parts {
                 self.send(ToReplica::Holds(part));
             }
-            let (changes, committed) = (self.changes, self.committed);
+            let changes = self.changes;
+            // Of what takes long it is to be known when it begins.
+            let committed = self.committed && (self.follows || changes <= FEW);
             // After a restart all changes are told in full.
             self.offers = 0;
             self.send(ToReplica::Announce(Announce { holds, held, version, changes, contents, committed }));

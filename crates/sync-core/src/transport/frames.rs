@@ -59,7 +59,7 @@ pub struct Assembler {
 
 impl Assembler {
     /// Room that is reserved on an announced length alone; beyond it, memory follows the bytes that came.
-    const TRUSTED_CAPACITY: usize = 2 << 20;
+    const TRUSTED_CAPACITY: usize = (1 << 20) + (64 << 10);
 
     /// The next bytes of the stream. To be called when [`Assembler::next`] gave `None`.
     pub fn push(&mut self, bytes: Bytes) {

@@ -75,7 +75,8 @@ impl Watch {
     /// as added yet.
     ///
     /// `tell` is called on a thread of its own, also while another thread is in [`Watch::add`], which waits for it: it
-    /// must not block, and must not call back. After the watch is dropped nothing more is told.
+    /// must not call back, and while it blocks so does that; with [`Hint::Overflow`] it must not block, for the drop waits for
+    /// who tells of mounts. After the watch is dropped no more is told than what was being told.
     ///
     /// # Errors
     /// [`WatchError`]; of the file system's own if there is no directory.

@@ -34,7 +34,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
-use crate::transport::{Connection, Dialer};
+use crate::transport::{Code, Connection, Dialer, Welcome};
 use crate::wire::{
     ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed, WHOLE,
 };
@@ -233,18 +233,30 @@ impl Delivery {
     pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
         let for_replica = shutdown.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica) => dialed,
+            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica, true) => dialed,
             _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
         };
-        let Dialed { connection, share, replica, embedded } = match dialed {
+        let Dialed { connection, welcome, share, replica, embedded } = match dialed {
             Ok(dialed) => dialed,
             Err(problem) => {
                 self.monitor.problem(Some(self.dest), &problem);
                 return failed(1, Stats::default());
             }
         };
+        let opened = Session::open(&self, connection.clone(), share, None, None).await;
+        let let_in = tokio::select! {
+            biased;
+            let_in = welcomed(welcome) => let_in,
+            _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
+        };
+        if let Err(problem) = let_in {
+            // It may have heard the hello.
+            connection.close(Code::Cancelled, "not let in").await;
+            self.monitor.problem(Some(self.dest), &problem);
+            return failed(1, Stats::default());
+        }
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut delivered = match Session::open(&self, connection.clone(), share, None, None).await {
+        let mut delivered = match opened {
             Ok(session) => session.run(&mut Feed::Push(&mut source), &mut shutdown, &replica).await,
             Err(error) => {
                 self.monitor.problem(Some(self.dest), &broken(&error));
@@ -260,6 +272,15 @@ impl Delivery {
         delivered.report.stats.wire_received = traffic.received;
         delivered
     }
+}
+
+/// Waits until the other side has let us in, if that is not known yet.
+async fn welcomed(welcome: Option<Welcome>) -> Result<(), Problem> {
+    let let_in = match welcome {
+        Some(welcome) => welcome.wait().await,
+        None => Ok(()),
+    };
+    let_in.map_err(|error| Problem { path: None, reason: error.to_string() })
 }
 
 /// Waits until the first of them can be decided on.
@@ -406,7 +427,13 @@ impl<'a> Session<'a> {
                 biased;
                 () = &mut stopped => break Err(LinkError::Interrupted),
                 message = self.control.next_or_room(self.telling.is_some() || !self.loads.is_empty()) => match message {
-                    Some(message) => message.map(SenderInput::Received),
+                    Some(message) => {
+                        // It waits for another word.
+                        if let Ok(ToMaster::Prepared(_)) = message {
+                            self.timing.publishing = None;
+                        }
+                        message.map(SenderInput::Received)
+                    }
                     None => continue,
                 },
                 event = self.contents.event() => match self.stream_event(event) {
@@ -503,6 +530,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Whether somebody waits for this push, and wants to know what became of it.
+    fn is_waited_for(&self) -> bool {
+        self.fate.is_none() && !self.delivery.policy.dry_run
+    }
+
     /// Whether the replica needs nothing of the index to be brought to a version: it is there, or at the one before, and
     /// nobody has changed its tree since.
     fn is_told_by(&self, news: &News) -> bool {
@@ -588,6 +620,11 @@ impl<'a> Session<'a> {
                             // Of a tree that is told in stretches the rest is told another time.
                             (self.difference, self.rows, self.telling) = (None, None, None);
                             self.announced = Some(*changes);
+                            if announce.committed && self.is_waited_for() {
+                                // That is the word to publish.
+                                self.timing.publishing = Some(Instant::now());
+                                self.delivery.meter.publishing();
+                            }
                         }
                         ToReplica::List(dirs) => {
                             tracing::debug!(dirs = dirs.len(), "compares directories");

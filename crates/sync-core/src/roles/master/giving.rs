@@ -4,10 +4,11 @@
 use super::difference::Difference;
 use super::ring::Ring;
 use crate::hash::Digest;
+use crate::session;
 use crate::wire::{Change, MAX_GIVEN, Offered};
 
 /// Most rows of a version that goes with contents: one with more is worth asking about.
-pub const FEW: usize = 64;
+pub const FEW: usize = session::FEW as usize;
 
 /// Most bytes of such a content. What the replica's old file would save of more may be worth a round trip on a slow link.
 const SMALL: u64 = 16 << 10;

@@ -239,6 +239,9 @@ fn read_once(
     let failures = Source::report_failures(&survey, monitor) + restless.len() as u64;
     restless.for_each(|error| monitor.problem(None, &error.to_problem()));
     let (decided, difference) = source.decide(survey, scanned, hashed)?;
+    if difference.len() > giving::FEW && !offers.is_empty() {
+        tell(SourceEvent::Hashed(Arc::new(offers)));
+    }
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
     // A small version is in the index before a replica has said where it stands. Then it need not wait for another word.

@@ -287,7 +287,10 @@ impl Lookout {
     fn watch(&self) -> Result<Watch, WatchError> {
         let (hints, ear) = (Arc::clone(&self.hints), Arc::clone(&self.ear));
         Watch::new(&self.share.path, move |hint| {
-            ear.listen();
+            // Of what is mounted another thread tells, which nobody may hold up: who drops the watch waits for it.
+            if matches!(hint, Hint::Changed(_) | Hint::AtRest(_)) {
+                ear.listen();
+            }
             // Nobody is to look where we stage.
             if !matches!(&hint, Hint::Changed(path) | Hint::AtRest(path) if is_staging(path)) {
                 hints.hear(hint);
@@ -317,7 +320,8 @@ impl Lookout {
             let changed = self.changed.notified();
             let now = self.hints.now();
             // To take one up needs the thread that hears.
-            let (batch, timeout) = if self.ear.is_closed() {
+            let quiet = self.ear.is_closed();
+            let (batch, timeout) = if quiet {
                 (None, None)
             } else {
                 let mut settle = self.hints.settle();
@@ -339,7 +343,7 @@ impl Lookout {
                 () = self.hints.more.notified() => {}
                 () = self.sleep_until(timeout) => {}
                 () = changed => {}
-                () = tokio::time::sleep_until(rescan.into()) => {
+                () = tokio::time::sleep_until(rescan.into()), if !quiet => {
                     // Whatever was in the way may have been removed.
                     if !tree.watched.is_on() {
                         tree.watched = Watched::by(self.watch(), &tree.root);

@@ -156,7 +156,9 @@ impl Session<'_> {
 
     fn clock_stops(&mut self) {
         let now = Instant::now();
-        let publishing = self.timing.publishing.unwrap_or(now);
+        // What is asked for behind a small version that is committed is sent and published in one, and counts as sent.
+        let is_sent = |at: &Instant| self.timing.first_want.is_none_or(|first| first <= *at);
+        let publishing = self.timing.publishing.filter(is_sent).unwrap_or(now);
         self.timing.send = self.timing.first_want.map_or(Duration::ZERO, |first| publishing - first);
         self.timing.publish = now - publishing;
     }

@@ -139,6 +139,16 @@ async fn an_adoption_is_used_up_when_it_may_have_taken_place() {
     }
 }
 
+/// The version is a small one, and its announcement is the word to publish.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_replica_that_vanishes_behind_the_announcement_it_is_not_known_what_it_changed() {
+    use Replica::{Acknowledges, Mismatches, Refuses, RefusesPlan, Vanishes};
+    for replica in [Refuses, Mismatches, Vanishes, RefusesPlan, Acknowledges] {
+        let (delivered, _, heard) = adopt(replica, ADOPT).await;
+        assert_eq!(delivered.report.unheard, replica == Vanishes, "{replica:?}: {heard:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reason_is_what_the_replica_said() {
     let (delivered, _, heard) = adopt(Replica::NotOwner, ADOPT).await;
