@@ -45,19 +45,6 @@ struct Call {
     expected: PeerId,
     purpose: Purpose,
     settings: Settings,
-    /// Not to wait for the word of welcome.
-    early: bool,
-}
-
-/// A connection, and the word of welcome that has not come yet.
-type Reached = (Connection, Welcome);
-
-/// The word with which the other side lets us in: a round trip after it has proved its key. What is said before is heard by nobody
-/// else, and by nobody at all if the word does not come.
-pub struct Welcome {
-    call: Call,
-    connection: quinn::Connection,
-    shown: Arc<OnceLock<PeerId>>,
 }
 
 /// The next address is tried when the one before has failed, or after this long (RFC 8305, section 5).
@@ -88,25 +75,17 @@ impl Dialer {
         purpose: Purpose,
         settings: Settings,
     ) -> Result<Connection, ConnectError> {
-        let (from, identity, early) = (self.clone(), identity.clone(), false);
-        let call = Call { from, to: to.clone(), identity, expected, purpose, settings, early };
-        call.any_name(also).await.map(|(connection, _)| connection)
-    }
-
-    /// The same without waiting until it lets us in: that is told by [`Welcome::wait`], and takes a round trip in which something
-    /// can be said already.
-    pub async fn connect_early(
-        &self,
-        to: &Address,
-        also: &[Address],
-        identity: &Identity,
-        expected: PeerId,
-        purpose: Purpose,
-        settings: Settings,
-    ) -> Result<(Connection, Welcome), ConnectError> {
-        let (from, identity, early) = (self.clone(), identity.clone(), true);
-        let call = Call { from, to: to.clone(), identity, expected, purpose, settings, early };
-        call.any_name(also).await
+        let call = |to: &Address| Call {
+            from: self.clone(),
+            to: to.clone(),
+            identity: identity.clone(),
+            expected,
+            purpose,
+            settings,
+        };
+        let addresses: Vec<_> = std::iter::once(to).chain(also).map(|to| call(to).any_address()).collect();
+        let seconds = settings.handshake.as_secs();
+        race(addresses.into_iter()).await.unwrap_or(Err(ConnectError::Unreachable { to: to.clone(), seconds }))
     }
 
     /// The socket for what goes to `address`.
@@ -144,9 +123,9 @@ impl Endpoints {
 
 /// The first attempt that succeeds, each begun when the one before has failed or after [`STAGGER`]; else how the one failed
 /// that says most. `None` if there is none.
-async fn race<Attempt>(mut waiting: impl ExactSizeIterator<Item = Attempt>) -> Option<Result<Reached, ConnectError>>
+async fn race<Attempt>(mut waiting: impl ExactSizeIterator<Item = Attempt>) -> Option<Result<Connection, ConnectError>>
 where
-    Attempt: Future<Output = Result<Reached, ConnectError>> + Send + 'static,
+    Attempt: Future<Output = Result<Connection, ConnectError>> + Send + 'static,
 {
     let mut attempts = JoinSet::new();
     let mut failure: Option<ConnectError> = None;
@@ -163,7 +142,7 @@ where
             attempts.join_next().await
         };
         match ended {
-            Some(Ok(Ok(reached))) => return Some(Ok(reached)),
+            Some(Ok(Ok(connection))) => return Some(Ok(connection)),
             Some(Ok(Err(error))) => failure = Some(more_telling(failure, error)),
             // A panic in an attempt: the others go on.
             Some(Err(_)) => {}
@@ -210,16 +189,8 @@ fn more_telling(before: Option<ConnectError>, now: ConnectError) -> ConnectError
 }
 
 impl Call {
-    /// Its name and the others of the machine.
-    async fn any_name(self, also: &[Address]) -> Result<Reached, ConnectError> {
-        let names = std::iter::once(&self.to).chain(also);
-        let calls: Vec<_> = names.map(|to| Self { to: to.clone(), ..self.clone() }.any_address()).collect();
-        let (to, seconds) = (self.to, self.settings.handshake.as_secs());
-        race(calls.into_iter()).await.unwrap_or(Err(ConnectError::Unreachable { to, seconds }))
-    }
-
     /// Every address of the name.
-    async fn any_address(self) -> Result<Reached, ConnectError> {
+    async fn any_address(self) -> Result<Connection, ConnectError> {
         let addresses = resolve(&self.to, self.settings.handshake).await?;
         let raced = race(addresses.into_iter().map(|address| self.clone().attempt(address))).await;
         let seconds = self.settings.handshake.as_secs();
@@ -227,7 +198,7 @@ impl Call {
     }
 
     /// One address, within the handshake's deadline.
-    async fn attempt(self, address: SocketAddr) -> Result<Reached, ConnectError> {
+    async fn attempt(self, address: SocketAddr) -> Result<Connection, ConnectError> {
         let to = self.to.clone();
         let deadline = self.settings.handshake;
         let refused = async {
@@ -244,7 +215,7 @@ impl Call {
         dialed
     }
 
-    async fn dial(&self, address: SocketAddr) -> Result<Reached, ConnectError> {
+    async fn dial(&self, address: SocketAddr) -> Result<Connection, ConnectError> {
         let shown = Arc::new(OnceLock::new());
         let crypto = tls::client(&self.identity, self.purpose, self.expected, Arc::clone(&shown))?;
         let mut config = ClientConfig::new(crypto);
@@ -256,14 +227,24 @@ impl Call {
         let connecting = endpoint.connect_with(config, address, "replica");
         let connecting = connecting.map_err(|e| self.explain(Closed::Broken(e.to_string()), &shown))?;
         let connection = connecting.await.map_err(|e| self.explain(e.into(), &shown))?;
+        self.welcomed(&connection).await.map_err(|e| self.explain(e, &shown))?;
         let Some(key) = key_of(&connection) else {
             return Err(self.explain(Closed::Broken("the handshake left no key".to_owned()), &shown));
         };
-        let welcome = Welcome { call: self.clone(), connection: connection.clone(), shown };
-        if !self.early {
-            welcome.hear().await?;
+        Ok(Connection::new(connection, key, self.purpose, self.settings))
+    }
+
+    /// Waits for the word that the other side knows our key.
+    async fn welcomed(&self, connection: &quinn::Connection) -> Result<(), Closed> {
+        let mut stream = connection.accept_uni().await?;
+        match stream.read_to_end(1).await {
+            Ok(bytes) if bytes == [WELCOME] => Ok(()),
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(e))) => Err(e.into()),
+            _ => {
+                connection.close(Code::Protocol.to_wire(), b"no welcome");
+                Err(Closed::Broken("it did not say the word of welcome".to_owned()))
+            }
         }
-        Ok((Connection::new(connection, key, self.purpose, self.settings), welcome))
     }
 
     /// What the end of a handshake means to a person.
@@ -288,34 +269,6 @@ impl Call {
             Closed::Tls { alert: NO_APPLICATION_PROTOCOL, .. } => ConnectError::Version { to },
             Closed::Vanished => ConnectError::Unreachable { to, seconds: self.settings.handshake.as_secs() },
             why => ConnectError::Closed { to, why },
-        }
-    }
-}
-
-impl Welcome {
-    /// Waits for it, as long as for a handshake.
-    ///
-    /// # Errors
-    /// [`ConnectError`]: we are not let in.
-    pub async fn wait(self) -> Result<(), ConnectError> {
-        let (to, deadline) = (self.call.to.clone(), self.call.settings.handshake);
-        let heard = tokio::time::timeout(deadline, self.hear()).await;
-        heard.unwrap_or(Err(ConnectError::Unreachable { to, seconds: deadline.as_secs() }))
-    }
-
-    async fn hear(&self) -> Result<(), ConnectError> {
-        self.word().await.map_err(|why| self.call.explain(why, &self.shown))
-    }
-
-    async fn word(&self) -> Result<(), Closed> {
-        let mut stream = self.connection.accept_uni().await?;
-        match stream.read_to_end(1).await {
-            Ok(bytes) if bytes == [WELCOME] => Ok(()),
-            Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(e))) => Err(e.into()),
-            _ => {
-                self.connection.close(Code::Protocol.to_wire(), b"no welcome");
-                Err(Closed::Broken("it did not say the word of welcome".to_owned()))
-            }
         }
     }
 }

@@ -31,7 +31,7 @@ mod vigil;
 pub use address::Address;
 pub use closed::{Closed, Code};
 pub use connection::{Connection, Traffic};
-pub use dial::{Dialer, Welcome, connect};
+pub use dial::{Dialer, connect};
 pub use error::{AcceptError, BindError, ConnectError, StreamError};
 pub use frames::{Assembler, Frame, FrameReader, FrameWriter, Header};
 pub use identity::{Identity, IdentityError, PeerId, PeerIdError, PublicKey};

@@ -127,32 +127,6 @@ async fn an_unknown_key_is_refused_and_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_is_said_before_the_welcome_is_heard_only_behind_it() {
-    let (known, stranger, replica, book) = (identity(), identity(), identity(), Arc::new(Book::default()));
-    book.known.lock().unwrap().push(known.id());
-    // Else TLS would refuse the stranger, and there would be no connection to be let in with.
-    book.open.store(true, Ordering::SeqCst);
-    let mut host = Host::start(&replica, Arc::clone(&book) as Arc<dyn Trust>, Settings::default());
-    for (who, is_known) in [(&known, true), (&stranger, false)] {
-        let (dialer, to) = (Dialer::default(), host.to());
-        let reached = dialer.connect_early(&to, &[], who, replica.id(), Purpose::Session, Settings::default());
-        let (dialed, welcome) = reached.await.unwrap();
-        let (mut writer, _reader) = dialed.open_bi().await.unwrap();
-        writer.send(7, 1, Bytes::from_static(b"hello")).await.unwrap();
-        let accepted = host.next().await;
-        let let_in = welcome.wait().await;
-        if is_known {
-            let_in.unwrap();
-            let (_writer, mut reader) = accepted.unwrap().accept_bi().await.unwrap();
-            assert_eq!(reader.next(100).await.unwrap().unwrap().body, b"hello"[..]);
-        } else {
-            assert!(matches!(accepted, Err(AcceptError::UnknownKey { .. })));
-            assert!(matches!(let_in, Err(ConnectError::UnknownKey { .. })), "{let_in:?}");
-        }
-    }
-}
-
-#[tokio::test]
 async fn a_key_that_was_taken_off_the_list_does_not_come_in_again() {
     let (master, replica, book) = (identity(), identity(), Arc::new(Book::default()));
     book.known.lock().unwrap().push(master.id());

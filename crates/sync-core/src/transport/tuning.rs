@@ -17,7 +17,7 @@ use super::identity::Identity;
 /// How long a side waits for the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// For a handshake, from the first packet to the peer's word that it lets us in; for that word alone where something is said before.
+    /// For a handshake, from the first packet to the peer's word that it lets us in.
     pub handshake: Duration,
     /// Silence after which a peer has vanished. The smaller of both sides' counts.
     pub idle: Duration,

@@ -34,7 +34,7 @@ use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError, Packing};
 use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
-use crate::transport::{Code, Connection, Dialer, Welcome};
+use crate::transport::{Connection, Dialer};
 use crate::wire::{
     ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed, WHOLE,
 };
@@ -233,30 +233,18 @@ impl Delivery {
     pub async fn run(self, mut source: mpsc::UnboundedReceiver<SourceEvent>, mut shutdown: Shutdown) -> Delivered {
         let for_replica = shutdown.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica, true) => dialed,
+            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica) => dialed,
             _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
         };
-        let Dialed { connection, welcome, share, replica, embedded } = match dialed {
+        let Dialed { connection, share, replica, embedded } = match dialed {
             Ok(dialed) => dialed,
             Err(problem) => {
                 self.monitor.problem(Some(self.dest), &problem);
                 return failed(1, Stats::default());
             }
         };
-        let opened = Session::open(&self, connection.clone(), share, None, None).await;
-        let let_in = tokio::select! {
-            biased;
-            let_in = welcomed(welcome) => let_in,
-            _ = shutdown.wait_for(|stop| *stop) => Err(interrupted()),
-        };
-        if let Err(problem) = let_in {
-            // It may have heard the hello.
-            connection.close(Code::Cancelled, "not let in").await;
-            self.monitor.problem(Some(self.dest), &problem);
-            return failed(1, Stats::default());
-        }
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut delivered = match opened {
+        let mut delivered = match Session::open(&self, connection.clone(), share, None, None).await {
             Ok(session) => session.run(&mut Feed::Push(&mut source), &mut shutdown, &replica).await,
             Err(error) => {
                 self.monitor.problem(Some(self.dest), &broken(&error));
@@ -272,15 +260,6 @@ impl Delivery {
         delivered.report.stats.wire_received = traffic.received;
         delivered
     }
-}
-
-/// Waits until the other side has let us in, if that is not known yet.
-async fn welcomed(welcome: Option<Welcome>) -> Result<(), Problem> {
-    let let_in = match welcome {
-        Some(welcome) => welcome.wait().await,
-        None => Ok(()),
-    };
-    let_in.map_err(|error| Problem { path: None, reason: error.to_string() })
 }
 
 /// Waits until the first of them can be decided on.

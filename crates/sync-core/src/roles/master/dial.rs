@@ -12,14 +12,12 @@ use crate::path::escape;
 use crate::roles::Shutdown;
 use crate::roles::pairing::{identity, not_paired};
 use crate::roles::replica;
-use crate::transport::{Address, Connection, Dialer, Loopback, PeerId, Purpose, Settings, Welcome};
+use crate::transport::{Address, Connection, Dialer, Loopback, PeerId, Purpose, Settings};
 
 /// A connection with a replica at its other end.
 pub struct Dialed {
     /// The connection.
     pub connection: Connection,
-    /// To be waited for, once there is nothing left to say before.
-    pub welcome: Option<Welcome>,
     /// The share to ask for.
     pub share: String,
     /// The replica's name in the log of acknowledgements.
@@ -28,14 +26,13 @@ pub struct Dialed {
     pub embedded: Option<JoinHandle<()>>,
 }
 
-/// Connects to a destination; in `haste` without waiting until that lets us in. A path gets a replica of its own in this process, reached over the loopback interface
+/// Connects to a destination. A path gets a replica of its own in this process, reached over the loopback interface
 /// with the same protocol as any other.
 pub async fn dial(
     from: &Dialer,
     destination: &Destination,
     state_dir: &Path,
     shutdown: &Shutdown,
-    haste: bool,
 ) -> Result<Dialed, Problem> {
     let failed = |reason: String| Problem { path: None, reason };
     match destination {
@@ -46,8 +43,7 @@ pub async fn dial(
             let embedded = tokio::spawn(replica::serve(ends.accepted, shares, shutdown.clone()));
             let place = place::resolve(path).unwrap_or_else(|_| path.clone());
             let replica = escape(place.as_os_str().as_encoded_bytes());
-            let (connection, share) = (ends.dialed, String::new());
-            Ok(Dialed { connection, welcome: None, share, replica, embedded: Some(embedded) })
+            Ok(Dialed { connection: ends.dialed, share: String::new(), replica, embedded: Some(embedded) })
         }
         Destination::Remote { host, port, share, also } => {
             // Whoever is paired has a state directory and an identity: nothing needs to be made here.
@@ -66,17 +62,10 @@ pub async fn dial(
             };
             let identity = identity(&state).map_err(|e| failed(e.to_string()))?;
             let also: Vec<_> = also.iter().map(|also| Address::new(also.host.clone(), also.port)).collect();
-            let (purpose, settings) = (Purpose::Session, Settings::default());
-            let reached = match haste {
-                true => from
-                    .connect_early(&address, &also, &identity, pinned, purpose, settings)
-                    .await
-                    .map(|(c, welcome)| (c, Some(welcome))),
-                false => from.connect(&address, &also, &identity, pinned, purpose, settings).await.map(|c| (c, None)),
-            };
-            let (connection, welcome) = reached.map_err(|e| failed(e.to_string()))?;
+            let connecting = from.connect(&address, &also, &identity, pinned, Purpose::Session, Settings::default());
+            let connection = connecting.await.map_err(|e| failed(e.to_string()))?;
             let replica = format!("{address}/{share}");
-            Ok(Dialed { connection, welcome, share: share.clone(), replica, embedded: None })
+            Ok(Dialed { connection, share: share.clone(), replica, embedded: None })
         }
     }
 }

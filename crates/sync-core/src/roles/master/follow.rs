@@ -89,10 +89,10 @@ impl Delivery {
     ) -> Result<(), Problem> {
         let for_replica = halted.clone();
         let dialed = tokio::select! {
-            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica, false) => dialed?,
+            dialed = dial(&self.dialer, &self.destination, &self.state_dir, &for_replica) => dialed?,
             _ = halted.wait_for(|stop| *stop) => return Err(interrupted()),
         };
-        let Dialed { connection, share, replica, embedded, .. } = dialed;
+        let Dialed { connection, share, replica, embedded } = dialed;
         tracing::info!(to = %connection.remote(), share, peer = %connection.peer(), "connected");
         // Why it could not be reached is over.
         fate.update(|fate| fate.problem = fate.problem.take().filter(|_| fate.held || fate.was_held));
