@@ -36,7 +36,10 @@ fn calls(scratch: &Scratch) -> Option<BTreeMap<String, usize>> {
     }
     let line = |line: &str| {
         let (count, name) = line.trim().split_once(' ')?;
-        Some((name.trim().to_owned(), count.parse().ok()?))
+        // What is no name is what strace says of a thread that ended under it, behind that thread's number.
+        let call =
+            name.trim().chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then(|| name.trim().to_owned())?;
+        Some((call, count.parse().ok()?))
     };
     Some(std::fs::read_to_string(&counts).unwrap().lines().filter_map(line).collect())
 }
