@@ -14,6 +14,7 @@
 mod support;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use support::*;
 
@@ -151,6 +152,58 @@ fn a_share_changed_behind_its_daemon_is_made_exact_again() {
         assert_no_differences(&format!("after drift {name:?}"), &differences(&want, &have));
     }
     push(&daemon).code(0).says("nothing");
+}
+
+/// A daemon that has watched its tree since the last push looks at nothing else than what changed.
+#[test]
+fn what_happens_between_two_pushes_is_found_by_a_daemon_that_looks_at_no_more() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    tree(&src);
+    // Of a file with several names somebody may write to one that is elsewhere.
+    remove(&src.join("hard1"));
+    mkdir(&dst);
+    let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    daemon.pair(&scratch.state());
+    let push = || scratch.push_to(&[daemon.dest("www")]).run();
+    let rested = || daemon.logged().matches("what changed was looked at").count();
+    let comes_to_rest = || {
+        let (before, end) = (rested(), Instant::now() + Duration::from_secs(60));
+        while rested() == before {
+            assert!(Instant::now() < end, "every push looks at everything:\n{}", daemon.logged());
+            push().code(0);
+        }
+    };
+    let takes_all = ["hard link broken", "hard links joined", "emptied", "removed altogether"];
+    let drifts: Vec<_> = drifts().into_iter().filter(|(name, _)| !takes_all.contains(name)).collect();
+    let mut found_at_once = 0;
+    for (name, drift) in &drifts {
+        comes_to_rest();
+        let before = rested();
+        drift(&dst);
+        let ran = push();
+        assert!(ran.status.success(), "after drift {name:?}:\n{ran}");
+        let (want, have) = (snapshot(&src), snapshot(&dst));
+        assert_no_differences(&format!("after drift {name:?}"), &differences(&want, &have));
+        found_at_once += usize::from(rested() > before);
+    }
+    // A directory in place of another, and what cannot be read, take a look at everything.
+    assert!(found_at_once + 4 >= drifts.len(), "{found_at_once} of {}", drifts.len());
+
+    // What is new on the master goes the same way.
+    for i in 0..20 {
+        comes_to_rest();
+        let before = rested();
+        write(src.join(format!("d000/new{}", i % 3)), noise(9_000_000 + i, 3000));
+        write(dst.join("d000/f00001"), noise(i, 100));
+        push().code(0);
+        assert_exact(&src, &dst);
+        assert_eq!(rested(), before + 1);
+    }
+    // Nobody believes in a watch who wants every byte read.
+    let before = rested();
+    scratch.push_to(&[daemon.dest("www")]).arg("--checksum").run().code(0);
+    assert_eq!(rested(), before);
 }
 
 #[test]

@@ -124,8 +124,18 @@ impl Settle {
 
     /// What is to be looked at now, taken out; `None` if nothing is due.
     pub fn poll(&mut self, now: Duration) -> Option<Batch> {
+        self.take(now, now)
+    }
+
+    /// All that waits, due or not, taken out; `None` if nothing waits. For who wants to know now where to look.
+    pub fn take_all(&mut self, now: Duration) -> Option<Batch> {
+        self.take(now, Duration::MAX)
+    }
+
+    /// What is due until `until`.
+    fn take(&mut self, now: Duration, until: Duration) -> Option<Batch> {
         self.sweep(now);
-        if self.everything.is_some_and(|waiting| waiting.due <= now) {
+        if self.everything.is_some_and(|waiting| waiting.due <= until) {
             self.everything = None;
             let wait = self.next_wait(self.everything_restless);
             self.everything_restless = Some(Restless { published: now, heard: now, wait });
@@ -134,7 +144,7 @@ impl Settle {
             return Some(Batch { names: BTreeSet::new(), everything: true });
         }
         let mut names = BTreeSet::new();
-        while self.due.first().is_some_and(|(due, _)| *due <= now) {
+        while self.due.first().is_some_and(|(due, _)| *due <= until) {
             let Some((_, path)) = self.due.pop_first() else { break };
             self.waiting.remove(&path);
             let wait = self.next_wait(self.restless.get(&path).copied());

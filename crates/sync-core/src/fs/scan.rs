@@ -5,16 +5,19 @@
 //! it was looked at; otherwise the directory is listed again, and one that never rests is said to be [`Scanned::Restless`].
 //! What cannot be known is said to be [`Scanned::Held`]: its absence from the walk proves nothing. The walk takes no
 //! recursion and a bounded number of descriptors, however deep or wide the tree; its memory is what the directories on the way
-//! to the current entry hold.
+//! to the current entry hold, and what other threads have listed [ahead] of it.
 //!
 //! Each listing is true for the moment it was made. A file renamed during the walk from a directory that is still to
 //! come into one that was already listed is in neither: only a watch, or the next walk, finds it.
+
+mod ahead;
 
 use std::cell::OnceCell;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
@@ -26,6 +29,7 @@ use super::stat::{FileType, Stat};
 use super::{STAGING_NAME, clock};
 use crate::filter::Filter;
 use crate::path::{Key, KeyBuf, MAX_NAME, MAX_PATH, RelPath, escape};
+use ahead::Ahead;
 
 /// How often a directory that keeps changing is listed before what was seen of it is taken for what can be.
 const TRIES: u32 = 8;
@@ -134,14 +138,16 @@ pub fn scan<B>(
     let lister = Lister { root, options };
     let mut buffer = vec![MaybeUninit::uninit(); LISTING_BYTES];
     let top = RelPath::root();
-    let fd = root.open_dir(&top)?;
+    let fd = Arc::new(root.open_dir(&top)?);
     let listing = lister.list(&top, fd.as_fd(), None, &mut buffer)?;
-    let mut walk = Walk { lister, visit, buffer, stack: Vec::new(), at: KeyBuf::new() };
-    match walk.announce(root.fd(), c".", false, listing, fd) {
-        ControlFlow::Break(reason) => return Ok(ControlFlow::Break(reason)),
-        ControlFlow::Continue(frame) => walk.stack.push(frame),
-    }
-    Ok(walk.run())
+    let ahead = Ahead::new(&lister);
+    Ok(std::thread::scope(|scope| {
+        let _walking = ahead.begin(scope);
+        let mut walk = Walk { lister: &lister, ahead: &ahead, visit, buffer, stack: Vec::new(), at: KeyBuf::new() };
+        let frame = walk.announce(root.fd(), c".", false, listing, fd)?;
+        walk.stack.push(frame);
+        walk.run()
+    }))
 }
 
 /// Names with what was found under each, in the order of the names once they are sorted. What is found is large, and the
@@ -162,6 +168,12 @@ struct Child {
     start: usize,
     len: usize,
     found: usize,
+}
+
+impl Child {
+    fn name(self, names: &[u8]) -> Option<&CStr> {
+        CStr::from_bytes_with_nul(&names[self.start..][..self.len]).ok()
+    }
 }
 
 impl Children {
@@ -194,10 +206,9 @@ impl Children {
 
     /// The next one, once.
     fn take(&mut self) -> Option<(&CStr, Found)> {
-        let Child { start, len, found } = *self.order.get(self.taken)?;
+        let child = *self.order.get(self.taken)?;
         self.taken += 1;
-        let name = CStr::from_bytes_with_nul(&self.names[start..][..len]).ok()?;
-        Some((name, self.found[found]))
+        Some((child.name(&self.names)?, self.found[child.found]))
     }
 }
 
@@ -215,13 +226,15 @@ struct Listing {
     children: Children,
     held: Vec<FsError>,
     is_restless: bool,
+    /// Whether those who list ahead know of what is in it.
+    is_ahead: bool,
 }
 
 /// A directory on the way to where the walk is.
 struct Frame {
     stat: Stat,
     /// Given up while the walk is deep beneath it, and when nothing is left to do in it.
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     children: Children,
 }
 
@@ -232,6 +245,43 @@ struct Lister<'a> {
 }
 
 impl Lister<'_> {
+    /// Opens and lists what was a directory when its parent was listed.
+    fn enter(
+        &self,
+        path: &RelPath,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        mut stat: Stat,
+        buffer: &mut [MaybeUninit<u8>],
+    ) -> Entered {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..TRIES {
+            match openat(dir, name, flags, Mode::empty()) {
+                Ok(fd) => {
+                    return match self.list(path, fd.as_fd(), Some(stat), buffer) {
+                        Ok(listing) => Entered::Dir(Arc::new(fd), listing),
+                        Err(error) => Entered::Closed(stat, error),
+                    };
+                }
+                Err(Errno::INTR) => continue,
+                Err(errno) if !is_gone(errno) => {
+                    return Entered::Closed(stat, FsError::new("open the directory", path, errno));
+                }
+                Err(_) => {}
+            }
+            stat = match self.root.stat_at(dir, name) {
+                Ok(now) if now.is_dir() => now,
+                Ok(_) if self.options.filter.excludes(path, false) => return Entered::Excluded,
+                Ok(now) => return Entered::Other(now),
+                Err(Errno::NOENT) => {
+                    return Entered::Unknown(FsError::because("scan", path, "it vanished while its tree was scanned"));
+                }
+                Err(errno) => return Entered::Unknown(FsError::new("look at", path, errno)),
+            };
+        }
+        Entered::Unknown(FsError::because("scan", path, "it keeps changing"))
+    }
+
     /// Lists `fd` and looks at everything in it, as often as it takes to see it unchanged. `seen` is an earlier look
     /// at the directory, which saves one.
     fn list(
@@ -254,8 +304,8 @@ impl Lister<'_> {
                 seek(fd, SeekFrom::Start(0)).map_err(fail)?;
             }
             let start = clock::now();
-            let mut listing =
-                Listing { stat: before, children: Children::default(), held: Vec::new(), is_restless: false };
+            let (children, held) = Default::default();
+            let mut listing = Listing { stat: before, children, held, is_restless: false, is_ahead: false };
             let whole = self.read(path, fd, buffer, is_last, &mut listing).map_err(fail)?;
             listing.stat = self.root.stat_fd(fd).map_err(fail)?;
             let (was, is) = (before, listing.stat);
@@ -348,7 +398,8 @@ impl Lister<'_> {
 
 /// The walk: where it is, and whom it tells.
 struct Walk<'a, 'v, B> {
-    lister: Lister<'a>,
+    lister: &'a Lister<'a>,
+    ahead: &'a Ahead<'a>,
     visit: &'v mut dyn FnMut(Scanned<'_>) -> ControlFlow<B>,
     buffer: Vec<MaybeUninit<u8>>,
     /// The directories from the top to the one that is being visited, and the path of that one. The frames hold no
@@ -363,7 +414,7 @@ fn seen<'a>(at: &'a KeyBuf, dir: BorrowedFd<'a>, name: &'a CStr, stat: Stat, mou
 
 /// What opening a directory for the walk gave.
 enum Entered {
-    Dir(OwnedFd, Listing),
+    Dir(Arc<OwnedFd>, Listing),
     /// Listed in vain: it is there, what it holds is unknown.
     Closed(Stat, FsError),
     /// Something else than a directory has taken the name.
@@ -417,7 +468,7 @@ impl<B> Walk<'_, '_, B> {
     }
 
     /// The frame's descriptor; opened again by its path if it was given up, and then only if it is still the same.
-    fn reopen(&self, frame: &mut Frame) -> Result<OwnedFd, FsError> {
+    fn reopen(&self, frame: &mut Frame) -> Result<Arc<OwnedFd>, FsError> {
         if let Some(fd) = frame.fd.take() {
             return Ok(fd);
         }
@@ -425,7 +476,7 @@ impl<B> Walk<'_, '_, B> {
         let moved = || FsError::because("scan", &at, "it was moved or replaced while its tree was scanned");
         let fd = self.lister.root.open_dir(&at).map_err(|e| if e.is_gone() { moved() } else { e })?;
         match self.lister.root.stat_fd(&fd) {
-            Ok(stat) if stat.identity() == frame.stat.identity() => Ok(fd),
+            Ok(stat) if stat.identity() == frame.stat.identity() => Ok(Arc::new(fd)),
             _ => Err(moved()),
         }
     }
@@ -473,7 +524,8 @@ impl<B> Walk<'_, '_, B> {
     /// Visits a directory and makes it the next frame.
     fn descend(&mut self, around: u64, dir: BorrowedFd<'_>, name: &CStr, stat: Stat) -> ControlFlow<B, Option<Frame>> {
         let path = self.at.path();
-        let entered = self.enter(&path, dir, name, stat);
+        let Self { lister, ahead, buffer, .. } = self;
+        let entered = ahead.take(&path, buffer, |buffer| lister.enter(&path, dir, name, stat, buffer));
         let stat = match &entered {
             Entered::Dir(_, Listing { stat, .. }) | Entered::Closed(stat, _) | Entered::Other(stat) => *stat,
             Entered::Unknown(_) | Entered::Excluded => stat,
@@ -503,9 +555,12 @@ impl<B> Walk<'_, '_, B> {
         name: &CStr,
         mount: bool,
         listing: Listing,
-        fd: OwnedFd,
+        fd: Arc<OwnedFd>,
     ) -> ControlFlow<B, Frame> {
-        let Listing { stat, children, held, is_restless } = listing;
+        let Listing { stat, children, held, is_restless, is_ahead } = listing;
+        if !is_ahead {
+            self.ahead.coming(&self.at.path(), &fd, &children, stat.mount);
+        }
         (self.visit)(seen(&self.at, dir, name, stat, mount))?;
         if is_restless {
             (self.visit)(Scanned::Restless(self.at.path()))?;
@@ -515,36 +570,6 @@ impl<B> Walk<'_, '_, B> {
         }
         let fd = (!children.is_over()).then_some(fd);
         ControlFlow::Continue(Frame { stat, fd, children })
-    }
-
-    /// Opens and lists what was a directory when its parent was listed.
-    fn enter(&mut self, path: &RelPath, dir: BorrowedFd<'_>, name: &CStr, mut stat: Stat) -> Entered {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..TRIES {
-            match openat(dir, name, flags, Mode::empty()) {
-                Ok(fd) => {
-                    return match self.lister.list(path, fd.as_fd(), Some(stat), &mut self.buffer) {
-                        Ok(listing) => Entered::Dir(fd, listing),
-                        Err(error) => Entered::Closed(stat, error),
-                    };
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) if !is_gone(errno) => {
-                    return Entered::Closed(stat, FsError::new("open the directory", path, errno));
-                }
-                Err(_) => {}
-            }
-            stat = match self.lister.root.stat_at(dir, name) {
-                Ok(now) if now.is_dir() => now,
-                Ok(_) if self.lister.options.filter.excludes(path, false) => return Entered::Excluded,
-                Ok(now) => return Entered::Other(now),
-                Err(Errno::NOENT) => {
-                    return Entered::Unknown(FsError::because("scan", path, "it vanished while its tree was scanned"));
-                }
-                Err(errno) => return Entered::Unknown(FsError::new("look at", path, errno)),
-            };
-        }
-        Entered::Unknown(FsError::because("scan", path, "it keeps changing"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{PoisonError, RwLock};
+use std::sync::OnceLock;
 
 pub use rustix::fs::FileType;
 use rustix::fs::{
@@ -67,9 +67,10 @@ pub(crate) struct FileSystem {
     pub remote: bool,
 }
 
-/// The file systems met so far, so that an entry costs one `statx` and a file system one `statfs`.
+/// The file systems met so far, so that an entry costs one `statx` and a file system one `statfs`; one that finds no place here is
+/// asked each time. Nothing is written to look one up: several threads do that all the time.
 #[derive(Debug, Default)]
-pub(crate) struct FileSystems(RwLock<Vec<FileSystem>>);
+pub(crate) struct FileSystems([OnceLock<FileSystem>; 32]);
 
 impl FileSystems {
     /// Looks at `name` in `dir`.
@@ -99,8 +100,7 @@ impl FileSystems {
     }
 
     fn find(&self, dev: u64, mount: u64) -> Option<FileSystem> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|fs| fs.dev == dev && fs.mount == mount).copied()
+        self.0.iter().map_while(OnceLock::get).find(|fs| fs.dev == dev && fs.mount == mount).copied()
     }
 
     fn known(&self, raw: &Statx) -> Option<FileSystem> {
@@ -122,10 +122,8 @@ impl FileSystems {
         }
         // The type of the field differs between architectures; a magic number has 32 bits.
         fs.remote = is_remote(info.f_type as u32);
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if !known.iter().any(|other| other.dev == fs.dev && other.mount == fs.mount) {
-            known.push(fs);
-        }
+        // It does no harm in two places.
+        self.0.iter().find(|place| place.set(fs).is_ok());
         fs
     }
 }

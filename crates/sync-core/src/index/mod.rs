@@ -27,6 +27,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -66,6 +67,14 @@ pub struct Opened {
     pub rebuilt: Option<String>,
     /// Whether it starts empty: there was none, or it had to be given up.
     pub fresh: bool,
+}
+
+/// What every write of a closed index changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    inode: (u64, u64),
+    size: u64,
+    changed: (i64, i64),
 }
 
 struct Inner {
@@ -182,6 +191,16 @@ impl Index {
             return Ok(None);
         }
         look(&files, |conn| schema::check(conn).and_then(|()| stand::find(conn))).map_err(|fault| fault.at("read", dir))
+    }
+
+    /// What tells whether somebody else wrote the index in `dir` while it was closed; `None` if there is none.
+    pub fn stamp(dir: &Path) -> Option<Stamp> {
+        let found = std::fs::metadata(Files::new(dir).db).ok()?;
+        Some(Stamp {
+            inode: (found.dev(), found.ino()),
+            size: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     }
 
     /// A copy of this index in memory, as it is now.

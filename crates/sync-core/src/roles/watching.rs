@@ -96,6 +96,11 @@ impl Watched {
         self.unheard.as_deref()
     }
 
+    /// Returns when all that happened before was told. Whether it was: every change, under its name.
+    pub fn catches_up(&self) -> bool {
+        self.hears_all() && self.watch.as_ref().is_some_and(|watch| watch.catch_up().is_ok())
+    }
+
     /// Whether the path of the tree still leads to the directory that is watched, if one is.
     pub fn is_in_place(&self) -> bool {
         self.watch.as_ref().is_none_or(Watch::is_in_place)

@@ -56,6 +56,25 @@ fn times(batches: &[(u64, Batch)], name: &str) -> Vec<u64> {
 }
 
 #[test]
+fn all_that_waits_can_be_taken_at_once() {
+    let mut settle = Settle::new(SettleOptions::default());
+    assert_eq!(settle.take_all(ms(0)), None);
+    let names = ["a", "b"].map(|name| RelPath::new(name).unwrap());
+    settle.hint(ms(0), Hint::Changed(names[0].clone()));
+    settle.hint(ms(1), Hint::AtRest(names[1].clone()));
+    let batch = settle.take_all(ms(1)).unwrap();
+    assert_eq!((batch.names, batch.everything), (BTreeSet::from(names.clone()), false));
+    assert_eq!((settle.timeout(), settle.take_all(ms(1))), (None, None));
+    // Also what was looked at just now, and would wait.
+    for _ in 0..2 {
+        settle.hint(ms(2), Hint::Overflow);
+        settle.hint(ms(2), Hint::AtRest(names[0].clone()));
+        assert!(settle.take_all(ms(2)).unwrap().everything);
+        assert_eq!(settle.timeout(), None);
+    }
+}
+
+#[test]
 fn a_name_at_rest_goes_at_once_with_all_that_is_ready() {
     let mut settle = settle();
     assert_eq!((settle.poll(ms(5)), settle.timeout()), (None, None));

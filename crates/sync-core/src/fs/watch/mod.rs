@@ -145,6 +145,14 @@ impl Watch {
         self.instance().forget(&self.top, path);
     }
 
+    /// Returns when all that happened before was told.
+    ///
+    /// # Errors
+    /// [`WatchError`] if its thread has ended: then that is not known.
+    pub fn catch_up(&self) -> Result<(), WatchError> {
+        self.instance().catch_up().map_err(error::of_instance)
+    }
+
     /// How many directories are watched.
     pub fn len(&self) -> usize {
         self.instance().shared.dirs().len()
@@ -284,8 +292,22 @@ impl Instance {
         let one = WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
         match &mut self.watcher {
             Some(watcher) if !self.shared.has_ended.load(Ordering::Acquire) => watcher.watch_with(path, one),
-            _ => Err(notify::Error::generic("its thread has ended")),
+            _ => Err(ended()),
         }
+    }
+
+    /// With every list of paths, of none as well, `notify` reads all that the kernel holds; what it read it tells when it has
+    /// answered, and before it takes up the next one.
+    fn catch_up(&mut self) -> notify::Result<()> {
+        for _ in 0..2 {
+            match &mut self.watcher {
+                Some(watcher) if !self.shared.has_ended.load(Ordering::Acquire) => {
+                    watcher.update_paths(Vec::new()).map_err(|error| error.source)?;
+                }
+                _ => return Err(ended()),
+            }
+        }
+        Ok(())
     }
 
     /// Ends the watches at `path` and beneath it.
@@ -300,6 +322,10 @@ impl Instance {
             ops = watcher.update_paths(ops).err().map_or_else(Vec::new, |error| error.remaining);
         }
     }
+}
+
+fn ended() -> notify::Error {
+    notify::Error::generic("its thread has ended")
 }
 
 impl Drop for Instance {

@@ -115,6 +115,17 @@ fn writing_changes_and_closing_rests() {
 }
 
 #[test]
+fn who_catches_up_has_been_told_of_all_that_came_before() {
+    let world = World::new(&["d/f"]);
+    for i in 0..500 {
+        fs::write(world.at("d/f"), format!("{i}")).unwrap();
+        world.watch.catch_up().unwrap();
+        let told: Vec<_> = world.hints.try_iter().collect();
+        assert_eq!(told.last(), Some(&Hint::AtRest(path("d/f"))), "{i}: {told:?}");
+    }
+}
+
+#[test]
 fn what_is_only_read_is_not_told() {
     let mut world = World::new(&["d/f"]);
     for _ in 0..3 {

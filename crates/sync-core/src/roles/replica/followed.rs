@@ -83,7 +83,7 @@ impl Followed {
 
     /// Lets go of it.
     pub fn close(self) {
-        drop(self.opened.map(|opened| tokio::task::block_in_place(|| opened.close(false))));
+        drop(self.opened.map(|opened| tokio::task::block_in_place(|| opened.close(false, drop))));
     }
 
     /// Waits until the share is not held any more, or not in this way, if there is one.

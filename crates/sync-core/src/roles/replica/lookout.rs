@@ -6,8 +6,12 @@
 //!
 //! What the replica itself publishes is hinted at as well. It is what its rows say, and so it is no drift. While it publishes
 //! much, nothing is heard ([`Lookout::keep_quiet`]): to hear of each name took a tenth of the work.
+//!
+//! As long as the watch has told of every change, what a session has left ([`Rest`]) spares the next one, of whichever master, the look at
+//! everything: it looks at the names that were told since.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use tokio::task::{block_in_place, spawn_blocking};
 
 use super::drift::Drift;
 use super::error::OpenError;
-use super::open::Opened;
+use super::open::{Opened, Rest};
 use super::share::Share;
 use super::standing::Standing;
 use crate::backoff::jittered;
@@ -34,7 +38,10 @@ use crate::settle::{Batch, Hint, SettleOptions};
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How long a share stays without a session until the lookout looks itself: a master opens one after the other.
-const ALONE: Duration = Duration::from_secs(3);
+const ALONE: Duration = Duration::from_secs(1);
+
+/// How long a session waits to be told what the watch has heard of, until it looks at everything.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// How long the first hint waits for others: who changes one thing often changes more.
 const GATHER: Duration = Duration::from_millis(300);
@@ -67,6 +74,12 @@ struct State {
     sessions: u32,
     /// Since when none has, as the time of hints.
     alone: Duration,
+    /// Whether the tree is watched.
+    is_watched: bool,
+    /// What the last session has left: true, but for what is owed.
+    rest: Option<Rest>,
+    /// Who wants to know when all that happened until now is owed.
+    asks: Vec<SyncSender<()>>,
     /// Ends the look of the lookout itself.
     stop: Arc<AtomicBool>,
     pauses: Pauses,
@@ -165,16 +178,41 @@ impl Lookout {
         self.heal == Heal::Heal
     }
 
-    /// A session opens the share. With a look at everything, what is owed until now is done with that.
-    pub fn enter(self: &Arc<Self>, looks: bool) -> Presence {
+    /// A session is about to open the share.
+    pub fn enter(self: &Arc<Self>) -> Presence {
         let mut state = self.state();
         state.sessions += 1;
         state.stop.store(true, Ordering::Relaxed);
-        if looks {
-            state.owed = None;
-        }
         drop(state);
         Presence(Arc::clone(self))
+    }
+
+    /// It is about to look, and what is owed until now is done with that: at everything, unless there is what the last one has
+    /// left; then at these names. Who wishes for that, and only he, has to wait until they are known.
+    pub fn looks(&self, goes_on: bool) -> Option<(Rest, Names)> {
+        if goes_on && self.state().rest.is_some() {
+            self.catch_up();
+        }
+        let mut state = self.state();
+        let (rest, owed) = (state.rest.take().filter(|_| goes_on), state.owed.take());
+        let names = owed.map_or_else(|| Some(Names::default()), |look| look.names);
+        rest.zip(names)
+    }
+
+    /// Keeps what a session has left, if all that changes from here on is heard of. To be called while it keeps others out.
+    pub fn leave(&self, rest: Rest) {
+        let mut state = self.state();
+        state.rest = Some(rest).filter(|_| state.is_watched);
+    }
+
+    /// Returns when all that happened until now is owed, or is not known to be: then nothing is left.
+    fn catch_up(&self) {
+        let (tell, told) = sync_channel(1);
+        self.state().asks.push(tell);
+        self.changed.notify_waiters();
+        if told.recv_timeout(CATCH_UP).is_err() {
+            self.state().rest = None;
+        }
     }
 
     /// Hears nothing until the guard is dropped; what happens meanwhile it hears then. For who changes much of the tree himself
@@ -243,7 +281,11 @@ impl Lookout {
             match block_in_place(|| self.listen()) {
                 Ok(mut tree) => {
                     self.recovered(&mut said);
+                    self.state().is_watched = true;
                     self.serve(&mut tree, &mut said, &mut shutdown).await;
+                    let mut state = self.state();
+                    (state.is_watched, state.rest) = (false, None);
+                    state.asks.clear();
                 }
                 Err(why) => self.warn_once(&mut said, why),
             }
@@ -321,12 +363,18 @@ impl Lookout {
             let now = self.hints.now();
             // To take one up needs the thread that hears.
             let quiet = self.ear.is_closed();
+            let asks = if quiet { Vec::new() } else { std::mem::take(&mut self.state().asks) };
+            if !asks.is_empty() && !block_in_place(|| tree.watched.catches_up()) {
+                self.state().rest = None;
+            }
             let (batch, timeout) = if quiet {
                 (None, None)
             } else {
                 let mut settle = self.hints.settle();
-                (settle.poll(now), settle.timeout())
+                let batch = if asks.is_empty() { settle.poll(now) } else { settle.take_all(now) };
+                (batch, settle.timeout())
             };
+            let is_batch = batch.is_some();
             if let Some(batch) = batch {
                 match block_in_place(|| self.take_up(tree, batch)) {
                     Some(look) => self.owe(look),
@@ -337,6 +385,15 @@ impl Lookout {
                         return;
                     }
                 }
+            }
+            if !asks.is_empty() {
+                // Who asked may have gone.
+                for ask in asks {
+                    let _ = ask.send(());
+                }
+                continue;
+            }
+            if is_batch {
                 continue;
             }
             tokio::select! {
@@ -417,7 +474,10 @@ impl Lookout {
             }
         };
         match found {
-            Ok(Ok(drift)) => {
+            Ok(Ok((drift, is_same))) => {
+                if !is_same {
+                    self.state().rest = None;
+                }
                 self.recovered(said);
                 self.tell(look.names.as_ref(), &drift, false);
             }
@@ -471,12 +531,12 @@ mod tests {
         let (lookout, mut shutdown) = (lookout(), watch::channel(false).1);
         let is_owed = || lookout.state().owed.is_some();
         lookout.owe(Look::EVERYTHING);
-        let session = lookout.enter(false);
+        let session = lookout.enter();
         lookout.look_alone(&mut String::new(), &mut shutdown).await;
         assert!(is_owed());
         drop(session);
-        let session = lookout.enter(true);
-        assert!(!is_owed(), "this one looks itself");
+        let session = lookout.enter();
+        assert!(lookout.looks(false).is_none() && !is_owed(), "this one looks itself");
         drop(session);
     }
 
@@ -487,7 +547,7 @@ mod tests {
         let share = Share { path: temp.path().to_owned(), ..lookout().share.clone() };
         let standing = Standing::new(Heal::Heal, None, watch::channel(()).0);
         let lookout = Lookout::new(share, Heal::Heal, Duration::from_secs(3600), standing).unwrap();
-        let session = lookout.enter(false);
+        let session = lookout.enter();
         let (stop, shutdown) = watch::channel(false);
         let running = tokio::spawn(Arc::clone(&lookout).run(shutdown));
         let due = |most| tokio::time::timeout(most, lookout.due());

@@ -1,5 +1,7 @@
 //! An open replica: locked, looked at, its index true to its disk.
 
+mod rest;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -9,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
+
+pub use rest::Rest;
 
 use super::drift::Drift;
 use super::error::OpenError;
@@ -115,8 +119,8 @@ pub struct Opened {
     is_current: bool,
     /// Whether single names can be looked at: nothing is mounted in the tree, and nothing unreadable.
     is_plain: bool,
-    /// What the first look found.
-    drift: Drift,
+    /// Where the first look was, if not everywhere, and what it found.
+    first: (Option<Names>, Drift),
     /// What whoever watches the tree wants dropped when it is not open any more.
     _presence: Option<Presence>,
     /// Of a share of a daemon, that the master was let in.
@@ -138,7 +142,8 @@ impl Drop for Made {
 
 impl Opened {
     /// Locks the share, looks at its tree and brings its index up to date with it, unless its top directory is empty and what
-    /// it is suspected to be.
+    /// it is suspected to be. Once it is locked, `left` says what the last session has left, and at which names alone the tree may
+    /// have changed since.
     pub fn open(
         share: &Share,
         policy: Policy,
@@ -146,19 +151,20 @@ impl Opened {
         stop: &Arc<AtomicBool>,
         notices: &mut Vec<String>,
         admission: Option<Admission>,
+        left: impl FnOnce() -> Option<(Rest, Names)>,
     ) -> Result<Self, OpenError> {
         let mut opened = Self::begin(share, policy, stop, notices, admission)?;
         opened.adopt(&RelPath::root())?;
-        match opened.look(share, suspicion, stop) {
+        match opened.look_first(share, suspicion, stop, left()) {
             Err(
                 OpenError::Index(IndexError::Damaged(reason))
                 | OpenError::Survey(SurveyError::Index(IndexError::Damaged(reason))),
             ) => {
                 notices.push(rebuilt(&reason));
                 opened.index.rebuild()?;
-                opened.drift = opened.look(share, suspicion, stop)?;
+                opened.first = (None, opened.look(share, suspicion, stop)?);
             }
-            other => opened.drift = other?,
+            other => opened.first = other?,
         }
         opened.is_partial = opened.reached().is_some();
         opened.left = opened.staging.as_ref().map(|staging| staging.whole()).unwrap_or_default();
@@ -169,16 +175,16 @@ impl Opened {
         Ok(opened)
     }
 
-    /// What somebody else has changed since the last push, at these names or everywhere. Nothing is written down.
-    pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<Drift, OpenError> {
+    /// What somebody else has changed since the last push, at these names or everywhere, and whether all that there is is what
+    /// its rows say, to the last time stamp. Nothing is written down.
+    pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<(Drift, bool), OpenError> {
         let policy = Policy { dry_run: true, ..Policy::default() };
         let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
-        let Some(policy) = opened.last_policy()? else { return Ok(Drift::default()) };
+        let Some(policy) = opened.last_policy()? else { return Ok(Default::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
-        match opened.found(share, Suspicion::MOST, stop)? {
-            Some((found, _)) => opened.drift_in(&found, names),
-            None => Ok(Drift::default()),
-        }
+        let Some((found, _)) = opened.found(share, Suspicion::MOST, stop)? else { return Ok(Default::default()) };
+        let is_same = found.pending.is_empty() && found.gone.is_empty() && found.failures.is_empty();
+        Ok((opened.drift_in(&found, names)?, is_same))
     }
 
     fn begin(
@@ -228,7 +234,7 @@ impl Opened {
             fresh,
             is_current: true,
             is_plain: false,
-            drift: Drift::default(),
+            first: Default::default(),
             _presence: None,
             admission,
             made,
@@ -260,9 +266,9 @@ impl Opened {
         self.admission.as_ref().map_or(Ok(()), |admission| admission.own().map_err(|error| error.to_string()))
     }
 
-    /// What somebody else had changed before this was opened; once.
-    pub fn take_drift(&mut self) -> Drift {
-        std::mem::take(&mut self.drift)
+    /// What somebody else had changed before this was opened, at these names or anywhere; once.
+    pub fn take_drift(&mut self) -> (Option<Names>, Drift) {
+        std::mem::take(&mut self.first)
     }
 
     /// Looks again at what may have changed since, these names or everything. With `keep` what was found is written down,
@@ -516,8 +522,9 @@ impl Opened {
     }
 
     /// Ends the session and lets others in: what a later one can resume stays, if this one did not complete, and more of it
-    /// if it will probably be taken up again. Returns what takes a while to be dropped.
-    pub fn close(self, is_taken_up: bool) -> impl Sized {
+    /// if it will probably be taken up again. Just before others are let in, `leave` gets what may spare the next one a look at
+    /// everything. Returns what takes a while to be dropped.
+    pub fn close(self, is_taken_up: bool, leave: impl FnOnce(Rest)) -> impl Sized {
         if let Some(staging) = &self.staging {
             match (self.complete && !self.is_partial, is_taken_up) {
                 (true, _) => staging.remove(),
@@ -525,7 +532,12 @@ impl Opened {
                 (false, false) => staging.keep_parts(),
             }
         }
-        (self.tree, self.names, self.contents, self.asked)
+        let (open, (rest, remains)) = self.come_to_rest();
+        if let Some(rest) = rest {
+            leave(rest);
+        }
+        drop(open);
+        remains
     }
 
     fn adopt(&self, top: &RelPath) -> Result<(), OpenError> {
@@ -533,6 +545,22 @@ impl Opened {
             Some(staging) => staging.adopt(top).map_err(|error| OpenError::Refused(error.to_string())),
             None => Ok(()),
         }
+    }
+
+    /// The first look: at everything, unless it is known what is there but for these names.
+    fn look_first(
+        &mut self,
+        share: &Share,
+        suspicion: Suspicion,
+        stop: &AtomicBool,
+        left: Option<(Rest, Names)>,
+    ) -> Result<(Option<Names>, Drift), OpenError> {
+        if let Some((rest, names)) = left
+            && let Some(drift) = self.go_on_from(rest, share, &names, stop)?
+        {
+            return Ok((Some(names), drift));
+        }
+        Ok((None, self.look(share, suspicion, stop)?))
     }
 
     /// Looks at the tree, hashes what is not proven, and writes down what was found.
@@ -543,15 +571,8 @@ impl Opened {
         Ok(drift)
     }
 
-    /// What the tree is beside its rows, with our privileges if they are not what they were; `None` if there is no tree.
-    fn found(
-        &mut self,
-        share: &Share,
-        suspicion: Suspicion,
-        stop: &AtomicBool,
-    ) -> Result<Option<(Survey, Option<[u8; 1]>)>, OpenError> {
-        let Some(root) = self.root.clone() else { return Ok(None) };
-        // Everything the session will believe is read here, where damage is still repaired.
+    /// Everything the session will believe is read here, where damage is still repaired.
+    fn recall(&mut self) -> Result<(), IndexError> {
         self.index.intent()?;
         self.index.meta(UNFLUSHED)?;
         self.reached = Reached::read(&self.index)?;
@@ -561,6 +582,18 @@ impl Opened {
         }
         self.index.meta(guarding::KEPT)?;
         self.additions = self.index.additions()?.into_iter().collect();
+        Ok(())
+    }
+
+    /// What the tree is beside its rows, with our privileges if they are not what they were; `None` if there is no tree.
+    fn found(
+        &mut self,
+        share: &Share,
+        suspicion: Suspicion,
+        stop: &AtomicBool,
+    ) -> Result<Option<(Survey, Option<[u8; 1]>)>, OpenError> {
+        let Some(root) = self.root.clone() else { return Ok(None) };
+        self.recall()?;
         let privilege = [u8::from(rustix::process::geteuid().is_root())];
         let reconsider_refused = self.index.meta(PRIVILEGE)?.is_some_and(|known| known != privilege);
         let filter = self.filter()?;

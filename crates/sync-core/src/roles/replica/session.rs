@@ -200,7 +200,13 @@ impl Session {
         let opened = self.opened.take();
         let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
-        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_taken_up)));
+        let lookout = self.lookout().cloned();
+        let leave = |rest| {
+            if let Some(lookout) = lookout {
+                lookout.leave(rest);
+            }
+        };
+        let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_taken_up, leave)));
         self.followed.take().into_iter().for_each(Followed::close);
         match (ended, follows) {
             (Ok(()), Some(hello)) => {
@@ -481,15 +487,18 @@ impl Session {
         admission: Option<Admission>,
     ) -> Result<(Opened, bool), OpenError> {
         let Some(lookout) = self.lookout() else {
-            return Ok((Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission)?, false));
+            let open = Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission, || None);
+            return Ok((open?, false));
         };
         let looks = !policy.dry_run;
-        let presence = lookout.enter(looks);
-        let opened = Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission);
+        let presence = lookout.enter();
+        // Who follows has a share for long, and looks at first.
+        let left = || if looks { lookout.looks(self.follows.is_none()) } else { None };
+        let opened = Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission, left);
         let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
-        let drift = opened.take_drift();
+        let (names, drift) = opened.take_drift();
         if looks {
-            lookout.tell(None, &drift, true);
+            lookout.tell(names.as_ref(), &drift, true);
         }
         let heals = looks && drift.count() > 0 && lookout.heals();
         Ok((opened.watched_by(Box::new(presence)), heals))
