@@ -19,53 +19,23 @@ switches. After each workload the trees are compared by `rsync --checksum`. The 
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import random
 import re
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-import compare
+import common
 
 # Milliseconds; per cent of a core; ratios; bytes.
 GOALS = {"p50": 5.0, "p99": 20.0, "idle": 0.1, "burst": 1.5, "replicas": 1.5, "memory": 100e6}
 
 PATIENCE = 120
-
-
-class Process(compare.Daemon):
-    def __init__(self, argv, log):
-        super().__init__(argv, open(log, "w"))
-        self.log = log
-
-    def tasks(self):
-        return pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
-
-    def used(self):
-        """CPU seconds of the process, with all threads that have ended, and wakeups of the threads that there are."""
-        wakeups = 0
-        for task in self.tasks():
-            try:
-                wakeups += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M).group(1))
-            except OSError:
-                pass
-        # What clock_getcpuclockid(3) gives: a pool of threads that come and go takes their schedstat with it.
-        cpu_clock = (~self.process.pid << 3) | 2
-        return time.clock_gettime(cpu_clock), wakeups
-
-    def memory(self):
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return {k: int(re.search(rf"{k}:\s+(\d+)", status).group(1)) * 1024 for k in ("VmHWM", "VmRSS")}
 
 
 class Mirror:
@@ -75,27 +45,20 @@ class Mirror:
         self.work, self.src, self.bin = work / "mirror", src, args.bin
         shutil.rmtree(self.work, ignore_errors=True)
         self.dsts = [self.work / f"dst{i}" for i in range(replicas)]
-        self.replicas, ports = [], []
-        for i, dst in enumerate(self.dsts):
+        for dst in self.dsts:
             dst.mkdir(parents=True)
-            ports.append(compare.free_port(socket.SOCK_DGRAM))
-            state = self.work / f"replica{i}"
-            argv = [self.bin / "syncd", "--state-dir", state, "--listen", f"127.0.0.1:{ports[i]}", "--share", f"d={dst}"]
-            self.replicas.append(Process(argv, self.work / f"replica{i}.log"))
-        time.sleep(0.5)
-        for i, port in enumerate(ports):
-            token = compare.run([self.bin / "syncd", "--state-dir", self.work / f"replica{i}", "invite"]).stdout.strip()
-            pair = [self.bin / "synccli", "--state-dir", self.work / "master", "pair", f"127.0.0.1:{port}", token]
-            compare.run(pair)
+        self.replicas = [common.Replica(self.bin, self.work, dst, f"replica{i}") for i, dst in enumerate(self.dsts)]
+        for replica in self.replicas:
+            replica.pair(self.work / "master")
         self.config = self.work / "master.toml"
-        addresses = json.dumps([f"127.0.0.1:{port}" for port in ports])
+        addresses = json.dumps([replica.address for replica in self.replicas])
         self.config.write_text(
             f'state_dir = "{self.work / "master"}"\n[shares.d]\npath = "{src}"\nreplicas = {addresses}\n'
         )
         self.start_master()
 
     def start_master(self):
-        self.master = Process([self.bin / "syncd", "--config", self.config], self.work / "master.log")
+        self.master = common.Daemon([self.bin / "syncd", "--config", self.config], self.work / "master.log")
 
     def processes(self):
         return {"master": self.master, "replica": self.replicas[0]}
@@ -113,14 +76,14 @@ class Lsyncd:
         shutil.rmtree(self.work, ignore_errors=True)
         self.dsts = [self.work / "dst"]
         self.dsts[0].mkdir(parents=True)
-        self.target = Rsyncd(self.work, self.dsts[0])
+        self.target = common.Rsyncd(self.work, self.dsts[0])
         config = self.work / "lsyncd.lua"
         config.write_text(
             f'settings {{ nodaemon = true, statusFile = "{self.work / "status"}" }}\n'
             f'sync {{ default.rsync, source = "{src}/", target = "{self.target.url}", delay = 0,\n'
             "       rsync = { archive = true, compress = false, whole_file = false } }\n"
         )
-        self.master = Process(["lsyncd", config], self.work / "lsyncd.log")
+        self.master = common.Daemon(["lsyncd", config], self.work / "lsyncd.log")
 
     def processes(self):
         return {"master": self.master}
@@ -130,18 +93,18 @@ class Lsyncd:
         self.target.stop()
 
 
-class Rsyncd:
-    def __init__(self, work, dst):
-        port = compare.free_port(socket.SOCK_STREAM)
-        config = work / "rsyncd.conf"
-        user = "uid=0\ngid=0\n" if os.geteuid() == 0 else ""
-        config.write_text(f"port={port}\naddress=127.0.0.1\nuse chroot=no\n{user}[d]\npath={dst}\nread only=no\n")
-        self.url = f"rsync://127.0.0.1:{port}/d/"
-        self.process = Process(["rsync", "--daemon", "--no-detach", "--config", config], work / "rsyncd.log")
-        time.sleep(0.5)
+WAKEUPS = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.M)
 
-    def stop(self):
-        self.process.stop()
+
+def wakeups(process):
+    """Of the threads that there are."""
+    count = 0
+    for task in pathlib.Path(f"/proc/{process.process.pid}/task").iterdir():
+        try:
+            count += int(WAKEUPS.search((task / "status").read_text()).group(1))
+        except OSError:
+            pass
+    return count
 
 
 def wait_for(condition, what):
@@ -165,7 +128,7 @@ def settle(mirror):
 
 def differences(mirror):
     time.sleep(1)
-    return [line for dst in mirror.dsts for line in compare.same(mirror.src, dst).splitlines()[:5]]
+    return [line for dst in mirror.dsts for line in common.same(mirror.src, dst).splitlines()[:5]]
 
 
 class Changes(threading.Thread):
@@ -173,7 +136,7 @@ class Changes(threading.Thread):
 
     def __init__(self, src, count, rate, seed):
         super().__init__(daemon=True)
-        files = sorted(os.path.relpath(p, src) for p in compare.files_below(src))
+        files = sorted(os.path.relpath(p, src) for p in common.files_below(src))
         source = random.Random(seed)
         self.src, self.rate, self.source = src, rate, source
         self.files = source.sample(files, count)
@@ -226,7 +189,7 @@ def quantiles(took):
 
 
 def used(mirror):
-    return {who: process.used() for who, process in mirror.processes().items()}
+    return {who: (process.cpu(), wakeups(process)) for who, process in mirror.processes().items()}
 
 
 def used_since(mirror, before):
@@ -237,7 +200,7 @@ def used_since(mirror, before):
 def fresh(args, work):
     src = work / "src"
     shutil.rmtree(src, ignore_errors=True)
-    compare.run(["cp", "-a", args.tree, src])
+    common.run(["cp", "-a", args.tree, src])
     return src
 
 
@@ -300,7 +263,7 @@ def burst(args, work):
 
     def copy(src):
         begun = time.monotonic()
-        compare.run(["cp", "-a", f"{new}/.", f"{src}/"])
+        common.run(["cp", "-a", f"{new}/.", f"{src}/"])
         return time.monotonic() - begun
 
     samples = []
@@ -318,14 +281,14 @@ def burst(args, work):
         src, dst = fresh(args, work), work / "by-hand"
         shutil.rmtree(dst, ignore_errors=True)
         (dst / "d").mkdir(parents=True)
-        daemon = Rsyncd(dst, dst / "d")
+        daemon = common.Rsyncd(dst, dst / "d")
         try:
             push = ["rsync", "-a", f"{src}/", daemon.url]
-            compare.run(push)
+            common.run(push)
             time.sleep(1.1)
             begun = time.monotonic()
             writing = copy(src)
-            compare.run(push)
+            common.run(push)
             samples.append({"peer": "rsync", "turn": turn, "write": writing, "wall": time.monotonic() - begun})
         finally:
             daemon.stop()
@@ -339,10 +302,11 @@ def replicas(args, work):
         mirror = Mirror(work, args, fresh(args, work), count)
         try:
             settle(mirror)
-            before = mirror.master.used()[0]
+            before = mirror.master.cpu()
             took = latencies(mirror, args, args.changes // 2, 5, 0)
-            cpu = (mirror.master.used()[0] - before) / len(took)
-            samples.append({"peer": f"{count} replicas", "cpu_ms": cpu * 1000, **quantiles(took), "differences": differences(mirror)})
+            cpu = (mirror.master.cpu() - before) / len(took)
+            sample = {"peer": f"{count} replicas", "cpu_ms": cpu * 1000, **quantiles(took)}
+            samples.append({**sample, "differences": differences(mirror)})
         finally:
             mirror.stop()
     return samples
@@ -350,7 +314,7 @@ def replicas(args, work):
 
 def memory(args, work):
     tree = work / "many"
-    compare.synthetic(tree, args.many)
+    common.synthetic(tree, args.many)
     mirror = Mirror(work, args, tree)
     try:
         settle(mirror)
@@ -364,7 +328,8 @@ def memory(args, work):
         samples = [
             {"peer": who, "when": "first copy", "peak": m["VmHWM"], "at_rest": m["VmRSS"]} for who, m in first.items()
         ]
-        samples.append({"peer": "master", "when": "started again, 100 changes", "peak": later["VmHWM"], "at_rest": later["VmRSS"]})
+        when = "started again, 100 changes"
+        samples.append({"peer": "master", "when": when, "peak": later["VmHWM"], "at_rest": later["VmRSS"]})
         later = mirror.replicas[0].memory()
         samples.append({"peer": "replica", "when": "100 changes", "peak": later["VmHWM"], "at_rest": later["VmRSS"]})
         samples[0]["differences"] = differences(mirror)
@@ -404,7 +369,8 @@ def table(workload, samples):
     elif workload == "idle":
         for s in samples:
             lines.append(
-                f"idle      {s['peer']:10} {s['percent']:.3f} % of a core, {s['wakeups']:.1f} wakeups a second{verdict('idle', s['percent'])}"
+                f"idle      {s['peer']:10} {s['percent']:.3f} % of a core, {s['wakeups']:.1f} wakeups a second"
+                f"{verdict('idle', s['percent'])}"
             )
     elif workload == "burst":
         ours, theirs = (medians(samples, peer, ("write", "wall")) for peer in ("syncd", "rsync"))
@@ -415,7 +381,8 @@ def table(workload, samples):
     elif workload == "replicas":
         found = {peer: medians(samples, peer, ("cpu_ms", "p50")) for peer in peers}
         for peer, m in found.items():
-            lines.append(f"replicas  {peer:10} {m['cpu_ms']:.2f} ms of the master's CPU a change; p50 {m['p50']:.2f} ms at the last")
+            cost = f"{m['cpu_ms']:.2f} ms of the master's CPU a change"
+            lines.append(f"replicas  {peer:10} {cost}; p50 {m['p50']:.2f} ms at the last")
         ratio = found["8 replicas"]["cpu_ms"] / found["1 replicas"]["cpu_ms"]
         lines.append(f"replicas  8 of 1     {ratio:.2f}{verdict('replicas', ratio)}")
     else:
@@ -431,7 +398,7 @@ def table(workload, samples):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", "--runs", type=int, default=1, help="rounds of latency, burst and replicas; medians are taken over them")
+    common.options(parser, runs=1)
     parser.add_argument("--tree", type=pathlib.Path, help="a real tree (default: a made one of --files files)")
     parser.add_argument("--files", type=int, default=43_000, help="size of the made tree")
     parser.add_argument("--changes", type=int, default=400, help="changes of latency; half as many for replicas")
@@ -440,35 +407,11 @@ def main():
     parser.add_argument("--idle", type=int, default=60, help="seconds without a change")
     parser.add_argument("--many", type=int, default=200_000, help="files of the tree for the memory figure")
     parser.add_argument("--only", action="append", choices=WORKLOADS, help="only this workload")
-    parser.add_argument("--bin", type=pathlib.Path, default=compare.HERE.parent / "target/release", help="where the binaries are")
-    default_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
-    parser.add_argument("--dir", default=default_dir, help="where trees and state are: a tmpfs, or a disk")
-    parser.add_argument("--results", type=pathlib.Path, default=compare.HERE / "results")
     args = parser.parse_args()
-    if not shutil.which("rsync"):
-        raise SystemExit("rsync is not installed")
-    for name in ("synccli", "syncd"):
-        if not (args.bin / name).is_file():
-            raise SystemExit(f"{args.bin / name} is not there: cargo build --release --workspace")
-    args.bin = args.bin.resolve()
-    with tempfile.TemporaryDirectory(dir=args.dir, prefix="latency-") as work:
-        work = pathlib.Path(work)
-        what = str(args.tree)
-        if args.tree is None:
-            what = f"made, {args.files} files"
-            args.tree = work / "tree"
-            compare.synthetic(args.tree, args.files)
-        begun = datetime.datetime.now(datetime.timezone.utc)
-        kind = compare.run(["stat", "-f", "-c", "%T", args.dir]).stdout.strip()
-        facts = {
-            "date": begun.isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
-            "machine": compare.machine(),
-            "versions": {**compare.versions(args.bin), "lsyncd": lsyncd_version()},
-            "tree": {"what": what, **compare.tree_size(args.tree)},
-            "dir": f"{args.dir} ({kind})",
-            "runs": args.runs,
-        }
+    common.check(args)
+    with common.workplace(args, "latency-") as work:
+        about = common.facts(args, tree=common.given_or_made(args, work), runs=args.runs)
+        about["versions"]["lsyncd"] = common.first_line(["lsyncd", "--version"])
         samples, tables = {}, ""
         for workload in args.only or WORKLOADS:
             here = work / workload
@@ -477,22 +420,10 @@ def main():
             tables += table(workload, samples[workload])
             print(table(workload, samples[workload]), file=sys.stderr, flush=True)
             shutil.rmtree(here)
-    text = f"{json.dumps(facts, indent=1)}\n\n{tables}"
-    print(text)
-    args.results.mkdir(parents=True, exist_ok=True)
-    stem = args.results / f"{begun.strftime('%Y-%m-%d-%H%M%S')}-mirror-{kind.replace('/', '-')}"
-    stem.with_suffix(".json").write_text(json.dumps({**facts, "samples": samples}) + "\n")
-    stem.with_suffix(".txt").write_text(text)
-    print(f"written: {stem}.json, {stem}.txt", file=sys.stderr)
+    kind = about["filesystem"].replace("/", "-")
+    common.write_results(args, about, f"mirror-{kind}", samples, tables, indent=None)
     if "DIFFERS" in tables:
         raise SystemExit("a replica differs from its source")
-
-
-def lsyncd_version():
-    try:
-        return compare.run(["lsyncd", "--version"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not installed"
 
 
 if __name__ == "__main__":

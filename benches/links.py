@@ -10,8 +10,9 @@ takes them away when it is ended. Needs root, ip(8) and rsync.
 
 Each way has a destination and a state of its own. For each rate: the source is a copy of OLD, which each way sends over the
 link; then what differs in NEW is written into the source, as a deploy does, and each way sends that, in turn. Wall
-seconds and bytes on the device of wan-a, both ways, of the latter. Afterwards the trees are compared by `rsync --dry-run --checksum`, outside
-the measured time. Written to benches/results/DATE-links.json, with a table of medians as .txt.
+seconds and bytes on the device of wan-a, both ways, of the latter. Afterwards the trees are compared by
+`rsync --dry-run --checksum`, outside the measured time. Written to benches/results/DATE-links.json, with a table of
+medians as .txt.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import subprocess
 import tempfile
 import time
 
-import compare
+import common
 
 WAYS = ["never", "auto", "zstd", "rsync -z"]
 PORT = 7373
@@ -46,7 +47,7 @@ class Link:
 
     def bytes(self):
         """Received and sent by the device of wan-a."""
-        shown = compare.run(inside("wan-a", ["cat", "/proc/net/dev"])).stdout
+        shown = common.run(inside("wan-a", ["cat", "/proc/net/dev"])).stdout
         fields = [line.split(":")[1].split() for line in shown.splitlines()[2:] if not line.strip().startswith("lo:")]
         return sum(int(device[0]) + int(device[8]) for device in fields)
 
@@ -76,25 +77,24 @@ class Ends:
         return self.work / f"master-{self.share(way)}"
 
     def start(self):
-        log = open(self.work / "log", "a")
         replica, ours = self.work / "replica", [way for way in self.args.ways if not way.startswith("rsync")]
         shares = [arg for way in ours for arg in ("--share", f"{self.share(way)}={self.dst(way)}")]
         syncd = [self.args.bin / "syncd", "--state-dir", replica, *shares]
         rsyncd = ["rsync", "--daemon", "--no-detach", f"--config={self.work / 'rsyncd.conf'}", "--port=8730"]
-        self.daemons = [compare.Daemon(inside("wan-b", argv), log) for argv in (syncd, rsyncd)]
+        commands = {"syncd.log": syncd, "rsyncd.log": rsyncd}
+        self.daemons = [common.Daemon(inside("wan-b", argv), self.work / log) for log, argv in commands.items()]
         time.sleep(1)
         for way in ours:
-            token = compare.run([self.args.bin / "syncd", "--state-dir", replica, "invite"]).stdout.strip()
+            token = common.run([self.args.bin / "syncd", "--state-dir", replica, "invite"]).stdout.strip()
             pair = [self.args.bin / "synccli", "--state-dir", self.state(way), "pair", "10.99.0.2", token]
-            compare.run(inside("wan-a", pair))
+            common.run(inside("wan-a", pair))
 
     def stop(self):
         for daemon in self.daemons:
             daemon.stop()
 
     def becomes(self, tree):
-        """Writes what differs in `tree` into the source; names and times of the rest stay."""
-        compare.run(["rsync", "-rlpc", "--delete", f"{tree}/", f"{self.src}/"])
+        common.deploy(tree, self.src)
 
     def command(self, way):
         if way.startswith("rsync"):
@@ -114,16 +114,16 @@ def measure(args, work):
                 ways = args.ways if turn % 2 == 0 else args.ways[::-1]
                 ends.becomes(args.tree)
                 for way in ways:
-                    compare.run(inside("wan-a", ends.command(way)))
+                    common.run(inside("wan-a", ends.command(way)))
                 # Times of files that were just written prove nothing yet.
                 time.sleep(2)
                 ends.becomes(args.tree2)
                 time.sleep(2)
                 for way in ways:
                     before, begun = link.bytes(), time.monotonic()
-                    compare.run(inside("wan-a", ends.command(way)))
+                    common.run(inside("wan-a", ends.command(way)))
                     wall, sent = time.monotonic() - begun, link.bytes() - before
-                    same = compare.same(ends.src, ends.dst(way))
+                    same = common.same(ends.src, ends.dst(way))
                     samples.append({"rate": rate, "way": way, "turn": turn, "wall": wall, "bytes": sent, "differences": same})
                     print(f"{rate:5} Mbit/s  {way:9} {wall:7.2f} s {sent / 1e6:8.2f} MB {same[:60]}", flush=True)
             ends.stop()
@@ -155,9 +155,9 @@ def main():
     parser.add_argument("--ways", nargs="+", default=WAYS, help="values of --compress, and `rsync -z`")
     parser.add_argument("--delay", type=int, default=10, help="milliseconds one way")
     parser.add_argument("-n", "--runs", type=int, default=2)
-    parser.add_argument("--bin", type=pathlib.Path, default=compare.HERE.parent / "target/release")
+    parser.add_argument("--bin", type=pathlib.Path, default=common.HERE.parent / "target/release")
     parser.add_argument("--dir", type=pathlib.Path, default=None, help="where to work; a tmpfs")
-    parser.add_argument("--results", type=pathlib.Path, default=compare.HERE / "results")
+    parser.add_argument("--results", type=pathlib.Path, default=common.HERE / "results")
     args = parser.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(dir=args.dir))
     try:
@@ -167,11 +167,11 @@ def main():
     # The link's command names places of one machine, and no more.
     about = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": compare.machine(),
-        "versions": compare.versions(args.bin),
+        "machine": common.machine(),
+        "versions": common.versions(args.bin),
         "link": re.sub(r"\S*/", "", args.link),
         "delay_ms": args.delay,
-        "trees": [compare.tree_size(args.tree), compare.tree_size(args.tree2)],
+        "trees": [common.tree_size(args.tree), common.tree_size(args.tree2)],
         "runs": args.runs,
     }
     name = args.results / f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d-%H%M%S}-links"
