@@ -33,8 +33,8 @@ With --compress they compress what they send: `rsync -z`, `synccli push --compre
 states are on a filesystem of its own, in a sparse image file below --dir which is gone in the end.
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface, headers and
-acknowledgements included; peak resident memory of either side; with --loop what was written to the device until all is
-flushed. After every push the destination is compared with the source by `rsync --dry-run --checksum`, outside the measured
+acknowledgements included; peak resident memory of either side, of rsync's daemon without its children; with --loop what was
+written to the device until all is flushed. After every push the destination is compared with the source by `rsync --dry-run --checksum`, outside the measured
 time. The peers take turns in going first.
 
 Written to benches/results/DATE-HOST.json: every single measurement, machine, versions and command; and a table of
@@ -304,7 +304,7 @@ def main():
     args = parser.parse_args()
     common.check(args)
     if not histories(args):
-        parser.error("what --only names takes --big")
+        parser.error("what --only names takes --big or --tree2")
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(common.workplace(args, "compare-"))
         about = common.facts(args, tree=common.given_or_made(args, work), runs=args.runs)
