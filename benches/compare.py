@@ -23,7 +23,7 @@ and, each alone because of its size, with --big:
 The peers:
 
     rsync            -aHAX, to a daemon in clear text; it flushes nothing
-    rsync --fsync    the same, flushing each file: with --fsync, to set beside what synccli does anyway
+    rsync --fsync    the same, flushing what it wrote: with --fsync, to set beside what synccli does anyway
     tar              only for initial and big-initial: `tar -c` whose standard output is a TCP connection that is the
                      standard input of `tar -x`; in clear text, with mtimes of whole seconds, without ACLs and extended
                      attributes. Not with --compress
@@ -34,8 +34,8 @@ states are on a filesystem of its own, in a sparse image file below --dir which 
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface, headers and
 acknowledgements included; peak resident memory of either side, of rsync's daemon without its children; with --loop what was
-written to the device until all is flushed. After every push the destination is compared with the source by `rsync --dry-run --checksum`, outside the measured
-time. The peers take turns in going first.
+written to the device until all is flushed. After every push the destination is compared with the source by
+`rsync --dry-run --checksum`, outside the measured time. The peers take turns in going first.
 
 Written to benches/results/DATE-HOST.json: every single measurement, machine, versions and command; and a table of
 medians and ratios beside it as .txt. A ratio below 1 means that synccli needed less. "least" is that of the shortest walls: a

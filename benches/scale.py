@@ -18,10 +18,10 @@ Each is pushed three times:
     one       one file was appended to; of the sparse one, 22 bytes in its middle were written over
 
 For every push: wall seconds; CPU seconds of both sides together; bytes over the loopback interface; peak resident memory of
-either side, of rsync's daemon without its children; the size of the index at either side, with its log, also for each file. One peer after the other has the whole
-place: a million files take 4 GiB on a tmpfs, for a block is 4 KiB, and both trees and their inodes 10 GiB. After the last push
-the trees are compared by `rsync --dry-run --checksum`, outside the measured time; of the sparse file what is not a hole is
-compared, and what the two occupy.
+either side, of rsync's daemon without its children; the size of the index at either side, with its log, also for each file.
+One peer after the other has the whole place: a million files, twice, take 8 GiB where a block is 4 KiB, and their inodes. After
+the last push the trees are compared by `rsync --dry-run --checksum`, outside the measured time; of the sparse file what is not a
+hole is compared, and what the two occupy.
 
 Written to benches/results/DATE-scale.json: every single measurement; a table of medians as .txt, with the growth for ten times
 the files, which is 10 where it is linear; and the curves as .svg.
