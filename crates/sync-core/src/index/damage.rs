@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,14 @@ use super::error::IndexError;
 
 /// How long one look at a lock that is taken waits before the next.
 const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// What every write of a closed index changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    inode: (u64, u64),
+    size: u64,
+    changed: (i64, i64),
+}
 
 /// Where the files of an index are.
 #[derive(Debug, Clone)]
@@ -126,6 +134,16 @@ impl Files {
     /// Whether a log with bytes in it lies beside the database: it was not closed in order.
     pub(super) fn has_log(&self) -> Result<bool, IndexError> {
         Ok(size(&self.log())?.is_some_and(|size| size > 0))
+    }
+
+    /// See [`super::Index::stamp`].
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        let found = fs::metadata(&self.db).ok()?;
+        Some(Stamp {
+            inode: (found.dev(), found.ino()),
+            size: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     }
 
     /// Bytes of the database and its log.

@@ -27,7 +27,6 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -35,6 +34,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use damage::Stamp;
 pub use error::IndexError;
 pub use fact::Shown;
 pub use rows::{Encoded, Leaf, RowCursor, Rows, Snapshot, Stored};
@@ -67,14 +67,6 @@ pub struct Opened {
     pub rebuilt: Option<String>,
     /// Whether it starts empty: there was none, or it had to be given up.
     pub fresh: bool,
-}
-
-/// What every write of a closed index changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    inode: (u64, u64),
-    size: u64,
-    changed: (i64, i64),
 }
 
 struct Inner {
@@ -195,12 +187,7 @@ impl Index {
 
     /// What tells whether somebody else wrote the index in `dir` while it was closed; `None` if there is none.
     pub fn stamp(dir: &Path) -> Option<Stamp> {
-        let found = std::fs::metadata(Files::new(dir).db).ok()?;
-        Some(Stamp {
-            inode: (found.dev(), found.ino()),
-            size: found.len(),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
+        Files::new(dir).stamp()
     }
 
     /// A copy of this index in memory, as it is now.
