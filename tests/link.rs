@@ -12,6 +12,11 @@
 
 mod support;
 
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
 use support::netns::{Cable, cables};
 use support::*;
 
@@ -67,4 +72,96 @@ fn compression_helps_on_a_slow_link_and_does_no_harm_on_a_fast_one() {
         let is_slow = rate.is_some();
         assert!(!is_slow || sent <= literal / 20 * 13, "{rate:?}: {sent} of {literal} bytes: {summary:?}");
     }
+}
+
+#[test]
+fn packets_are_as_large_as_the_frames_of_the_route_allow() {
+    let Some(cable) = cable("packets_are_as_large_as_the_frames") else { return };
+    let scratch = Scratch::new();
+    let dst = scratch.dst();
+    mkdir(&dst);
+    let mut daemon = Daemon::new_at(&scratch, "r", &[("www", &dst)], &cable.host, cable.behind());
+    daemon.up();
+    daemon.pair(&scratch.state());
+    for (seed, frame, least, most) in [(1, 1500, 1300, 1500), (2, 9000, 5000, 6600), (3, 4000, 3000, 4000)] {
+        cable.frames(frame);
+        write(scratch.src().join("noise"), noise(seed, 20 * M));
+        let before = cable.sent();
+        scratch.push_to(&[daemon.dest("www")]).ok();
+        assert_exact(&scratch.src(), &dst);
+        let after = cable.sent();
+        let each = (after.0 - before.0) / (after.1 - before.1);
+        assert!((least..=most).contains(&each), "frames of {frame}: {each} bytes in each");
+    }
+}
+
+/// Carries datagrams between whoever sends to it and a daemon, and after some of them from another port, as a router does that forgot whose
+/// they are.
+struct Router {
+    port: u16,
+    /// Bytes to the daemon, from the first port and from the second.
+    carried: Arc<[AtomicUsize; 2]>,
+    over: Arc<AtomicBool>,
+}
+
+impl Router {
+    fn new(to: u16, changes_after: usize) -> Router {
+        let bound = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (inside, outside) = (Arc::new(bound()), [bound(), bound()].map(Arc::new));
+        let router =
+            Router { port: inside.local_addr().unwrap().port(), carried: Arc::default(), over: Arc::default() };
+        outside.iter().for_each(|socket| socket.connect(("127.0.0.1", to)).unwrap());
+        let client = Arc::new(std::sync::Mutex::new(None));
+        let wait = Some(Duration::from_millis(50));
+        for socket in &outside {
+            let (socket, inside, client, over) =
+                (Arc::clone(socket), Arc::clone(&inside), Arc::clone(&client), Arc::clone(&router.over));
+            socket.set_read_timeout(wait).unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                while !over.load(Ordering::Relaxed) {
+                    let Ok(len) = socket.recv(&mut buffer) else { continue };
+                    let to: Option<std::net::SocketAddr> = *client.lock().unwrap();
+                    let _ = inside.send_to(&buffer[..len], to.unwrap());
+                }
+            });
+        }
+        let (carried, over) = (Arc::clone(&router.carried), Arc::clone(&router.over));
+        inside.set_read_timeout(wait).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 65_536];
+            while !over.load(Ordering::Relaxed) {
+                let Ok((len, from)) = inside.recv_from(&mut buffer) else { continue };
+                *client.lock().unwrap() = Some(from);
+                let now = usize::from(carried[0].load(Ordering::Relaxed) > changes_after);
+                carried[now].fetch_add(len, Ordering::Relaxed);
+                let _ = outside[now].send(&buffer[..len]);
+            }
+        });
+        router
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_push_goes_on_from_another_address() {
+    let scratch = Scratch::new();
+    let dst = scratch.dst();
+    mkdir(&dst);
+    let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    write(scratch.src().join("noise"), noise(1, 30 * M));
+    let router = Router::new(daemon.port, 10 * M);
+    support::daemon::pair(&scratch.state(), router.port, &daemon.invite()).ok();
+    scratch.push_to(&[format!("127.0.0.1:{}/www", router.port)]).ok();
+    assert_exact(&scratch.src(), &dst);
+    let [before, behind] = [0, 1].map(|port| router.carried[port].load(Ordering::Relaxed));
+    assert!(before > 10 * M && behind > 10 * M, "{before} and {behind} bytes");
+    assert_eq!(daemon.logged().matches("push ended").count(), 1, "{}", daemon.logged());
+    // The connection was let in at the first port, and nobody came from the second.
+    assert_eq!(daemon.logged().matches(": push from=").count(), 1, "{}", daemon.logged());
 }

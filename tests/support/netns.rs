@@ -94,6 +94,22 @@ impl Cable {
             && run("tc", &[&["qdisc", "add", "dev", self.near.as_str()][..], &bucket].concat()).is_ok()
     }
 
+    /// Both ends take frames of so many bytes, one at a time.
+    pub fn frames(&self, bytes: usize) {
+        let mtu = bytes.to_string();
+        let sized = ["mtu", &mtu, "gso_max_segs", "1"];
+        run("ip", &[&["link", "set", "dev", &self.near], &sized[..]].concat()).unwrap();
+        self.far(&[&["ip", "link", "set", "dev", "far"], &sized[..]].concat()).unwrap();
+    }
+
+    /// Bytes that were sent from the near end, and in how many packets.
+    pub fn sent(&self) -> (u64, u64) {
+        let shown = Command::new("ip").args(["-s", "-j", "link", "show", "dev", &self.near]).output().unwrap();
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let count = |what: &str| shown[0]["stats64"]["tx"][what].as_u64().unwrap();
+        (count("bytes"), count("packets"))
+    }
+
     pub fn mend(&mut self) {
         match self.cut.take() {
             Some(Cut::Silent) => {

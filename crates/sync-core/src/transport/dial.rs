@@ -219,7 +219,7 @@ impl Call {
         let shown = Arc::new(OnceLock::new());
         let crypto = tls::client(&self.identity, self.purpose, self.expected, Arc::clone(&shown))?;
         let mut config = ClientConfig::new(crypto);
-        config.transport_config(tuning::dialing(address.ip(), &self.settings));
+        config.transport_config(tuning::dialing(address.ip(), tuning::packets_to(address.ip()), &self.settings));
 
         let socket_failed = |source| ConnectError::Socket { to: self.to.clone(), source };
         let endpoint = self.from.endpoint(address).map_err(socket_failed)?;

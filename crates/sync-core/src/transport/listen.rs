@@ -48,7 +48,7 @@ impl Listener {
         let protocols = [Purpose::Session.alpn(), Purpose::Pairing.alpn()];
         let mut server = ServerConfig::with_crypto(tls::server(identity, Arc::clone(&trust), &protocols)?);
         server
-            .transport_config(tuning::listening(address.ip(), &settings))
+            .transport_config(tuning::listening(address.ip(), tuning::USUAL_MTU, &settings))
             .max_incoming(MAX_HANDSHAKES * 2)
             .incoming_buffer_size(64 << 10)
             .incoming_buffer_size_total(4 << 20);
@@ -85,7 +85,8 @@ impl Listener {
                 continue;
             }
             let mut server = self.server.clone();
-            server.transport_config(tuning::listening(incoming.remote_address().ip(), &self.settings));
+            let peer = incoming.remote_address().ip();
+            server.transport_config(tuning::listening(peer, tuning::packets_to(peer), &self.settings));
             return Some(Arrival {
                 from: incoming.remote_address(),
                 incoming,

@@ -1,7 +1,7 @@
 //! Numbers: windows, timeouts, packet sizes and socket buffers, each with its reason.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -35,6 +35,10 @@ impl Default for Settings {
 /// Packets within one machine, where each costs about the same whatever its size. Quinn panics above 16,383 bytes, the
 /// longest length that it writes into a packet of the handshake.
 pub(super) const LOOPBACK_MTU: u16 = 16_000;
+/// Packets that are found out to fit on a route whose first link takes no larger frames than usual: what quinn looks for by itself.
+pub(super) const USUAL_MTU: u16 = 1452;
+/// The most on a route that begins with jumbo frames: ten of them, which are sent in one call, fit into the 64 KiB that the kernel takes.
+const JUMBO_MTU: u16 = 6500;
 /// What may be in flight within one machine before the first answer: there is no link to be probed for.
 const LOOPBACK_WINDOW: u64 = 1 << 20;
 /// What one stream may have in flight: a gigabit at 60 ms, and four of them one at 200 ms where little is lost. quinn ends a connection with
@@ -61,14 +65,35 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// The transport parameters for a connection to `peer`; to a loopback address, from a socket `offload::WithinMachine`.
-pub(super) fn dialing(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
-    Arc::new(transport(peer, settings))
+/// The largest packets worth looking for on the way to `peer`, by the frames of the link that the route to it begins with. Where it has
+/// larger ones, quinn probes for them, and goes back when they vanish farther on; elsewhere each probe would be lost.
+pub(super) fn packets_to(peer: IpAddr) -> u16 {
+    /// Headers of IPv6 and UDP, the larger ones.
+    const HEADERS: u32 = 48;
+    /// An Ethernet frame.
+    const USUAL_FRAME: u32 = 1500;
+    let local: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let frame = UdpSocket::bind((local, 0)).and_then(|socket| {
+        // Sends nothing: the kernel looks up the route.
+        socket.connect((peer, 9))?;
+        Ok(if peer.is_ipv4() { sockopt::ip_mtu(&socket) } else { sockopt::ipv6_mtu(&socket) }?)
+    });
+    match frame {
+        Ok(frame) if frame > USUAL_FRAME => u16::try_from(frame - HEADERS).unwrap_or(JUMBO_MTU).min(JUMBO_MTU),
+        // What is in the way of the answer will be in the way of the connection, and is told there.
+        _ => USUAL_MTU,
+    }
+}
+
+/// The transport parameters for a connection to `peer`; to a loopback address, from a socket `offload::WithinMachine`. Elsewhere with packets
+/// of up to so many bytes: see [`packets_to`].
+pub(super) fn dialing(peer: IpAddr, packets: u16, settings: &Settings) -> Arc<TransportConfig> {
+    Arc::new(transport(peer, packets, settings))
 }
 
 /// The same for one from `peer`.
-pub(super) fn listening(peer: IpAddr, settings: &Settings) -> Arc<TransportConfig> {
-    let mut config = transport(peer, settings);
+pub(super) fn listening(peer: IpAddr, packets: u16, settings: &Settings) -> Arc<TransportConfig> {
+    let mut config = transport(peer, packets, settings);
     // Who listens says little: that a version is reached, and then nothing for a while. The other side has nothing to say that an
     // acknowledgement could go with, and would set a timer for it, and wake again.
     let mut acks = AckFrequencyConfig::default();
@@ -79,7 +104,7 @@ pub(super) fn listening(peer: IpAddr, settings: &Settings) -> Arc<TransportConfi
     Arc::new(config)
 }
 
-fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
+fn transport(peer: IpAddr, packets: u16, settings: &Settings) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
@@ -103,6 +128,9 @@ fn transport(peer: IpAddr, settings: &Settings) -> TransportConfig {
         congestion.initial_window(LOOPBACK_WINDOW);
         config.congestion_controller_factory(Arc::new(EndsInTime(Arc::new(congestion))));
     } else {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(packets);
+        config.mtu_discovery_config(Some(discovery));
         config.congestion_controller_factory(Arc::new(EndsInTime(Arc::new(Model))));
     }
     config

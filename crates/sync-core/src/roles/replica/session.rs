@@ -196,11 +196,12 @@ impl Session {
         self.described.close();
         self.describer.stop().await;
         let is_taken_up = self.is_taken_up_again();
+        // Who follows may have been told of drift that the rows do not have.
+        let lookout = self.lookout().filter(|_| self.follows.is_none()).cloned();
         let follows = self.follows.take().filter(|_| ended.is_ok());
         let opened = self.opened.take();
         let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
-        let lookout = self.lookout().cloned();
         let leave = |rest| {
             if let Some(lookout) = lookout {
                 lookout.leave(rest);
@@ -393,7 +394,7 @@ impl Session {
         let mut notices = Vec::new();
         let opened = match again {
             Some(opened) => Ok((opened.admitted(admission), false)),
-            None => self.open_anew(share, hello.policy, &mut notices, admission),
+            None => self.open_anew(share, hello.policy, hello.features, &mut notices, admission),
         };
         for text in notices {
             self.receiver.handle(ReceiverInput::Notice(text))?;
@@ -483,6 +484,7 @@ impl Session {
         &self,
         share: &Share,
         policy: Policy,
+        features: u64,
         notices: &mut Vec<String>,
         admission: Option<Admission>,
     ) -> Result<(Opened, bool), OpenError> {
@@ -493,7 +495,8 @@ impl Session {
         let looks = !policy.dry_run;
         let presence = lookout.enter();
         // Who follows has a share for long, and looks at first.
-        let left = || if looks { lookout.looks(self.follows.is_none()) } else { None };
+        let goes_on = features & (FOLLOW | LOOK) == 0;
+        let left = || if looks { lookout.looks(goes_on) } else { None };
         let opened = Opened::open(share, policy, self.suspicion(), &self.stop, notices, admission, left);
         let mut opened = opened.inspect_err(|_| lookout.still_owes())?;
         let (names, drift) = opened.take_drift();

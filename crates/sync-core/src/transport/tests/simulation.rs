@@ -124,7 +124,11 @@ struct Simulation {
 fn transport(factory: Arc<dyn ControllerFactory + Send + Sync>, listens: bool) -> Arc<TransportConfig> {
     let settings = Settings::default();
     let far = Ipv4Addr::new(10, 9, 9, 9).into();
-    let made = if listens { tuning::listening(far, &settings) } else { tuning::dialing(far, &settings) };
+    let made = if listens {
+        tuning::listening(far, tuning::USUAL_MTU, &settings)
+    } else {
+        tuning::dialing(far, tuning::USUAL_MTU, &settings)
+    };
     let mut config = Arc::try_unwrap(made).unwrap();
     config.congestion_controller_factory(factory).max_concurrent_uni_streams(VarInt::from_u32(16));
     Arc::new(config)
