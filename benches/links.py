@@ -115,10 +115,11 @@ class Ends:
 
 
     def push(self, way):
-        """To its end. Of the way that stands: until its replica has what was changed last."""
+        """To its end. Of the way that stands: until its replica has what is changed now."""
         if way != STANDING:
             common.run(inside("wan-a", self.command(way)))
             return
+        self.append()
         there, until = self.dst(way) / self.changed.relative_to(self.src), time.monotonic() + 120
         while not (there.exists() and there.read_bytes() == self.changed.read_bytes()):
             if time.monotonic() > until:
@@ -154,7 +155,8 @@ def one(ends, turn):
     for change in range(CHANGES):
         for way in ends.args.ways if change % 2 == 0 else ends.args.ways[::-1]:
             time.sleep(1)
-            ends.append()
+            if way != STANDING:
+                ends.append()
             yield way
 
 
@@ -169,7 +171,10 @@ def measure(args, work):
                 for way in {"deploy": deploy, "one": one}[args.work](ends, turn):
                     before, begun = link.bytes(), time.monotonic()
                     ends.push(way)
-                    wall, sent = time.monotonic() - begun, link.bytes() - before
+                    wall = time.monotonic() - begun
+                    # What is acknowledged behind it.
+                    time.sleep(0.5 if way == STANDING else 0)
+                    sent = link.bytes() - before
                     same = common.same(ends.src, ends.dst(way))
                     samples.append({"rate": rate, "way": way, "turn": turn, "wall": wall, "bytes": sent, "differences": same})
                     print(f"{rate:5} Mbit/s  {way:9} {wall:7.3f} s {sent / 1e6:8.3f} MB {same[:60]}", flush=True)

@@ -107,3 +107,15 @@ fn so_many_for_each_file_and_no_more() {
     at_most(&calls(&scratch).unwrap(), &[&changed[..], &[("renameat", 1.02)]].concat(), 0.6);
     assert_exact(&scratch.src(), &scratch.dst());
 }
+
+/// One slow directory, and thousands behind it that others list meanwhile.
+#[test]
+fn a_push_does_with_few_descriptors() {
+    let name = "a_push_does_with_few_descriptors";
+    need!(name, has("prlimit"), "needs prlimit to have few");
+    let scratch = Scratch::new();
+    (0..150_000).for_each(|i| write(scratch.src().join(format!("a/big/{i}")), b""));
+    (0..6000).for_each(|i| mkdir(&scratch.src().join(format!("b/{}/{i}", i % 600))));
+    let words: Vec<std::ffi::OsString> = ["prlimit", "--nofile=150"].map(Into::into).to_vec();
+    scratch.push().arg("--dry-run").behind(&words).ok();
+}

@@ -206,6 +206,75 @@ fn what_happens_between_two_pushes_is_found_by_a_daemon_that_looks_at_no_more() 
     assert_eq!(rested(), before);
 }
 
+/// No event tells a directory's watch of another name that a file gets, nor one of a daemon that somebody else stages in its tree.
+#[test]
+fn what_no_watch_tells_of_is_in_no_pushs_way() {
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 200, 3);
+    mkdir(&dst);
+    let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    daemon.pair(&scratch.state());
+    let push = || scratch.push_to(&[daemon.dest("www")]).run();
+    let comes_to_rest = || {
+        let rested = || daemon.logged().matches("what changed was looked at").count();
+        let (before, end) = (rested(), Instant::now() + Duration::from_secs(60));
+        while rested() == before {
+            assert!(Instant::now() < end, "every push looks at everything:\n{}", daemon.logged());
+            push().code(0);
+        }
+    };
+    comes_to_rest();
+    mkdir(&dst.join(STAGING));
+    remove(&dst.join(STAGING));
+    push().code(0);
+    assert_exact(&src, &dst);
+
+    comes_to_rest();
+    let snapshot_of = |name: &str| tool("cp", &["-al".as_ref(), dst.as_os_str(), scratch.path(name).as_os_str()]);
+    snapshot_of("snapshot");
+    write(src.join("d000/f00001"), b"new");
+    push().code(0);
+    assert_exact(&src, &dst);
+    // As long as the files have names elsewhere, somebody may write to those.
+    append(scratch.path("snapshot/d000/f00002"), b"written through the other name");
+    push().code(0);
+    assert_exact(&src, &dst);
+}
+
+/// What lies on a file system that was mounted since the last push is not this share's with `--one-file-system`.
+#[test]
+fn nothing_is_written_to_what_was_mounted_since_the_last_push() {
+    let name = "nothing_is_written_to_what_was_mounted_since_the_last_push";
+    let scratch = Scratch::new();
+    let (src, dst) = (scratch.src(), scratch.dst());
+    many(&src, 10, 1);
+    write(src.join("d/old"), b"old");
+    mkdir(&dst);
+    let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
+    daemon.pair(&scratch.state());
+    let push = || scratch.push_to(&[daemon.dest("www")]).arg("-x").run();
+    (0..3).for_each(|_| drop(push().code(0)));
+    for waits in [0, 3] {
+        let in_daemons = daemon.pid().to_string();
+        let mount = |words: &[&str]| {
+            let words = [&["-t", &in_daemons, "-m"][..], words].concat();
+            std::process::Command::new("nsenter").args(words).status().is_ok_and(|status| status.success())
+        };
+        let there = dst.join("d").display().to_string();
+        need!(name, is_root() && has("nsenter") && mount(&["mount", "-t", "tmpfs", "none", &there]), "may not mount");
+        std::thread::sleep(Duration::from_secs(waits));
+        write(src.join(format!("d/new{waits}")), b"new");
+        push();
+        let listed =
+            std::process::Command::new("nsenter").args(["-t", &in_daemons, "-m", "ls", &there]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+        assert!(mount(&["umount", &there]));
+        push().code(0);
+        assert_exact(&src, &dst);
+    }
+}
+
 #[test]
 fn a_share_whose_directory_is_gone_is_held_not_invented() {
     let scratch = Scratch::new();

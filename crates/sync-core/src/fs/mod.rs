@@ -40,6 +40,7 @@ pub use entropy::random;
 pub use error::{FsError, IncomingError, ReadError};
 pub use history::{History, Kept, Unkept};
 pub use incoming::{Incoming, Part};
+pub use mounts::mounted_beneath;
 pub use probe::{plain_file, probe, probe_at, probe_restless};
 pub use publish::{Known, Observed, Observer, Placed, Publisher, Ready};
 pub use read::{Hashed, Reading, SourceFile, hash_file};

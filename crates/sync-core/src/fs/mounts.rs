@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The table of what is mounted for this thread: it may have mounts of its own. Whoever polls it for `POLLPRI` hears of
 /// each change after it was opened.
@@ -24,6 +24,15 @@ pub fn all(table: &mut File) -> io::Result<Vec<Mount>> {
     table.rewind()?;
     table.read_to_end(&mut lines)?;
     Ok(lines.split(|&b| b == b'\n').filter_map(Mount::parse).collect())
+}
+
+/// Whether anything is mounted below a directory.
+///
+/// # Errors
+/// Of the file system.
+pub fn mounted_beneath(top: &Path) -> io::Result<bool> {
+    let top = std::fs::canonicalize(top)?;
+    Ok(all(&mut table()?)?.iter().any(|mount| mount.point != top && mount.point.starts_with(&top)))
 }
 
 /// A line of proc_pid_mountinfo(5).

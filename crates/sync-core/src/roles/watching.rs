@@ -96,7 +96,7 @@ impl Watched {
         self.unheard.as_deref()
     }
 
-    /// Returns when all that happened before was told. Whether it was: every change, under its name.
+    /// Returns when all that the kernel has heard of was told. Whether it hears of every directory.
     pub fn catches_up(&self) -> bool {
         self.hears_all() && self.watch.as_ref().is_some_and(|watch| watch.catch_up().is_ok())
     }

@@ -26,7 +26,7 @@ const DIRECTORIES: usize = 64;
 const NAMES: usize = 32_000;
 
 /// Most directories that wait to be listed. Of more the walk takes care when it comes to them.
-const WAITING: usize = 256;
+const WAITING: usize = 128;
 
 /// Where the threads meet.
 pub struct Ahead<'a> {
@@ -62,6 +62,16 @@ struct Task {
 impl State {
     fn has_room(&self) -> bool {
         self.done.len() < DIRECTORIES && self.names < NAMES
+    }
+
+    /// The walk is at a path: it never came to what lies before that, because it could not, or was told not to.
+    fn pass_by(&mut self, path: &RelPath) {
+        while let Some(first) = self.done.first_entry().filter(|first| first.key() < path) {
+            self.names -= first.remove().names();
+        }
+        while let Some(first) = self.waiting.first_entry().filter(|first| first.key() < path) {
+            first.remove();
+        }
     }
 
     fn begin(&mut self) -> Option<(RelPath, Task)> {
@@ -103,7 +113,11 @@ impl<'a> Ahead<'a> {
     /// The walk will come to these children of a directory.
     pub fn coming(&self, path: &RelPath, fd: &Arc<OwnedFd>, children: &Children, around: u64) {
         let mut dirs = children.left().filter_map(|(name, found)| match found {
-            Found::Stat(stat) if stat.is_dir() && stat.mount == around => Some((name, stat)),
+            Found::Stat(stat)
+                if stat.is_dir() && stat.mount == around && self.lister.left_out(&stat, false).is_none() =>
+            {
+                Some((name, stat))
+            }
             _ => None,
         });
         let Some(first) = dirs.next() else { return };
@@ -133,10 +147,12 @@ impl<'a> Ahead<'a> {
         enter: impl FnOnce(&mut [MaybeUninit<u8>]) -> Entered,
     ) -> Entered {
         let mut state = self.state();
+        state.pass_by(path);
         loop {
             if let Some(entered) = state.done.remove(path) {
                 state.names -= entered.names();
-                let wakes = state.idle > 0 && !state.waiting.is_empty() && state.done.len() <= DIRECTORIES / 2;
+                let is_worth_it = state.has_room() && state.done.len() <= DIRECTORIES / 2;
+                let wakes = state.idle > 0 && !state.waiting.is_empty() && is_worth_it;
                 drop(state);
                 if wakes {
                     self.more.notify_all();
@@ -148,7 +164,8 @@ impl<'a> Ahead<'a> {
                 drop(state);
                 return enter(buffer);
             }
-            state = match state.begin() {
+            let next = if state.has_room() { state.begin() } else { None };
+            state = match next {
                 Some((path, task)) => {
                     drop(state);
                     self.list(path, &task, buffer)
@@ -188,19 +205,31 @@ impl<'a> Ahead<'a> {
         Task { dir, name, stat }: &Task,
         buffer: &mut [MaybeUninit<u8>],
     ) -> MutexGuard<'_, State> {
+        let under_way = UnderWay(self, &path);
         let mut entered = self.lister.enter(&path, dir.as_fd(), name, *stat, buffer);
         if let Entered::Dir(fd, listing) = &mut entered {
             self.coming(&path, fd, &listing.children, listing.stat.mount);
             listing.is_ahead = true;
         }
         let mut state = self.state();
-        state.under_way.remove(&path);
         state.names += entered.names();
-        state.done.insert(path, entered);
+        state.done.insert(path.clone(), entered);
+        drop(state);
+        drop(under_way);
+        self.state()
+    }
+}
+
+/// A directory that is being listed. Nobody waits for it for ever, also if that ends with a panic.
+struct UnderWay<'a, 'b>(&'a Ahead<'b>, &'a RelPath);
+
+impl Drop for UnderWay<'_, '_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.under_way.remove(self.1);
         if std::mem::take(&mut state.is_awaited) {
-            self.listed.notify_all();
+            self.0.listed.notify_all();
         }
-        state
     }
 }
 

@@ -25,8 +25,9 @@ const EACH: usize = 200;
 /// Places of contents that are gone, beyond as many as there are contents.
 const STALE: usize = 64;
 
-/// How long the reader waits for somebody to take something before it goes on without.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the reader waits for somebody to take something before it goes on without, and all that does not fit is read again. The first
+/// content is asked for some four round trips after the connection was begun, and a look at a small tree takes less.
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// How long a content is kept at most: whoever has not taken it by then is slow, or needs it not, and a tree that is mirrored for
 /// months shall not hold as many of them as there is room for.

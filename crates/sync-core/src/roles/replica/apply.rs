@@ -280,8 +280,8 @@ impl Application {
         let mut publisher = Publisher::new(staging.clone(), Arc::clone(&self.steps), Box::new(known));
         publisher.move_dirs(Arc::clone(&self.moved));
         publisher.stop_on(Arc::clone(stop));
-        // Every session begins with a look at every name, so the paths of an intent would tell nothing new: it is that
-        // the stand is none from here on.
+        // A session behind one that was cut off begins with a look at every name, so the paths of an intent would tell nothing new: it
+        // is that the stand is none from here on.
         let intent = Intent { target: self.announce.version.id(), paths: Vec::new() };
         let mut failures = Vec::new();
         let (steps, moved) = (&self.steps, &self.moved);

@@ -20,7 +20,7 @@ use tokio::task::{block_in_place, spawn_blocking};
 
 use super::drift::Drift;
 use super::error::OpenError;
-use super::open::{Opened, Rest};
+use super::open::{Inspected, Opened, Rest};
 use super::share::Share;
 use super::standing::Standing;
 use crate::backoff::jittered;
@@ -76,8 +76,10 @@ struct State {
     alone: Duration,
     /// Whether the tree is watched.
     is_watched: bool,
-    /// What the last session has left: true, but for what is owed.
+    /// What the last session has left: true, but for what is owed and what differs.
     rest: Option<Rest>,
+    /// Where the lookout has looked since then, and found that it may differ.
+    differs: Names,
     /// Who wants to know when all that happened until now is owed.
     asks: Vec<SyncSender<()>>,
     /// Ends the look of the lookout itself.
@@ -88,6 +90,7 @@ struct State {
 }
 
 /// Where somebody shall look.
+#[derive(Clone)]
 pub struct Look {
     /// At these names; `None`: at everything.
     pub names: Option<Names>,
@@ -195,14 +198,15 @@ impl Lookout {
         }
         let mut state = self.state();
         let (rest, owed) = (state.rest.take().filter(|_| goes_on), state.owed.take());
-        let names = owed.map_or_else(|| Some(Names::default()), |look| look.names);
-        rest.zip(names)
+        let since = Look { names: Some(std::mem::take(&mut state.differs)) };
+        rest.zip(owed.map_or(since.clone(), |owed| owed.and(since)).bounded().names)
     }
 
     /// Keeps what a session has left, if all that changes from here on is heard of. To be called while it keeps others out.
     pub fn leave(&self, rest: Rest) {
         let mut state = self.state();
         state.rest = Some(rest).filter(|_| state.is_watched);
+        state.differs = Names::default();
     }
 
     /// Returns when all that happened until now is owed, or is not known to be: then nothing is left.
@@ -473,10 +477,19 @@ impl Lookout {
                 looking.await
             }
         };
+        let is_known = match &found {
+            Ok(Ok(found)) => found.only_there,
+            // Then it is owed again.
+            Ok(Err(OpenError::Survey(SurveyError::Stopped))) => true,
+            _ => false,
+        };
+        if !is_known {
+            self.state().rest = None;
+        }
         match found {
-            Ok(Ok((drift, is_same))) => {
-                if !is_same {
-                    self.state().rest = None;
+            Ok(Ok(Inspected { drift, .. })) => {
+                if let Some(names) = &look.names {
+                    self.state().differs.extend(names.clone());
                 }
                 self.recovered(said);
                 self.tell(look.names.as_ref(), &drift, false);

@@ -72,6 +72,16 @@ impl Suspicion {
     pub const MOST: Self = Self { empty: Empty::Replaced, unmounted: true };
 }
 
+/// What a look without a session found.
+#[derive(Default)]
+pub struct Inspected {
+    /// What somebody else did.
+    pub drift: Drift,
+    /// Whether anything that is not what its row says, to the last time stamp, is at one of the names that were asked about, and all of
+    /// the tree could be looked at.
+    pub only_there: bool,
+}
+
 /// Whatever is told by its drop that a session does not have the share open any more.
 pub type Presence = Box<dyn Any + Send + Sync>;
 
@@ -98,6 +108,8 @@ pub struct Opened {
     entries: u64,
     /// By the beginnings of their digests. One that only seems to be here is found missing by the plan.
     contents: HashSet<u64>,
+    /// How many of them may not be here any more, since the last look at everything.
+    went: u64,
     asked: HashSet<u64>,
     /// Whole contents that an interrupted push left.
     pub left: std::collections::HashSet<Digest>,
@@ -175,16 +187,19 @@ impl Opened {
         Ok(opened)
     }
 
-    /// What somebody else has changed since the last push, at these names or everywhere, and whether all that there is is what
-    /// its rows say, to the last time stamp. Nothing is written down.
-    pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<(Drift, bool), OpenError> {
+    /// What somebody else has changed since the last push, at these names or everywhere. Nothing is written down.
+    pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<Inspected, OpenError> {
         let policy = Policy { dry_run: true, ..Policy::default() };
         let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
-        let Some(policy) = opened.last_policy()? else { return Ok(Default::default()) };
+        let Some(policy) = opened.last_policy()? else { return Ok(Inspected::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
-        let Some((found, _)) = opened.found(share, Suspicion::MOST, stop)? else { return Ok(Default::default()) };
-        let is_same = found.pending.is_empty() && found.gone.is_empty() && found.failures.is_empty();
-        Ok((opened.drift_in(&found, names)?, is_same))
+        let Some((found, _)) = opened.found(share, Suspicion::MOST, stop)? else { return Ok(Inspected::default()) };
+        let is_told = |path| names.is_some_and(|names| names.covers(path));
+        let is_plain = found.failures.is_empty() && found.mounts.is_empty() && found.apart.is_empty();
+        let mut other =
+            found.pending.iter().map(|pending| &pending.row.path).chain(found.gone.iter().map(|row| &row.path));
+        let only_there = is_plain && other.all(is_told);
+        Ok(Inspected { drift: opened.drift_in(&found, names)?, only_there })
     }
 
     fn begin(
@@ -221,6 +236,7 @@ impl Opened {
             names: HashMap::new(),
             entries: 0,
             contents: HashSet::default(),
+            went: 0,
             asked: HashSet::default(),
             left: std::collections::HashSet::new(),
             additions: std::collections::HashSet::new(),
@@ -466,6 +482,8 @@ impl Opened {
                 _ => {}
             }
             let content = step.new.as_ref().and_then(|new| new.content());
+            let before = step.old.as_ref().and_then(|old| old.entry.content());
+            self.went += u64::from(before.is_some() && before != content);
             self.contents.extend(content.map(|(_, digest)| digest.prefix()));
         }
         self.tree = tree;
@@ -555,8 +573,8 @@ impl Opened {
         stop: &AtomicBool,
         left: Option<(Rest, Names)>,
     ) -> Result<(Option<Names>, Drift), OpenError> {
-        if let Some((rest, names)) = left
-            && let Some(drift) = self.go_on_from(rest, share, &names, stop)?
+        if let Some((rest, mut names)) = left
+            && let Some(drift) = self.go_on_from(rest, share, &mut names, stop)?
         {
             return Ok((Some(names), drift));
         }
@@ -723,7 +741,7 @@ impl Opened {
         self.unmade = unmade;
         self.report(failures);
         self.write_rows(&pending, &gone, added, &mounts, privilege)?;
-        self.contents = contents;
+        (self.contents, self.went) = (contents, 0);
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
         self.names = names;
         // The top alone is no content worth a comparison.
@@ -740,6 +758,7 @@ impl Opened {
         let tree = found.tree(&self.index, &mut self.remembered(), self.policy.no_delete)?;
         let added = self.additions_in(&found)?;
         let Survey { pending, gone, entries, .. } = found;
+        self.went += (pending.len() + gone.len()) as u64;
         self.write_rows(&pending, &gone, added, &[], None)?;
         // Contents that went are not taken out: a look at all finds which are left.
         self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use foldhash::HashSet;
 
 use super::Opened;
+use crate::fs::{Root, mounted_beneath};
 use crate::index::{Index, Stamp};
 use crate::manifest::{Holds, TreeHash};
 use crate::options::Policy;
@@ -24,9 +25,9 @@ pub struct Rest {
     index: Stamp,
     tree: TreeHash,
     remembered: Remembered,
-    apart: Holds,
     entries: u64,
     contents: HashSet<u64>,
+    went: u64,
     unmade: Vec<RelPath>,
 }
 
@@ -36,14 +37,17 @@ impl Opened {
     fn is_at_rest(&self) -> bool {
         let is_known =
             self.is_current && self.complete && self.is_plain && self.holds.is_empty() && self.names.is_empty();
-        is_known && !self.is_partial && !self.policy.dry_run && !self.policy.checksum
+        /// Contents that seem to be here are asked for late, when the plan misses them.
+        const MOST_GONE: u64 = 256;
+        let is_known = is_known && self.went <= MOST_GONE;
+        let Policy { dry_run, checksum, no_delete, .. } = self.policy;
+        is_known && !self.is_partial && !dry_run && !checksum && !no_delete
     }
 
     /// Closes the index. Returns what still keeps others out, what the next session can go on from, and what takes a while to be dropped.
     pub(super) fn come_to_rest(self) -> (impl Sized, (Option<Rest>, impl Sized)) {
         let root = self.root.as_ref().filter(|_| self.is_at_rest()).map(|root| root.identity());
-        let Self { index, staging, policy, tree, remembered, apart, entries, contents, unmade, names, asked, .. } =
-            self;
+        let Self { index, staging, policy, tree, remembered, entries, contents, went, unmade, names, asked, .. } = self;
         let dir = index.dir().map(ToOwned::to_owned);
         let open = (staging, self.made, self.admission, self._presence, self._lock);
         drop(index);
@@ -51,7 +55,7 @@ impl Opened {
         let remembered = remembered.into_inner().unwrap_or_default();
         match root.zip(stamp) {
             Some((root, index)) => {
-                let rest = Rest { policy, root, index, tree, remembered, apart, entries, contents, unmade };
+                let rest = Rest { policy, root, index, tree, remembered, entries, contents, went, unmade };
                 (open, (Some(rest), (None, names, asked)))
             }
             None => (open, (None, (Some((tree, contents, remembered)), names, asked))),
@@ -63,21 +67,26 @@ impl Opened {
         &mut self,
         rest: Rest,
         share: &Share,
-        names: &Names,
+        names: &mut Names,
         stop: &AtomicBool,
     ) -> Result<Option<Drift>, OpenError> {
-        let root = self.root.as_ref().map(|root| root.identity());
+        let Some(root) = self.root.clone() else { return Ok(None) };
         let stamp = self.index.dir().and_then(Index::stamp);
-        if self.policy != rest.policy || root != Some(rest.root) || stamp != Some(rest.index) {
+        let is_same = self.policy == rest.policy && root.identity() == rest.root && stamp == Some(rest.index);
+        // Of what was mounted a moment ago nobody may have told yet.
+        if !is_same || mounted_beneath(root.path()).unwrap_or(true) || !self.looks_known(&root, &rest.tree, names)? {
             return Ok(None);
         }
+        // Nobody tells of those who stage in it.
+        names.alone.insert(RelPath::root());
         self.recall()?;
         if self.index.intent()?.is_some() || self.reached.is_some() {
             return Ok(None);
         }
         self.is_plain = true;
-        (self.tree, self.entries, self.apart) = (rest.tree, rest.entries, rest.apart);
+        (self.tree, self.entries, self.apart) = (rest.tree, rest.entries, Holds::default());
         (self.remembered, self.contents, self.unmade) = (Mutex::new(rest.remembered), rest.contents, rest.unmade);
+        self.went = rest.went;
         let Some(found) = self.found_at(share, names, stop)? else {
             (self.is_plain, self.contents, self.remembered) = (false, HashSet::default(), Mutex::default());
             return Ok(None);
@@ -87,5 +96,23 @@ impl Opened {
         let names = names.whole.len() + names.alone.len();
         tracing::info!(share = share.name, names, "watched since the last push: what changed was looked at");
         Ok(Some(drift))
+    }
+
+    /// Whether the first entries of some directories are what their rows say. Of another name that a file gets no watch tells: who
+    /// makes a snapshot of hard links changes all of them so.
+    fn looks_known(&self, root: &Root, tree: &TreeHash, names: &Names) -> Result<bool, OpenError> {
+        const SOME: usize = 32;
+        for (dir, _) in tree.dirs.iter().take(SOME) {
+            let mut rows = self.index.cursor_from(dir)?;
+            rows.next()?;
+            let first = rows.next()?.filter(|row| row.path.parent().as_ref() == Some(dir) && !names.covers(&row.path));
+            if let Some(row) = first
+                && row.tuple.is_some()
+                && !root.stat(&row.path).is_ok_and(|found| found.map(|found| found.tuple) == row.tuple)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
