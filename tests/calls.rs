@@ -115,7 +115,7 @@ fn a_push_does_with_few_descriptors() {
     need!(name, has("prlimit"), "needs prlimit to have few");
     let scratch = Scratch::new();
     (0..150_000).for_each(|i| write(scratch.src().join(format!("a/big/{i}")), b""));
-    (0..6000).for_each(|i| mkdir(&scratch.src().join(format!("b/{}/{i}", i % 600))));
+    (0..6000).for_each(|i| mkdir(scratch.src().join(format!("b/{}/{i}", i % 600))));
     let words: Vec<std::ffi::OsString> = ["prlimit", "--nofile=150"].map(Into::into).to_vec();
     scratch.push().arg("--dry-run").behind(&words).ok();
 }

@@ -225,7 +225,7 @@ fn what_no_watch_tells_of_is_in_no_pushs_way() {
         }
     };
     comes_to_rest();
-    mkdir(&dst.join(STAGING));
+    mkdir(dst.join(STAGING));
     remove(&dst.join(STAGING));
     push().code(0);
     assert_exact(&src, &dst);
