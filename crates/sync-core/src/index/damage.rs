@@ -22,7 +22,7 @@ use super::error::IndexError;
 /// How long one look at a lock that is taken waits before the next.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// What every write of a closed index changes.
+/// What every write of a closed index changes, once it is folded in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     inode: (u64, u64),
