@@ -154,6 +154,20 @@ fn a_share_changed_behind_its_daemon_is_made_exact_again() {
     push(&daemon).code(0).says("nothing");
 }
 
+/// Pushes until the daemon has to look at nothing but what changed, which it says.
+fn comes_to_rest(daemon: &Daemon, push: impl Fn() -> Ran) {
+    let (before, end) = (rested(daemon), Instant::now() + Duration::from_secs(60));
+    while rested(daemon) == before {
+        assert!(Instant::now() < end, "every push looks at everything:\n{}", daemon.logged());
+        push().code(0);
+    }
+}
+
+/// How often it has said so.
+fn rested(daemon: &Daemon) -> usize {
+    daemon.logged().matches("what changed was looked at").count()
+}
+
 /// A daemon that has watched its tree since the last push looks at nothing else than what changed.
 #[test]
 fn what_happens_between_two_pushes_is_found_by_a_daemon_that_looks_at_no_more() {
@@ -166,14 +180,7 @@ fn what_happens_between_two_pushes_is_found_by_a_daemon_that_looks_at_no_more() 
     let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
     daemon.pair(&scratch.state());
     let push = || scratch.push_to(&[daemon.dest("www")]).run();
-    let rested = || daemon.logged().matches("what changed was looked at").count();
-    let comes_to_rest = || {
-        let (before, end) = (rested(), Instant::now() + Duration::from_secs(60));
-        while rested() == before {
-            assert!(Instant::now() < end, "every push looks at everything:\n{}", daemon.logged());
-            push().code(0);
-        }
-    };
+    let (rested, comes_to_rest) = (|| rested(&daemon), || comes_to_rest(&daemon, push));
     let takes_all = ["hard link broken", "hard links joined", "emptied", "removed altogether"];
     let drifts: Vec<_> = drifts().into_iter().filter(|(name, _)| !takes_all.contains(name)).collect();
     let mut found_at_once = 0;
@@ -216,14 +223,7 @@ fn what_no_watch_tells_of_is_in_no_pushs_way() {
     let daemon = Daemon::start(&scratch, "r", &[("www", &dst)]);
     daemon.pair(&scratch.state());
     let push = || scratch.push_to(&[daemon.dest("www")]).run();
-    let comes_to_rest = || {
-        let rested = || daemon.logged().matches("what changed was looked at").count();
-        let (before, end) = (rested(), Instant::now() + Duration::from_secs(60));
-        while rested() == before {
-            assert!(Instant::now() < end, "every push looks at everything:\n{}", daemon.logged());
-            push().code(0);
-        }
-    };
+    let comes_to_rest = || comes_to_rest(&daemon, push);
     comes_to_rest();
     mkdir(dst.join(STAGING));
     remove(&dst.join(STAGING));

@@ -72,6 +72,10 @@ pub(super) fn packets_to(peer: IpAddr) -> u16 {
     const HEADERS: u32 = 48;
     /// An Ethernet frame.
     const USUAL_FRAME: u32 = 1500;
+    let peer = peer.to_canonical();
+    if is_loopback(peer) {
+        return LOOPBACK_MTU;
+    }
     let local: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let frame = UdpSocket::bind((local, 0)).and_then(|socket| {
         // Sends nothing: the kernel looks up the route.

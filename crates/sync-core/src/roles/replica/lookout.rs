@@ -76,10 +76,8 @@ struct State {
     alone: Duration,
     /// Whether the tree is watched.
     is_watched: bool,
-    /// What the last session has left: true, but for what is owed and what differs.
-    rest: Option<Rest>,
-    /// Where the lookout has looked since then, and found that it may differ.
-    differs: Names,
+    /// What the last session has left, and at which names the lookout has looked since: true, but for those and what is owed.
+    rest: Option<(Rest, Names)>,
     /// Who wants to know when all that happened until now is owed.
     asks: Vec<SyncSender<()>>,
     /// Ends the look of the lookout itself.
@@ -90,7 +88,6 @@ struct State {
 }
 
 /// Where somebody shall look.
-#[derive(Clone)]
 pub struct Look {
     /// At these names; `None`: at everything.
     pub names: Option<Names>,
@@ -197,16 +194,30 @@ impl Lookout {
             self.catch_up();
         }
         let mut state = self.state();
-        let (rest, owed) = (state.rest.take().filter(|_| goes_on), state.owed.take());
-        let since = Look { names: Some(std::mem::take(&mut state.differs)) };
-        rest.zip(owed.map_or(since.clone(), |owed| owed.and(since)).bounded().names)
+        let (rest, owed) = (state.rest.take(), state.owed.take());
+        let (rest, looked) = rest.filter(|_| goes_on)?;
+        let looked = Look { names: Some(looked) };
+        let all = match owed {
+            Some(owed) => owed.and(looked).bounded(),
+            None => looked,
+        };
+        Some((rest, all.names?))
     }
 
     /// Keeps what a session has left, if all that changes from here on is heard of. To be called while it keeps others out.
     pub fn leave(&self, rest: Rest) {
         let mut state = self.state();
-        state.rest = Some(rest).filter(|_| state.is_watched);
-        state.differs = Names::default();
+        state.rest = Some((rest, Names::default())).filter(|_| state.is_watched);
+    }
+
+    /// What the last session has left is true but for these names, too.
+    fn looked(&self, names: &Names) {
+        let mut state = self.state();
+        let rest = state.rest.take().and_then(|(rest, looked)| {
+            let all = Look { names: Some(looked) }.and(Look { names: Some(names.clone()) });
+            Some((rest, all.bounded().names?))
+        });
+        state.rest = rest;
     }
 
     /// Returns when all that happened until now is owed, or is not known to be: then nothing is left.
@@ -378,7 +389,7 @@ impl Lookout {
                 let batch = if asks.is_empty() { settle.poll(now) } else { settle.take_all(now) };
                 (batch, settle.timeout())
             };
-            let is_batch = batch.is_some();
+            let is_busy = batch.is_some() || !asks.is_empty();
             if let Some(batch) = batch {
                 match block_in_place(|| self.take_up(tree, batch)) {
                     Some(look) => self.owe(look),
@@ -390,14 +401,11 @@ impl Lookout {
                     }
                 }
             }
-            if !asks.is_empty() {
+            for ask in asks {
                 // Who asked may have gone.
-                for ask in asks {
-                    let _ = ask.send(());
-                }
-                continue;
+                let _ = ask.send(());
             }
-            if is_batch {
+            if is_busy {
                 continue;
             }
             tokio::select! {
@@ -485,12 +493,11 @@ impl Lookout {
         };
         if !is_known {
             self.state().rest = None;
+        } else if let Some(names) = &look.names {
+            self.looked(names);
         }
         match found {
             Ok(Ok(Inspected { drift, .. })) => {
-                if let Some(names) = &look.names {
-                    self.state().differs.extend(names.clone());
-                }
                 self.recovered(said);
                 self.tell(look.names.as_ref(), &drift, false);
             }
