@@ -442,6 +442,39 @@ fn an_old_file_that_rotted_unseen_is_sent_anew() {
     push(true);
 }
 
+/// Where files can share blocks, what did not change is the old file's, and takes no room beside it.
+#[test]
+fn unchanged_blocks_are_shared_where_files_can() {
+    let scratch = Scratch::new();
+    let Some(disk) = Disk::xfs("unchanged_blocks_are_shared_where_files_can", &scratch, "disk") else { return };
+    let dst = disk.at.join("dst");
+    let old = noise(30, 96 * M);
+    let taken = || {
+        rustix::fs::syncfs(std::fs::File::open(&disk.at).unwrap()).unwrap();
+        let now = rustix::fs::statvfs(&disk.at).unwrap();
+        (now.f_blocks - now.f_bfree) * now.f_frsize
+    };
+    let push = |content: &[u8]| {
+        write(scratch.src().join("x"), content);
+        push_with(&scratch.state(), &scratch.src(), &[&dst]).ok();
+        assert!(std::fs::read(dst.join("x")).unwrap() == content);
+    };
+    push(&old);
+    // Edits in place; a MiB at the end; a piece that is not whole blocks at the front, after which nothing can be shared.
+    let edited = overwritten(&old, (0..20).map(|i| i * 4 * M + 1000), b"twenty-two other bytes");
+    let appended = [&edited[..], &noise(31, M)].concat();
+    let inserted = [b"X", &appended[..]].concat();
+    for (content, least, most) in [(edited, 0, M), (appended, 0, 2 * M), (inserted, 90 * M, 110 * M)] {
+        // As long as it is open, what it does not share is taken twice.
+        let held = std::fs::File::open(dst.join("x")).unwrap();
+        let before = taken();
+        push(&content);
+        let more = taken().saturating_sub(before);
+        assert!((least as u64..most as u64).contains(&more), "{more} bytes more are taken");
+        drop(held);
+    }
+}
+
 /// A tree with these files, pushed once.
 fn pushed_files(files: &[(&str, &[u8])]) -> Scratch {
     let scratch = Scratch::new();

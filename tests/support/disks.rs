@@ -1,4 +1,4 @@
-//! File systems of a test's own: ext4 on a loop device, small tmpfs, and a power cut.
+//! File systems of a test's own: ext4 and XFS on a loop device, small tmpfs, and a power cut.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -39,7 +39,7 @@ pub fn unmount(at: &Path) {
     tool("umount", &[at.as_os_str()]);
 }
 
-/// An ext4 file system in an image file.
+/// A file system in an image file.
 pub struct Disk {
     image: PathBuf,
     pub at: PathBuf,
@@ -64,23 +64,31 @@ impl Disk {
     }
 
     pub fn ext4_with(test: &str, scratch: &Scratch, name: &str, mebibytes: u64, mkfs: &[&str]) -> Option<Disk> {
-        if !scratch.mounts || !has("mkfs.ext4") {
-            skip(test, "needs root, a mount namespace and mkfs.ext4");
+        Disk::new(test, scratch, name, mebibytes, ("mkfs.ext4", &[&["-q", "-F"], mkfs].concat()))
+    }
+
+    /// The same with XFS, on which files can share blocks. Its image takes the room of what is written to it.
+    pub fn xfs(test: &str, scratch: &Scratch, name: &str) -> Option<Disk> {
+        Disk::new(test, scratch, name, 512, ("mkfs.xfs", &["-q", "-f", "-m", "reflink=1"]))
+    }
+
+    fn new(test: &str, scratch: &Scratch, name: &str, mebibytes: u64, mkfs: (&str, &[&str])) -> Option<Disk> {
+        let (program, options) = mkfs;
+        if !scratch.mounts || !has(program) {
+            skip(test, &format!("needs root, a mount namespace and {program}"));
             return None;
         }
         // Beside what is tested, wherever the mount point is.
         let image = scratch.path(format!("{}.img", name.replace('/', "-")));
         std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
-        let mut args: Vec<&OsStr> = vec![OsStr::new("-q"), OsStr::new("-F")];
-        args.extend(mkfs.iter().map(OsStr::new));
-        args.push(image.as_os_str());
-        tool("mkfs.ext4", &args);
+        let args: Vec<&OsStr> = options.iter().map(OsStr::new).chain([image.as_os_str()]).collect();
+        tool(program, &args);
         let at = scratch.dir(name);
         let mut disk = Disk { image, at, mounted: false };
         match disk.try_mount() {
             Ok(()) => Some(disk),
             Err(why) => {
-                skip(test, &format!("no ext4 loop mount here: {why}"));
+                skip(test, &format!("no loop mount here: {why}"));
                 None
             }
         }

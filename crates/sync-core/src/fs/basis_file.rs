@@ -1,12 +1,12 @@
 //! A file of the replica that content is taken from.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::error::FsError;
 use super::root::Root;
-use super::sparse;
+use super::{sharing, sparse};
 use crate::manifest::Tuple;
 use crate::path::RelPath;
 
@@ -51,5 +51,10 @@ impl BasisFile {
             Ok(_) => Err(FsError::because("read", &self.path, "it became shorter meanwhile")),
             Err(errno) => Err(FsError::new("read", &self.path, errno)),
         }
+    }
+    /// Makes `len` bytes of `to` at `at` the same as these from `offset`, by sharing their blocks where that can be done;
+    /// tells whether. Since nobody keeps others from changing this file, what they are is to be read in `to`.
+    pub(super) fn share(&self, offset: u64, to: impl AsFd, at: u64, len: u64) -> bool {
+        sharing::share_blocks(&self.fd, offset, to, at, len)
     }
 }

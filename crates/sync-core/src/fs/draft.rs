@@ -44,6 +44,8 @@ struct Piece {
     at: u64,
     blocks: Vec<Block>,
     bytes: Vec<u8>,
+    /// They are in the draft already: shared with the old file.
+    is_there: bool,
 }
 
 /// A draft under way. Dropped, it leaves nothing; that waits for the blocks that are just being read and written.
@@ -90,6 +92,7 @@ impl Staging {
         }
         let name = self.fresh_name();
         let fd = create(stage.fd(), name.as_bytes()).map_err(|errno| FsError::new("stage", near, errno))?;
+        let draft = fd.try_clone().map_err(|error| FsError::because("stage", near, error.to_string()))?;
         drop(going_on);
         let file = DraftFile { staging: Arc::clone(self), stage, near: near.clone(), size, name: Some(name) };
         let given_up = Arc::new(AtomicBool::new(false));
@@ -101,9 +104,9 @@ impl Staging {
             move || write(&staging, &near, fd, &pieces, &done)
         };
         let read = {
-            let (staging, given_up) = (Arc::clone(self), Arc::clone(&given_up));
-            let is_over = move || staging.is_stopped() || given_up.load(Ordering::Relaxed);
-            move || read(&basis, &told, &is_over, &full, &empty)
+            let (staging, near, given_up) = (Arc::clone(self), near.clone(), Arc::clone(&given_up));
+            let reader = Reader { staging, near, basis, draft, given_up };
+            move || reader.read(&told, &full, &empty)
         };
         let fail = |error| FsError::because("copy", near, format!("no thread for it: {error}"));
         // One that finds no partner ends at once.
@@ -187,26 +190,57 @@ impl Drop for DraftFile {
     }
 }
 
-/// Reads and hashes the blocks of the ranges.
-fn read(
-    basis: &BasisFile,
-    ranges: &Receiver<CopyRange>,
-    is_over: &dyn Fn() -> bool,
-    full: &SyncSender<Piece>,
-    empty: &Receiver<Vec<u8>>,
-) -> Result<(), FsError> {
-    for piece in ranges.iter().flat_map(|range| range.pieces(TOGETHER)) {
-        let mut bytes: Vec<u8> = empty.try_recv().unwrap_or_default();
-        bytes.resize(usize::try_from(piece.len).unwrap_or(0), 0);
-        basis.read_exact_at(piece.from, &mut bytes)?;
-        let hashes = BlockHash::of_each(piece.at / BLOCK, &bytes);
-        let blocks = piece.blocks().zip(hashes).map(|((i, from), hash)| Block { i, from, hash }).collect();
-        // Nobody writes any more: that failed, and says so.
-        if is_over() || full.send(Piece { at: piece.at, blocks, bytes }).is_err() {
-            break;
+/// Who reads for a draft.
+struct Reader {
+    staging: Arc<Staging>,
+    near: RelPath,
+    basis: BasisFile,
+    /// What is shared with the old file is read here: what is hashed must be what is there.
+    draft: OwnedFd,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Reader {
+    /// Reads and hashes the blocks of the ranges.
+    fn read(
+        &self,
+        ranges: &Receiver<CopyRange>,
+        full: &SyncSender<Piece>,
+        empty: &Receiver<Vec<u8>>,
+    ) -> Result<(), FsError> {
+        for range in ranges {
+            let is_there = self.share(range)?;
+            for piece in range.pieces(TOGETHER) {
+                let mut bytes: Vec<u8> = empty.try_recv().unwrap_or_default();
+                bytes.resize(usize::try_from(piece.len).unwrap_or(0), 0);
+                if is_there {
+                    self.read_draft(piece.at, &mut bytes)?;
+                } else {
+                    self.basis.read_exact_at(piece.from, &mut bytes)?;
+                }
+                let hashes = BlockHash::of_each(piece.at / BLOCK, &bytes);
+                let blocks = piece.blocks().zip(hashes).map(|((i, from), hash)| Block { i, from, hash }).collect();
+                let is_over = self.staging.is_stopped() || self.given_up.load(Ordering::Relaxed);
+                // Nobody writes any more: that failed, and says so.
+                if is_over || full.send(Piece { at: piece.at, blocks, bytes, is_there }).is_err() {
+                    return Ok(());
+                }
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Shares the blocks of the range with the old file, if that can be done.
+    fn share(&self, range: CopyRange) -> Result<bool, FsError> {
+        let _going_on = self.staging.going_on(&self.near)?;
+        let whole = range.pieces(u64::MAX).next();
+        Ok(whole.is_some_and(|CopyRange { at, from, len }| self.basis.share(from, &self.draft, at, len)))
+    }
+
+    fn read_draft(&self, at: u64, bytes: &mut [u8]) -> Result<(), FsError> {
+        sparse::read_exact_at(&self.draft, at, bytes)
+            .map_err(|errno| FsError::new("read the draft of", &self.near, errno))
+    }
 }
 
 /// Writes pieces as they come. After an error nothing of them takes any room.
@@ -218,9 +252,9 @@ fn write(
     done: &Sender<Vec<u8>>,
 ) -> Result<(OwnedFd, Blocks), FsError> {
     let mut written = Blocks::new();
-    for Piece { at, blocks, bytes } in pieces {
+    for Piece { at, blocks, bytes, is_there } in pieces {
         let _going_on = staging.going_on(near)?;
-        if let Err(errno) = sparse::write_sparse(&fd, at, &bytes) {
+        if !is_there && let Err(errno) = sparse::write_sparse(&fd, at, &bytes) {
             let _ = ftruncate(&fd, 0);
             return Err(FsError::new("stage", near, errno));
         }

@@ -24,6 +24,9 @@ const PIECE: usize = 256 << 10;
 /// Ranges of an old file from this many bytes on are read beside the writing.
 const BESIDE: u64 = 8 << 20;
 
+/// Blocks of an old file are shared from this many bytes on: a shorter range costs more to share than to copy.
+const SHARED: u64 = 64 << 10;
+
 /// Pieces that are read ahead then.
 const AHEAD: usize = 8;
 
@@ -305,16 +308,44 @@ impl Incoming {
         Ok(())
     }
 
-    fn copy(&mut self, basis: &BasisFile, offset: u64, len: u64) -> Result<(), IncomingError> {
+    fn copy(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {
         // The bytes must be read to be hashed, so that asking the kernel to copy them would save nothing.
-        if len >= BESIDE {
-            // From a block's beginning on, what is read is written as it is, and need not be gathered first.
-            let begun = (BLOCK - self.gathered.len() % BLOCK) % BLOCK;
-            self.copy_through(basis, offset, begun as u64)?;
+        if len >= SHARED {
+            // From a block's beginning on, blocks can be shared, and what is read is written as it is and need not be gathered.
+            let begun = ((BLOCK - self.gathered.len() % BLOCK) % BLOCK) as u64;
+            self.copy_through(basis, offset, begun)?;
             self.put_gathered()?;
-            return self.copy_beside(basis, offset + begun as u64, len - begun as u64);
+            (offset, len) = (offset + begun, len - begun);
+            let whole = len - len % BLOCK as u64;
+            if self.share(basis, offset, whole)? {
+                (offset, len) = (offset + whole, len - whole);
+            }
+        }
+        if len >= BESIDE {
+            return self.copy_beside(basis, offset, len);
         }
         self.copy_through(basis, offset, len)
+    }
+
+    /// Adds whole blocks of a file by sharing them, if that can be done, where nothing is gathered; tells whether.
+    fn share(&mut self, basis: &BasisFile, offset: u64, len: u64) -> Result<bool, IncomingError> {
+        let staging = Arc::clone(&self.staging);
+        let going_on = staging.going_on(&self.near)?;
+        self.drop_draft(len).map_err(|errno| self.fail(errno))?;
+        if !basis.share(offset, &self.fd, self.written, len) {
+            return Ok(false);
+        }
+        drop(going_on);
+        let end = self.written + len;
+        let mut buffer = vec![0; PIECE];
+        while self.written < end {
+            let piece = usize::try_from(end - self.written).map_or(PIECE, |left| left.min(PIECE));
+            let read = sparse::read_exact_at(&self.fd, self.written, &mut buffer[..piece]);
+            read.map_err(|errno| FsError::new("read the staged content of", &self.near, errno))?;
+            self.hasher.update(&buffer[..piece]);
+            self.written += piece as u64;
+        }
+        Ok(true)
     }
 
     fn copy_through(&mut self, basis: &BasisFile, mut offset: u64, mut len: u64) -> Result<(), IncomingError> {

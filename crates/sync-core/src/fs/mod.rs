@@ -29,6 +29,7 @@ mod incoming;
 mod mounts;
 pub mod place;
 mod publish;
+mod sharing;
 mod sparse;
 mod staging;
 mod thaw;

@@ -80,6 +80,12 @@ pub(crate) fn read_at(fd: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<u
     Ok(filled)
 }
 
+/// Fills `buffer` from `offset`; [`Errno::NODATA`] if the file ends before.
+pub(crate) fn read_exact_at(fd: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    let n = read_at(fd, offset, buffer)?;
+    if n == buffer.len() { Ok(()) } else { Err(Errno::NODATA) }
+}
+
 /// Makes `to`, an empty file, a copy of `from`: sharing its blocks where the file system can, else reading and writing
 /// what is no hole. Both may be on different file systems.
 pub(crate) fn copy_file(from: impl AsFd, to: impl AsFd, size: u64) -> Result<(), Errno> {
