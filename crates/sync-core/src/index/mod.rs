@@ -172,6 +172,22 @@ impl Index {
         Ok(Opened { index: Self { inner: Inner::new(None, conn, None) }, rebuilt, fresh })
     }
 
+    /// The index in `dir` for who only reads: itself, which nobody else opens meanwhile. Where that cannot be, on a disk that is
+    /// full for one, or if it is damaged, as [`Index::scratch_copy`], which takes as much memory as the index.
+    ///
+    /// # Errors
+    /// [`IndexError`] if there is an index that cannot be read.
+    pub fn open_to_read(dir: &Path, wait: Duration) -> Result<Self, IndexError> {
+        let files = Files::new(dir);
+        if files.found()? == Found::Database
+            && let Ok(lock) = files.lock(wait)
+            && let Ok(conn) = open_writer(&files)
+        {
+            return Ok(Self { inner: Inner::new(Some(files), conn, Some(Arc::new(lock))) });
+        }
+        Ok(Self::scratch_copy(dir)?.index)
+    }
+
     /// Where the replica stands whose index is in `dir`, read without copying it. As [`Index::scratch_copy`] it makes and
     /// writes no file.
     ///

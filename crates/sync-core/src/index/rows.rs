@@ -333,6 +333,14 @@ impl Index {
         Ok(Snapshot(Arc::new(Mutex::new(self.inner.snapshot()?))))
     }
 
+    /// Whether there is any row.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the index cannot be read.
+    pub fn has_rows(&self) -> Result<bool, IndexError> {
+        self.read(|conn| any(conn, "SELECT 1 FROM entries LIMIT 1"))
+    }
+
     /// Every row in tree order, to be pulled; see [`RowCursor`].
     ///
     /// # Errors

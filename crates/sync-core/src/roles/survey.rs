@@ -44,6 +44,17 @@ pub struct SurveyOptions<'a> {
     pub ignore_extras: bool,
 }
 
+/// Who takes what was found whenever there is much, so that the whole of it is never in memory.
+pub struct Portions<'a> {
+    /// How many pending entries are much.
+    pub most: usize,
+    /// Gets these, which are passed on then; or breaks, and the survey ends with them.
+    pub take: &'a mut Take<'a>,
+}
+
+/// See [`Portions::take`].
+pub type Take<'a> = dyn FnMut(&mut Survey) -> Result<ControlFlow<()>, SurveyError> + 'a;
+
 /// Why a survey ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
@@ -70,6 +81,21 @@ pub fn survey(
     seen_so_far: &dyn Fn(u64) -> ControlFlow<()>,
     found: &mut dyn FnMut(usize, &Pending),
 ) -> Result<Survey, SurveyError> {
+    survey_in_portions(root, index, options, seen_so_far, found, None)
+}
+
+/// The same in portions, if somebody takes them: what is pending in the end is the last of them.
+///
+/// # Errors
+/// As [`survey`], and those of who takes them.
+pub fn survey_in_portions(
+    root: &Root,
+    index: &Index,
+    options: &SurveyOptions<'_>,
+    seen_so_far: &dyn Fn(u64) -> ControlFlow<()>,
+    found: &mut dyn FnMut(usize, &Pending),
+    portions: Option<Portions<'_>>,
+) -> Result<Survey, SurveyError> {
     let scan_options = ScanOptions {
         filter: options.filter,
         one_file_system: options.one_file_system,
@@ -87,6 +113,8 @@ pub fn survey(
         merkle: Some(Merkle::new()),
         dirs: Dirs::new(root),
         found,
+        // Taken apart, so that it may live as long as all else here.
+        portions: portions.map(|Portions { most, take }| Portions { most, take }),
         survey: Survey { is_watched: options.is_watched, ..Survey::default() },
     };
     let ended = fs::scan(root, &scan_options, &mut |item| {
@@ -98,10 +126,11 @@ pub fn survey(
             Err(error) => ControlFlow::Break(error),
         }
     })?;
-    if let ControlFlow::Break(error) = ended {
-        return Err(error);
+    match ended {
+        ControlFlow::Continue(()) => walk.finish(),
+        ControlFlow::Break(_) if walk.survey.is_cut => Ok(walk.survey),
+        ControlFlow::Break(error) => Err(error),
     }
-    walk.finish()
 }
 
 struct Walk<'a> {
@@ -121,6 +150,7 @@ struct Walk<'a> {
     /// Where names are looked at that no listing has shown.
     dirs: Dirs<'a>,
     found: &'a mut dyn FnMut(usize, &Pending),
+    portions: Option<Portions<'a>>,
     survey: Survey,
 }
 
@@ -131,8 +161,8 @@ struct Group {
     first: RelPath,
     /// What it was under that name.
     tuple: Tuple,
-    /// Its content then, if that name's row has it.
-    kind: Option<Kind>,
+    /// Its content then, if that name's row has it, and whether that is proven.
+    kind: Option<(Kind, bool)>,
 }
 
 impl Walk<'_> {
@@ -307,7 +337,35 @@ impl Walk<'_> {
                 self.unknown(&seen, at, old.as_ref(), group, extra)
             }
         };
-        looked.map_or_else(|error| self.hold(error), Ok)
+        looked.map_or_else(|error| self.hold(error), Ok)?;
+        self.pass_on()
+    }
+
+    /// Has what is pending taken, if it is much.
+    fn pass_on(&mut self) -> Result<(), SurveyError> {
+        let Some(portions) = self.portions.as_mut().filter(|portions| self.survey.pending.len() >= portions.most)
+        else {
+            return Ok(());
+        };
+        if (portions.take)(&mut self.survey)?.is_break() {
+            self.survey.is_cut = true;
+            // Nobody sees that error.
+            return Err(SurveyError::Stopped);
+        }
+        // Further names of these get their content from here.
+        let Survey { pending, names, .. } = &self.survey;
+        let has_names = |p: &&Pending| p.row.tuple.is_some_and(|tuple| names.contains_key(&(tuple.fs, tuple.ino)));
+        let firsts: HashMap<&RelPath, &Row> = pending.iter().filter(has_names).map(|p| (&p.row.path, &p.row)).collect();
+        for group in self.groups.values_mut().filter(|group| group.kind.is_none()) {
+            if let Some(row) = firsts.get(&group.first) {
+                group.kind = Some((row.entry.kind.clone(), row.proven));
+                group.tuple = row.tuple.unwrap_or(group.tuple);
+            }
+        }
+        self.survey.pending.clear();
+        // The rows are not the tree any more.
+        self.merkle = None;
+        Ok(())
     }
 
     /// Whether the master does not have the entry. What somebody put into a directory that the master does not have is
@@ -365,7 +423,7 @@ impl Walk<'_> {
         if let Some(group) = self.groups.get_mut(&seen.stat.identity())
             && group.first == *seen.path()
         {
-            group.kind = Some(entry.kind.clone());
+            group.kind = Some((entry.kind.clone(), true));
         }
     }
 
@@ -415,15 +473,16 @@ impl Walk<'_> {
             return Ok(());
         };
         let mut needs_hash = matches!(entry.kind, Kind::File { size: 1.., .. });
+        let mut proven = true;
         if let Some(Group { first, tuple, kind }) = group {
             // What was written between the looks at two names shows only under the second.
             let same = tuple == stat.tuple;
             if !same {
                 self.survey.torn.push(seen.path().clone());
             }
-            if let (true, Some(kind)) = (needs_hash && same, kind) {
+            if let (true, Some((kind, is_proven))) = (needs_hash && same, kind) {
                 entry.kind = kind;
-                needs_hash = false;
+                (needs_hash, proven) = (false, is_proven);
             }
             entry.link = Some(first);
         }
@@ -437,7 +496,7 @@ impl Walk<'_> {
             path: seen.path().clone(),
             entry,
             tuple: Some(stat.tuple),
-            proven: fs::clock::settled(stat.tuple.ctime, at, self.root.is_remote(&stat)),
+            proven: proven && fs::clock::settled(stat.tuple.ctime, at, self.root.is_remote(&stat)),
             refused,
             extra,
             mount: seen.mount,

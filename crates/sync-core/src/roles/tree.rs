@@ -34,6 +34,8 @@ pub struct Remembered {
     recent: Generation,
     /// Used no more since `recent` was begun.
     older: Generation,
+    /// Whether nothing is kept.
+    forgets: bool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +53,11 @@ impl Generation {
 }
 
 impl Remembered {
+    /// Nothing, and nothing is kept: for changes that are many, after which it would be full of what will not change soon.
+    pub fn nothing() -> Self {
+        Self { forgets: true, ..Self::default() }
+    }
+
     /// The children of a directory with this hash.
     fn take(&mut self, dir: &RelPath, hash: &Digest) -> Option<Preimage> {
         let taken = self.recent.take(dir).or_else(|| self.older.take(dir));
@@ -60,7 +67,7 @@ impl Remembered {
     fn keep(&mut self, dir: RelPath, hash: Digest, preimage: Preimage) {
         drop(self.recent.take(&dir).or_else(|| self.older.take(&dir)));
         let bytes = EACH + preimage.bytes();
-        if bytes > REMEMBERED {
+        if bytes > REMEMBERED || self.forgets {
             return;
         }
         if self.recent.bytes + bytes > REMEMBERED {

@@ -19,7 +19,7 @@ use crate::region::Region;
 use crate::relative;
 use crate::wire::{
     Announce, Basis, Change, Describe, FOLLOW, Given, MAX_CHUNKS, MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_GIVEN, Moved,
-    Offered, Run, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
+    Offered, Run, STRETCHES, ToMaster, ToReplica, Touched, Unavailable, Wanted, in_messages,
 };
 
 /// How many wants, problems or items go into one message at most.
@@ -118,8 +118,8 @@ pub struct Receiver {
     /// Whether a dry run asks for contents all the same: none comes.
     estimate: bool,
     max_delete: bool,
-    /// Whether the master follows its tree.
-    follows: bool,
+    /// Whether the master may open another session behind this one.
+    goes_on: bool,
     /// Whether what was announced is only a stretch of a version's tree: there is no root that it must lead to.
     is_stretch: bool,
     /// Files that are not considered before the guard has seen the changes: a refused plan must not touch the disk.
@@ -161,7 +161,7 @@ impl Receiver {
             dry_run: false,
             estimate: false,
             max_delete: false,
-            follows: false,
+            goes_on: false,
             is_stretch: false,
             guarded: None,
         }
@@ -295,7 +295,7 @@ impl Receiver {
                 self.dry_run = hello.policy.dry_run;
                 self.estimate = self.dry_run && hello.policy.estimate;
                 self.max_delete = hello.policy.max_delete.is_some() && !self.dry_run;
-                self.follows = hello.features & FOLLOW != 0;
+                self.goes_on = hello.features & (FOLLOW | STRETCHES) != 0;
                 self.guarded = self.max_delete.then(Vec::new);
                 self.outputs.push_back(ReceiverOutput::Open(hello, self.source.take()));
             }
@@ -365,7 +365,7 @@ impl Receiver {
             (ToReplica::Announce(announce), State::Gathering) => self.announced(announce)?,
             (ToReplica::Stretch(announce), State::Gathering) => {
                 // What a version was is found out by its root alone, and that shows only in the end.
-                let is_published = self.follows && announce.committed && !self.dry_run && !self.max_delete;
+                let is_published = self.goes_on && announce.committed && !self.dry_run && !self.max_delete;
                 if !is_published || self.restarts > 0 {
                     return Err(ProtocolError("a stretch where none may come".to_owned()));
                 }

@@ -162,7 +162,7 @@ pub enum End {
         exact: bool,
     },
     /// A stretch of the tree is there, up to this path, and acknowledged; the next session goes on behind it.
-    Reached(RelPath),
+    Reached(RelPath, Ack),
     /// The replica will not do it.
     Refused(Refusal),
 }
@@ -234,6 +234,8 @@ pub struct Sender {
     restarted: bool,
     dry_run: bool,
     follows: bool,
+    /// Whether there may be another session behind this one.
+    goes_on: bool,
     /// Whether the replica may refuse a plan because of what it deletes.
     has_limit: bool,
     /// Of how many changes a stretch has at least, if a tree that the replica has nothing of may be told in stretches.
@@ -270,6 +272,7 @@ impl Sender {
 
     fn with(hello: &Hello) -> Self {
         let (dry_run, follows) = (hello.policy.dry_run, hello.features & FOLLOW != 0);
+        let goes_on = hello.features & (FOLLOW | STRETCHES) != 0;
         Self {
             state: State::Opening,
             outputs: VecDeque::new(),
@@ -289,6 +292,7 @@ impl Sender {
             restarted: false,
             dry_run,
             follows,
+            goes_on,
             has_limit: hello.policy.max_delete.is_some(),
             stretch: None,
             reached: None,
@@ -307,7 +311,7 @@ impl Sender {
     #[must_use]
     pub fn in_stretches(self, changes: u64) -> Self {
         // Of what may be refused as a whole nothing is published before all is known.
-        let may = self.follows && !self.dry_run && !self.has_limit;
+        let may = self.goes_on && !self.dry_run && !self.has_limit;
         Self { stretch: may.then_some(changes), ..self }
     }
 
@@ -482,7 +486,8 @@ impl Sender {
     fn tell_tree(&mut self, load: Load) {
         let takes = self.stand.as_ref().is_some_and(|stand| stand.features & STRETCHES != 0);
         // What is not in the index yet is not published either.
-        self.is_cut = takes && self.committed && self.offers == 0;
+        // Nor are contents left over that were offered.
+        self.is_cut = takes && self.committed && self.stretch.is_some_and(|most| self.offers <= most);
         self.state = State::Loading;
         self.load(load);
     }
@@ -741,7 +746,7 @@ impl Sender {
         }
         if self.is_stretch {
             let last = self.told_to.take().unwrap_or_default();
-            self.end(End::Reached(last));
+            self.end(End::Reached(last, ack));
             return Ok(());
         }
         let exact = ack.root == version.root;

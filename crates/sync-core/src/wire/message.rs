@@ -42,7 +42,8 @@ pub const RELEASED: u64 = 4;
 /// replica: it keeps whose a share is.
 pub const ADOPT: u64 = 8;
 
-/// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]).
+/// Feature of a replica: it takes a tree that it has nothing of in stretches ([`ToReplica::Stretch`]). Feature of a master that
+/// does not follow its tree: it may tell one in that way, each stretch in a session of its own on this connection.
 pub const STRETCHES: u64 = 16;
 
 /// A bit of [`Hello::features`]: the replica looks at all of its tree, though it may have watched it since it looked last. Of

@@ -16,12 +16,13 @@ use super::content::{ContentSender, Sending, choose, saves_no_bytes};
 use super::dial::{Dialed, dial};
 use super::difference::Difference;
 use super::fate::Fate;
-use super::feed::{Feed, Heard, SourceEvent};
+use super::feed::{Feed, Heard, Once, SourceEvent};
 use super::giving;
 use super::meter::Meter;
 use super::news::News;
 use super::outgoing::{Estimate, SendFailure, StreamEvent};
 use super::permits::Permits;
+use super::portions::PORTION;
 use super::source::{Decided, Source};
 use super::telling::{Telling, Unknown};
 use crate::control::DriftStatus;
@@ -36,7 +37,7 @@ use crate::roles::tree;
 use crate::session::{End, Load, Report, Sender, SenderInput, SenderOutput};
 use crate::transport::{Connection, Dialer};
 use crate::wire::{
-    ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, Stand, ToMaster, ToReplica, Unhealed, WHOLE,
+    ADOPT, Announce, FOLLOW, HISTORY, Hello, LOOK, RELEASED, STRETCHES, Stand, ToMaster, ToReplica, Unhealed, WHOLE,
 };
 
 /// Changes of which a stretch of a large tree has at least so many: some 20 MB at the replica until it is published. Fewer
@@ -244,13 +245,7 @@ impl Delivery {
             }
         };
         tracing::info!(to = %connection.remote(), peer = %connection.peer(), "connected");
-        let mut delivered = match Session::open(&self, connection.clone(), share, None, None).await {
-            Ok(session) => session.run(&mut Feed::Push(&mut source), &mut shutdown, &replica).await,
-            Err(error) => {
-                self.monitor.problem(Some(self.dest), &broken(&error));
-                failed(1, Stats::default())
-            }
-        };
+        let mut delivered = self.bring(&connection, &share, &replica, &mut source, &mut shutdown).await;
         if let Some(embedded) = embedded {
             // It ends by itself once the connection is closed; what it must leave in order, it does before.
             let _ = embedded.await;
@@ -259,6 +254,51 @@ impl Delivery {
         delivered.report.stats.wire_sent = traffic.sent;
         delivered.report.stats.wire_received = traffic.received;
         delivered
+    }
+
+    /// A session, or of a large tree one for each stretch.
+    async fn bring(
+        &self,
+        connection: &Connection,
+        share: &str,
+        replica: &str,
+        source: &mut mpsc::UnboundedReceiver<SourceEvent>,
+        shutdown: &mut Shutdown,
+    ) -> Delivered {
+        let (mut next, mut before): (_, Option<Delivered>) = (None, None);
+        let mut feed = Feed::Push(Once::new(source));
+        loop {
+            let delivered = match Session::open(self, connection.clone(), share.to_owned(), None, next).await {
+                Ok(session) => session.run(&mut feed, shutdown, replica).await,
+                Err(error) => {
+                    self.monitor.problem(Some(self.dest), &broken(&error));
+                    failed(1, Stats::default())
+                }
+            };
+            let mut delivered = match before.take() {
+                Some(before) => delivered.behind(before),
+                None => delivered,
+            };
+            next = delivered.next.take();
+            if !matches!(next, Some(Next::Reached(..))) {
+                return delivered;
+            }
+            before = Some(delivered);
+            feed.again();
+        }
+    }
+}
+
+impl Delivered {
+    /// The same with what the sessions before did.
+    fn behind(self, before: Self) -> Self {
+        let (mut report, earlier) = (self.report, before.report);
+        let Stats { scan_seconds, hash_seconds, .. } = report.stats;
+        report.stats = Stats { scan_seconds, hash_seconds, ..earlier.stats.plus(&report.stats) };
+        report.problems += earlier.problems;
+        report.refused.iter_mut().zip(earlier.refused).for_each(|(count, more)| *count += more);
+        let source_changed = [before.source_changed, self.source_changed].concat();
+        Self { report, source_changed, problem: before.problem.or(self.problem), ..self }
     }
 }
 
@@ -315,7 +355,14 @@ impl<'a> Session<'a> {
             delivery.source.ring.reach_far();
         }
         let whole = delivery.bandwidth.is_none() && saves_no_bytes(delivery.compress, &connection);
-        let said = [(fate.is_some(), FOLLOW), (keeps, HISTORY), (released, RELEASED), (adopts, ADOPT), (whole, WHOLE)];
+        let said = [
+            (fate.is_some(), FOLLOW),
+            (fate.is_none(), STRETCHES),
+            (keeps, HISTORY),
+            (released, RELEASED),
+            (adopts, ADOPT),
+            (whole, WHOLE),
+        ];
         let features = said.iter().filter(|(said, _)| *said).fold(0, |features, (_, bit)| features | bit);
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         // The first on a connection does in any case.
@@ -336,7 +383,11 @@ impl<'a> Session<'a> {
                 }
                 let look = if looks { LOOK } else { 0 };
                 let said = Hello { features: features | look, ..hello.clone() };
-                (control, Sender::new(said).in_stretches(STRETCH), false)
+                (
+                    control,
+                    Sender::new(said).in_stretches(if is_first { STRETCH.max(PORTION as u64) } else { STRETCH }),
+                    false,
+                )
             }
         };
         let Delivery { dest, compress, bandwidth, .. } = *delivery;

@@ -21,6 +21,8 @@ pub struct Difference {
     gone_tops: Vec<RelPath>,
     /// Directories that came and are what some were that are gone. In tree order.
     moved: Vec<Moved>,
+    /// Whether a first look has written its rows ahead, so that these are not all.
+    is_indexed: bool,
 }
 
 impl Difference {
@@ -33,7 +35,17 @@ impl Difference {
             }
         }
         let previous = previous.map(|version| (version.id(), version.root));
-        Self { previous, pending, gone, gone_tops, moved }
+        Self { previous, pending, gone, gone_tops, moved, is_indexed: false }
+    }
+
+    /// The same of a first look that may have written its rows ahead.
+    pub fn indexed(self, is_indexed: bool) -> Self {
+        Self { is_indexed, ..self }
+    }
+
+    /// Whether the index has what came already: it is told from there.
+    pub fn is_indexed(&self) -> bool {
+        self.is_indexed
     }
 
     /// How many rows it concerns.
@@ -92,7 +104,7 @@ impl Difference {
     pub fn answers(&self, load: &Load) -> bool {
         match load {
             Load::Since(version) => self.previous.is_some_and(|(id, _)| id == *version),
-            Load::Subtree(top) => self.previous.is_none() && top.is_root(),
+            Load::Subtree(top) => self.previous.is_none() && !self.is_indexed && top.is_root(),
             Load::Entry(_) | Load::Behind(_) => false,
         }
     }

@@ -1,5 +1,6 @@
 //! What a session is told to bring its replica to: by a push as it reads its source, by a mirror whenever there is a newer version.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -44,10 +45,38 @@ pub struct Due {
     pub goes_first: bool,
 }
 
+/// What is told once, and again to each further session.
+pub struct Once<'a> {
+    source: &'a mut mpsc::UnboundedReceiver<SourceEvent>,
+    /// The version, once it is known.
+    decided: Option<SourceEvent>,
+    /// What comes before anything else.
+    again: VecDeque<SourceEvent>,
+}
+
+impl<'a> Once<'a> {
+    /// By who reads the source.
+    pub fn new(source: &'a mut mpsc::UnboundedReceiver<SourceEvent>) -> Self {
+        Self { source, decided: None, again: VecDeque::new() }
+    }
+
+    /// What comes next; `None` if the source failed as a whole. Cancel safe.
+    async fn next(&mut self) -> Option<SourceEvent> {
+        if let Some(event) = self.again.pop_front() {
+            return Some(event);
+        }
+        let event = self.source.recv().await?;
+        if let SourceEvent::Decided(decided, difference, _) = &event {
+            self.decided = Some(SourceEvent::Decided(Arc::clone(decided), Arc::clone(difference), true));
+        }
+        Some(event)
+    }
+}
+
 /// Where it hears that.
 pub enum Feed<'a> {
     /// From a push, or whoever else tells a session once.
-    Push(&'a mut mpsc::UnboundedReceiver<SourceEvent>),
+    Push(Once<'a>),
     /// From a mirror.
     Mirror {
         /// The newest version.
@@ -65,11 +94,18 @@ pub enum Feed<'a> {
 }
 
 impl Feed<'_> {
+    /// A further session of a push hears of the same version, which is in the index by now.
+    pub fn again(&mut self) {
+        if let Self::Push(once) = self {
+            once.again = once.decided.iter().cloned().chain([SourceEvent::Committed]).collect();
+        }
+    }
+
     /// What comes next. A mirror tells that it has a version which is not the one that the replica has acknowledged, or any
     /// at all if the replica has `drifted` from that. Cancel safe.
     pub async fn next(&mut self, drifted: bool) -> Heard {
         match self {
-            Self::Push(events) => events.recv().await.map_or(Heard::Failed, Heard::Event),
+            Self::Push(events) => events.next().await.map_or(Heard::Failed, Heard::Event),
             Self::Mirror { news, acknowledged, looks, due, ends } => {
                 let is_news = |news: &Option<Arc<News>>| {
                     news.as_ref().is_some_and(|news| drifted || Some(news.id()) != *acknowledged)

@@ -41,9 +41,10 @@ impl Meter {
         self.tell(Phase::Scan);
     }
 
-    /// How many bytes there are to hash.
+    /// There are so many more bytes to hash.
     pub fn to_hash(&self, bytes: u64) {
-        self.to_hash.store(bytes, Ordering::Relaxed);
+        let more = |before: u64| Some(if before == u64::MAX { bytes } else { before.saturating_add(bytes) });
+        let _ = self.to_hash.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// More bytes were hashed.

@@ -23,6 +23,7 @@ mod mirror;
 mod news;
 mod outgoing;
 mod permits;
+mod portions;
 mod previous;
 mod queue;
 mod ring;

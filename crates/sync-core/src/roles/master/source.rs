@@ -17,6 +17,7 @@ use super::difference::{Difference, dirs_that_came};
 use super::doubts::Doubts;
 use super::error::PushError;
 use super::meter::Meter;
+use super::portions::write_pending;
 use super::previous::Previous;
 use super::ring::Ring;
 use crate::chunk::{ChunkRef, Chunking};
@@ -32,8 +33,10 @@ use crate::path::RelPath;
 use crate::region::Region;
 use crate::relative::moved_dirs;
 use crate::roles::guarding::Counted;
-use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
-use crate::roles::survey::{KnownContents, LastLook, Names, Pending, Survey, SurveyOptions, survey, survey_names};
+use crate::roles::identify::{Early, Identified, IdentifyOptions, identify};
+use crate::roles::survey::{
+    KnownContents, LastLook, Names, Pending, Portions, Survey, SurveyOptions, survey_in_portions, survey_names,
+};
 use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
 
@@ -196,13 +199,11 @@ impl Source {
         self.reading(stop, meter, offer, draft, |options, found| {
             // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
             // anything seem gone there: one look suffices, and what was read has its places in that one.
-            let (survey, early) = match self.index.latest_version()? {
-                None if known.is_empty() => {
-                    read_ahead(&self.root, options, found, |found| self.survey(1, stop, meter, found))
-                }
-                _ => (self.survey(LOOKS, stop, meter, &mut |_, _| {}), Early::default()),
+            let is_first = self.index.latest_version()?.is_none() && (known.is_empty() || self.index.has_rows()?);
+            let (mut survey, early) = match is_first {
+                true => self.look_first(stop, meter, monitor, options, found)?,
+                false => (self.survey(LOOKS, stop, meter, &mut |_, _| {}, None)?, Early::default()),
             };
-            let mut survey = survey?;
             for path in &survey.left_out {
                 monitor.notice(None, &format!("{path} is left out: it is the state directory"));
             }
@@ -280,25 +281,30 @@ impl Source {
 
     /// Looks at the whole tree beside its index, up to `looks` times while something seems gone. `found` is as for
     /// [`survey`], in each look.
-    fn survey(
+    pub(super) fn survey(
         &self,
         looks: u32,
         stop: &AtomicBool,
         meter: &Meter,
         found: &mut dyn FnMut(usize, &Pending),
+        mut portions: Option<Portions<'_>>,
     ) -> Result<Survey, PushError> {
         let options = self.survey_options();
         let go_on = |entries| {
             meter.scanned(entries);
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let mut found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
+        let mut look = || {
+            let portions = portions.as_mut().map(|Portions { most, take }| Portions { most: *most, take: &mut **take });
+            survey_in_portions(&self.root, &self.index, &options, &go_on, found, portions)
+        };
+        let mut found_now = look()?;
         for _ in 1..looks {
             // What moved from a directory that was not yet listed to one that was is in neither listing.
             if !found_now.is_restless(&self.root) {
                 break;
             }
-            found_now = survey(&self.root, &self.index, &options, &go_on, found)?;
+            found_now = look()?;
         }
         let survey = found_now;
         if !self.is_mirrored && !self.policy.checksum && survey.is_unmounted(&self.root, &self.index, false)? {
@@ -335,14 +341,8 @@ impl Source {
     }
 
     fn keep(&self, pending: &Pending, identified: Identified) -> Option<Offered> {
-        let Identified { digest, size, chunks, content } = identified;
-        if let Some(chunks) = chunks {
-            self.written_soon().insert(digest, chunks.into());
-        }
-        let later = |history: &&History| self.is_mirrored && history.is_to_be_filled();
-        if let (Some(history), Some(content)) = (self.history.as_ref().filter(|history| !later(history)), &content) {
-            history.put(digest, content);
-        }
+        self.remember(&identified);
+        let Identified { digest, size, content, .. } = identified;
         if pending.old_content() == Some((size, digest)) || size == 0 {
             return None;
         }
@@ -350,6 +350,23 @@ impl Source {
             self.ring.put(digest, Bytes::from(content));
         }
         Some(Offered { path: pending.row.path.clone(), digest, size, likely: pending.row.entry.metadata() })
+    }
+
+    /// Keeps the chunks of a content until the index has them, and the content if previous ones are kept.
+    pub(super) fn remember(&self, identified: &Identified) {
+        let Identified { digest, chunks, content, .. } = identified;
+        if let Some(chunks) = chunks {
+            self.written_soon().insert(*digest, chunks.as_slice().into());
+        }
+        let later = |history: &&History| self.is_mirrored && history.is_to_be_filled();
+        if let (Some(history), Some(content)) = (self.history.as_ref().filter(|history| !later(history)), content) {
+            history.put(*digest, content);
+        }
+    }
+
+    /// Chunk lists that are about to be written.
+    pub(super) fn take_chunks(&self) -> HashMap<Digest, Arc<[ChunkRef]>> {
+        std::mem::take(&mut self.written_soon())
     }
 
     /// Tells the monitor what could not be read, and how many problems that makes.
@@ -383,7 +400,9 @@ impl Source {
         let minted = (!self.policy.dry_run).then(|| version.clone());
         let id = version.id();
         let decided = Decided { version, id, minted, holds, tree, entries, scan, hash };
-        Ok((decided, Difference::new(latest.as_ref(), pending, gone, moved)))
+        // What a first look has written ahead is told from there.
+        let is_indexed = latest.is_none() && self.index.has_rows()?;
+        Ok((decided, Difference::new(latest.as_ref(), pending, gone, moved).indexed(is_indexed)))
     }
 
     fn next_version(&self, root: Digest) -> Result<Version, PushError> {
@@ -419,11 +438,7 @@ impl Source {
         let version = &decided.version;
         let write = |writer: &mut Writer<'_>| -> Result<(), IndexError> {
             // What comes is written before what went is buried: then its paths are not looked for among those.
-            pending.iter().try_for_each(|p| match p.before {
-                Some(_) if p.changes_entry() => writer.change(&p.row, &p.hash()),
-                Some(_) => writer.upsert(&p.row),
-                None => writer.insert(&p.row),
-            })?;
+            write_pending(writer, pending)?;
             writer.delete_all(gone)
         };
         if difference.is_of(version) {
@@ -432,7 +447,10 @@ impl Source {
             }
             return Ok(());
         }
-        let created = pending.iter().filter(|p| p.before.is_none()).count() as u64;
+        let created = match difference.is_indexed() {
+            true => decided.entries,
+            false => pending.iter().filter(|p| p.before.is_none()).count() as u64,
+        };
         let updated = pending.iter().filter(|p| p.before.is_some() && p.changes_entry()).count() as u64;
         let counts = Counts { entries: decided.entries, created, updated, deleted: gone.len() as u64 };
         // They stay within reach until the index has them.

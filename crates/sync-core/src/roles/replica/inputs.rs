@@ -8,10 +8,13 @@ use crate::index::{Encoded, Index, IndexError, RowCursor};
 use crate::manifest::{Entry, Holds, Row, TreeHash};
 use crate::path::{Key, RelPath};
 use crate::plan::{self, Changes, Rename};
-use crate::roles::tree;
+use crate::roles::tree::{self, Remembered};
 
 /// From this number of changes on, their rows are found in one pass over all.
 const MANY: usize = 5000;
+
+/// Rows that are passed one by one before the next that is wanted is looked up.
+const PASSED: u32 = 2000;
 
 /// Up to this many contents are looked for among the rows that change before all rows are read.
 const FEW: usize = 1000;
@@ -66,6 +69,7 @@ fn touched_of_all(index: &Index, changes: &Changes, known: Vec<Row>) -> Result<B
     let mut wanted = changes.iter().peekable();
     let mut known = known.into_iter().peekable();
     let mut closed: Option<Vec<u8>> = None;
+    let mut passed = 0;
     let mut cursor = match changes.keys().next() {
         Some(first) => index.cursor_from(first)?,
         None => RowCursor::empty(),
@@ -75,12 +79,17 @@ fn touched_of_all(index: &Index, changes: &Changes, known: Vec<Row>) -> Result<B
         let change = wanted.next_if(|(path, _)| key.cmp_path(path).is_eq());
         let inside = closed.as_ref().is_some_and(|top| key.is_beneath(Key::new(top)));
         if !inside && change.is_none() {
-            if wanted.peek().is_none() {
-                break;
+            let Some((next, _)) = wanted.peek() else { break };
+            passed += 1;
+            if passed < PASSED {
+                cursor.pass();
+            } else {
+                // There may be millions between, and looking one up costs as much as some hundred of them.
+                (cursor, passed) = (index.cursor_from(next)?, 0);
             }
-            cursor.pass();
             continue;
         }
+        passed = 0;
         while known.next_if(|row| key.cmp_path(&row.path).is_gt()).is_some() {}
         let row = match known.next_if(|row| key.cmp_path(&row.path).is_eq()) {
             Some(row) => {
@@ -163,7 +172,11 @@ pub fn tree_after(opened: &Opened, changes: &Changes, holds: &Holds) -> Result<T
     match holds.is_empty() && tree::are_few(changes.keys(), before.dirs.about()) {
         true => {
             let overlay: tree::Overlay<'_> = overlay.collect();
-            tree::rehash(index, &mut opened.remembered(), before.clone(), &overlay, ignore_extras)
+            if overlay.len() > MANY {
+                tree::rehash(index, &mut Remembered::nothing(), before.clone(), &overlay, ignore_extras)
+            } else {
+                tree::rehash(index, &mut opened.remembered(), before.clone(), &overlay, ignore_extras)
+            }
         }
         false => tree::hash_with(index, overlay, holds, ignore_extras),
     }

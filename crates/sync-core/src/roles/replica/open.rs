@@ -165,7 +165,9 @@ impl Opened {
         admission: Option<Admission>,
         left: impl FnOnce() -> Option<(Rest, Names)>,
     ) -> Result<Self, OpenError> {
-        let mut opened = Self::begin(share, policy, stop, notices, admission)?;
+        let is_dry = policy.dry_run;
+        let index = || open_index(share, is_dry, notices);
+        let mut opened = Self::begin(share, policy, stop, index, admission)?;
         opened.adopt(&RelPath::root())?;
         match opened.look_first(share, suspicion, stop, left()) {
             Err(
@@ -190,7 +192,8 @@ impl Opened {
     /// What somebody else has changed since the last push, at these names or everywhere. Nothing is written down.
     pub fn inspect(share: &Share, names: Option<&Names>, stop: &Arc<AtomicBool>) -> Result<Inspected, OpenError> {
         let policy = Policy { dry_run: true, ..Policy::default() };
-        let mut opened = Self::begin(share, policy, stop, &mut Vec::new(), None)?;
+        let index = || Ok((Index::open_to_read(&index_dir(share).map_err(OpenError::Refused)?, BUSY)?, false));
+        let mut opened = Self::begin(share, policy, stop, index, None)?;
         let Some(policy) = opened.last_policy()? else { return Ok(Inspected::default()) };
         opened.policy = Policy { dry_run: true, checksum: false, ..policy };
         let Some((found, _)) = opened.found(share, Suspicion::MOST, stop)? else { return Ok(Inspected::default()) };
@@ -206,7 +209,7 @@ impl Opened {
         share: &Share,
         policy: Policy,
         stop: &Arc<AtomicBool>,
-        notices: &mut Vec<String>,
+        index: impl FnOnce() -> Result<(Index, bool), OpenError>,
         admission: Option<Admission>,
     ) -> Result<Self, OpenError> {
         let (root, made) = open_root(share, policy.dry_run)?;
@@ -215,7 +218,7 @@ impl Opened {
             Some(root) => Some(lock(share, root, stop, admission.as_ref())?),
             None => None,
         };
-        let (index, fresh) = open_index(share, &policy, notices)?;
+        let (index, fresh) = index()?;
         let before = Before::read(share).map_err(|error| {
             tracing::error!(share = share.name, "{error}");
             OpenError::Refused(
@@ -852,9 +855,9 @@ fn lock(share: &Share, root: &Root, stop: &AtomicBool, admission: Option<&Admiss
     }
 }
 
-fn open_index(share: &Share, policy: &Policy, notices: &mut Vec<String>) -> Result<(Index, bool), OpenError> {
+fn open_index(share: &Share, is_dry: bool, notices: &mut Vec<String>) -> Result<(Index, bool), OpenError> {
     let dir = index_dir(share).map_err(OpenError::Refused)?;
-    let opened = if policy.dry_run { Index::scratch_copy(&dir)? } else { Index::open(&dir, BUSY)? };
+    let opened = if is_dry { Index::scratch_copy(&dir)? } else { Index::open(&dir, BUSY)? };
     notices.extend(opened.rebuilt.as_deref().map(rebuilt));
     Ok((opened.index, opened.fresh && opened.rebuilt.is_none()))
 }

@@ -33,8 +33,8 @@ use crate::roles::link::{Control, LinkError};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
-    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, LOOK, Offered, RELEASED, Refusal, ReplicaStats, ToMaster,
-    ToReplica, Unhealed, WHOLE, Wanted,
+    ADOPT, Ack, Describe, Described, FOLLOW, HISTORY, Hello, LOOK, Offered, RELEASED, Refusal, ReplicaStats, STRETCHES,
+    ToMaster, ToReplica, Unhealed, WHOLE, Wanted,
 };
 
 /// How long to wait for the master's goodbye.
@@ -80,7 +80,9 @@ pub struct Session {
     /// What an earlier session on this connection has left open.
     followed: Option<Followed>,
     /// What the master said, if it may have another session when this one is over.
-    follows: Option<Hello>,
+    again: Option<Hello>,
+    /// Whether the master follows its tree, and has one after each.
+    follows: bool,
     /// Where the source is, if it said so.
     source: Option<Region>,
     /// Where the master believed that the replica is when this began, if an earlier session told.
@@ -141,7 +143,8 @@ impl Session {
             ending: Arc::default(),
             interrupted: Arc::default(),
             followed,
-            follows: None,
+            again: None,
+            follows: false,
             source: None,
             known: None,
             acknowledged: None,
@@ -184,7 +187,7 @@ impl Session {
     fn is_taken_up_again(&self) -> bool {
         let is_left = self.held.as_ref().is_some_and(|held| held.left.borrow().is_some());
         let is_cut = || self.connection.close_reason().is_some_and(|closed| closed.is_cut());
-        !is_left && (self.follows.is_some() || is_cut())
+        !is_left && (self.follows || is_cut())
     }
 
     /// Input by input until the receiver says that it is over; then leaves the staging directory in order. Returns what
@@ -197,10 +200,12 @@ impl Session {
         self.describer.stop().await;
         let is_taken_up = self.is_taken_up_again();
         // Who follows may have been told of drift that the rows do not have.
-        let lookout = self.lookout().filter(|_| self.follows.is_none()).cloned();
-        let follows = self.follows.take().filter(|_| ended.is_ok());
+        let lookout = self.lookout().filter(|_| !self.follows).cloned();
+        // Behind a stretch of a tree comes another, whoever told it.
+        let goes_on = ended.is_ok() && (self.follows || self.receiver.is_stretch());
+        let again = self.again.take().filter(|_| goes_on);
         let opened = self.opened.take();
-        let (kept, over) = if follows.is_some() { Opened::kept(opened) } else { (None, opened) };
+        let (kept, over) = if again.is_some() { Opened::kept(opened) } else { (None, opened) };
         // What it held in memory is given back when nobody waits any more.
         let leave = |rest| {
             if let Some(lookout) = lookout {
@@ -209,7 +214,7 @@ impl Session {
         };
         let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_taken_up, leave)));
         self.followed.take().into_iter().for_each(Followed::close);
-        match (ended, follows) {
+        match (ended, again) {
             (Ok(()), Some(hello)) => {
                 let share = std::mem::take(&mut self.share);
                 let (attendance, left) = (self.attendance.take(), self.held.take().map(|held| held.left));
@@ -278,7 +283,7 @@ impl Session {
                 // Answers wait until the master takes some: each may be large, and it may ask for many.
                 message = control.next_or_room(crowded) => {
                     let Some(message) = message else { continue };
-                    if self.follows.is_some() && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
+                    if self.follows && self.receiver.is_waiting() && matches!(message, Err(LinkError::Ended)) {
                         self.pass_over();
                         return Ok(());
                     }
@@ -360,7 +365,8 @@ impl Session {
         self.whole = hello.features & WHOLE != 0;
         // What is not said again is what holds for the sessions behind this one.
         let for_all = || Hello { features: hello.features & !LOOK, ..hello.clone() };
-        self.follows = (hello.features & FOLLOW != 0).then(for_all);
+        self.follows = hello.features & FOLLOW != 0;
+        self.again = (hello.features & (FOLLOW | STRETCHES) != 0).then(for_all);
         self.released = hello.features & RELEASED != 0;
         let held = match self.shares.find(&hello.share) {
             Ok(held) => self.held.insert(held).clone(),
@@ -411,14 +417,13 @@ impl Session {
                 };
                 if !opened.policy.dry_run {
                     let stands = opened.index.stand().ok().flatten();
-                    let attendance =
-                        held.standing.opened(&self.connection, self.follows.is_some(), stands.as_ref(), attended);
+                    let attendance = held.standing.opened(&self.connection, self.follows, stands.as_ref(), attended);
                     self.attendance = Some(attendance);
                 }
                 opened.rests();
                 self.stager.use_replica(&opened);
                 // What came of another master's tree is no beginning of this one.
-                let goes_on = self.follows.is_some() && !self.goes_on && !asks.adopts;
+                let goes_on = self.again.is_some() && !self.goes_on && !asks.adopts;
                 let reached = opened.reached().filter(|_| goes_on).cloned();
                 self.opened = Some(opened);
                 if let Some(reached) = reached {
@@ -442,7 +447,7 @@ impl Session {
     /// What is not taken for what it seems: who follows comes by itself, and not at somebody's order. What is released is what a
     /// person was told here.
     fn suspicion(&self) -> Suspicion {
-        if self.follows.is_none() {
+        if !self.follows {
             return Suspicion { empty: Empty::Unmounted, unmounted: true };
         }
         let asked = self.held.as_ref().filter(|_| self.released).map(|held| held.standing.asked());
@@ -454,7 +459,7 @@ impl Session {
     fn turn_away(&mut self, error: OpenError) -> Result<(), LinkError> {
         match error {
             OpenError::NotOwner(reason) => Err(LinkError::NotOwner(reason)),
-            OpenError::Unmounted(share) if self.follows.is_some() => {
+            OpenError::Unmounted(share) if self.follows => {
                 let reason = format!(
                     "{share} is empty, or nearly so, and not the directory that it was: is it not mounted? nothing was changed; mount it, \
                      or, if it is to be filled anew, say so on the master with `synccli release SHARE`"
@@ -526,7 +531,7 @@ impl Session {
     fn may_look(&self) -> bool {
         // Whoever brings a tree in stretches compares it in the end.
         let is_looked_at = |opened: &Opened| !opened.policy.dry_run && !opened.is_partial();
-        self.follows.is_some() && self.opened.as_ref().is_some_and(is_looked_at) && self.receiver.is_waiting()
+        self.follows && self.opened.as_ref().is_some_and(is_looked_at) && self.receiver.is_waiting()
     }
 
     /// Looks where somebody else may have changed something, and tells the master if it is to be healed.
@@ -558,7 +563,7 @@ impl Session {
 
     /// Tells a master that follows what drifted and is not undone, if that is not what it was told.
     fn tell_unhealed(&mut self) -> Result<(), LinkError> {
-        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows.is_some()) else { return Ok(()) };
+        let (Some(held), Some(_), true) = (&self.held, &self.attendance, self.follows) else { return Ok(()) };
         let now = held.standing.drift();
         if self.unhealed == now {
             return Ok(());
@@ -755,7 +760,7 @@ impl Session {
 
     /// Whether a master that follows its tree would take away too much, and no person has decided that.
     fn too_much(&self, planned: &Application) -> Option<Refusal> {
-        let counts = self.follows.is_some() && !self.released;
+        let counts = self.follows && !self.released;
         let held = self.held.as_ref().filter(|_| counts)?;
         let error = planned.guarded().find_map(|step| held.guard.check(step).err())?;
         let gone = planned.lost();
@@ -797,7 +802,7 @@ impl Session {
         };
         // Nobody follows a replica in the process of its master.
         let held = self.held.as_ref().filter(|held| !held.share.name.is_empty());
-        let is_new = self.released || self.follows.is_none() || application.is_behind_stretches();
+        let is_new = self.released || !self.follows || application.is_behind_stretches();
         let counted = held.map(|held| held.guard.counting(application.step(), is_new));
         let lookout = self.held.as_ref().and_then(|held| held.lookout.as_ref());
         let quiet = lookout.filter(|_| application.steps() > MUCH).map(Lookout::keep_quiet);

@@ -96,6 +96,8 @@ pub struct Survey {
     pub unmade: Vec<RelPath>,
     /// Files that were listed and then were not there: their directories' listings are no longer true.
     pub vanished: Vec<RelPath>,
+    /// Whether it ended where there was much, and not where the tree does.
+    pub is_cut: bool,
     /// Whether whoever looks is told of all that comes.
     pub(super) is_watched: bool,
     /// Directories that changed whenever they were listed.
@@ -124,6 +126,12 @@ impl Survey {
             self.pending.reserve_exact(16 + self.pending.len() / 8);
         }
         self.pending.push(pending);
+    }
+
+    /// What was pending is in the index by now, which so is not what it was before the look.
+    pub fn passed_on(&mut self) {
+        self.pending = Vec::new();
+        self.before = None;
     }
 
     /// The paths that must be left alone.

@@ -101,6 +101,7 @@ pub fn survey_names(
         merkle: None,
         dirs: Dirs::new(root),
         found: &mut found,
+        portions: None,
         survey: Survey { entries: last.entries, apart: last.apart.clone(), ..Survey::default() },
     };
     let mut dirs = Dirs::new(root);

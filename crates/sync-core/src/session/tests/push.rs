@@ -68,7 +68,7 @@ impl World {
     /// A whole push without trouble; of several sessions the last.
     pub fn push(&mut self) -> Vec<Outcome> {
         let mut outcomes = Push::new(self).run(self, &mut in_order);
-        while let [Outcome { end: Some(End::Reached(_)), .. }] = &*outcomes {
+        while let [Outcome { end: Some(End::Reached(..)), .. }] = &*outcomes {
             outcomes = Push::new(self).run(self, &mut in_order);
         }
         outcomes

@@ -140,7 +140,7 @@ fn push(world: &mut World, round: &Round) {
         if steps.is_empty() {
             let outcomes = push.conclude(world);
             let outcome = &outcomes[0];
-            if matches!(outcome.end, Some(End::Reached(_))) {
+            if matches!(outcome.end, Some(End::Reached(..))) {
                 let between = edits.next();
                 between.into_iter().for_each(|edit| apply(world.source(), edit));
                 push = Push::new(world);

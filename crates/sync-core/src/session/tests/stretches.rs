@@ -14,7 +14,7 @@ use crate::wire::{Announce, Change, FOLLOW, Hello, STRETCHES, Stand, ToMaster, T
 /// As many stretches as there are, and what the sessions were.
 fn bring(world: &mut World, between: &mut dyn FnMut(usize, &mut World)) -> Vec<Outcome> {
     let mut sessions = Push::new(world).run(world, &mut in_order);
-    while let Some(Outcome { end: Some(End::Reached(_)), .. }) = sessions.last() {
+    while let Some(Outcome { end: Some(End::Reached(..)), .. }) = sessions.last() {
         between(sessions.len(), world);
         sessions.extend(Push::new(world).run(world, &mut in_order));
     }
@@ -47,7 +47,7 @@ fn a_cut_costs_what_was_under_way_and_no_comparison() {
     for steps in 0..40 {
         let mut world = in_stretches(grown());
         for _ in 0..2 {
-            assert!(matches!(Push::new(&world).run(&mut world, &mut in_order)[0].end, Some(End::Reached(_))));
+            assert!(matches!(Push::new(&world).run(&mut world, &mut in_order)[0].end, Some(End::Reached(..))));
         }
         let mut third = Push::new(&world);
         for _ in 0..steps {

@@ -29,7 +29,11 @@ impl Session<'_> {
         });
         self.conclude_adoption(&end);
         let mut in_order = false;
-        if self.fate.is_some() && matches!(end, Ok(End::Acknowledged { .. } | End::Reached(_))) {
+        let goes_on = match &end {
+            Ok(End::Acknowledged { .. }) => self.fate.is_some(),
+            end => matches!(end, Ok(End::Reached(..))),
+        };
+        if goes_on {
             in_order = tokio::time::timeout(GOODBYE, self.contents.finish()).await.is_ok();
         }
         let sent = self.contents.stop();
@@ -74,7 +78,11 @@ impl Session<'_> {
                     self.problem(&Problem { path: None, reason });
                 }
             }
-            Ok(End::Reached(last)) => {
+            Ok(End::Reached(last, ack)) => {
+                refused = ack.refused;
+                fill(&mut stats, &ack);
+                stats.resumed_bytes = self.resumed.saturating_add(sent.resumed);
+                stats.reused_bytes = stats.reused_bytes.saturating_add(stats.resumed_bytes);
                 // What there was to decide, it has taken.
                 self.conclude_release();
                 if in_order {

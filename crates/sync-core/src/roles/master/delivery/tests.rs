@@ -113,7 +113,7 @@ async fn adopt(replica: Replica, features: u64) -> (Delivered, bool, Vec<String>
     let played = tokio::spawn(play(ends.accepted, replica, features));
     let session = Session::open(&delivery, ends.dialed, "www".to_owned(), None, None).await.unwrap();
     let (_stop, mut shutdown) = watch::channel(false);
-    let delivered = session.run(&mut Feed::Push(&mut hears), &mut shutdown, "r").await;
+    let delivered = session.run(&mut Feed::Push(Once::new(&mut hears)), &mut shutdown, "r").await;
     assert_eq!(played.await.unwrap() & ADOPT, ADOPT, "it did not say so");
     let is_used_up = !delivery.permits.adopts();
     let heard = heard.0.lock().unwrap().clone();
