@@ -38,7 +38,12 @@ impl Pair {
         mkdir(scratch.dst());
         let syncd = Daemon::start(&scratch, "replica", &[("share", &scratch.dst())]);
         syncd.pair(&scratch.state()).code(0);
-        let pair = Pair { scratch, syncd };
+        Pair { scratch, syncd }
+    }
+
+    /// The same, pushed once.
+    fn pushed(fill: impl Fn(&Scratch)) -> Pair {
+        let pair = Pair::new(fill);
         pair.push(&[]);
         pair
     }
@@ -61,7 +66,7 @@ impl Pair {
 /// Every chunk is another one, and every piece of it is asked about.
 #[test]
 fn a_large_file_that_is_all_new() {
-    let pair = Pair::new(|scratch| write(scratch.src().join("file"), noise(1, 300 * M)));
+    let pair = Pair::pushed(|scratch| write(scratch.src().join("file"), noise(1, 300 * M)));
     write(pair.scratch.src().join("file"), noise(2, 300 * M));
     let (master, replica) = pair.push(&["--compress=never"]);
     assert!(master < 64 * M && replica < 64 * M, "{} MiB and {} MiB", master / M, replica / M);
@@ -72,7 +77,7 @@ fn a_large_file_that_is_all_new() {
 fn many_files_that_are_asked_about() {
     let content = |seed| noise(seed, 300 << 10);
     let name = |i| format!("{}/{i}", i % 20);
-    let pair = Pair::new(|scratch| (0..1200).for_each(|i| write(scratch.src().join(name(i)), content(i))));
+    let pair = Pair::pushed(|scratch| (0..1200).for_each(|i| write(scratch.src().join(name(i)), content(i))));
     for i in 0..1200 {
         let mut content = content(i);
         content.iter_mut().step_by(50_000).for_each(|byte| *byte ^= 1);
@@ -88,7 +93,7 @@ fn compression_with_the_wide_window() {
     let lines = |seed: u64| -> Vec<u8> {
         noise(seed, 4 * M).chunks(8).flat_map(|some| format!("{some:?} and what is the same\n").into_bytes()).collect()
     };
-    let pair = Pair::new(|scratch| write(scratch.src().join("file"), lines(1)));
+    let pair = Pair::pushed(|scratch| write(scratch.src().join("file"), lines(1)));
     for i in 2..5 {
         write(pair.scratch.src().join(format!("file{i}")), lines(i));
     }
@@ -97,4 +102,24 @@ fn compression_with_the_wide_window() {
         let (master, replica) = pair.push(&[level]);
         assert!(master < 128 * M && replica < 96 * M, "{level}: {} MiB and {} MiB", master / M, replica / M);
     }
+}
+
+/// Most of a large tree is in neither side's memory when it comes for the first time, nor when the replica looks at it by itself behind
+/// that.
+#[test]
+fn many_files_that_are_all_new() {
+    const FILES: usize = 150_000;
+    let pair = Pair::new(|scratch| {
+        for i in 0..FILES {
+            let dir = scratch.src().join(format!("{}", i / 100));
+            if i % 100 == 0 {
+                std::fs::create_dir_all(&dir).unwrap();
+            }
+            write(dir.join(format!("a file with some name {i}")), i.to_string());
+        }
+    });
+    let (master, first) = pair.push(&[]);
+    std::thread::sleep(Duration::from_secs(5));
+    let replica = peak(pair.syncd.pid()).unwrap();
+    assert!(master < 76 * M && replica < 76 * M, "{} MiB and {} MiB, then {} MiB", master / M, first / M, replica / M);
 }

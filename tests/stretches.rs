@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::*;
 
 /// More than one stretch, which ends in the middle of a directory that nobody may write to; with further names of what came
@@ -213,4 +214,84 @@ fn a_directory_of_somebodys_own_is_not_emptied_behind_a_large_tree() {
 
 fn is_own(entry: &std::fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with("own")
+}
+
+/// More than what is offered ahead, and several stretches behind it; with further names, in each part, of what came in the first.
+fn larger(src: &Path) {
+    for dir in ["a", "b", "c", "d"] {
+        std::fs::create_dir(src.join(dir)).unwrap();
+        for i in 0..22_000 {
+            File::create(src.join(format!("{dir}/{i:05}"))).unwrap();
+        }
+        for i in 0..100 {
+            write(src.join(format!("{dir}/{i:05}")), noise(i, 1000 + i as usize));
+            write(src.join(format!("{dir}/21{i:03}")), noise(1000 + i, 500));
+        }
+        hard_link(src.join("a/00000"), src.join(format!("{dir}/other"))).unwrap();
+    }
+    write(src.join("d/large"), noise(7, 3 << 20));
+}
+
+#[test]
+fn a_first_push_of_a_large_tree_comes_in_stretches() {
+    let scratch = Scratch::new();
+    let (src, one) = (scratch.src(), replica(&scratch, "one"));
+    larger(&src);
+    one.pair(&scratch.state());
+    let local = scratch.path("two");
+    let mut push = scratch.push_to(&[one.dest("www"), local.display().to_string()]);
+    let ran = push.arg("--json").ok();
+    for (summary, dst) in ran.summaries().iter().zip([scratch.path("one"), local]) {
+        // The top of one was there.
+        let count = summary.count("created") + summary.count("metadata_only");
+        assert_eq!((summary.exact(), count), (true, 4 * 22_001 + 6), "{summary:?}");
+        assert_exact(&src, &dst);
+    }
+    assert_eq!(one.logged().matches(STRETCH).count(), 2, "{}", one.logged());
+    let again = push.ok();
+    assert!(again.summaries().iter().all(|summary| summary.exact() && summary.changes() == 0), "{again}");
+    let log = synccli(&scratch.state()).args(&["log", &src.display().to_string(), "--json"]).ok();
+    assert_eq!(log.json_of("version").len(), 1, "{log}");
+    // From here on it is a replica like any other.
+    write(src.join("c/00007"), b"other");
+    std::fs::remove_file(src.join("d/00008")).unwrap();
+    let changed = push.ok();
+    assert!(changed.summaries().iter().all(|summary| summary.changes() <= 4), "{changed}");
+    assert_exact(&src, &scratch.path("one"));
+}
+
+/// Killed as it looks, and when a part of it is there: what was read is not lost, and nothing that changed meanwhile is missed.
+#[test]
+fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
+    let scratch = Scratch::new();
+    let (src, one) = (scratch.src(), replica(&scratch, "one"));
+    larger(&src);
+    one.pair(&scratch.state());
+    let logs = || -> u64 {
+        let indexes = std::fs::read_dir(scratch.state().join("index")).into_iter().flatten();
+        indexes
+            .filter_map(|dir| std::fs::metadata(dir.ok()?.path().join("index.db-wal")).ok())
+            .map(|file| file.len())
+            .sum()
+    };
+    let mut push = scratch.push_to(&[one.dest("www")]);
+    let mut killed = |what: &str, when: &dyn Fn() -> bool| {
+        let mut running = push.start();
+        wait_for(what, 60, when);
+        running.signal(Signal::KILL);
+        running.wait().by_signal(9);
+    };
+    killed("a portion to be in the index", &|| logs() > 5 << 20);
+    for dir in ["a", "b", "c", "d"] {
+        std::fs::remove_file(src.join(dir).join("00003")).unwrap();
+        write(src.join(dir).join("00004"), b"changed meanwhile");
+        write(src.join(dir).join("new"), b"new");
+    }
+    std::fs::remove_file(src.join("a/other")).unwrap();
+    killed("the first stretch", &|| one.logged().contains(STRETCH));
+    write(src.join("a/00005"), b"changed when it was there");
+    write(src.join("d/00005"), b"changed before it was there");
+    let summary = scratch.push_to(&[one.dest("www")]).arg("--json").ok().summary();
+    assert!(summary.exact() && summary.count("created") < 50_000, "what was there came again: {summary:?}");
+    assert_exact(&src, &scratch.path("one"));
 }

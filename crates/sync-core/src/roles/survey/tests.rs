@@ -50,6 +50,52 @@ fn what_was_written_just_before_a_look_is_proven_by_it() {
     }
 }
 
+/// With names of one file in the first portion, a later one and the last, and two in one.
+#[test]
+fn a_look_in_portions_finds_what_a_look_at_all_finds() {
+    let top = tempfile::tempdir().unwrap();
+    for dir in ["a", "b/c", "d"] {
+        fs::create_dir_all(top.path().join(dir)).unwrap();
+    }
+    for i in 0..7 {
+        fs::write(top.path().join(format!("b/{i}")), format!("content {i}")).unwrap();
+    }
+    fs::write(top.path().join("a/one"), "of several names").unwrap();
+    for name in ["a/two", "b/c/three", "d/four"] {
+        fs::hard_link(top.path().join("a/one"), top.path().join(name)).unwrap();
+    }
+    let root = Root::open(top.path()).unwrap();
+    let rows = |survey: &Survey| -> Vec<_> { survey.pending.iter().map(|p| (p.row.clone(), p.needs_hash)).collect() };
+    let mut whole = look(top.path());
+    read_all(&root, &mut whole);
+    let index = Index::in_memory().unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let go_on = |_| ControlFlow::Continue(());
+    for most in 1..=whole.pending.len() + 1 {
+        let mut found = Vec::new();
+        let take: &mut Take<'_> = &mut |survey| {
+            assert_eq!(survey.pending.len(), most);
+            read_all(&root, survey);
+            found.extend(rows(survey));
+            Ok(ControlFlow::Continue(()))
+        };
+        let portions = Some(Portions { most, take });
+        let mut last = survey_in_portions(&root, &index, &plain(&filter), &go_on, &mut |_, _| {}, portions).unwrap();
+        read_all(&root, &mut last);
+        found.extend(rows(&last));
+        assert_eq!(found, rows(&whole), "{most} at a time");
+        assert_eq!((last.entries, &last.names), (whole.entries, &whole.names));
+        assert!(last.torn.is_empty() && last.failures.is_empty());
+        // The rows are another tree by then.
+        assert_eq!(last.before.is_some(), most > whole.pending.len());
+    }
+    // And it ends where it is told to.
+    let take: &mut Take<'_> = &mut |_| Ok(ControlFlow::Break(()));
+    let portions = Some(Portions { most: 4, take });
+    let cut = survey_in_portions(&root, &index, &plain(&filter), &go_on, &mut |_, _| {}, portions).unwrap();
+    assert_eq!((cut.is_cut, cut.pending.len()), (true, 4));
+}
+
 /// Something done to a tree: a name of three levels of three, and what.
 fn deed() -> impl Strategy<Value = (Vec<u8>, u8)> {
     (prop::collection::vec(0..3u8, 1..4), 0..5u8)

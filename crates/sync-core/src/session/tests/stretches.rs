@@ -9,7 +9,7 @@ use crate::manifest::{Holds, Kind, VersionId};
 use crate::options::Policy;
 use crate::path::RelPath;
 use crate::session::{End, Load, Receiver, ReceiverInput, Sender, SenderInput, SenderOutput, Told};
-use crate::wire::{Announce, Change, FOLLOW, Hello, STRETCHES, Stand, ToMaster, ToReplica};
+use crate::wire::{Announce, Change, FOLLOW, Hello, Offered, STRETCHES, Stand, ToMaster, ToReplica};
 
 /// As many stretches as there are, and what the sessions were.
 fn bring(world: &mut World, between: &mut dyn FnMut(usize, &mut World)) -> Vec<Outcome> {
@@ -170,13 +170,15 @@ fn told_two(hello: &Hello, stand: Stand, committed: bool, reached: Option<RelPat
 }
 
 #[test]
-fn only_who_follows_tells_stretches_and_only_of_what_is_published_and_new() {
+fn only_who_may_go_on_tells_stretches_and_only_of_what_is_published_and_new() {
     let follows = Hello { features: FOLLOW, ..hello() };
     let with = |policy: Policy| Hello { policy, ..follows.clone() };
     let empty = Stand { features: STRETCHES, version: None, entries: 0, ..stand() };
     let all = || Load::Subtree(path(""));
     assert_eq!(told_two(&follows, empty.clone(), true, None), (all(), true));
-    assert_eq!(told_two(&hello(), empty.clone(), true, None), (all(), false), "a push");
+    let push = Hello { features: STRETCHES, ..hello() };
+    assert_eq!(told_two(&push, empty.clone(), true, None), (all(), true));
+    assert_eq!(told_two(&hello(), empty.clone(), true, None), (all(), false), "who has one session alone");
     let may_not = [Policy { dry_run: true, ..Policy::default() }, Policy { max_delete: Some(9), ..Policy::default() }];
     for policy in may_not {
         assert_eq!(told_two(&with(policy), empty.clone(), true, None), (all(), false));
@@ -200,13 +202,13 @@ fn only_who_follows_tells_stretches_and_only_of_what_is_published_and_new() {
     let (version, holds) = (announce().version, Holds::default());
     sender.handle(SenderInput::Decided { version, holds, committed: true }).unwrap();
     let lists = |output| matches!(output, SenderOutput::Send(ToReplica::List(_)));
-    assert!(std::iter::from_fn(|| sender.poll()).any(lists), "a push compares");
+    assert!(std::iter::from_fn(|| sender.poll()).any(lists), "who has one session alone compares");
     // Once, and first of all.
     assert!(sender.handle(SenderInput::Received(ToMaster::Reached(path("z")))).is_err());
 }
 
 #[test]
-fn a_replica_takes_stretches_from_who_follows_alone() {
+fn a_replica_takes_stretches_from_who_may_go_on_alone() {
     let takes = |hello: Hello, announced: Announce| {
         let mut receiver = Receiver::new();
         receiver.handle(ReceiverInput::Received(ToReplica::Hello(hello))).unwrap();
@@ -216,6 +218,7 @@ fn a_replica_takes_stretches_from_who_follows_alone() {
     let follows = Hello { features: FOLLOW, ..hello() };
     let stretch = || Announce { committed: true, ..announce() };
     assert_eq!(takes(follows.clone(), stretch()), Ok(()));
+    assert_eq!(takes(Hello { features: STRETCHES, ..hello() }, stretch()), Ok(()));
     let limited = Policy { max_delete: Some(1), ..Policy::default() };
     let dry_run = Policy { dry_run: true, ..Policy::default() };
     for (hello, announced) in [
@@ -225,5 +228,29 @@ fn a_replica_takes_stretches_from_who_follows_alone() {
         (Hello { policy: dry_run, ..follows }, stretch()),
     ] {
         assert!(takes(hello, announced).unwrap_err().contains("a stretch where none may come"));
+    }
+}
+
+/// What is offered ahead belongs to the first stretch, or there is none.
+#[test]
+fn a_stretch_has_all_that_was_offered() {
+    for (offers, is_stretch) in [(0, true), (2, true), (3, false)] {
+        let mut sender = Sender::new(Hello { features: STRETCHES, ..hello() }).in_stretches(2);
+        let offered = |i: u64| Offered {
+            path: path(&format!("f{i}")),
+            digest: Digest::of(&i.to_le_bytes()),
+            size: 8,
+            likely: entry(Kind::Dir, 0o600).metadata(),
+        };
+        sender.handle(SenderInput::Hashed((0..offers).map(offered).collect())).unwrap();
+        let empty = Stand { features: STRETCHES, version: None, entries: 0, ..stand() };
+        sender.handle(SenderInput::Received(ToMaster::Stand(empty))).unwrap();
+        let (version, holds) = (announce().version, Holds::default());
+        sender.handle(SenderInput::Decided { version, holds, committed: true }).unwrap();
+        let changes = ["", "a"].map(|at| Change { path: path(at), entry: Some(entry(Kind::Dir, 0o755)) }).to_vec();
+        sender.handle(SenderInput::Changes { told: Told::from(changes), done: false }).unwrap();
+        let mut outputs = std::iter::from_fn(|| sender.poll());
+        let found = outputs.any(|output| matches!(output, SenderOutput::Send(ToReplica::Stretch(_))));
+        assert_eq!(found, is_stretch, "{offers} offers");
     }
 }
