@@ -367,6 +367,8 @@ impl<'a> Session<'a> {
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         // The first on a connection does in any case.
         let is_first = next.is_none();
+        // All that a push has offered by the time that it knows of a large tree.
+        let stretch = if is_first && fate.is_none() { PORTION as u64 } else { STRETCH };
         let (control, sender, goes_on) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
                 let Open { control, stand, .. } = *last;
@@ -383,11 +385,7 @@ impl<'a> Session<'a> {
                 }
                 let look = if looks { LOOK } else { 0 };
                 let said = Hello { features: features | look, ..hello.clone() };
-                (
-                    control,
-                    Sender::new(said).in_stretches(if is_first { STRETCH.max(PORTION as u64) } else { STRETCH }),
-                    false,
-                )
+                (control, Sender::new(said).in_stretches(stretch), false)
             }
         };
         let Delivery { dest, compress, bandwidth, .. } = *delivery;
