@@ -53,6 +53,8 @@ const SEND_WINDOW: u64 = 64 << 20;
 const LEAST_HELD: u64 = 2 << 20;
 /// … what the link takes in this time: a writer may be away for so long to compress the next block.
 const HELD_FOR: Duration = Duration::from_millis(50);
+/// The same within one machine, where who waits to write waits for the other side's processor, and not for a link: twice the least.
+pub(super) const HELD_WITHIN_MACHINE: u64 = 2 * LEAST_HELD;
 /// A control stream and a few data streams are all we use.
 const MAX_STREAMS: u32 = 16;
 /// Asked for each socket; a burst of a gigabit per second outruns the usual 208 KiB in 2 ms.

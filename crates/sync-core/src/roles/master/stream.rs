@@ -70,7 +70,10 @@ impl Stream {
     /// Sends small files in one frame: whole, or what their old pieces do not have.
     async fn small(&mut self, requests: &[ContentRequest]) -> Result<(), StreamError> {
         let mut files = Vec::with_capacity(requests.len());
-        let (mut bytes, mut prefix) = (Vec::new(), Vec::new());
+        // Buffers of many of these wait to be sent: they shall not be twice what they hold.
+        let whole = |request: &&ContentRequest| matches!(request.basis, Basis::None);
+        let size: u64 = requests.iter().filter(whole).map(|request| request.file.size).sum();
+        let (mut bytes, mut prefix) = (Vec::with_capacity(usize::try_from(size).unwrap_or(0)), Vec::new());
         let mut sending = Vec::with_capacity(requests.len());
         tokio::task::block_in_place(|| {
             for request in requests {
@@ -371,10 +374,10 @@ impl Stream {
         let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
         let sent = bytes.len() as u64;
         self.outgoing.compressed.fetch_add(sent, Ordering::Relaxed);
+        self.connection.hold_what_the_link_takes();
         if self.outgoing.compress != Compress::Auto {
             return self.send(&frame(encoding), bytes).await;
         }
-        self.connection.hold_what_the_link_takes();
         let before = Instant::now();
         self.send(&frame(encoding), bytes).await?;
         let (ended, blocked) = (self.outgoing.started.elapsed(), before.elapsed());
