@@ -267,12 +267,12 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
     let (src, one) = (scratch.src(), replica(&scratch, "one"));
     larger(&src);
     one.pair(&scratch.state());
-    let logs = || -> u64 {
-        let indexes = std::fs::read_dir(scratch.state().join("index")).into_iter().flatten();
-        indexes
-            .filter_map(|dir| std::fs::metadata(dir.ok()?.path().join("index.db-wal")).ok())
-            .map(|file| file.len())
-            .sum()
+    // As whoever opens the index next finds them.
+    let rows_and_versions = || -> Option<(i64, i64)> {
+        let index = std::fs::read_dir(scratch.state().join("index")).ok()?.next()?.ok()?.path().join("index.db");
+        let conn = rusqlite::Connection::open_with_flags(index, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
+        let count = |table| conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).ok();
+        Some((count("entries")?, count("versions")?))
     };
     let mut push = scratch.push_to(&[one.dest("www")]);
     let mut killed = |what: &str, when: &dyn Fn() -> bool| {
@@ -281,7 +281,9 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
         running.signal(Signal::KILL);
         running.wait().by_signal(9);
     };
-    killed("a portion to be in the index", &|| logs() > 5 << 20);
+    killed("a portion to be in the index", &|| rows_and_versions().is_some_and(|(rows, _)| rows > 0));
+    let (rows, versions) = rows_and_versions().unwrap();
+    assert!(rows >= 49_152 && versions == 0, "{rows} rows and {versions} versions");
     for dir in ["a", "b", "c", "d"] {
         std::fs::remove_file(src.join(dir).join("00003")).unwrap();
         write(src.join(dir).join("00004"), b"changed meanwhile");
@@ -294,4 +296,41 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
     let summary = scratch.push_to(&[one.dest("www")]).arg("--json").ok().summary();
     assert!(summary.exact() && summary.count("created") < 50_000, "what was there came again: {summary:?}");
     assert_exact(&src, &scratch.path("one"));
+}
+
+/// The next session begins with another look then, which is nothing to tell a push of.
+#[test]
+fn somebody_who_writes_there_while_a_first_push_loses_a_file_does_not_end_it() {
+    let scratch = Scratch::new();
+    let (src, one) = (scratch.src(), replica(&scratch, "one"));
+    larger(&src);
+    one.pair(&scratch.state());
+    // It is told in the second stretch, behind which is a third.
+    write(src.join("c/zz"), noise(10, 3 << 20));
+    let mut push = scratch.push_to(&[one.dest("www")]);
+    let running = push.args(&["--bwlimit=2m", "--json"]).start();
+    wait_for("the first stretch", 60, || one.logged().contains(STRETCH));
+    std::fs::remove_file(src.join("c/zz")).unwrap();
+    write(scratch.path("one").join("a/of somebody else"), b"own");
+    let ran = running.wait().code(0).does_not_say("protocol error");
+    assert!(ran.summary().exact(), "{ran}");
+    assert_exact(&src, &scratch.path("one"));
+}
+
+#[test]
+fn what_fails_in_a_stretch_is_counted_once() {
+    let scratch = Scratch::new();
+    if !scratch.mounts {
+        return skip("what_fails_in_a_stretch_is_counted_once", "needs a mount namespace");
+    }
+    let (src, dst) = (scratch.src(), scratch.dst());
+    larger(&src);
+    mount_tmpfs(&dst.join("a/00001"), "size=1m");
+    let ran = scratch.push_to(&[&dst]).args(&["-x", "--json"]).code(1);
+    assert_eq!(ran.json_of("destination")[0]["problems"], 1, "{ran}");
+    assert_eq!(differences(&snapshot(&src), &snapshot(&dst)).len(), 1);
+    unmount(&dst.join("a/00001"));
+    let summary = scratch.push_to(&[&dst]).args(&["-x", "--json"]).ok().summary();
+    assert!(summary.exact() && summary.changes() <= 3, "{summary:?}");
+    assert_exact(&src, &dst);
 }

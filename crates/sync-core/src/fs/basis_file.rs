@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
 
 use super::error::FsError;
 use super::root::Root;
@@ -53,8 +54,8 @@ impl BasisFile {
         }
     }
     /// Makes `len` bytes of `to` at `at` the same as these from `offset`, by sharing their blocks where that can be done;
-    /// tells whether. Since nobody keeps others from changing this file, what they are is to be read in `to`.
-    pub(super) fn share(&self, offset: u64, to: impl AsFd, at: u64, len: u64) -> bool {
+    /// tells whether, as [`sharing::share_blocks`]. Since nobody keeps others from changing this file, what they are is to be read in `to`.
+    pub(super) fn share(&self, offset: u64, to: impl AsFd, at: u64, len: u64) -> Result<bool, Errno> {
         sharing::share_blocks(&self.fd, offset, to, at, len)
     }
 }

@@ -233,8 +233,8 @@ impl Reader {
     /// Shares the blocks of the range with the old file, if that can be done.
     fn share(&self, range: CopyRange) -> Result<bool, FsError> {
         let _going_on = self.staging.going_on(&self.near)?;
-        let whole = range.pieces(u64::MAX).next();
-        Ok(whole.is_some_and(|CopyRange { at, from, len }| self.basis.share(from, &self.draft, at, len)))
+        let Some(CopyRange { at, from, len }) = range.pieces(u64::MAX).next() else { return Ok(false) };
+        self.basis.share(from, &self.draft, at, len).map_err(|errno| FsError::new("stage", &self.near, errno))
     }
 
     fn read_draft(&self, at: u64, bytes: &mut [u8]) -> Result<(), FsError> {

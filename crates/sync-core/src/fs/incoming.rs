@@ -332,7 +332,7 @@ impl Incoming {
         let staging = Arc::clone(&self.staging);
         let going_on = staging.going_on(&self.near)?;
         self.drop_draft(len).map_err(|errno| self.fail(errno))?;
-        if !basis.share(offset, &self.fd, self.written, len) {
+        if !basis.share(offset, &self.fd, self.written, len).map_err(|errno| self.fail(errno))? {
             return Ok(false);
         }
         drop(going_on);

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 
@@ -17,13 +18,27 @@ struct CloneRange {
     to: u64,
 }
 
-/// Makes `len` bytes at `at` of a file the same as those at `offset` of `from`, by sharing their blocks: all or none; tells
-/// which. Not where the file system cannot, the files are on different ones, or what is named does not begin and end with
-/// blocks. What was written to `from` before is in it, and nothing that comes later: read it in `to`.
-pub(super) fn share_blocks(from: impl AsFd, offset: u64, to: impl AsFd, at: u64, len: u64) -> bool {
+/// Makes `len` bytes at `at` of a file, where nothing is yet, the same as those at `offset` of `from`, by sharing their blocks;
+/// tells whether. Not where the file system cannot, the files are on different ones, or what is named does not begin and end
+/// with blocks: then nothing is there still. What was written to `from` before is in it, and nothing that comes later: read it
+/// in `to`.
+///
+/// # Errors
+/// Those of a disk that had begun and could not go on, if what it has done cannot be undone either.
+pub(super) fn share_blocks(from: impl AsFd, offset: u64, to: impl AsFd, at: u64, len: u64) -> Result<bool, Errno> {
     let is_whole = [offset, at, len].iter().all(|n| n.is_multiple_of(sparse::BLOCK as u64));
     // A length of 0 would be all that follows.
-    is_whole && len > 0 && clone_range(&from, offset, &to, at, len).is_ok()
+    if !is_whole || len == 0 {
+        return Ok(false);
+    }
+    match clone_range(&from, offset, &to, at, len) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::PERM) => Ok(false),
+        Err(_) => {
+            fallocate(&to, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)?;
+            Ok(false)
+        }
+    }
 }
 
 #[allow(unsafe_code)]

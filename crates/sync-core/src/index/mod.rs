@@ -173,7 +173,7 @@ impl Index {
     }
 
     /// The index in `dir` for who only reads: itself, which nobody else opens meanwhile. Where that cannot be, on a disk that is
-    /// full for one, or if it is damaged, as [`Index::scratch_copy`], which takes as much memory as the index.
+    /// full for one, or if a crash has left it or it is damaged, as [`Index::scratch_copy`], which takes as much memory as the index.
     ///
     /// # Errors
     /// [`IndexError`] if there is an index that cannot be read.
@@ -181,7 +181,10 @@ impl Index {
         let files = Files::new(dir);
         if files.found()? == Found::Database
             && let Ok(lock) = files.lock(wait)
+            // Whoever opens it next is to see what a crash has left.
+            && !files.has_log()?
             && let Ok(conn) = open_writer(&files)
+            && conn.pragma_update(None, "query_only", true).is_ok()
         {
             return Ok(Self { inner: Inner::new(Some(files), conn, Some(Arc::new(lock))) });
         }

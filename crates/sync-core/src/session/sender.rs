@@ -320,6 +320,11 @@ impl Sender {
         self.outputs.pop_front()
     }
 
+    /// Whether a stretch was announced, and no version.
+    pub fn is_stretch(&self) -> bool {
+        self.is_stretch
+    }
+
     /// What the replica said it is at.
     pub fn stand(&self) -> Option<&Stand> {
         self.stand.as_ref()

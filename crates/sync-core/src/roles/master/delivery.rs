@@ -66,6 +66,10 @@ pub struct Delivered {
     pub took: Duration,
     /// What drifted at the replica and is not undone.
     pub unhealed: Option<DriftStatus>,
+    /// What failed in stretches, if it was not tried again since.
+    pub postponed: Vec<Problem>,
+    /// Whether the replica acknowledged a version, with whatever root.
+    pub acknowledged: bool,
 }
 
 /// With what a session begins that is not the first on its connection.
@@ -161,6 +165,8 @@ pub(super) struct Session<'a> {
     /// Contents that are not there, and the look at everything that tells whether the rest is.
     doubts: VecDeque<(u64, SendFailure)>,
     problems: u64,
+    /// Those of a stretch of a push, which may be mended in the end.
+    postponed: Vec<Problem>,
     /// What later ones follow from, more often than not.
     first_problem: Option<Problem>,
     /// Bytes of whole contents that an interrupted push had sent.
@@ -281,7 +287,7 @@ impl Delivery {
             };
             next = delivered.next.take();
             if !matches!(next, Some(Next::Reached(..))) {
-                return delivered;
+                return delivered.settle(self);
             }
             before = Some(delivered);
             feed.again();
@@ -295,10 +301,25 @@ impl Delivered {
         let (mut report, earlier) = (self.report, before.report);
         let Stats { scan_seconds, hash_seconds, .. } = report.stats;
         report.stats = Stats { scan_seconds, hash_seconds, ..earlier.stats.plus(&report.stats) };
-        report.problems += earlier.problems;
         report.refused.iter_mut().zip(earlier.refused).for_each(|(count, more)| *count += more);
-        let source_changed = [before.source_changed, self.source_changed].concat();
-        Self { report, source_changed, problem: before.problem.or(self.problem), ..self }
+        let (mut source_changed, mut postponed) = (before.source_changed, before.postponed);
+        // The session that brings the version compares, and tries again what failed: what it says of that is all.
+        let says = report.problems > 0 || !self.source_changed.is_empty();
+        if self.acknowledged && (report.exact || says) {
+            (source_changed, postponed) = (Vec::new(), Vec::new());
+        }
+        source_changed.extend(self.source_changed);
+        postponed.extend(self.postponed);
+        Self { report, source_changed, postponed, ..self }
+    }
+
+    /// Counts what failed in stretches and was not tried again, and tells of it.
+    fn settle(mut self, delivery: &Delivery) -> Self {
+        let postponed = std::mem::take(&mut self.postponed);
+        self.report.problems += postponed.len() as u64;
+        postponed.iter().for_each(|problem| delivery.monitor.problem(Some(delivery.dest), problem));
+        self.problem = postponed.into_iter().next().or(self.problem);
+        self
     }
 }
 
@@ -322,6 +343,8 @@ fn failed(problems: u64, stats: Stats) -> Delivered {
         problem: None,
         took: Duration::ZERO,
         unhealed: None,
+        postponed: Vec::new(),
+        acknowledged: false,
     }
 }
 
@@ -415,6 +438,7 @@ impl<'a> Session<'a> {
             waiting: Vec::new(),
             doubts: VecDeque::new(),
             problems: 0,
+            postponed: Vec::new(),
             first_problem: None,
             resumed: 0,
             source_changed: Vec::new(),
@@ -631,6 +655,11 @@ impl<'a> Session<'a> {
     }
 
     fn problem(&mut self, problem: &Problem) {
+        // What fails in a stretch is tried again in the end.
+        if self.sender.is_stretch() && self.fate.is_none() {
+            self.postponed.push(problem.clone());
+            return;
+        }
         self.problems += 1;
         self.first_problem.get_or_insert_with(|| problem.clone());
         self.delivery.monitor.problem(Some(self.delivery.dest), problem);

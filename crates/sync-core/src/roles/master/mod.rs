@@ -246,7 +246,7 @@ fn read_once(
     let (decided, difference) = (Arc::new(decided), Arc::new(difference));
     tracing::info!(entries = decided.entries, version = decided.version.number, "looked at the source");
     // A small version is in the index before a replica has said where it stands. Then it need not wait for another word.
-    let first = difference.len() <= giving::FEW;
+    let first = difference.len() <= giving::FEW || difference.is_indexed();
     if first {
         source.commit(&decided, &difference, None, monitor)?;
     }

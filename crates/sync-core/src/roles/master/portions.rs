@@ -1,10 +1,12 @@
 //! A first look at a large tree: what it finds goes into the index in portions, ahead of the version, so that neither the look nor
 //! what is told of it holds all of the tree in memory. Whoever is interrupted has not read those files in vain.
 //!
-//! Only before the first version: nobody is told from rows then, so that they may be ahead of it.
+//! Only before the first version: until that is committed nobody is told from rows, so that they may be ahead of it, and what goes from among
+//! them was never published.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::error::PushError;
 use super::meter::Meter;
@@ -20,7 +22,7 @@ pub const PORTION: usize = 3 << 14;
 
 impl Source {
     /// Looks at a tree that has no version. A small one is read ahead of the look's end, and left pending in what is returned;
-    /// of a large one nothing is.
+    /// of a large one nothing is. Returns as well how long reading it took that did not go beside the look.
     pub(super) fn look_first(
         &self,
         stop: &AtomicBool,
@@ -28,9 +30,11 @@ impl Source {
         monitor: &dyn Monitor,
         options: &IdentifyOptions<'_>,
         found: &mut (dyn FnMut(&Pending, Identified) + Send),
-    ) -> Result<(Survey, Early), PushError> {
-        if self.index.has_rows()? {
-            return Ok((self.look_in_portions(stop, meter, monitor, options)?, Early::default()));
+    ) -> Result<(Survey, Early, Duration), PushError> {
+        // Who believes no row would read twice what the first portion has.
+        if self.index.has_rows()? || self.believes_nothing() {
+            let (survey, read) = self.look_in_portions(stop, meter, monitor, options)?;
+            return Ok((survey, Early::default(), read));
         }
         let (survey, early) = read_ahead(&self.root, options, found, |found| {
             let take = &mut |_: &mut Survey| Ok(ControlFlow::Break(()));
@@ -38,36 +42,45 @@ impl Source {
         });
         let mut survey = survey?;
         if !survey.is_cut {
-            return Ok((survey, early));
+            return Ok((survey, early, Duration::ZERO));
         }
+        let began = Instant::now();
         meter.to_hash(survey.bytes_to_hash());
         identify(&self.root, &mut survey, options, early, found);
         self.write_ahead(&survey.pending, stop, monitor)?;
         drop(survey);
-        Ok((self.look_in_portions(stop, meter, monitor, options)?, Early::default()))
+        let first = began.elapsed();
+        let (survey, read) = self.look_in_portions(stop, meter, monitor, options)?;
+        Ok((survey, Early::default(), first + read))
     }
 
-    /// Looks at all of the tree, and leaves nothing pending.
+    /// Looks at all of the tree, and leaves nothing pending and nothing gone; returns also how long reading and writing took.
     fn look_in_portions(
         &self,
         stop: &AtomicBool,
         meter: &Meter,
         monitor: &dyn Monitor,
         options: &IdentifyOptions<'_>,
-    ) -> Result<Survey, PushError> {
+    ) -> Result<(Survey, Duration), PushError> {
         // So much waits for nobody: it is not offered.
         let found = &mut |_: &Pending, identified: Identified| self.remember(&identified);
+        let mut read = Duration::ZERO;
         let mut take = |survey: &mut Survey| -> Result<ControlFlow<()>, SurveyError> {
+            let began = Instant::now();
             meter.to_hash(survey.bytes_to_hash());
             identify(&self.root, survey, options, Early::default(), found);
             self.write_ahead(&survey.pending, stop, monitor)?;
+            read += began.elapsed();
             Ok(ControlFlow::Continue(()))
         };
         let portions = Portions { most: PORTION, take: &mut take };
         let mut survey = self.survey(LOOKS, stop, meter, &mut |_, _| {}, Some(portions))?;
         let _ = take(&mut survey)?;
+        // What an earlier look has written and is gone is nobody's loss.
+        let number = next_number(&self.index)?;
+        self.index.write(number, |writer| writer.delete_all(&survey.gone))?;
         survey.passed_on();
-        Ok(survey)
+        Ok((survey, read))
     }
 
     fn write_ahead(&self, pending: &[Pending], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), SurveyError> {

@@ -200,15 +200,15 @@ impl Source {
             // In a tree of which nothing is known, all that is found must be read; elsewhere it may only have moved. Nor can
             // anything seem gone there: one look suffices, and what was read has its places in that one.
             let is_first = self.index.latest_version()?.is_none() && (known.is_empty() || self.index.has_rows()?);
-            let (mut survey, early) = match is_first {
+            let (mut survey, early, read) = match is_first {
                 true => self.look_first(stop, meter, monitor, options, found)?,
-                false => (self.survey(LOOKS, stop, meter, &mut |_, _| {}, None)?, Early::default()),
+                false => (self.survey(LOOKS, stop, meter, &mut |_, _| {}, None)?, Early::default(), Duration::ZERO),
             };
             for path in &survey.left_out {
                 monitor.notice(None, &format!("{path} is left out: it is the state directory"));
             }
             survey.recall(known);
-            let scanned = started.elapsed();
+            let scanned = started.elapsed().saturating_sub(read);
             meter.to_hash(survey.bytes_to_hash());
             identify(&self.root, &mut survey, options, early, found);
             Ok((survey, scanned))
@@ -307,11 +307,18 @@ impl Source {
             found_now = look()?;
         }
         let survey = found_now;
-        if !self.is_mirrored && !self.policy.checksum && survey.is_unmounted(&self.root, &self.index, false)? {
+        let was_published = || Ok::<_, IndexError>(self.index.latest_version()?.is_some());
+        let wary = !self.is_mirrored && !self.policy.checksum;
+        if wary && was_published()? && survey.is_unmounted(&self.root, &self.index, false)? {
             return Err(PushError::Unmounted(show(self.root.path())));
         }
         meter.scanned(survey.entries);
         Ok(survey)
+    }
+
+    /// Whether no row is believed.
+    pub(super) fn believes_nothing(&self) -> bool {
+        self.policy.checksum
     }
 
     fn survey_options(&self) -> SurveyOptions<'_> {

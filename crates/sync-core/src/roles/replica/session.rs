@@ -434,7 +434,8 @@ impl Session {
                     false => ReceiverInput::Opened(stand.clone()),
                 })?;
                 let is_healed = self.lookout().is_some_and(|lookout| lookout.heals());
-                if (is_other && is_healed) || (heals && !is_first) {
+                // A push compares what it was told of here in any case; a master that follows may be waiting for nothing else.
+                if self.follows && ((is_other && is_healed) || (heals && !is_first)) {
                     self.receiver.handle(ReceiverInput::Drifted(stand))?;
                 }
                 self.tell_unhealed()

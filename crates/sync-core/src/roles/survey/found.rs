@@ -128,9 +128,9 @@ impl Survey {
         self.pending.push(pending);
     }
 
-    /// What was pending is in the index by now, which so is not what it was before the look.
+    /// What was pending is in the index by now, and what is gone is not any more: so it is not what it was before the look.
     pub fn passed_on(&mut self) {
-        self.pending = Vec::new();
+        (self.pending, self.gone) = (Vec::new(), Vec::new());
         self.before = None;
     }
 

@@ -48,7 +48,7 @@ impl Session<'_> {
             _ => None,
         };
         let mut refused = [0; 6];
-        let heard = end.is_ok();
+        let (heard, acknowledged) = (end.is_ok(), matches!(end, Ok(End::Acknowledged { .. })));
         match end {
             Ok(End::Acknowledged { ack, exact: identical }) => {
                 match (in_order, identical) {
@@ -131,8 +131,21 @@ impl Session<'_> {
         // Of what changed while it was sent the caller of a push hears when the rounds are over.
         let problem = self.first_problem.or_else(|| self.source_changed.first().cloned());
         let took = self.timing.told.map_or(Duration::ZERO, |told| told.elapsed());
-        let Self { source_changed, said_released, unhealed, .. } = self;
-        Delivered { report, source_changed, version, tried, next, hold, said_released, problem, took, unhealed }
+        let Self { source_changed, said_released, unhealed, postponed, .. } = self;
+        Delivered {
+            report,
+            source_changed,
+            version,
+            tried,
+            next,
+            hold,
+            said_released,
+            problem,
+            took,
+            unhealed,
+            postponed,
+            acknowledged,
+        }
     }
 
     /// A release is used up by what the replica has taken.
