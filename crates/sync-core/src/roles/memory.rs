@@ -42,8 +42,9 @@ pub fn trim_after(bytes: u64) {
     });
 }
 
+/// Gives it back now: between the stretches of a large tree, each of which leaves some 20 MB in pieces. Blocks for some milliseconds.
 #[allow(unsafe_code)]
-fn trim() {
+pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: `malloc_trim` takes a number, and may be called by any thread at any time.
     unsafe {

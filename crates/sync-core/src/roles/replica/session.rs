@@ -28,8 +28,8 @@ use crate::monitor::Problem;
 use crate::options::Policy;
 use crate::path::{RelPath, escape};
 use crate::region::Region;
-use crate::roles::Shutdown;
 use crate::roles::link::{Control, LinkError};
+use crate::roles::{Shutdown, memory};
 use crate::session::{Receiver, ReceiverInput, ReceiverOutput, Settled};
 use crate::transport::Connection;
 use crate::wire::{
@@ -212,6 +212,10 @@ impl Session {
                 lookout.leave(rest);
             }
         };
+        if again.is_some() && self.receiver.is_stretch() {
+            self.application = None;
+            tokio::task::block_in_place(memory::trim);
+        }
         let _remains = over.map(|opened| tokio::task::block_in_place(|| opened.close(is_taken_up, leave)));
         self.followed.take().into_iter().for_each(Followed::close);
         match (ended, again) {
