@@ -1,9 +1,13 @@
 //! BLAKE3 digests: the identity of content, entries, directories, trees and versions.
 
+mod prefixes;
+
 use std::fmt;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
+
+pub use prefixes::Prefixes;
 
 /// A 256-bit BLAKE3 digest (<https://github.com/BLAKE3-team/BLAKE3-specs>).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

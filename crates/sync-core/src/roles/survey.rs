@@ -207,7 +207,7 @@ impl Walk<'_> {
             merkle.push_key(next.key, next.hash, is_dir);
         }
         self.rows.pass();
-        self.survey.contents.extend(digest.map(|digest| digest.prefix()));
+        self.survey.contents.extend(digest);
         self.note_dir(seen);
         Ok(true)
     }
@@ -409,7 +409,7 @@ impl Walk<'_> {
         }
         let link = if row.refused.has(Refused::LINK) { row.entry.link.clone() } else { group.map(|group| group.first) };
         self.remember(seen, &row.entry);
-        self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest.prefix()));
+        self.survey.contents.extend(row.entry.content().map(|(_, digest)| digest));
         if row.entry.link == link && row.mount == seen.mount && row.extra == extra {
             return;
         }

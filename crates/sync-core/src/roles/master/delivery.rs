@@ -390,8 +390,12 @@ impl<'a> Session<'a> {
         let hello = Hello { features, share, policy: delivery.policy.clone() };
         // The first on a connection does in any case.
         let is_first = next.is_none();
-        // All that a push has offered by the time that it knows of a large tree.
-        let stretch = if is_first && fate.is_none() { PORTION as u64 } else { STRETCH };
+        // All that a push has offered by the time that it knows of a large tree, and then half of that.
+        let stretch = match (fate.is_none(), is_first) {
+            (true, true) => PORTION as u64,
+            (true, false) => PORTION as u64 / 2,
+            (false, _) => STRETCH,
+        };
         let (control, sender, goes_on) = match next {
             Some(Next::Open(last)) if last.hello == hello => {
                 let Open { control, stand, .. } = *last;

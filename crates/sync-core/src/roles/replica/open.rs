@@ -22,7 +22,7 @@ use super::share::Share;
 use crate::chunk::ChunkRef;
 use crate::filter::Filter;
 use crate::fs::{FsError, Reserved, Root, RootLock, STAGING_NAME, Staging, StateDir};
-use crate::hash::Digest;
+use crate::hash::{Digest, Prefixes};
 use crate::index::{Index, IndexError, Rows as _};
 use crate::manifest::{Holds, Row, TreeHash};
 use crate::monitor::Problem;
@@ -107,7 +107,7 @@ pub struct Opened {
     pub names: HashMap<(u64, u64), Vec<RelPath>>,
     entries: u64,
     /// By the beginnings of their digests. One that only seems to be here is found missing by the plan.
-    contents: HashSet<u64>,
+    contents: Prefixes,
     /// How many of them may not be here any more, since the last look at everything.
     went: u64,
     asked: HashSet<u64>,
@@ -238,7 +238,7 @@ impl Opened {
             apart: Holds::default(),
             names: HashMap::new(),
             entries: 0,
-            contents: HashSet::default(),
+            contents: Prefixes::default(),
             went: 0,
             asked: HashSet::default(),
             left: std::collections::HashSet::new(),
@@ -373,7 +373,7 @@ impl Opened {
 
     /// Whether the content is here, staged or in the tree, as far as can be told without looking for it.
     pub fn has(&self, digest: &Digest) -> bool {
-        self.contents.contains(&digest.prefix()) || self.staging.as_ref().is_some_and(|staging| staging.has(digest))
+        self.contents.has(digest) || self.staging.as_ref().is_some_and(|staging| staging.has(digest))
     }
 
     /// Whether the content is missing, and this is the first time that it comes up.
@@ -487,7 +487,7 @@ impl Opened {
             let content = step.new.as_ref().and_then(|new| new.content());
             let before = step.old.as_ref().and_then(|old| old.entry.content());
             self.went += u64::from(before.is_some() && before != content);
-            self.contents.extend(content.map(|(_, digest)| digest.prefix()));
+            self.contents.extend(content.map(|(_, digest)| digest));
         }
         self.tree = tree;
         // Contents that went are not taken out: a look at all finds which are left.
@@ -745,7 +745,7 @@ impl Opened {
         self.report(failures);
         self.write_rows(&pending, &gone, added, &mounts, privilege)?;
         (self.contents, self.went) = (contents, 0);
-        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
+        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest));
         self.names = names;
         // The top alone is no content worth a comparison.
         self.entries = entries.saturating_sub(1);
@@ -764,7 +764,7 @@ impl Opened {
         self.went += (pending.len() + gone.len()) as u64;
         self.write_rows(&pending, &gone, added, &[], None)?;
         // Contents that went are not taken out: a look at all finds which are left.
-        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest.prefix()));
+        self.contents.extend(pending.iter().filter_map(|p| p.row.entry.content()).map(|(_, digest)| digest));
         self.entries = entries.saturating_sub(1);
         self.tree = tree;
         Ok(())

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use foldhash::HashSet;
 use foldhash::fast::RandomState;
 
 use super::SurveyError;
 use crate::fs::{FsError, Root};
-use crate::hash::Digest;
+use crate::hash::{Digest, Prefixes};
 use crate::index::{Index, IndexError, Rows as _};
 use crate::manifest::{Holds, Kind, Metadata, Row, TreeHash, Tuple, Xattrs};
 use crate::path::RelPath;
@@ -111,7 +110,7 @@ pub struct Survey {
     /// Whether there are directories, among the failures, where one was mounted and is not now.
     pub has_lost_mounts: bool,
     /// Prefixes of the contents that rows are believed about.
-    pub contents: HashSet<u64>,
+    pub contents: Prefixes,
     /// Names of inodes that have several, by file system and inode.
     pub names: HashMap<(u64, u64), Vec<RelPath>>,
 }

@@ -3,10 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use foldhash::HashSet;
-
 use super::Opened;
 use crate::fs::{Root, mounted_beneath};
+use crate::hash::Prefixes;
 use crate::index::{Index, Stamp};
 use crate::manifest::{Holds, TreeHash};
 use crate::options::Policy;
@@ -26,7 +25,7 @@ pub struct Rest {
     tree: TreeHash,
     remembered: Remembered,
     entries: u64,
-    contents: HashSet<u64>,
+    contents: Prefixes,
     went: u64,
     unmade: Vec<RelPath>,
 }
@@ -88,7 +87,7 @@ impl Opened {
         (self.remembered, self.contents, self.unmade) = (Mutex::new(rest.remembered), rest.contents, rest.unmade);
         self.went = rest.went;
         let Some(found) = self.found_at(share, names, stop)? else {
-            (self.is_plain, self.contents, self.remembered) = (false, HashSet::default(), Mutex::default());
+            (self.is_plain, self.contents, self.remembered) = (false, Prefixes::default(), Mutex::default());
             return Ok(None);
         };
         let drift = self.drift_in(&found, None)?;
