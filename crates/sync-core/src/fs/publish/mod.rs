@@ -31,6 +31,7 @@ mod replaced;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ pub trait Known: Send {
     /// The row of a path; a directory's row tells what its metadata should be after something in it changed.
     fn row(&self, path: &RelPath) -> Option<Row>;
     /// Every path whose row has this inode (`fs` and `ino`), for inodes with more than one name.
-    fn names(&self, tuple: &Tuple) -> Vec<RelPath>;
+    fn names(&self, tuple: &Tuple) -> Cow<'_, [RelPath]>;
 }
 
 /// Carries one plan out. Every method blocks; call them in the order `prepare`, [`Staging::flush`], `publish`,
@@ -188,6 +189,8 @@ struct Inodes {
     more: HashMap<(u64, u64), i64>,
     /// Paths that are no part of the plan and whose inode was touched.
     siblings: BTreeSet<RelPath>,
+    /// Inodes whose names in the index are all among those.
+    gathered: HashSet<(u64, u64)>,
     /// Inodes that had names outside, with the path of the copy that stands in for them now.
     detached: HashMap<(u64, u64), RelPath>,
 }
@@ -336,7 +339,10 @@ impl Publisher {
     /// Records that the `ctime` of an inode moves at every name it has.
     fn touch_inode(&mut self, tuple: &Tuple) {
         self.inodes.moves(tuple);
-        self.inodes.siblings.extend(self.known.names(tuple));
+        // Once: an inode of 60,000 names is touched as often.
+        if self.inodes.gathered.insert(inode(tuple)) {
+            self.inodes.siblings.extend(self.known.names(tuple).iter().cloned());
+        }
     }
 
     /// Looks at what a step has just put in place or changed.

@@ -1,5 +1,6 @@
 //! Directories that are renamed whole: one call for all they hold, if they hold just what the index says.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -198,7 +199,7 @@ impl Known for After {
         Some(Row { entry, tuple: None, proven: true, refused: work.refused, extra: false, ..old })
     }
 
-    fn names(&self, tuple: &Tuple) -> Vec<RelPath> {
+    fn names(&self, tuple: &Tuple) -> Cow<'_, [RelPath]> {
         self.0.known.names(tuple)
     }
 }

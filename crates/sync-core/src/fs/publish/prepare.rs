@@ -224,7 +224,7 @@ impl Publisher {
         if stat.is_dir() || !self.is_unchanged(&stat, &tuple) {
             return Err(drift("move", from));
         }
-        let outside = self.has_names_outside(&stat) && !same_attributes(&row.entry, entry);
+        let outside = !same_attributes(&row.entry, entry) && self.has_names_outside(&stat);
         if !outside && let Some(staged) = self.pin(from, &stat, &stage)? {
             return Ok(staged);
         }

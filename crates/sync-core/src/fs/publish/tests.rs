@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -39,9 +40,9 @@ impl Known for Index {
     fn row(&self, path: &RelPath) -> Option<Row> {
         self.0.get(path).cloned()
     }
-    fn names(&self, tuple: &Tuple) -> Vec<RelPath> {
+    fn names(&self, tuple: &Tuple) -> Cow<'_, [RelPath]> {
         let same = |row: &&Row| row.tuple.is_some_and(|other| inode(&other) == inode(tuple));
-        self.0.values().filter(same).map(|row| row.path.clone()).collect()
+        Cow::Owned(self.0.values().filter(same).map(|row| row.path.clone()).collect())
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the changes of a version to an acknowledgement: plan, stage, flush, publish, flush, look, write down.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -804,7 +805,7 @@ impl Known for KnownRows {
         self.rows.row(path).ok().flatten()
     }
 
-    fn names(&self, tuple: &Tuple) -> Vec<RelPath> {
-        self.names.get(&(tuple.fs, tuple.ino)).cloned().unwrap_or_default()
+    fn names(&self, tuple: &Tuple) -> Cow<'_, [RelPath]> {
+        self.names.get(&(tuple.fs, tuple.ino)).map_or(Cow::Borrowed(&[]), Cow::from)
     }
 }

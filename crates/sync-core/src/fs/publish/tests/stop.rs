@@ -14,7 +14,7 @@ impl Known for Raising {
     fn row(&self, path: &RelPath) -> Option<Row> {
         self.index.row(path)
     }
-    fn names(&self, tuple: &Tuple) -> Vec<RelPath> {
+    fn names(&self, tuple: &Tuple) -> Cow<'_, [RelPath]> {
         self.stop.store(true, Ordering::Relaxed);
         self.index.names(tuple)
     }
