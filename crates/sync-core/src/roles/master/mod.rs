@@ -2,7 +2,6 @@
 //! to it, all at once.
 
 mod acks;
-mod blocks;
 mod compare;
 mod config;
 mod content;
@@ -26,6 +25,7 @@ mod permits;
 mod portions;
 mod previous;
 mod queue;
+mod reads;
 mod ring;
 mod source;
 mod splicing;

@@ -12,13 +12,13 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::acks::Acks;
-use super::blocks::Blocks;
 use super::difference::{Difference, dirs_that_came};
 use super::doubts::Doubts;
 use super::error::PushError;
 use super::meter::Meter;
 use super::portions::write_pending;
 use super::previous::Previous;
+use super::reads::Reads;
 use super::ring::Ring;
 use crate::chunk::{ChunkRef, Chunking};
 use crate::delta::CopyRange;
@@ -65,8 +65,8 @@ pub struct Source {
     pub index: Index,
     /// Contents on their way from the hasher to the destinations.
     pub ring: Ring,
-    /// Blocks of big files on their way to several destinations; `None` if there is just one.
-    pub blocks: Option<Blocks>,
+    /// What was read again, or for the first time if it is big, for one of several destinations; `None` if there is just one.
+    pub reads: Option<Reads>,
     /// Previous contents.
     pub history: Option<History>,
     /// Whether versions go on coming: a history that is empty is filled when nothing else is to be done, and whoever mirrors it says what
@@ -156,7 +156,7 @@ impl Source {
             index: opened.index,
             strong: Arc::new(Semaphore::new(MOST_STRONG)),
             ring: Ring::new(request.destinations.len()),
-            blocks: (request.destinations.len() > 1).then(Blocks::default),
+            reads: (request.destinations.len() > 1).then(Reads::default),
             history,
             is_mirrored: false,
             acks: Acks::default(),

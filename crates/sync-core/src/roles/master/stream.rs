@@ -136,16 +136,23 @@ impl Stream {
     /// The content, from memory if it was just hashed, else from disk.
     fn whole(&self, request: &ContentRequest) -> Result<Bytes, ReadError> {
         let file = &request.file;
-        if let Some(content) = self.outgoing.source.ring.take(&file.digest) {
+        let source = &self.outgoing.source;
+        if let Some(content) = source.ring.take(&file.digest) {
             return Ok(content);
         }
-        let opened = self.outgoing.source.open_content(&file.path, &file.digest)?;
-        let content = opened.read_at(0, usize::try_from(file.size).unwrap_or(0))?;
-        opened.verify(&self.outgoing.source.root)?;
-        if Digest::of(&content) != file.digest {
-            return Err(ReadError::Changed);
+        let read = || {
+            let opened = source.open_content(&file.path, &file.digest)?;
+            let content = opened.read_at(0, usize::try_from(file.size).unwrap_or(0))?;
+            opened.verify(&source.root)?;
+            if Digest::of(&content) != file.digest {
+                return Err(ReadError::Changed);
+            }
+            Ok(Bytes::from(content))
+        };
+        match &source.reads {
+            Some(reads) => reads.content(file.digest, file.size, read),
+            None => read(),
         }
-        Ok(Bytes::from(content))
     }
 
     /// Sends what the replica lacks of a file, unless it must tell first what it has.
@@ -328,10 +335,10 @@ impl Stream {
         while done < len {
             let now = most.min(len - done);
             let size = usize::try_from(now).unwrap_or(0);
-            let read = || match &self.outgoing.source.blocks {
-                Some(blocks) => {
+            let read = || match &self.outgoing.source.reads {
+                Some(reads) => {
                     let mut buffer = vec![0; size];
-                    blocks.read(&plan.file, at + done, &mut buffer).map(|()| buffer)
+                    reads.read(&plan.file, at + done, &mut buffer).map(|()| buffer)
                 }
                 None => plan.file.read_at(at + done, size),
             };
