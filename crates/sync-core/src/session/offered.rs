@@ -1,6 +1,8 @@
 //! The contents of a session by their numbers, each kept once however often it is numbered.
 
 use std::hash::BuildHasher;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use foldhash::HashMap;
 use foldhash::quality::RandomState;
@@ -23,9 +25,27 @@ pub(super) struct Contents {
     salt: RandomState,
 }
 
+/// One of those that were offered together to all replicas, or one that came in a change to this one.
+#[derive(Debug)]
+pub(super) enum Held {
+    Together(Arc<Vec<Offered>>, u32),
+    Alone(Box<Offered>),
+}
+
+impl Deref for Held {
+    type Target = Offered;
+
+    fn deref(&self) -> &Offered {
+        match self {
+            Self::Together(files, i) => &files[*i as usize],
+            Self::Alone(file) => file,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct File {
-    file: Offered,
+    file: Held,
     /// Its first number.
     first: u64,
     /// Whether a change was told by that number.
@@ -40,7 +60,7 @@ impl Contents {
 
     /// Gives a content at a path the next number. One that was offered is numbered again when it comes in a change;
     /// `file` makes one that is new.
-    pub fn number(&mut self, path: &RelPath, digest: &Digest, file: impl FnOnce() -> Offered) {
+    pub fn number(&mut self, path: &RelPath, digest: &Digest, file: impl FnOnce() -> Held) {
         let hash = self.salt.hash_one((path, digest));
         let same = |i: &&u32| {
             let known = &self.files[**i as usize].file;
@@ -81,6 +101,6 @@ impl Contents {
             return Err(format!("content {seq} was wanted more than {WANTS} times"));
         }
         *wanted += 1;
-        Ok(self.files[*index as usize].file.clone())
+        Ok(Offered::clone(&self.files[*index as usize].file))
     }
 }

@@ -1,8 +1,9 @@
 //! The master's end of a push to one replica.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
-use super::offered::Contents;
+use super::offered::{Contents, Held};
 use super::{Budget, ProtocolError};
 use crate::chunk::{ChunkRef, Chunking};
 use crate::diff::{Child, Difference, compare_children};
@@ -37,7 +38,7 @@ pub enum SenderInput {
     /// A message from the replica.
     Received(ToMaster),
     /// Contents that were hashed and that the published version does not have at their paths.
-    Hashed(Vec<Offered>),
+    Hashed(Arc<Vec<Offered>>),
     /// What can be copied of a file that is being read.
     Draft(Draft),
     /// What the version will be. It may be prepared, not published yet.
@@ -428,11 +429,15 @@ impl Sender {
     }
 
     /// Offers contents ahead of the version.
-    fn offer(&mut self, files: Vec<Offered>) {
+    fn offer(&mut self, files: Arc<Vec<Offered>>) {
         if self.state == State::Opening && !self.dry_run && !files.is_empty() {
-            files.iter().for_each(|file| self.contents.number(&file.path, &file.digest, || file.clone()));
+            for (i, file) in (0..).zip(&*files) {
+                self.contents.number(&file.path, &file.digest, || Held::Together(Arc::clone(&files), i));
+            }
             self.offers = self.contents.len();
-            for part in in_messages(files, PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
+            for part in
+                in_messages(Arc::unwrap_or_clone(files), PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED)
+            {
                 self.send(ToReplica::Offer(part));
             }
         }
@@ -539,7 +544,10 @@ impl Sender {
                     let (_, content) = contents.swap_remove(i);
                     given.push(Given { seq: self.contents.len(), content });
                 }
-                let file = || Offered { path: change.path.clone(), digest, size, likely: entry.metadata() };
+                let file = || {
+                    let path = change.path.clone();
+                    Held::Alone(Box::new(Offered { path, digest, size, likely: entry.metadata() }))
+                };
                 self.contents.number(&change.path, &digest, file);
             }
         }

@@ -530,7 +530,7 @@ impl<'a> Session<'a> {
         Ok(match event {
             SourceEvent::Hashed(files) => {
                 self.has_offered = true;
-                SenderInput::Hashed(files.to_vec())
+                SenderInput::Hashed(files)
             }
             SourceEvent::Draft(draft) => SenderInput::Draft((*draft).clone()),
             SourceEvent::Decided(decided, difference, committed) => {

@@ -14,7 +14,7 @@ use crate::manifest::Tuple;
 const BLOCK: u64 = 1 << 20;
 
 /// Bytes kept, with what it takes to keep each: how far two destinations may be apart and still share what is read.
-const CAPACITY: usize = 32 << 20;
+const CAPACITY: usize = 64 << 20;
 
 /// What something takes beside its bytes: its places here and in the allocator.
 const EACH: usize = 300;
@@ -46,24 +46,29 @@ struct Recent {
 }
 
 impl Reads {
-    /// Fills `buffer` from `offset` of a file. Believe it only after [`SourceFile::verify`].
+    /// So many bytes from `offset` of a file: what lies in one block is that block's. Believe them only after [`SourceFile::verify`].
     ///
     /// # Errors
     /// As [`SourceFile::read_exact_at`].
-    pub fn read(&self, file: &SourceFile, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = offset + done as u64;
+    pub fn range(&self, file: &SourceFile, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        let mut joined = Vec::new();
+        loop {
+            let at = offset + joined.len() as u64;
             let block = self.block(file, at / BLOCK)?;
-            let rest = block.get(usize::try_from(at % BLOCK).unwrap_or(0)..).unwrap_or_default();
-            if rest.is_empty() {
+            let start = usize::try_from(at % BLOCK).unwrap_or(0);
+            let end = block.len().min(start + (len - joined.len()));
+            if start >= end {
                 return Err(ReadError::Changed);
             }
-            let len = rest.len().min(buffer.len() - done);
-            buffer[done..done + len].copy_from_slice(&rest[..len]);
-            done += len;
+            if end - start == len {
+                return Ok(block.slice(start..end));
+            }
+            joined.reserve_exact(len - joined.len());
+            joined.extend_from_slice(&block[start..end]);
+            if joined.len() == len {
+                return Ok(joined.into());
+            }
         }
-        Ok(())
     }
 
     /// The content with this digest and size; `read` gets and verifies it, if nobody has.
@@ -90,12 +95,7 @@ impl Reads {
         })
     }
 
-    fn once(
-        &self,
-        key: Key,
-        size: usize,
-        read: impl FnOnce() -> Result<Bytes, ReadError>,
-    ) -> Result<Bytes, ReadError> {
+    fn once(&self, key: Key, size: usize, read: impl FnOnce() -> Result<Bytes, ReadError>) -> Result<Bytes, ReadError> {
         let slot = self.recent.lock().unwrap_or_else(PoisonError::into_inner).slot(key, size);
         // Whoever comes first reads; the others wait for it here. What failed is tried again by the next.
         let mut kept = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,17 +146,16 @@ mod tests {
         });
         std::fs::write(dir.path().join("first"), noise(3 << 20, 2)).unwrap();
         let reads = Reads::default();
-        let mut read = vec![0; 2 << 20];
-        reads.read(&first, 500, &mut read).unwrap();
+        let read = |file: &SourceFile| reads.range(file, 500, 2 << 20).unwrap();
+        read(&first);
         assert!(first.verify(&root).is_err());
         for _ in 0..2 {
-            reads.read(&second, 500, &mut read).unwrap();
-            assert!(read == content[500..500 + (2 << 20)] && second.verify(&root).is_ok());
+            assert!(read(&second) == content[500..500 + (2 << 20)] && second.verify(&root).is_ok());
         }
         // Each is read once: what is there by now is not what was.
         std::fs::write(dir.path().join("second"), noise(3 << 20, 3)).unwrap();
-        reads.read(&second, 500, &mut read).unwrap();
-        assert!(read == content[500..500 + (2 << 20)]);
+        assert!(read(&second) == content[500..500 + (2 << 20)]);
+        assert!(reads.range(&second, (3 << 20) - 1, 2).is_err() && reads.range(&second, 3 << 20, 1).is_err());
     }
 
     #[test]

@@ -336,11 +336,8 @@ impl Stream {
             let now = most.min(len - done);
             let size = usize::try_from(now).unwrap_or(0);
             let read = || match &self.outgoing.source.reads {
-                Some(reads) => {
-                    let mut buffer = vec![0; size];
-                    reads.read(&plan.file, at + done, &mut buffer).map(|()| buffer)
-                }
-                None => plan.file.read_at(at + done, size),
+                Some(reads) => reads.range(&plan.file, at + done, size),
+                None => plan.file.read_at(at + done, size).map(Bytes::from),
             };
             let buffer = match tokio::task::block_in_place(read) {
                 Ok(buffer) => buffer,
@@ -349,7 +346,7 @@ impl Stream {
             if buffer.iter().all(|byte| *byte == 0) {
                 self.send_piece(Piece::Zeros { seq, offset: at + done, len: now }, Bytes::new()).await?;
             } else {
-                self.literal_piece(seq, at + done, Bytes::from(buffer)).await?;
+                self.literal_piece(seq, at + done, buffer).await?;
             }
             done += now;
         }

@@ -1,6 +1,7 @@
 //! One push as a deterministic program: a master, its replicas, and the messages between them, advanced step by step.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::disk::Disk;
 use super::master::{Committed, Master};
@@ -278,7 +279,7 @@ impl Push {
                     let committed = link.committed;
                     SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed }
                 }
-                (SourceEvent::Hashed(files), _) => SenderInput::Hashed(files.clone()),
+                (SourceEvent::Hashed(files), _) => SenderInput::Hashed(Arc::new(files.clone())),
                 (SourceEvent::Decide, None) => unreachable!(),
                 (SourceEvent::Commit, _) => {
                     link.committed = true;

@@ -1,5 +1,7 @@
 //! Sessions that go well, or wrong in one known way.
 
+use std::sync::Arc;
+
 use super::disk::path;
 use super::push::{Push, Step, World, at_random, in_order};
 use super::{grown, settled};
@@ -922,7 +924,7 @@ fn a_content_is_wanted_three_times_at_most() {
         size: 1,
         likely: super::disk::entry(crate::manifest::Kind::Fifo, 0o644).metadata(),
     };
-    sender.handle(SenderInput::Hashed(vec![file.clone(), file])).unwrap();
+    sender.handle(SenderInput::Hashed(Arc::new(vec![file.clone(), file]))).unwrap();
     for _ in 0..3 {
         from(&mut sender, want(0)).unwrap();
     }

@@ -1,5 +1,7 @@
 //! A tree that a replica has nothing of, told in stretches.
 
+use std::sync::Arc;
+
 use super::disk::{entry, path};
 use super::grown;
 use super::push::{Outcome, Push, World, in_order};
@@ -242,7 +244,7 @@ fn a_stretch_has_all_that_was_offered() {
             size: 8,
             likely: entry(Kind::Dir, 0o600).metadata(),
         };
-        sender.handle(SenderInput::Hashed((0..offers).map(offered).collect())).unwrap();
+        sender.handle(SenderInput::Hashed(Arc::new((0..offers).map(offered).collect()))).unwrap();
         let empty = Stand { features: STRETCHES, version: None, entries: 0, ..stand() };
         sender.handle(SenderInput::Received(ToMaster::Stand(empty))).unwrap();
         let (version, holds) = (announce().version, Holds::default());
