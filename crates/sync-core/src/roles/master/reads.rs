@@ -1,10 +1,11 @@
-//! What was read from disk for one of several destinations, and the others will soon ask for: small contents that have left the
-//! ring, and blocks of big files. Each is read once as long as the destinations keep pace.
+//! What was read from disk and several destinations will soon ask for: small contents, which all of them may find here after the
+//! ring has given them up, and blocks of big files. Each is read once as long as the destinations keep pace.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::fs::{ReadError, SourceFile};
 use crate::hash::Digest;
@@ -82,6 +83,11 @@ impl Reads {
         read: impl FnOnce() -> Result<Bytes, ReadError>,
     ) -> Result<Bytes, ReadError> {
         self.once(Key::Content(digest), usize::try_from(size).unwrap_or(usize::MAX), read)
+    }
+
+    /// Keeps a content that was just read and hashed.
+    pub fn put(&self, digest: Digest, content: &Bytes) {
+        let _ = self.content(digest, content.len() as u64, || Ok(content.clone()));
     }
 
     fn block(&self, file: &SourceFile, number: u64) -> Result<Bytes, ReadError> {

@@ -65,7 +65,7 @@ pub struct Source {
     pub index: Index,
     /// Contents on their way from the hasher to the destinations.
     pub ring: Ring,
-    /// What was read again, or for the first time if it is big, for one of several destinations; `None` if there is just one.
+    /// What several destinations share; `None` if there is just one.
     pub reads: Option<Reads>,
     /// Previous contents.
     pub history: Option<History>,
@@ -354,7 +354,11 @@ impl Source {
             return None;
         }
         if let Some(content) = content {
-            self.ring.put(digest, Bytes::from(content));
+            let content = Bytes::from(content);
+            if let Some(reads) = &self.reads {
+                reads.put(digest, &content);
+            }
+            self.ring.put(digest, content);
         }
         Some(Offered { path: pending.row.path.clone(), digest, size, likely: pending.row.entry.metadata() })
     }
