@@ -38,7 +38,7 @@ pub use identity::{Identity, IdentityError, PeerId, PeerIdError, PublicKey};
 pub use listen::{Arrival, Listener};
 pub use loopback::{Loopback, LoopbackError};
 pub use tls::{Only, Purpose, Trust};
-pub use tuning::Settings;
+pub use tuning::{CONTENT_STREAMS, Settings};
 
 #[cfg(test)]
 mod tests;

@@ -41,9 +41,13 @@ pub(super) const USUAL_MTU: u16 = 1452;
 const JUMBO_MTU: u16 = 6500;
 /// What may be in flight within one machine before the first answer: there is no link to be probed for.
 const LOOPBACK_WINDOW: u64 = 1 << 20;
-/// What one stream may have in flight: a gigabit at 60 ms, and four of them one at 200 ms where little is lost. quinn ends a connection with
-/// 1,024 gaps in a stream, which is every sixth packet of this.
-const STREAM_WINDOW: u32 = 8 << 20;
+/// Streams that carry contents: enough to keep both sides' cores busy.
+pub const CONTENT_STREAMS: usize = 2;
+/// What one stream may have in flight and unread: a gigabit at 120 ms, and [`CONTENT_STREAMS`] of them one at 200 ms where nothing is lost.
+/// quinn ends a connection with 1,024 gaps in a stream, which is every eleventh packet of this.
+const STREAM_WINDOW: u32 = 16 << 20;
+/// The same within one machine, where nothing is in flight, and what is unread is in memory.
+const STREAM_WINDOW_WITHIN_MACHINE: u32 = 8 << 20;
 /// What a connection may have in flight and unread; finite, or a slow reader with many streams fills the memory.
 const CONNECTION_WINDOW: u32 = 64 << 20;
 /// What a sender may hold unacknowledged: a gigabit at 200 ms, and what is sent again.
@@ -130,6 +134,7 @@ fn transport(peer: IpAddr, packets: u16, settings: &Settings) -> TransportConfig
         config.initial_mtu(LOOPBACK_MTU).mtu_discovery_config(Some(discovery));
         // The first round trip is not worth a guess of a third of a second either.
         config.initial_rtt(Duration::from_millis(20));
+        config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_WITHIN_MACHINE));
         let mut congestion = CubicConfig::default();
         congestion.initial_window(LOOPBACK_WINDOW);
         config.congestion_controller_factory(Arc::new(EndsInTime(Arc::new(congestion))));

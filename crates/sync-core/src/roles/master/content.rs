@@ -16,11 +16,8 @@ use crate::compress::AutoCompress;
 use crate::options::Compress;
 use crate::pace::Pace;
 use crate::session::ContentRequest;
-use crate::transport::Connection;
+use crate::transport::{CONTENT_STREAMS, Connection};
 use crate::wire::Described;
-
-/// Streams that carry content: enough to keep both sides' cores busy.
-const STREAMS: usize = 2;
 
 /// What a content sender has sent so far, or would have.
 #[derive(Clone, Copy, Debug, Default)]
@@ -156,7 +153,7 @@ impl Streams {
             tokio::spawn(async move { drop(Stream::run(outgoing, connection, stream).await) })
         };
         outgoing.queue().is_read = is_read;
-        let tasks = (0..STREAMS).map(run).collect();
+        let tasks = (0..CONTENT_STREAMS).map(run).collect();
         Self { outgoing, events, tasks }
     }
 

@@ -1,7 +1,7 @@
 //! Connections over a link that is simulated: quinn's own state machines, with our tuning, in virtual time.
 //!
 //! Flows share one bottleneck in each direction: a rate, a queue that drops what it cannot hold, a delay, and random loss before
-//! the queue. A flow is a sender with no end of data on [`STREAMS`] streams, and a receiver that reads at once.
+//! the queue. A flow is a sender with no end of data on [`CONTENT_STREAMS`] streams, and a receiver that reads at once.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,10 +16,9 @@ use quinn_proto::{Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, Ev
 
 use crate::transport::congestion::{self, EndsInTime, Model};
 use crate::transport::tls::{self, Only, Purpose};
+use crate::transport::tuning::CONTENT_STREAMS;
 use crate::transport::{Identity, Settings, tuning};
 
-/// As many as the content of a push uses.
-const STREAMS: usize = 4;
 /// IPv4 and UDP.
 const HEADERS: u64 = 28;
 
@@ -260,7 +259,7 @@ impl Simulation {
             let Some(event) = connection.poll() else { break };
             match event {
                 Event::Connected if here.sends => {
-                    here.streams = (0..STREAMS).map(|_| connection.streams().open(Dir::Uni).unwrap()).collect();
+                    here.streams = (0..CONTENT_STREAMS).map(|_| connection.streams().open(Dir::Uni).unwrap()).collect();
                 }
                 Event::ConnectionLost { reason } => here.ended = Some(reason.to_string()),
                 _ => {}
