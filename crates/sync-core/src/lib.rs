@@ -30,6 +30,7 @@ pub mod settle;
 pub mod similar;
 pub mod size;
 pub mod wire;
+mod zeros;
 
 // The adapters, and the roles that own the tasks.
 #[cfg(feature = "adapters")]

@@ -13,6 +13,8 @@ mod lister;
 pub mod pieces;
 mod settling;
 
+use std::sync::OnceLock;
+
 use fastcdc::v2020::{self, Normalization};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -20,6 +22,8 @@ use xxhash_rust::xxh3::xxh3_128;
 pub use lister::Lister;
 
 use settling::{Settled, Settling};
+
+use crate::zeros::are_zeros;
 
 /// Files smaller than this many bytes have no chunks: they are compared piece by piece at once: see [`pieces`].
 pub const MIN_DELTA: u64 = 256 << 10;
@@ -148,12 +152,26 @@ impl Boundaries {
 
     /// The end of the chunk that begins `bytes`, if no byte after them can change it.
     fn end_of(&self, bytes: &[u8]) -> Option<usize> {
-        let (min, avg, max) = (self.chunking.min(), self.chunking.avg(), self.chunking.max());
-        let (strict, relaxed) = self.masks;
-        let (_, end) = v2020::cut(bytes, min, avg, max, strict, relaxed, strict << 1, relaxed << 1);
+        let max = self.chunking.max();
+        let some = &bytes[..bytes.len().min(max)];
+        // Where a sparse file has nothing, all ends are the same.
+        let end = if are_zeros(some) { self.end_of_zeros().min(some.len()) } else { self.search(bytes) };
         // A position below the length was chosen by the content before it. The length itself only says that nothing
         // was found so far, unless it is the maximum.
         (end < bytes.len() || end == max).then_some(end)
+    }
+
+    fn search(&self, bytes: &[u8]) -> usize {
+        let (min, avg, max) = (self.chunking.min(), self.chunking.avg(), self.chunking.max());
+        let (strict, relaxed) = self.masks;
+        let (_, end) = v2020::cut(bytes, min, avg, max, strict, relaxed, strict << 1, relaxed << 1);
+        end
+    }
+
+    /// The end of a chunk where all is zero. Found once for each size, with a buffer of [`Chunking::max`] bytes for that moment.
+    fn end_of_zeros(&self) -> usize {
+        static ENDS: [OnceLock<usize>; LARGEST as usize + 1] = [const { OnceLock::new() }; LARGEST as usize + 1];
+        *ENDS[usize::from(self.chunking.bits)].get_or_init(|| self.search(&vec![0; self.chunking.max()]))
     }
 
     /// Whether a chunk that began `end` bytes before ends there, if it does not end earlier; else how many bytes it takes
@@ -300,6 +318,30 @@ pub(super) mod tests {
         v2020::FastCDC::new(bytes, c.min(), c.avg(), c.max())
             .map(|chunk| ChunkRef::of(&bytes[chunk.offset..chunk.offset + chunk.length]))
             .collect()
+    }
+
+    #[test]
+    fn zeros_end_where_the_crate_says() {
+        for bits in SMALLEST..=17 {
+            let c = Chunking::of_bits(bits);
+            let boundaries = Boundaries::new(c);
+            let zeros = vec![0; 3 * c.max() + 100];
+            let around =
+                |at: usize| [at.saturating_sub(2), at.saturating_sub(1), at, at + 1, at + 2, at + 65, at + 129];
+            for len in [0, c.min(), c.avg(), c.max(), 2 * c.max()].into_iter().flat_map(around) {
+                let bytes = &zeros[..len];
+                let end = boundaries.search(bytes);
+                let settled = (end < len || end == c.max()).then_some(end);
+                assert_eq!(boundaries.end_of(bytes), settled, "{len} of 2^{bits}");
+            }
+            let mut holes = zeros.clone();
+            holes[c.max() + 50] = 1;
+            for bytes in [zeros, holes] {
+                let mut found = Vec::new();
+                cut(&bytes, c, &mut |chunk| found.push(ChunkRef::of(chunk)));
+                assert_eq!(found, reference(&bytes, c));
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use crate::zeros::are_zeros;
+
 /// The unit of holes in bytes: the block size of almost every file system, and the page size of a tmpfs.
 pub(crate) const BLOCK: usize = 4096;
 
@@ -31,7 +33,7 @@ pub(crate) fn write_sparse(fd: impl AsFd, offset: u64, bytes: &[u8]) -> Result<(
     let mut at = 0;
     while at < bytes.len() {
         let end = (at + BLOCK).min(bytes.len());
-        if is_zero(&bytes[at..end]) {
+        if are_zeros(&bytes[at..end]) {
             write_at(&fd, offset + from as u64, &bytes[from..at])?;
             from = end;
         }
@@ -42,12 +44,7 @@ pub(crate) fn write_sparse(fd: impl AsFd, offset: u64, bytes: &[u8]) -> Result<(
 
 /// Whether there is a block of zeros to leave out, so that the length of the file must be set.
 fn has_hole(bytes: &[u8]) -> bool {
-    bytes.len() >= BLOCK && bytes.chunks_exact(BLOCK).any(is_zero)
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    // The first bytes decide for almost every block that holds data.
-    block.iter().take(16).all(|&b| b == 0) && block.iter().all(|&b| b == 0)
+    bytes.len() >= BLOCK && bytes.chunks_exact(BLOCK).any(are_zeros)
 }
 
 /// Writes all of `bytes` at `offset`.

@@ -1,6 +1,7 @@
 //! Literals in turn with ranges of the old file, as one frame holds them.
 
 use crate::wire::Splice;
+use crate::zeros::are_zeros;
 
 /// Zeros from this number on are named in place of being sent.
 const FEW_ZEROS: usize = 256;
@@ -49,7 +50,7 @@ impl Splicing {
     pub fn literal(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
         // A run of that many zeros has all of such a block.
-        if !bytes.chunks_exact(FEW_ZEROS / 2).any(|block| block.iter().all(|byte| *byte == 0)) {
+        if !bytes.chunks_exact(FEW_ZEROS / 2).any(are_zeros) {
             self.splices.push(Splice { literal: bytes.len() as u32, zeros: 0, skip: 0, copy: 0 });
             self.bytes.extend_from_slice(bytes);
             return;

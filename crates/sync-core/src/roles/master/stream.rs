@@ -21,6 +21,7 @@ use crate::options::Compress;
 use crate::session::ContentRequest;
 use crate::transport::{Connection, FrameWriter, StreamError};
 use crate::wire::{Basis, Batch, BatchFile, ContentFrame, Encoding, MAX_PREFIX, Piece, gaps};
+use crate::zeros::are_zeros;
 
 /// Bytes of a big file read and sent at once.
 const PIECE: usize = 1 << 20;
@@ -343,7 +344,7 @@ impl Stream {
                 Ok(buffer) => buffer,
                 Err(error) => return Ok(Err(error)),
             };
-            if buffer.iter().all(|byte| *byte == 0) {
+            if are_zeros(&buffer) {
                 self.send_piece(Piece::Zeros { seq, offset: at + done, len: now }, Bytes::new()).await?;
             } else {
                 self.literal_piece(seq, at + done, buffer).await?;
