@@ -144,7 +144,8 @@ fn a_destination_that_dies_delays_none_of_the_others() {
 #[test]
 fn the_tree_is_read_once_for_all() {
     let scratch = Scratch::new();
-    many(&scratch.src(), 300, 1);
+    // More than the ring has room for.
+    (0..3000).for_each(|i| write(scratch.src().join(format!("small/{i}")), noise(100 + i, 20 << 10)));
     write(scratch.src().join("large"), noise(1, 24 << 20));
     write(scratch.src().join("larger"), noise(2, 40 << 20));
     // Other processes hold the replicas, so what this one reads is the source.
@@ -166,8 +167,8 @@ fn the_tree_is_read_once_for_all() {
     let name = "the_tree_is_read_once_for_all";
     need!(name, one.is_some() && three.is_some(), "no /proc/PID/io here");
     let (one, three) = (one.unwrap(), three.unwrap());
-    assert!(one > 60 << 20, "the reading was not counted: {one}");
-    assert!(three < one + one / 4 + (4 << 20), "one destination: {one} bytes read; three: {three}");
+    assert!(one > 120 << 20, "the reading was not counted: {one}");
+    assert!(three < one + one / 4, "one destination: {one} bytes read; three: {three}");
     for i in 0..4 {
         assert_exact(&scratch.src(), &scratch.path(format!("dst{i}")));
     }
