@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::closed::{Closed, Code};
 use super::congestion;
@@ -116,7 +116,9 @@ impl Connection {
     /// Returns when the peer was told, at the latest after 100 ms; a program that ends sooner leaves the peer waiting
     /// for its idle timeout. `reason` is for people and cut at 400 bytes.
     pub async fn close(&self, code: Code, reason: &str) {
-        const PATIENCE: u32 = 100;
+        const PATIENCE: Duration = Duration::from_millis(100);
+        /// What quinn mostly needs, and less than the shortest sleep, which is a millisecond or two.
+        const AT_ONCE: Duration = Duration::from_micros(300);
         if self.inner.close_reason().is_some() {
             return;
         }
@@ -125,11 +127,12 @@ impl Connection {
         let reason = reason.as_bytes();
         self.inner.close(code.to_wire(), reason.get(..400).unwrap_or(reason));
         // quinn sends from its own task, and counts what it has sent.
-        for _ in 0..PATIENCE {
-            if self.inner.stats().udp_tx.datagrams > before {
-                return;
+        let begun = Instant::now();
+        while self.inner.stats().udp_tx.datagrams == before && begun.elapsed() < PATIENCE {
+            match begun.elapsed() < AT_ONCE {
+                true => tokio::task::yield_now().await,
+                false => tokio::time::sleep(Duration::from_millis(1)).await,
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
