@@ -232,6 +232,14 @@ fn larger(src: &Path) {
     write(src.join("d/large"), noise(7, 3 << 20));
 }
 
+/// What a master's index has, as whoever opens it next finds it.
+fn rows_and_versions(state: &Path) -> Option<(i64, i64)> {
+    let index = std::fs::read_dir(state.join("index")).ok()?.next()?.ok()?.path().join("index.db");
+    let conn = rusqlite::Connection::open_with_flags(index, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
+    let count = |table| conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).ok();
+    Some((count("entries")?, count("versions")?))
+}
+
 #[test]
 fn a_first_push_of_a_large_tree_comes_in_stretches() {
     let scratch = Scratch::new();
@@ -267,13 +275,7 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
     let (src, one) = (scratch.src(), replica(&scratch, "one"));
     larger(&src);
     one.pair(&scratch.state());
-    // As whoever opens the index next finds them.
-    let rows_and_versions = || -> Option<(i64, i64)> {
-        let index = std::fs::read_dir(scratch.state().join("index")).ok()?.next()?.ok()?.path().join("index.db");
-        let conn = rusqlite::Connection::open_with_flags(index, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
-        let count = |table| conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).ok();
-        Some((count("entries")?, count("versions")?))
-    };
+    let rows_and_versions = || rows_and_versions(&scratch.state());
     let mut push = scratch.push_to(&[one.dest("www")]);
     let mut killed = |what: &str, when: &dyn Fn() -> bool| {
         let mut running = push.start();
@@ -299,6 +301,25 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
 }
 
 /// The next session begins with another look then, which is nothing to tell a push of.
+/// What it wrote into its index ahead of any version, and is gone since, is nothing that replicas could miss.
+#[test]
+fn a_mirror_that_is_killed_in_its_first_look_begins_again() {
+    let scratch = Scratch::new();
+    let (src, one) = (scratch.src(), replica(&scratch, "one"));
+    larger(&src);
+    let mut master = Daemon::master(&scratch, "m", &src, &[&one], "");
+    wait_for("a portion to be in the index", 60, || rows_and_versions(&master.state).is_some_and(|(rows, _)| rows > 0));
+    master.kill();
+    let (rows, versions) = rows_and_versions(&master.state).unwrap();
+    assert!(rows >= 49_152 && versions == 0, "{rows} rows and {versions} versions");
+    std::fs::remove_dir_all(src.join("a")).unwrap();
+    write(src.join("b/00004"), b"changed meanwhile");
+    master.up();
+    waits_for_state(&master.state, 0, "in_sync");
+    assert_exact(&src, &scratch.path("one"));
+    assert!(!one.logged().contains("held"), "{}", one.logged());
+}
+
 #[test]
 fn somebody_who_writes_there_while_a_first_push_loses_a_file_does_not_end_it() {
     let scratch = Scratch::new();
