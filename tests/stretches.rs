@@ -320,6 +320,22 @@ fn a_mirror_that_is_killed_in_its_first_look_begins_again() {
     assert!(!one.logged().contains("held"), "{}", one.logged());
 }
 
+/// What changed was offered while the source was looked at, and lies at the end of the tree.
+#[test]
+fn what_changed_in_a_large_tree_is_sent_once_to_a_replica_that_is_new() {
+    let scratch = Scratch::new();
+    let src = scratch.src();
+    (0..50_500).for_each(|i| write(src.join(format!("{}/{i}", i % 50)), b""));
+    let (first, second) = (scratch.path("first"), scratch.path("second"));
+    scratch.push_to(&[first.display().to_string()]).ok();
+    for i in 0..3u64 {
+        write(src.join(format!("z{i}")), noise(i, 3 << 20));
+    }
+    let summary = scratch.push_to(&[second.display().to_string()]).arg("--json").ok().summary();
+    assert_eq!(summary.count("literal_bytes"), 9 << 20);
+    assert_exact(&src, &second);
+}
+
 #[test]
 fn somebody_who_writes_there_while_a_first_push_loses_a_file_does_not_end_it() {
     let scratch = Scratch::new();

@@ -322,6 +322,9 @@ pub(super) mod tests {
 
     #[test]
     fn zeros_end_where_the_crate_says() {
+        let largest = Chunking::of_bits(LARGEST);
+        let zeros = vec![0; largest.max()];
+        assert_eq!(Boundaries::new(largest).end_of(&zeros), Some(Boundaries::new(largest).search(&zeros)));
         for bits in SMALLEST..=17 {
             let c = Chunking::of_bits(bits);
             let boundaries = Boundaries::new(c);

@@ -53,6 +53,7 @@ impl BasisFile {
             Err(errno) => Err(FsError::new("read", &self.path, errno)),
         }
     }
+
     /// Makes `len` bytes of `to` at `at` the same as these from `offset`, by sharing their blocks where that can be done;
     /// tells whether, as [`sharing::share_blocks`]. Since nobody keeps others from changing this file, what they are is to be read in `to`.
     pub(super) fn share(&self, offset: u64, to: impl AsFd, at: u64, len: u64) -> Result<bool, Errno> {

@@ -243,7 +243,8 @@ impl Reader {
     }
 }
 
-/// Writes pieces as they come. After an error nothing of them takes any room.
+/// Writes pieces as they come. After an error hardly any of them takes room, and none once
+/// it is over.
 fn write(
     staging: &Staging,
     near: &RelPath,

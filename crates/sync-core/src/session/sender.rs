@@ -49,6 +49,9 @@ pub enum SenderInput {
         holds: Holds,
         /// Whether it is in the master's index already, because nothing changed.
         committed: bool,
+        /// Whether what was offered are contents of the first entries of the tree, as of one that was looked at for the first time.
+        /// Elsewhere they may be anywhere in it.
+        offers_lead: bool,
     },
     /// The version is in the master's index; it may be published from here on.
     Committed,
@@ -245,6 +248,8 @@ pub struct Sender {
     reached: Option<RelPath>,
     /// Whether this one tells a tree in tree order that may be cut into stretches.
     is_cut: bool,
+    /// As [`SenderInput::Decided`] says.
+    offers_lead: bool,
     /// The last change that was told.
     told_to: Option<RelPath>,
     /// Whether a stretch was announced, and no version.
@@ -298,6 +303,7 @@ impl Sender {
             stretch: None,
             reached: None,
             is_cut: false,
+            offers_lead: false,
             told_to: None,
             is_stretch: false,
             frontier: Vec::new(),
@@ -348,7 +354,8 @@ impl Sender {
                     self.send(ToReplica::Draft(draft));
                 }
             }
-            SenderInput::Decided { version, holds, committed } => {
+            SenderInput::Decided { version, holds, committed, offers_lead } => {
+                self.offers_lead = offers_lead;
                 self.version = Some(version);
                 self.holds = holds;
                 self.committed = committed;
@@ -435,9 +442,7 @@ impl Sender {
                 self.contents.number(&file.path, &file.digest, || Held::Together(Arc::clone(&files), i));
             }
             self.offers = self.contents.len();
-            for part in
-                in_messages(Arc::unwrap_or_clone(files), PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED)
-            {
+            for part in in_messages(files.to_vec(), PER_MESSAGE, |file| file.path.as_bytes().len() + OFFERED) {
                 self.send(ToReplica::Offer(part));
             }
         }
@@ -495,9 +500,10 @@ impl Sender {
     /// Tells the tree, or the rest of it, in tree order.
     fn tell_tree(&mut self, load: Load) {
         let takes = self.stand.as_ref().is_some_and(|stand| stand.features & STRETCHES != 0);
-        // What is not in the index yet is not published either.
-        // Nor are contents left over that were offered.
-        self.is_cut = takes && self.committed && self.stretch.is_some_and(|most| self.offers <= most);
+        // What is not in the index yet is not published either. Nor are contents left over that were offered: who has asked for them
+        // would drop them with the stretch, and ask again.
+        let fits = |most| self.offers == 0 || self.offers_lead && self.offers <= most;
+        self.is_cut = takes && self.committed && self.stretch.is_some_and(fits);
         self.state = State::Loading;
         self.load(load);
     }

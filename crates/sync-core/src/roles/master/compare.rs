@@ -26,6 +26,8 @@ pub enum Compared {
 pub struct Plan {
     /// The file.
     pub file: SourceFile,
+    /// What it shall hold.
+    pub content: Digest,
     /// Where the first operation's bytes go: what is before is there already.
     pub start: u64,
     /// From there to the end.
@@ -162,7 +164,8 @@ impl Comparison {
                 (start, after(vec![Op::Literal { offset: 0, len: request.file.size }], start))
             }
         };
-        Ok(Compared::Done(Plan { file, start, ops, old: None }))
+        let content = request.file.digest;
+        Ok(Compared::Done(Plan { file, content, start, ops, old: None }))
     }
 
     fn chunk_by_chunk(
@@ -190,7 +193,7 @@ impl Comparison {
         let ranges: Vec<(u64, u64)> = gaps.iter().flat_map(|gap| gap.old.iter().copied()).collect();
         let open: u64 = gaps.iter().filter(|gap| !gap.old.is_empty()).map(|gap| gap.len).sum();
         if open < WORTH_ASKING || is_wrong {
-            return Ok(Compared::Done(Plan { file, start, ops, old: None }));
+            return Ok(Compared::Done(Plan { file, content: digest, start, ops, old: None }));
         }
         let form = Form::of_ranges(ranges.iter().map(|(_, bytes)| bytes).sum());
         let ask = Describe { seq: request.seq, pieces: Some(form.sizes()), ranges };

@@ -537,7 +537,8 @@ impl<'a> Session<'a> {
                 self.contents.source_read();
                 let (version, holds) = (decided.version.clone(), decided.holds.clone());
                 let committed = committed || difference.is_of(&version);
-                let input = SenderInput::Decided { version, holds, committed };
+                let offers_lead = difference.is_indexed();
+                let input = SenderInput::Decided { version, holds, committed, offers_lead };
                 (self.decided, self.difference) = (Some(decided), Some(difference));
                 input
             }
@@ -574,7 +575,8 @@ impl<'a> Session<'a> {
                     (self.committed, self.rows) = (true, rows);
                     let (version, holds) = (news.decided.version.clone(), news.decided.holds.clone());
                     (self.decided, self.difference) = (Some(Arc::clone(&news.decided)), news.difference.clone());
-                    return Ok(SenderInput::Decided { version, holds, committed: true });
+                    // Nothing was offered.
+                    return Ok(SenderInput::Decided { version, holds, committed: true, offers_lead: false });
                 }
             }
             // There is one in the index that will be told in a moment.

@@ -519,9 +519,12 @@ impl Mirror {
         }
     }
 
-    /// Forgets what is of no more use. As seldom as all of the tree is looked at for its own sake: what it costs grows with the
-    /// tree.
+    /// Forgets what is of no more use: in the index and the history as seldom as all of the tree is looked at for its own sake, because
+    /// what that costs grows with the tree.
     fn tidy(&self, source: &Source, everything: bool) {
+        if let Some(reads) = &source.reads {
+            reads.forget_old();
+        }
         if everything && let Err(error) = source.index.tidy() {
             self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
         }

@@ -337,7 +337,7 @@ impl Stream {
             let now = most.min(len - done);
             let size = usize::try_from(now).unwrap_or(0);
             let read = || match &self.outgoing.source.reads {
-                Some(reads) => reads.range(&plan.file, at + done, size),
+                Some(reads) => reads.range(&plan.file, plan.content, at + done, size),
                 None => plan.file.read_at(at + done, size).map(Bytes::from),
             };
             let buffer = match tokio::task::block_in_place(read) {

@@ -28,7 +28,9 @@ fn a_master_tells_drafts_until_it_knows_the_version() {
     sender.handle(SenderInput::Received(crate::wire::ToMaster::Stand(stand()))).unwrap();
     assert!(is_told(&mut sender));
     let version = announce().version;
-    sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed: true }).unwrap();
+    sender
+        .handle(SenderInput::Decided { version, holds: Holds::default(), committed: true, offers_lead: false })
+        .unwrap();
     assert!(!is_told(&mut sender));
     let policy = Policy { dry_run: true, ..Policy::default() };
     assert!(!is_told(&mut Sender::new(Hello { policy, ..hello() })), "in a dry run");

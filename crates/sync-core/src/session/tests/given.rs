@@ -97,7 +97,9 @@ fn contents_go_ahead_of_the_changes_that_number_them() {
     let at = Stand { version: Some(VersionId(Digest::of(b"before"))), root, entries: 1, ..stand() };
     let mut sender = Sender::going_on(&hello(), at);
     let version = Master::new().commit().version;
-    sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed: true }).unwrap();
+    sender
+        .handle(SenderInput::Decided { version, holds: Holds::default(), committed: true, offers_lead: false })
+        .unwrap();
     assert!(matches!(sender.poll(), Some(SenderOutput::Load(Load::Since(_)))), "nothing is said again");
     let changes: Vec<Change> = files(&["a", "b", "c"])
         .iter()

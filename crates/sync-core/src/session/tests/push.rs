@@ -277,7 +277,12 @@ impl Push {
                 (SourceEvent::Decide, Some(Committed { version, holds, known, .. })) => {
                     link.committed |= *known;
                     let committed = link.committed;
-                    SenderInput::Decided { version: version.clone(), holds: holds.clone(), committed }
+                    SenderInput::Decided {
+                        version: version.clone(),
+                        holds: holds.clone(),
+                        committed,
+                        offers_lead: true,
+                    }
                 }
                 (SourceEvent::Hashed(files), _) => SenderInput::Hashed(Arc::new(files.clone())),
                 (SourceEvent::Decide, None) => unreachable!(),

@@ -638,7 +638,12 @@ fn nothing_is_said_after_the_end() {
     sender.handle(SenderInput::Received(ToMaster::Refuse(refusal.clone()))).unwrap();
     assert_eq!(sender.poll(), Some(SenderOutput::End(End::Refused(refusal.clone()))));
     sender
-        .handle(SenderInput::Decided { version: announce().version, holds: Holds::default(), committed: true })
+        .handle(SenderInput::Decided {
+            version: announce().version,
+            holds: Holds::default(),
+            committed: true,
+            offers_lead: false,
+        })
         .unwrap();
     sender.handle(SenderInput::Unavailable { seq: 0, reason: String::new() }).unwrap();
     assert_eq!(sender.poll(), None);
@@ -730,7 +735,14 @@ fn what_makes_no_sense_ends_the_session() {
     assert!(from(&mut sender, ToMaster::Want(vec![wanted])).is_err(), "nothing is offered");
     from(&mut sender, ToMaster::Stand(stand())).unwrap();
     assert!(from(&mut sender, ToMaster::Stand(stand())).is_err(), "two stands");
-    sender.handle(SenderInput::Decided { version: version.clone(), holds: Holds::default(), committed: true }).unwrap();
+    sender
+        .handle(SenderInput::Decided {
+            version: version.clone(),
+            holds: Holds::default(),
+            committed: true,
+            offers_lead: false,
+        })
+        .unwrap();
     sender.handle(SenderInput::Changes { told: Told::default(), done: true }).unwrap();
     let ack = Ack { version: other.id(), root: version.root, stats: ReplicaStats::default(), refused: [0; 6] };
     assert!(from(&mut sender, ToMaster::Ack(ack.clone())).is_err(), "an acknowledgement of another version");
@@ -1120,7 +1132,9 @@ fn what_a_replica_lists_is_bounded() {
         let mut sender = Sender::new(hello());
         sender.handle(SenderInput::Received(ToMaster::Stand(Stand { entries: 1, ..stand() }))).unwrap();
         let version = Version { root: Digest::of(b"another"), ..announce().version };
-        sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed: true }).unwrap();
+        sender
+            .handle(SenderInput::Decided { version, holds: Holds::default(), committed: true, offers_lead: false })
+            .unwrap();
         sender.listed = Budget::new(entries, bytes);
         list(&mut sender, "", "aaa").unwrap();
         list(&mut sender, "", "bbb").unwrap_or_else(|error| assert!(!good, "{error}"));

@@ -159,7 +159,7 @@ fn told_two(hello: &Hello, stand: Stand, committed: bool, reached: Option<RelPat
         sender.handle(SenderInput::Received(ToMaster::Reached(reached))).unwrap();
     }
     sender.handle(SenderInput::Received(ToMaster::Stand(stand))).unwrap();
-    sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed }).unwrap();
+    sender.handle(SenderInput::Decided { version, holds: Holds::default(), committed, offers_lead: false }).unwrap();
     let load = std::iter::from_fn(|| sender.poll()).find_map(|output| match output {
         SenderOutput::Load(load) => Some(load),
         _ => None,
@@ -202,7 +202,7 @@ fn only_who_may_go_on_tells_stretches_and_only_of_what_is_published_and_new() {
     sender.handle(SenderInput::Received(ToMaster::Reached(path("m")))).unwrap();
     sender.handle(SenderInput::Received(ToMaster::Stand(there))).unwrap();
     let (version, holds) = (announce().version, Holds::default());
-    sender.handle(SenderInput::Decided { version, holds, committed: true }).unwrap();
+    sender.handle(SenderInput::Decided { version, holds, committed: true, offers_lead: false }).unwrap();
     let lists = |output| matches!(output, SenderOutput::Send(ToReplica::List(_)));
     assert!(std::iter::from_fn(|| sender.poll()).any(lists), "who has one session alone compares");
     // Once, and first of all.
@@ -236,7 +236,7 @@ fn a_replica_takes_stretches_from_who_may_go_on_alone() {
 /// What is offered ahead belongs to the first stretch, or there is none.
 #[test]
 fn a_stretch_has_all_that_was_offered() {
-    for (offers, is_stretch) in [(0, true), (2, true), (3, false)] {
+    for (offers, offers_lead, is_stretch) in [(0, false, true), (2, true, true), (2, false, false), (3, true, false)] {
         let mut sender = Sender::new(Hello { features: STRETCHES, ..hello() }).in_stretches(2);
         let offered = |i: u64| Offered {
             path: path(&format!("f{i}")),
@@ -248,11 +248,11 @@ fn a_stretch_has_all_that_was_offered() {
         let empty = Stand { features: STRETCHES, version: None, entries: 0, ..stand() };
         sender.handle(SenderInput::Received(ToMaster::Stand(empty))).unwrap();
         let (version, holds) = (announce().version, Holds::default());
-        sender.handle(SenderInput::Decided { version, holds, committed: true }).unwrap();
+        sender.handle(SenderInput::Decided { version, holds, committed: true, offers_lead }).unwrap();
         let changes = ["", "a"].map(|at| Change { path: path(at), entry: Some(entry(Kind::Dir, 0o755)) }).to_vec();
         sender.handle(SenderInput::Changes { told: Told::from(changes), done: false }).unwrap();
         let mut outputs = std::iter::from_fn(|| sender.poll());
         let found = outputs.any(|output| matches!(output, SenderOutput::Send(ToReplica::Stretch(_))));
-        assert_eq!(found, is_stretch, "{offers} offers");
+        assert_eq!(found, is_stretch, "{offers} offers, {offers_lead}");
     }
 }

@@ -90,6 +90,10 @@ impl Session<'_> {
                     anew = Some(Next::Reached(last, had + self.announced.unwrap_or(0)));
                 } else {
                     self.connection.close(Code::Done, "").await;
+                    if self.fate.is_none() {
+                        let reason = "what was sent could not be ended in order; push again".to_owned();
+                        self.problem(&Problem { path: None, reason });
+                    }
                 }
             }
             Ok(End::Refused(refusal)) => {
