@@ -15,7 +15,7 @@ pub use names::{LastLook, Names, survey_names};
 
 use crate::filter::Filter;
 use crate::fs::{self, FsError, LeftOut, ReadError, Reserved, Root, ScanOptions, Scanned, Seen, Stat};
-use crate::index::{Index, IndexError, RowCursor, Shown, Stored};
+use crate::index::{Index, IndexError, RowCursor, Shown, Stored, Writer};
 use crate::manifest::{Entry, Kind, Merkle, Refused, Row, Time, Tuple};
 use crate::path::{Key, KeyBuf, RelPath};
 use found::{COMES_AND_GOES, recognise_moved_inodes};
@@ -569,6 +569,18 @@ fn look(root: &Root, seen: &Seen<'_>) -> Result<Option<(Entry, Stat)>, FsError> 
 
 fn before_of(Stored { row: Row { entry, .. }, hash, .. }: &Stored) -> Box<Before> {
     Box::new(Before { hash: *hash, metadata: entry.metadata(), content: entry.content(), now: None })
+}
+
+/// Writes what a look found.
+///
+/// # Errors
+/// As any write.
+pub fn write_pending(writer: &mut Writer<'_>, pending: &[Pending]) -> Result<(), IndexError> {
+    pending.iter().try_for_each(|p| match p.before {
+        Some(_) if p.changes_entry() => writer.change(&p.row, &p.hash()),
+        Some(_) => writer.upsert(&p.row),
+        None => writer.insert(&p.row),
+    })
 }
 
 #[cfg(test)]

@@ -98,6 +98,8 @@ impl Fate {
     pub fn adopt(&self, version: u64) {
         self.permits.release_of(version);
         self.permits.adopt();
+        // That somebody else owns it is decided on.
+        self.update(|following| following.problem = None);
         self.try_again();
     }
 

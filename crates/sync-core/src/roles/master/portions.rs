@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use super::error::PushError;
 use super::meter::Meter;
 use super::source::{LOOKS, Source};
-use crate::index::{Index, IndexError, Writer};
+use crate::index::{Index, IndexError};
 use crate::monitor::Monitor;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
-use crate::roles::survey::{Pending, Portions, Survey, SurveyError};
+use crate::roles::survey::{Pending, Portions, Survey, SurveyError, write_pending};
 
 /// Entries of a portion: some 20 MB at the master until they are in the index, and at a replica until they are published. What a smaller tree has is offered and told from
 /// memory; of a larger one its contents are the last that are offered, and what they belong to is the first stretch.
@@ -109,16 +109,4 @@ impl Source {
 /// [`IndexError`] if the index cannot be read.
 fn next_number(index: &Index) -> Result<u64, IndexError> {
     Ok(index.next_version()?.map_or(1, |next| next.number))
-}
-
-/// Writes what a look found.
-///
-/// # Errors
-/// As any write.
-pub(super) fn write_pending(writer: &mut Writer<'_>, pending: &[Pending]) -> Result<(), IndexError> {
-    pending.iter().try_for_each(|p| match p.before {
-        Some(_) if p.changes_entry() => writer.change(&p.row, &p.hash()),
-        Some(_) => writer.upsert(&p.row),
-        None => writer.insert(&p.row),
-    })
 }

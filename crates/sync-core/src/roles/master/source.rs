@@ -16,7 +16,6 @@ use super::difference::{Difference, dirs_that_came};
 use super::doubts::Doubts;
 use super::error::PushError;
 use super::meter::Meter;
-use super::portions::write_pending;
 use super::previous::Previous;
 use super::reads::Reads;
 use super::ring::Ring;
@@ -36,6 +35,7 @@ use crate::roles::guarding::Counted;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify};
 use crate::roles::survey::{
     KnownContents, LastLook, Names, Pending, Portions, Survey, SurveyOptions, survey_in_portions, survey_names,
+    write_pending,
 };
 use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
