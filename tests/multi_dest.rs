@@ -146,7 +146,7 @@ fn the_tree_is_read_once_for_all() {
     let scratch = Scratch::new();
     // More than the ring has room for.
     (0..3000).for_each(|i| write(scratch.src().join(format!("small/{i}")), noise(100 + i, 20 << 10)));
-    write(scratch.src().join("large"), noise(1, 24 << 20));
+    (0..120).for_each(|i| write(scratch.src().join(format!("middle/{i}")), noise(10_000 + i, 500 << 10)));
     write(scratch.src().join("larger"), noise(2, 40 << 20));
     // Other processes hold the replicas, so what this one reads is the source.
     let mut daemons = Vec::new();
@@ -168,7 +168,7 @@ fn the_tree_is_read_once_for_all() {
     need!(name, one.is_some() && three.is_some(), "no /proc/PID/io here");
     let (one, three) = (one.unwrap(), three.unwrap());
     assert!(one > 120 << 20, "the reading was not counted: {one}");
-    assert!(three < one + one / 4, "one destination: {one} bytes read; three: {three}");
+    assert!(three < one + one / 6, "one destination: {one} bytes read; three: {three}");
     for i in 0..4 {
         assert_exact(&scratch.src(), &scratch.path(format!("dst{i}")));
     }

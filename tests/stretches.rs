@@ -300,7 +300,6 @@ fn a_first_push_of_a_large_tree_that_is_killed_goes_on() {
     assert_exact(&src, &scratch.path("one"));
 }
 
-/// The next session begins with another look then, which is nothing to tell a push of.
 /// What it wrote into its index ahead of any version, and is gone since, is nothing that replicas could miss.
 #[test]
 fn a_mirror_that_is_killed_in_its_first_look_begins_again() {
@@ -336,6 +335,7 @@ fn what_changed_in_a_large_tree_is_sent_once_to_a_replica_that_is_new() {
     assert_exact(&src, &second);
 }
 
+/// The next session begins with another look then, which is nothing to tell a push of.
 #[test]
 fn somebody_who_writes_there_while_a_first_push_loses_a_file_does_not_end_it() {
     let scratch = Scratch::new();

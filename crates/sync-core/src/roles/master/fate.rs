@@ -121,6 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_adoption_forgets_that_somebody_else_owned_it() {
+        let fate = Fate::new(watch::channel(0).0, watch::channel(()).0);
+        fate.update(|following| following.problem = Some("it belongs to another master".to_owned()));
+        fate.adopt(1);
+        assert!(fate.get().problem.is_none() && fate.permits.adopts());
+    }
+
+    #[test]
     fn who_has_other_addresses_goes_on_as_a_person_wished() {
         for (old, new) in [(Wish::Follow, Wish::Follow), (Wish::Rest, Wish::Follow), (Wish::Pause, Wish::Pause)] {
             let fate = Fate::new(watch::channel(0).0, watch::channel(()).0);

@@ -16,8 +16,8 @@ use crate::monitor::Monitor;
 use crate::roles::identify::{Early, Identified, IdentifyOptions, identify, read_ahead};
 use crate::roles::survey::{Pending, Portions, Survey, SurveyError, write_pending};
 
-/// Entries of a portion: some 20 MB at the master until they are in the index, and at a replica until they are published. What a smaller tree has is offered and told from
-/// memory; of a larger one its contents are the last that are offered, and what they belong to is the first stretch.
+/// Entries of a portion: some 20 MB at the master until they are in the index, and at a replica until they are published. What a smaller tree
+/// has is offered and told from memory; of a larger one its contents are the last that are offered, and what they belong to is the first stretch.
 pub const PORTION: usize = 3 << 14;
 
 impl Source {

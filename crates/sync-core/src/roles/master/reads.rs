@@ -94,6 +94,12 @@ impl Reads {
         self.once(Key::Content(digest), usize::try_from(size).unwrap_or(usize::MAX), read)
     }
 
+    /// The content, if somebody has read it.
+    pub fn get(&self, digest: &Digest) -> Option<Bytes> {
+        let slot = Arc::clone(self.recent().slots.get(&Key::Content(*digest))?);
+        slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Keeps a content that was just read and hashed.
     pub fn put(&self, digest: Digest, content: &Bytes) {
         let _ = self.content(digest, content.len() as u64, || Ok(content.clone()));
@@ -210,10 +216,11 @@ mod tests {
         let reads = Reads::default();
         let content = |i: u32| (Digest::of(&i.to_le_bytes()), Bytes::from(i.to_le_bytes().repeat(1000)));
         let get = |i: u32, read: &dyn Fn() -> Result<Bytes, ReadError>| reads.content(content(i).0, 4000, read);
-        assert!(get(0, &|| Err(ReadError::Changed)).is_err());
+        assert!(get(0, &|| Err(ReadError::Changed)).is_err() && reads.get(&content(0).0).is_none());
         for i in 0..20_000 {
             assert_eq!(get(i, &|| Ok(content(i).1)).unwrap(), content(i).1);
             assert_eq!(get(i, &|| unreachable!("it was read")).unwrap(), content(i).1);
+            assert_eq!(reads.get(&content(i).0), Some(content(i).1));
             let recent = reads.recent.lock().unwrap();
             assert!(recent.bytes <= CAPACITY && recent.bytes == recent.slots.len() * (4000 + EACH));
         }

@@ -511,6 +511,11 @@ impl Source {
         }
     }
 
+    /// The content, if it was just hashed, or read for another destination.
+    pub fn in_memory(&self, digest: &Digest) -> Option<Bytes> {
+        self.ring.take(digest).or_else(|| self.reads.as_ref()?.get(digest))
+    }
+
     /// Opens the file that had this content when it was hashed.
     pub fn open_content(&self, path: &RelPath, digest: &Digest) -> Result<SourceFile, ReadError> {
         // Before the version is committed the index has no such row, and while it is, nobody waits for it: then the

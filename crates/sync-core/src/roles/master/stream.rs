@@ -160,7 +160,7 @@ impl Stream {
     async fn big(&mut self, request: ContentRequest) -> Result<(), StreamError> {
         let outgoing = Arc::clone(&self.outgoing);
         let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
-        if from_nothing && let Some(content) = outgoing.source.ring.take(&request.file.digest) {
+        if from_nothing && let Some(content) = outgoing.source.in_memory(&request.file.digest) {
             let before = self.literal;
             self.whole_from_memory(request.seq, content).await?;
             outgoing.done(&request, self.literal - before, 0);
