@@ -158,19 +158,84 @@ fn the_tree_is_read_once_for_all() {
         }
         daemons.push(daemon);
     }
-    let push = |master: &str, daemons: &[Daemon]| {
+    let push = |master: &str, daemons: &[Daemon], compress: &str| {
         let all: Vec<String> = daemons.iter().map(|d| d.dest("www")).collect();
-        watch::bytes_read(&mut push_with(&scratch.path(master), &scratch.src(), &all))
+        watch::bytes_read(push_with(&scratch.path(master), &scratch.src(), &all).args(&[compress]))
     };
-    let one = push("one", &daemons[..1]);
-    let three = push("three", &daemons[1..]);
-    let name = "the_tree_is_read_once_for_all";
-    need!(name, one.is_some() && three.is_some(), "no /proc/PID/io here");
-    let (one, three) = (one.unwrap(), three.unwrap());
-    assert!(one > 120 << 20, "the reading was not counted: {one}");
-    assert!(three < one + one / 6, "one destination: {one} bytes read; three: {three}");
-    for i in 0..4 {
-        assert_exact(&scratch.src(), &scratch.path(format!("dst{i}")));
+    // Into nothing, and then what differs from what was there: each file got something in its middle.
+    for (compress, least) in [("--compress=never", 120 << 20), ("--compress=zstd", 60 << 20)] {
+        let one = push("one", &daemons[..1], compress);
+        let three = push("three", &daemons[1..], compress);
+        let name = "the_tree_is_read_once_for_all";
+        need!(name, one.is_some() && three.is_some(), "no /proc/PID/io here");
+        let (one, three) = (one.unwrap(), three.unwrap());
+        assert!(one > least, "the reading was not counted: {one}");
+        assert!(three < one + one / 6, "{compress}: one destination: {one} bytes read; three: {three}");
+        for i in 0..4 {
+            assert_exact(&scratch.src(), &scratch.path(format!("dst{i}")));
+        }
+        for i in 0..120 {
+            let middle = scratch.src().join(format!("middle/{i}"));
+            let old = std::fs::read(&middle).unwrap();
+            write(&middle, [&old[..200 << 10], &noise(20_000 + i, 30 << 10), &old[200 << 10..]].concat());
+        }
+    }
+}
+
+/// What is compressed once for several is right for each, whatever they have, and as small as for one.
+#[test]
+fn what_is_compressed_for_several_destinations_arrives_at_each() {
+    let scratch = Scratch::new();
+    let text = |seed: u64, len: usize| -> Vec<u8> {
+        noise(seed, len / 3).iter().flat_map(|b| format!("{b:x} ").into_bytes()).collect()
+    };
+    let fill = |version: u64| {
+        for i in 0..600 {
+            write(scratch.src().join(format!("small/{}/{i}", i % 20)), text(i, 2000 + 37 * i as usize));
+        }
+        for i in 0..12 {
+            let old = text(1000 + i, 700 << 10);
+            let new = text(2000 + 100 * version + i, 5000);
+            write(scratch.src().join(format!("large/{i}")), [&old[..100_000], &new, &old[100_000..]].concat());
+        }
+        (0..3).for_each(|i| write(scratch.src().join(format!("noise/{version}/{i}")), noise(version + i, 400 << 10)));
+    };
+    fill(0);
+    let start = |i: usize| {
+        let dst = scratch.dir(&format!("dst{i}"));
+        let daemon = Daemon::start(&scratch, &format!("r{i}"), &[("www", &dst)]);
+        for master in ["one", "five"] {
+            daemon.pair(&scratch.path(master));
+        }
+        daemon
+    };
+    let daemons: Vec<Daemon> = (0..6).map(start).collect();
+    let push = |master: &str, daemons: &[Daemon]| -> Vec<u64> {
+        let all: Vec<String> = daemons.iter().map(|d| d.dest("www")).collect();
+        let mut push = push_with(&scratch.path(master), &scratch.src(), &all);
+        let summaries = push.args(&["--compress=zstd", "--json"]).ok().summaries();
+        (0..6).for_each(|i| {
+            if master == "five" || i == 0 {
+                assert_exact(&scratch.src(), &scratch.path(format!("dst{i}")));
+            }
+        });
+        summaries.iter().map(|summary| summary.count("wire_sent")).collect()
+    };
+    // Two of the five have something: one file in seven, or old versions of the large ones.
+    for i in 0..600 {
+        if i % 7 == 0 {
+            write(scratch.path(format!("dst4/small/{}/{i}", i % 20)), text(i, 2000 + 37 * i as usize));
+        }
+    }
+    copy_tree(&scratch.src().join("large"), &scratch.path("dst5").join("large"));
+    write(scratch.path("dst5/large/3"), text(7, 700 << 10));
+    for version in 1..4 {
+        let one = push("one", &daemons[..1])[0];
+        let five = push("five", &daemons[1..]);
+        for sent in &five[..3] {
+            assert!(*sent < one + one / 10, "version {version}: {one} bytes to one, to five {five:?}");
+        }
+        fill(version);
     }
 }
 

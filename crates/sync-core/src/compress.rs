@@ -12,7 +12,7 @@ use std::io;
 
 pub use after::{compress_after, decompress_after};
 pub use auto::{AutoCompress, FAST_LINK, Observation};
-pub use stream::{StreamCompressor, StreamDecompressor};
+pub use stream::{FRAME_END, StreamCompressor, StreamDecompressor};
 
 /// The level of [`AutoCompress`] at first: with long matches found by themselves it still outruns a gigabit link on one core.
 pub const LIGHT_LEVEL: i32 = 3;

@@ -25,6 +25,9 @@ const TRIED: usize = 64 << 10;
 /// Bytes that are tried at the beginning, in the middle and at the end of a block.
 const SAMPLE: usize = 8 << 10;
 
+/// Ends the frame that a [`StreamCompressor`] left open: an empty block that is the last one (RFC 8878, 3.1.1.2).
+pub const FRAME_END: [u8; 3] = [1, 0, 0];
+
 /// Compresses the blocks of a stream. Memory: the window and zstd's tables, from some 12 MB in all at level 3 to some 50 at 9.
 pub struct StreamCompressor {
     zstd: Encoder<'static>,

@@ -56,6 +56,7 @@ pub struct Comparison {
 enum Asked {
     Chunks(Vec<ChunkRef>),
     Pieces { start: u64, ops: Vec<Op>, gaps: Vec<Gap>, pieces: Pieces },
+    Nothing { start: u64, ops: Vec<Op>, old: Option<Kept> },
 }
 
 impl Comparison {
@@ -95,6 +96,12 @@ impl Comparison {
         Self { request, asked: Asked::Chunks(Vec::new()), gone: false }
     }
 
+    /// One that is at its end, and holds no file open.
+    pub fn done(request: ContentRequest, plan: Plan) -> Self {
+        let Plan { start, ops, old, .. } = plan;
+        Self { request, asked: Asked::Nothing { start, ops, old }, gone: false }
+    }
+
     /// How many bytes the old file has at most.
     pub fn old_size(&self) -> u64 {
         match &self.request.basis {
@@ -109,6 +116,7 @@ impl Comparison {
         let asked = match &self.asked {
             Asked::Chunks(chunks) => chunks.len(),
             Asked::Pieces { ops, gaps, pieces, .. } => ops.len() + gaps.len() + pieces.list.len(),
+            Asked::Nothing { ops, .. } => ops.len(),
         };
         (self.request.basis.chunks().len() + self.request.part.len() + asked) as u64
     }
@@ -153,19 +161,23 @@ impl Comparison {
     pub fn go_on(self, source: &Source) -> Result<Compared, ReadError> {
         let Self { request, asked, gone } = self;
         let file = source.open_content(&request.file.path, &request.file.digest)?;
-        let (start, ops) = match asked {
+        let (start, ops, old) = match asked {
             Asked::Chunks(chunks) => {
                 let is_all = !matches!(request.basis, Basis::File { size, .. } if chunk::covered(&chunks) != size);
                 let chunks = if is_all && !gone { chunks } else { Vec::new() };
                 return Self::chunk_by_chunk(source, request, file, &chunks);
             }
-            Asked::Pieces { start, ops, gaps, pieces } if !gone => (start, piece_by_piece(&file, ops, &gaps, &pieces)?),
-            Asked::Pieces { start, .. } => {
-                (start, after(vec![Op::Literal { offset: 0, len: request.file.size }], start))
+            Asked::Pieces { start, ops, gaps, pieces } if !gone => {
+                let read = reading(source, &file, request.file.digest);
+                (start, piece_by_piece(read, ops, &gaps, &pieces)?, None)
             }
+            Asked::Pieces { start, .. } => {
+                (start, after(vec![Op::Literal { offset: 0, len: request.file.size }], start), None)
+            }
+            Asked::Nothing { start, ops, old } => (start, ops, old),
         };
         let content = request.file.digest;
-        Ok(Compared::Done(Plan { file, content, start, ops, old: None }))
+        Ok(Compared::Done(Plan { file, content, start, ops, old }))
     }
 
     fn chunk_by_chunk(
@@ -246,23 +258,39 @@ fn chunks_of(
         return Ok(known.to_vec());
     }
     let mut chunks = Vec::new();
-    cut(file, (0, size), sizes, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
+    let read = reading(source, file, *digest);
+    chunk::cut_from(read, (0, size), sizes, &mut |bytes| chunks.push(ChunkRef::of(bytes)))?;
     Ok(chunks)
 }
 
-/// Cuts a range of a file.
-fn cut(file: &SourceFile, range: (u64, u64), sizes: Chunking, emit: &mut impl FnMut(&[u8])) -> Result<(), ReadError> {
-    chunk::cut_from(|at, buffer| file.read_exact_at(at, buffer), range, sizes, emit)
+/// Reads a file that shall have the content.
+fn reading<'a>(
+    source: &'a Source,
+    file: &'a SourceFile,
+    content: Digest,
+) -> impl Fn(u64, &mut [u8]) -> Result<(), ReadError> + 'a {
+    move |at, buffer| match &source.reads {
+        Some(reads) => {
+            buffer.copy_from_slice(&reads.range(file, content, at, buffer.len())?);
+            Ok(())
+        }
+        None => file.read_exact_at(at, buffer),
+    }
 }
 
 /// The operations with their literals cut down to what is in none of the described pieces.
-fn piece_by_piece(file: &SourceFile, ops: Vec<Op>, gaps: &[Gap], pieces: &Pieces) -> Result<Vec<Op>, ReadError> {
+fn piece_by_piece(
+    read: impl Fn(u64, &mut [u8]) -> Result<(), ReadError>,
+    ops: Vec<Op>,
+    gaps: &[Gap],
+    pieces: &Pieces,
+) -> Result<Vec<Op>, ReadError> {
     let Some((known, firsts)) = placed(gaps, pieces) else { return Ok(ops) };
     let (basis, form) = (delta::Basis::new(known), pieces.form);
     let mut finer = HashMap::new();
     for (gap, first) in gaps.iter().zip(firsts).filter(|(gap, _)| !gap.old.is_empty()) {
         let mut matcher = Matcher::cautious(&basis, gap.at, first);
-        cut(file, (gap.at, gap.len), form.sizes(), &mut |bytes| {
+        chunk::cut_from(&read, (gap.at, gap.len), form.sizes(), &mut |bytes| {
             let piece = form.piece(bytes);
             matcher.push(piece.hash, piece.len);
         })?;

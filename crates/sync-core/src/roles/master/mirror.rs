@@ -525,6 +525,7 @@ impl Mirror {
         if let Some(reads) = &source.reads {
             reads.forget_old();
         }
+        source.packing.forget_old();
         if everything && let Err(error) = source.index.tidy() {
             self.monitor.notice(None, &format!("the index of the source could not be tidied: {error}"));
         }

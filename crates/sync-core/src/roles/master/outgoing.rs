@@ -2,20 +2,25 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
 use super::meter::Meter;
-use super::queue::{Job, Queue, kinds};
+use super::queue::{Job, Next, Queue, kinds};
 use super::source::Source;
 use crate::compress::{AutoCompress, Observation};
 use crate::fs::ReadError;
+use crate::hash::Digest;
 use crate::options::Compress;
 use crate::pace::Pace;
 use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::wire::Describe;
+
+/// How often a stream waits, and how long, for what goes on in a batch as it did for somebody else.
+const PATIENCE: u32 = 20;
+const SOON: Duration = Duration::from_millis(5);
 
 /// A batch goes off at this size.
 pub const BATCH: u64 = 512 << 10;
@@ -94,19 +99,43 @@ impl Outgoing {
 
     /// What the stream with this number does next; waits for it. `None` when nothing will come any more.
     pub async fn next(&self, batch: u64, stream: usize) -> Option<Job> {
+        let packing = &self.source.packing;
+        let mut patience = PATIENCE;
         loop {
             // Listening begins before the look, so that nothing comes unheard in between.
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
-            {
+            let is_in_order = self.is_in_order() && patience > 0;
+            let next = {
                 let mut queue = self.queue();
-                let job = queue.next(batch, kinds(self.is_compressed(), stream));
-                if job.is_some() || queue.is_over {
-                    return job;
+                let batched = |first: &Digest| if is_in_order { packing.batch(first) } else { None };
+                match queue.next(batch, kinds(self.is_compressed(), is_in_order, stream), &batched) {
+                    Next::Job(job) => {
+                        if let Job::Small(requests) = &job
+                            && is_in_order
+                        {
+                            packing.batched(requests);
+                        }
+                        return Some(job);
+                    }
+                    Next::Nothing if queue.is_over => return None,
+                    next => next,
                 }
+            };
+            match next {
+                Next::Soon => {
+                    patience -= 1;
+                    let _ = tokio::time::timeout(SOON, more).await;
+                }
+                _ => more.await,
             }
-            more.await;
         }
+    }
+
+    /// Whether contents go in the order of the tree, so that all destinations get them in the same one: then what is compressed for one
+    /// is right for the others.
+    pub fn is_in_order(&self) -> bool {
+        self.source.packing.is_shared() && self.is_compressed()
     }
 
     /// Whether what is sent now is compressed.
@@ -176,3 +205,6 @@ impl Outgoing {
         let _ = self.events.send(Box::new(event));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
+
 use super::compare::Comparison;
+use crate::hash::Digest;
 use crate::session::ContentRequest;
 use crate::wire::{Basis, Describe, Described};
 
@@ -29,8 +32,8 @@ pub struct Queue {
     big: VecDeque<ContentRequest>,
     /// What the replica was asked about, with the number of parts.
     waiting: HashMap<u64, (Comparison, u64)>,
-    /// What it has answered, likewise.
-    answered: VecDeque<(Comparison, u64)>,
+    /// What it has answered, likewise, and what needs no answer but waits for its turn.
+    answered: VecDeque<(Ready, u64)>,
     /// Bytes of what was told with the contents that wait to be begun.
     told: usize,
     /// Parts of what was asked about and not gone on with.
@@ -39,6 +42,21 @@ pub struct Queue {
     pub is_read: bool,
     /// Whether nothing more will come.
     pub is_over: bool,
+}
+
+/// What can be sent.
+enum Ready {
+    Compared(Comparison),
+    FromNothing(ContentRequest),
+}
+
+impl Ready {
+    fn seq(&self) -> u64 {
+        match self {
+            Self::Compared(comparison) => comparison.request.seq,
+            Self::FromNothing(request) => request.seq,
+        }
+    }
 }
 
 /// What a stream takes.
@@ -50,16 +68,36 @@ pub enum Kinds {
     Small,
     /// What does not.
     Big,
+    /// What goes into batches, and nothing to help another stream.
+    SmallOnly,
+    /// What does not, each when its turn comes.
+    BigInOrder,
 }
 
 /// While everything is compressed, small files are all in one stream and big ones in another, where each helps with the
 /// others: measured, dealing either out to both costs more than it saves in time, until the source is read.
-pub fn kinds(is_compressed: bool, stream: usize) -> Kinds {
-    match (is_compressed, stream) {
-        (false, _) => Kinds::All,
-        (true, 0) => Kinds::Small,
-        (true, _) => Kinds::Big,
+pub fn kinds(is_compressed: bool, is_in_order: bool, stream: usize) -> Kinds {
+    match (is_compressed, is_in_order, stream) {
+        (false, ..) => Kinds::All,
+        (true, false, 0) => Kinds::Small,
+        (true, false, _) => Kinds::Big,
+        (true, true, 0) => Kinds::SmallOnly,
+        (true, true, _) => Kinds::BigInOrder,
     }
+}
+
+/// Tells the digests of contents that went together, by the first.
+pub type Batched<'a> = dyn Fn(&Digest) -> Option<Bytes> + 'a;
+
+/// What waits for a stream.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and a stream takes it at once")]
+pub enum Next {
+    /// This.
+    Job(Job),
+    /// The rest of a batch may come soon.
+    Soon,
+    /// Nothing.
+    Nothing,
 }
 
 /// What a stream does next.
@@ -88,12 +126,21 @@ impl Queue {
     }
 
     /// What a stream that takes these kinds does next.
-    pub fn next(&mut self, batch: u64, kinds: Kinds) -> Option<Job> {
+    /// `batched` tells the digests of the contents that went together in a batch for somebody else, by the first of them.
+    pub fn next(&mut self, batch: u64, kinds: Kinds, batched: &Batched<'_>) -> Next {
         match kinds {
             // What the replica has to be asked about goes first.
-            Kinds::All => self.big().or_else(|| self.small(batch)),
-            Kinds::Small => self.small(batch).or_else(|| self.help()),
-            Kinds::Big => self.big().or_else(|| if self.is_read { self.small(batch) } else { None }),
+            Kinds::All => self.big().map_or_else(|| self.small(batch, batched), Next::Job),
+            Kinds::Small => match self.small(batch, batched) {
+                Next::Nothing => self.help().map_or(Next::Nothing, Next::Job),
+                next => next,
+            },
+            Kinds::Big => match self.big() {
+                None if self.is_read => self.small(batch, batched),
+                job => job.map_or(Next::Nothing, Next::Job),
+            },
+            Kinds::SmallOnly => self.small(batch, batched),
+            Kinds::BigInOrder => self.in_order(),
         }
     }
 
@@ -115,7 +162,8 @@ impl Queue {
         let seq = described.seq;
         let complete = self.waiting.get_mut(&seq).is_some_and(|(comparison, _)| comparison.answer(described));
         if complete {
-            self.answered.extend(self.waiting.remove(&seq));
+            let answered = self.waiting.remove(&seq);
+            self.answered.extend(answered.map(|(comparison, parts)| (Ready::Compared(comparison), parts)));
         }
         complete
     }
@@ -125,9 +173,38 @@ impl Queue {
         answered.map(|answered| self.go_on(answered)).or_else(|| self.begin_big())
     }
 
-    fn go_on(&mut self, (comparison, parts): (Comparison, u64)) -> Job {
+    fn go_on(&mut self, (ready, parts): (Ready, u64)) -> Job {
         self.parts = self.parts.saturating_sub(parts);
-        Job::GoOn(comparison)
+        match ready {
+            Ready::Compared(comparison) => Job::GoOn(comparison),
+            Ready::FromNothing(request) => Job::Big(request),
+        }
+    }
+
+    /// What was compared without an answer waits for its turn.
+    pub fn keep(&mut self, comparison: Comparison) {
+        let parts = comparison.held();
+        self.parts = self.parts.saturating_add(parts);
+        self.answered.push_back((Ready::Compared(comparison), parts));
+    }
+
+    /// Begins whatever may need an answer, then sends what was asked for first.
+    fn in_order(&mut self) -> Next {
+        while let Some(job) = self.begin_big() {
+            match job {
+                Job::Big(request) if is_from_nothing(&request) => {
+                    self.answered.push_back((Ready::FromNothing(request), 0));
+                }
+                job => return Next::Job(job),
+            }
+        }
+        let seqs = self.answered.iter().map(|(ready, _)| ready.seq());
+        let Some((at, first)) = seqs.enumerate().min_by_key(|(_, seq)| *seq) else { return Next::Nothing };
+        if self.waiting.keys().any(|seq| *seq < first) {
+            return Next::Soon;
+        }
+        let ready = self.answered.remove(at);
+        ready.map_or(Next::Nothing, |ready| Next::Job(self.go_on(ready)))
     }
 
     /// The next large file, unless too much is asked about already.
@@ -154,16 +231,30 @@ impl Queue {
         last.map(|answered| self.go_on(answered))
     }
 
-    fn small(&mut self, batch: u64) -> Option<Job> {
+    /// A batch: what was one for somebody else, as soon as all of that waits, unless something else waits here.
+    fn small(&mut self, batch: u64, batched: &Batched<'_>) -> Next {
         let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
+        let Some(first) = queue.front() else { return Next::Nothing };
+        let like = batched(&first.file.digest).unwrap_or_default();
+        let digests = like.chunks_exact(size_of::<Digest>());
+        let most = match digests.len() {
+            0 => usize::MAX,
+            _ if queue.iter().zip(digests.clone()).any(|(request, digest)| request.file.digest.0 != digest) => {
+                usize::MAX
+            }
+            count if queue.len() < count && !self.is_over => return Next::Soon,
+            count => count,
+        };
         let mut taken = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch) {
+        while taken.len() < most
+            && let Some(next) = queue.front().filter(|next| taken.is_empty() || bytes + next.file.size <= batch)
+        {
             bytes += next.file.size;
             self.told -= told(next);
             taken.extend(queue.pop_front());
         }
-        (!taken.is_empty()).then_some(Job::Small(taken))
+        Next::Job(Job::Small(taken))
     }
 }
 
@@ -190,6 +281,11 @@ fn forget(request: &mut ContentRequest) {
     }
 }
 
+/// Whether a large content is sent whole, without a look at what the replica has.
+pub fn is_from_nothing(request: &ContentRequest) -> bool {
+    request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_))
+}
+
 /// Whether the content goes into a batch.
 fn is_small(request: &ContentRequest, batch: u64) -> bool {
     let most = match &request.basis {
@@ -205,10 +301,16 @@ fn is_small(request: &ContentRequest, batch: u64) -> bool {
 mod tests {
     use super::*;
     use crate::chunk::ChunkRef;
-    use crate::hash::Digest;
     use crate::manifest::{Metadata, Time};
     use crate::path::RelPath;
     use crate::wire::{MAX_CHUNKS, Offered, Parts};
+
+    fn next(queue: &mut Queue, batch: u64, kinds: Kinds) -> Option<Job> {
+        match queue.next(batch, kinds, &|_| None) {
+            Next::Job(job) => Some(job),
+            Next::Soon | Next::Nothing => None,
+        }
+    }
 
     fn wanted(seq: u64, chunks: usize) -> ContentRequest {
         let chunks = vec![ChunkRef { digest: [0; 16], len: 1 }; chunks];
@@ -224,7 +326,7 @@ mod tests {
             assert!(queue.told <= MOST_TOLD);
         }
         let mut remembered = 0;
-        while let Some(Job::Big(request)) = queue.next(0, Kinds::All) {
+        while let Some(Job::Big(request)) = next(&mut queue, 0, Kinds::All) {
             remembered += usize::from(request.basis.bytes() > 0);
         }
         assert_eq!((remembered, queue.told), (MOST_TOLD / (20 << 14), 0));
@@ -247,7 +349,7 @@ mod tests {
                 queue.push(ContentRequest { part, ..request(seq, 1 << 40, basis) }, 0);
             }
             // The stream of small files asks; that of large ones is busy.
-            while let Some(Job::Big(request)) = queue.next(0, Kinds::Small) {
+            while let Some(Job::Big(request)) = next(&mut queue, 0, Kinds::Small) {
                 let (seq, part) = (request.seq, request.part.len());
                 let told = ask(seq).most_parts(old);
                 queue.ask(Comparison::of_chunks(request), &ask(seq));
@@ -257,7 +359,7 @@ mod tests {
             }
             assert!(queue.answered.len() <= MOST_ASKED && held <= MOST_PARTS as usize + MAX_CHUNKS, "{held} of {old}");
             // What is gone on with makes room for all that is left.
-            while queue.next(0, Kinds::Big).is_some() {}
+            while next(&mut queue, 0, Kinds::Big).is_some() {}
             assert_eq!((queue.parts, queue.told, queue.big.len()), (0, 0, 0));
         }
     }
@@ -281,6 +383,10 @@ mod tests {
         }
     }
 
+    fn answered(seq: u64) -> Ready {
+        Ready::Compared(Comparison::of_chunks(request(seq, 2 << 20, old_file())))
+    }
+
     /// Small files go before everything else, new large ones are left to their stream, and nothing is taken over while the
     /// source is read.
     #[test]
@@ -290,15 +396,83 @@ mod tests {
         queue.push(request(1, 2 << 20, old_file()), SMALL);
         queue.push(request(2, 2 << 20, Basis::None), SMALL);
         for seq in 3..6 {
-            queue.answered.push_back((Comparison::of_chunks(request(seq, 2 << 20, old_file())), 0));
+            queue.answered.push_back((answered(seq), 0));
         }
-        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), [0]);
-        assert_eq!(seqs(queue.next(SMALL, Kinds::Small)), []);
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::Small)), [0]);
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::Small)), []);
         queue.is_read = true;
-        let taken: Vec<_> = std::iter::from_fn(|| queue.next(SMALL, Kinds::Small)).map(|job| seqs(Some(job))).collect();
+        let taken: Vec<_> =
+            std::iter::from_fn(|| next(&mut queue, SMALL, Kinds::Small)).map(|job| seqs(Some(job))).collect();
         assert_eq!(taken, [[1], [5], [4]]);
-        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [3]);
-        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), [2]);
-        assert_eq!(seqs(queue.next(SMALL, Kinds::Big)), []);
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::Big)), [3]);
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::Big)), [2]);
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::Big)), []);
+    }
+
+    /// Whatever comes first, an answer or a turn: the replica is asked at once, and contents go in the order of their numbers.
+    #[test]
+    fn large_contents_go_in_order_whenever_they_are_answered() {
+        let mut queue = Queue { is_read: true, ..Queue::default() };
+        let big = |queue: &mut Queue| queue.next(SMALL, Kinds::BigInOrder, &|_| None);
+        queue.push(request(0, 1000, Basis::None), SMALL);
+        for (seq, basis) in [(1, old_file()), (2, Basis::None), (3, old_file()), (4, old_file())] {
+            queue.push(request(seq, 2 << 20, basis), SMALL);
+        }
+        for asked in [1, 3, 4] {
+            let Next::Job(Job::Big(request)) = big(&mut queue) else { panic!("{asked} is not asked about") };
+            assert_eq!(request.seq, asked);
+            if asked == 4 {
+                queue.keep(Comparison::of_chunks(request));
+            } else {
+                let ask = Describe { seq: asked, pieces: None, ranges: Vec::new() };
+                queue.ask(Comparison::of_chunks(request), &ask);
+            }
+        }
+        let answer = |seq| Described { seq, parts: Parts::Chunks(Vec::new()), done: true };
+        assert!(matches!(big(&mut queue), Next::Soon));
+        assert!(queue.answer(answer(3)) && matches!(big(&mut queue), Next::Soon));
+        assert!(queue.answer(answer(1)));
+        let mut sent = Vec::new();
+        while let Next::Job(job) = big(&mut queue) {
+            sent.extend(seqs(Some(job)));
+        }
+        assert_eq!(sent, [1, 2, 3, 4]);
+        assert_eq!((queue.parts, queue.told), (0, 0));
+        assert_eq!(seqs(next(&mut queue, SMALL, Kinds::SmallOnly)), [0], "it is the other stream's");
+    }
+
+    #[test]
+    fn a_batch_is_what_it_was_for_somebody_else_or_what_there_is() {
+        let content = |n: u64| Digest::of(&n.to_le_bytes());
+        let wanted = |n: u64| {
+            let request = request(n, 1000, Basis::None);
+            ContentRequest { file: Offered { digest: content(n), ..request.file }, ..request }
+        };
+        let like = |contents: &[u64]| {
+            let (first, all) = (content(contents[0]), contents.iter().flat_map(|n| content(*n).0).collect::<Vec<u8>>());
+            move |asked: &Digest| (*asked == first).then(|| Bytes::from(all.clone()))
+        };
+        let with = |contents: &[u64]| {
+            let mut queue = Queue::default();
+            contents.iter().for_each(|n| queue.push(wanted(*n), SMALL));
+            queue
+        };
+        let small = |queue: &mut Queue, batched: &Batched<'_>| match queue.next(SMALL, Kinds::SmallOnly, batched) {
+            Next::Job(job) => Some(seqs(Some(job))),
+            Next::Soon => None,
+            Next::Nothing => Some(Vec::new()),
+        };
+        let mut queue = with(&[1, 2, 3, 4]);
+        assert_eq!(small(&mut queue, &like(&[1, 2])), Some(vec![1, 2]));
+        assert_eq!(small(&mut queue, &like(&[1, 2])), Some(vec![3, 4]), "of what begins with 3 nothing is known");
+        assert_eq!(small(&mut queue, &like(&[1, 2])), Some(vec![]));
+        assert_eq!(small(&mut with(&[1, 3, 4]), &like(&[1, 2])), Some(vec![1, 3, 4]), "2 is not wanted here");
+        let mut queue = with(&[1, 2]);
+        assert_eq!(small(&mut queue, &like(&[1, 2, 3])), None, "3 may come");
+        queue.is_over = true;
+        assert_eq!(small(&mut queue, &like(&[1, 2, 3])), Some(vec![1, 2]), "it does not");
+        // What was a batch elsewhere may be larger than one is here.
+        let large: Vec<u64> = (0..SMALL / 1000 + 10).collect();
+        assert_eq!(small(&mut with(&large), &like(&large)).unwrap().len() as u64, SMALL / 1000);
     }
 }

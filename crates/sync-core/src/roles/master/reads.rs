@@ -1,13 +1,9 @@
 //! What was read from disk and several destinations will soon ask for: small contents, which all of them may find here after the
 //! ring has given them up, and blocks of big files. Each is read once as long as the destinations keep pace.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
-use foldhash::HashMap;
 
+use super::recent::Recent;
 use crate::fs::{ReadError, SourceFile};
 use crate::hash::Digest;
 use crate::manifest::Tuple;
@@ -15,20 +11,11 @@ use crate::manifest::Tuple;
 /// Bytes of a block.
 const BLOCK: u64 = 1 << 20;
 
+/// So many bytes, scattered over a file, cost less to read again than the blocks that they are in.
+const FEW: usize = 64 << 10;
+
 /// Bytes kept, with what it takes to keep each: how far two destinations may be apart and still share what is read.
 const CAPACITY: usize = 64 << 20;
-
-/// What something takes beside its bytes: its places here and in the allocator.
-const EACH: usize = 300;
-
-/// How long something is kept at most: who has not asked for it by then is far behind, and what is on disk may be something else that
-/// its times do not tell of.
-const KEPT_FOR: Duration = Duration::from_secs(10);
-
-/// Places that are kept for what will come.
-const FEW: usize = 64;
-
-type Slot = Arc<Mutex<Option<Bytes>>>;
 
 /// What was read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,26 +28,32 @@ enum Key {
 }
 
 /// What was read lately.
-#[derive(Default)]
 pub struct Reads {
-    recent: Mutex<Recent>,
+    recent: Recent<Key>,
 }
 
-#[derive(Default)]
-struct Recent {
-    slots: HashMap<Key, Slot>,
-    /// The oldest first, with what it counts and since when it is here.
-    order: VecDeque<(Key, usize, Instant)>,
-    bytes: usize,
+impl Default for Reads {
+    fn default() -> Self {
+        Self { recent: Recent::new(CAPACITY) }
+    }
 }
 
 impl Reads {
-    /// So many bytes from `offset` of a file that shall have the content: what lies in one block is that block's. Believe them only
-    /// after [`SourceFile::verify`].
+    /// So many bytes from `offset` of a file that shall have the content: of that, if it is here; or else of blocks, unless they are so
+    /// few that they are read by themselves. What lies in one is that one's. Believe them only after [`SourceFile::verify`].
     ///
     /// # Errors
     /// As [`SourceFile::read_exact_at`].
     pub fn range(&self, file: &SourceFile, content: Digest, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        let within = usize::try_from(offset).ok().and_then(|from| Some(from..from.checked_add(len)?));
+        if let Some(whole) = self.get(&content)
+            && let Some(range) = within.filter(|range| range.end <= whole.len())
+        {
+            return Ok(whole.slice(range));
+        }
+        if len <= FEW {
+            return file.read_at(offset, len).map(Bytes::from);
+        }
         let mut joined = Vec::new();
         loop {
             let at = offset + joined.len() as u64;
@@ -91,13 +84,12 @@ impl Reads {
         size: u64,
         read: impl FnOnce() -> Result<Bytes, ReadError>,
     ) -> Result<Bytes, ReadError> {
-        self.once(Key::Content(digest), usize::try_from(size).unwrap_or(usize::MAX), read)
+        self.recent.once(Key::Content(digest), usize::try_from(size).unwrap_or(usize::MAX), read)
     }
 
     /// The content, if somebody has read it.
     pub fn get(&self, digest: &Digest) -> Option<Bytes> {
-        let slot = Arc::clone(self.recent().slots.get(&Key::Content(*digest))?);
-        slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.recent.get(&Key::Content(*digest))
     }
 
     /// Keeps a content that was just read and hashed.
@@ -107,68 +99,18 @@ impl Reads {
 
     /// Gives up what was kept for long enough.
     pub fn forget_old(&self) {
-        self.recent().forget_old(Instant::now());
-    }
-
-    fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recent.forget_old();
     }
 
     fn block(&self, file: &SourceFile, content: Digest, number: u64) -> Result<Bytes, ReadError> {
         let tuple = *file.tuple();
         let start = number * BLOCK;
         let size = usize::try_from(BLOCK.min(tuple.size.saturating_sub(start))).unwrap_or(0);
-        self.once(Key::Block(tuple, content, number), size, || {
+        self.recent.once(Key::Block(tuple, content, number), size, || {
             let mut bytes = vec![0; size];
             file.read_exact_at(start, &mut bytes)?;
             Ok(Bytes::from(bytes))
         })
-    }
-
-    fn once(&self, key: Key, size: usize, read: impl FnOnce() -> Result<Bytes, ReadError>) -> Result<Bytes, ReadError> {
-        let slot = self.recent().slot(key, size, Instant::now());
-        // Whoever comes first reads; the others wait for it here. What failed is tried again by the next.
-        let mut kept = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = &*kept {
-            return Ok(bytes.clone());
-        }
-        let bytes = read()?;
-        *kept = Some(bytes.clone());
-        Ok(bytes)
-    }
-}
-
-impl Recent {
-    fn slot(&mut self, key: Key, size: usize, now: Instant) -> Slot {
-        self.forget_old(now);
-        if let Some(slot) = self.slots.get(&key) {
-            return Arc::clone(slot);
-        }
-        let size = size.saturating_add(EACH);
-        while self.bytes.saturating_add(size) > CAPACITY && !self.order.is_empty() {
-            self.forget_oldest();
-        }
-        self.bytes = self.bytes.saturating_add(size);
-        self.order.push_back((key, size, now));
-        Arc::clone(self.slots.entry(key).or_default())
-    }
-
-    /// Drops what was kept for long enough, and shrinks with that.
-    fn forget_old(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(.., since)| now.duration_since(*since) >= KEPT_FOR) {
-            self.forget_oldest();
-        }
-        if self.slots.capacity() > 8 * (self.slots.len() + FEW) {
-            self.slots.shrink_to_fit();
-            self.order.shrink_to_fit();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((oldest, freed, _)) = self.order.pop_front() {
-            self.slots.remove(&oldest);
-            self.bytes -= freed;
-        }
     }
 }
 
@@ -208,26 +150,11 @@ mod tests {
         );
         // Unless something else shall be there.
         let other = Digest::of(b"what is there by now");
-        assert!(reads.range(&second, other, 500, 1000).unwrap() != content[500..1500]);
-    }
-
-    #[test]
-    fn a_content_is_read_once_unless_that_failed_and_what_is_kept_is_bounded() {
-        let reads = Reads::default();
-        let content = |i: u32| (Digest::of(&i.to_le_bytes()), Bytes::from(i.to_le_bytes().repeat(1000)));
-        let get = |i: u32, read: &dyn Fn() -> Result<Bytes, ReadError>| reads.content(content(i).0, 4000, read);
-        assert!(get(0, &|| Err(ReadError::Changed)).is_err() && reads.get(&content(0).0).is_none());
-        for i in 0..20_000 {
-            assert_eq!(get(i, &|| Ok(content(i).1)).unwrap(), content(i).1);
-            assert_eq!(get(i, &|| unreachable!("it was read")).unwrap(), content(i).1);
-            assert_eq!(reads.get(&content(i).0), Some(content(i).1));
-            let recent = reads.recent.lock().unwrap();
-            assert!(recent.bytes <= CAPACITY && recent.bytes == recent.slots.len() * (4000 + EACH));
-        }
-        assert!(get(0, &|| Err(ReadError::Changed)).is_err(), "the oldest has gone");
-        let mut recent = reads.recent.lock().unwrap();
-        recent.forget_old(Instant::now() + KEPT_FOR);
-        assert_eq!((recent.slots.len(), recent.order.len(), recent.bytes), (0, 0, 0));
-        assert!(recent.slots.capacity() <= 8 * FEW && recent.order.capacity() <= 8 * FEW);
+        assert!(reads.range(&second, other, 500, 100_000).unwrap() != content[500..100_500]);
+        // What is little is not kept, unless all of it is here already.
+        assert!(reads.range(&second, digest, 500, 1000).unwrap() != content[500..1500]);
+        reads.put(digest, &content.clone().into());
+        assert!(reads.range(&second, digest, 500, 1000).unwrap() == content[500..1500]);
+        assert!(reads.range(&second, digest, (3 << 20) - 1, 2).is_err());
     }
 }

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use super::acks::Acks;
 use super::difference::{Difference, dirs_that_came};
 use super::doubts::Doubts;
 use super::error::PushError;
 use super::meter::Meter;
+use super::packing::Packing;
 use super::previous::Previous;
 use super::reads::Reads;
 use super::ring::Ring;
@@ -39,9 +39,6 @@ use crate::roles::survey::{
 };
 use crate::roles::tree::Remembered;
 use crate::wire::{Draft, Offered};
-
-/// Streams of a source that compress strongly at the same time, each with some 50 MB, unless `--compress` tells all to.
-const MOST_STRONG: usize = 4;
 
 /// Contents up to this size stay in memory from hashing to sending.
 pub(super) const KEEP: u64 = 1 << 20;
@@ -76,8 +73,8 @@ pub struct Source {
     pub acks: Acks,
     /// Whether the tree of a mirror is what it shall be.
     pub doubts: Doubts,
-    /// Streams that may compress strongly on their own account at the same time.
-    pub strong: Arc<Semaphore>,
+    /// What their streams share.
+    pub packing: Arc<Packing>,
     /// `None` in a dry run.
     pub(super) previous: Option<Previous>,
     filter: Filter,
@@ -154,8 +151,8 @@ impl Source {
             root,
             region: if asks_others { fs::place::region(&canonical, with_mounts) } else { None },
             index: opened.index,
-            strong: Arc::new(Semaphore::new(MOST_STRONG)),
             ring: Ring::new(request.destinations.len()),
+            packing: Arc::new(Packing::new(request.destinations.len())),
             reads: (request.destinations.len() > 1).then(Reads::default),
             history,
             is_mirrored: false,
@@ -514,6 +511,18 @@ impl Source {
     /// The content, if it was just hashed, or read for another destination.
     pub fn in_memory(&self, digest: &Digest) -> Option<Bytes> {
         self.ring.take(digest).or_else(|| self.reads.as_ref()?.get(digest))
+    }
+
+    /// So many bytes from `offset` of a file that shall have the content: read once for all destinations that are about as far as each
+    /// other. Believe them only after [`SourceFile::verify`].
+    ///
+    /// # Errors
+    /// As [`SourceFile::read_exact_at`].
+    pub fn range(&self, file: &SourceFile, content: Digest, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        match &self.reads {
+            Some(reads) => reads.range(file, content, offset, len),
+            None => file.read_at(offset, len).map(Bytes::from),
+        }
     }
 
     /// Opens the file that had this content when it was hashed.

@@ -1,18 +1,17 @@
 //! One stream of contents to a replica: batches of small files, and large ones piece by piece.
 
-use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::compare::{Compared, Comparison, Plan};
 use super::outgoing::{BATCH, Outgoing, StreamEvent};
-use super::queue::{Job, SMALL};
+use super::packing::Packer;
+use super::queue::{Job, SMALL, is_from_nothing};
 use super::splicing::Splicing;
-use crate::compress::{LIGHT_LEVEL, Observation, STRONG_LEVEL, StreamCompressor, compress_after};
+use crate::compress::Observation;
 use crate::delta::Op;
 use crate::delta::patch::{self, Cuts};
 use crate::fs::{Kept, ReadError};
@@ -35,22 +34,23 @@ pub struct Stream {
     connection: Connection,
     /// `None` if nothing is to be sent.
     writer: Option<FrameWriter>,
-    /// Made when first something is compressed; it may fail once and for all.
-    compressor: Option<io::Result<StreamCompressor>>,
-    /// Held while the compressor is a strong one because the link is slow.
-    strong: Option<OwnedSemaphorePermit>,
+    packer: Packer,
     /// Content bytes sent in this stream.
     literal: u64,
 }
 
 impl Stream {
+    fn new(outgoing: Arc<Outgoing>, connection: Connection, writer: Option<FrameWriter>) -> Self {
+        let packer = Packer::new(Arc::clone(&outgoing.source.packing), outgoing.compress == Compress::Auto);
+        Self { outgoing, connection, writer, packer, literal: 0 }
+    }
+
     /// Opens the stream when there is something to send, and sends until it is aborted.
     pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, number: usize) -> Result<(), StreamError> {
         let batch = outgoing.batch();
         let Some(mut job) = outgoing.next(batch, number).await else { return Ok(()) };
         let writer = if outgoing.estimates { None } else { Some(connection.open_uni().await?) };
-        let mut stream =
-            Self { outgoing: Arc::clone(&outgoing), connection, writer, compressor: None, strong: None, literal: 0 };
+        let mut stream = Self::new(Arc::clone(&outgoing), connection, writer);
         loop {
             match job {
                 Job::Small(requests) => stream.small(&requests).await?,
@@ -159,7 +159,7 @@ impl Stream {
     /// Sends what the replica lacks of a file, unless it must tell first what it has.
     async fn big(&mut self, request: ContentRequest) -> Result<(), StreamError> {
         let outgoing = Arc::clone(&self.outgoing);
-        let from_nothing = request.part.is_empty() && matches!(request.basis, Basis::None | Basis::Pieces(_));
+        let from_nothing = is_from_nothing(&request);
         if from_nothing && let Some(content) = outgoing.source.in_memory(&request.file.digest) {
             let before = self.literal;
             self.whole_from_memory(request.seq, content).await?;
@@ -167,7 +167,14 @@ impl Stream {
             return Ok(());
         }
         let compared = tokio::task::block_in_place(|| Comparison::begin(&outgoing.source, request.clone()));
-        self.send_compared(&request, compared).await
+        match compared {
+            // Its turn comes.
+            Ok(Compared::Done(plan)) if !from_nothing && outgoing.is_in_order() => {
+                outgoing.queue().keep(Comparison::done(request, plan));
+                Ok(())
+            }
+            compared => self.send_compared(&request, compared).await,
+        }
     }
 
     async fn send_compared(
@@ -212,13 +219,10 @@ impl Stream {
                     }
                     splicing = Splicing::at(offset + len);
                 }
-                Op::Literal { offset, len } => {
-                    let read = || plan.file.read_at(offset, usize::try_from(len).unwrap_or(0));
-                    match tokio::task::block_in_place(read) {
-                        Ok(bytes) => splicing.literal(&bytes),
-                        Err(error) => return Ok(Err(error)),
-                    }
-                }
+                Op::Literal { offset, len } => match self.read(plan, offset, usize::try_from(len).unwrap_or(0)) {
+                    Ok(bytes) => splicing.literal(&bytes),
+                    Err(error) => return Ok(Err(error)),
+                },
                 Op::Copy { offset, len } => splicing.copy(offset, len),
             }
             if splicing.is_full(most) {
@@ -227,6 +231,10 @@ impl Stream {
         }
         self.send_splices(seq, &mut splicing).await?;
         self.end(seq, plan).await
+    }
+
+    fn read(&self, plan: &Plan, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        tokio::task::block_in_place(|| self.outgoing.source.range(&plan.file, plan.content, offset, len))
     }
 
     async fn end(&mut self, seq: u64, plan: &Plan) -> Result<Result<(), ReadError>, StreamError> {
@@ -252,7 +260,7 @@ impl Stream {
                     while done < len {
                         let now = (most.saturating_sub(patch.bytes.len()).max(1) as u64).min(len - done);
                         let size = usize::try_from(now).unwrap_or(0);
-                        match tokio::task::block_in_place(|| plan.file.read_at(offset + done, size)) {
+                        match self.read(plan, offset + done, size) {
                             Ok(bytes) => patch.literal(&bytes),
                             Err(error) => return Ok(Err(error)),
                         }
@@ -336,11 +344,7 @@ impl Stream {
         while done < len {
             let now = most.min(len - done);
             let size = usize::try_from(now).unwrap_or(0);
-            let read = || match &self.outgoing.source.reads {
-                Some(reads) => reads.range(&plan.file, plan.content, at + done, size),
-                None => plan.file.read_at(at + done, size).map(Bytes::from),
-            };
-            let buffer = match tokio::task::block_in_place(read) {
+            let buffer = match self.read(plan, at + done, size) {
                 Ok(buffer) => buffer,
                 Err(error) => return Ok(Err(error)),
             };
@@ -376,7 +380,7 @@ impl Stream {
     ) -> Result<(), StreamError> {
         let (begun, content) = (self.outgoing.started.elapsed(), bytes.len() as u64);
         let compressed = tokio::task::block_in_place(|| self.compress(&bytes, prefix));
-        let (encoding, bytes) = compressed.map_or((Encoding::Plain, bytes), |(how, small)| (how, small.into()));
+        let (encoding, bytes) = compressed.unwrap_or((Encoding::Plain, bytes));
         let sent = bytes.len() as u64;
         self.outgoing.compressed.fetch_add(sent, Ordering::Relaxed);
         self.connection.hold_what_the_link_takes();
@@ -391,54 +395,17 @@ impl Stream {
     }
 
     /// How strongly to compress now, if at all.
-    fn level(&mut self) -> Option<i32> {
-        let level = match self.outgoing.compress {
-            Compress::Never => return None,
-            Compress::Zstd(level) => return Some(level),
+    fn level(&self) -> Option<i32> {
+        match self.outgoing.compress {
+            Compress::Never => None,
+            Compress::Zstd(level) => Some(level),
             Compress::Auto => self.outgoing.auto().level(),
-        };
-        if level == Some(STRONG_LEVEL) && self.strong.is_none() {
-            self.strong = Arc::clone(&self.outgoing.source.strong).try_acquire_owned().ok();
         }
-        // Many slow links at the same time shall not take all the memory.
-        level.map(|level| if self.strong.is_some() { level } else { LIGHT_LEVEL })
     }
 
-    fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Vec<u8>)> {
+    fn compress(&mut self, bytes: &[u8], prefix: &[u8]) -> Option<(Encoding, Bytes)> {
         let level = self.level();
-        if level != Some(STRONG_LEVEL) && self.frame_level() != Some(STRONG_LEVEL) {
-            self.strong = None;
-        }
-        let level = level?;
-        if !prefix.is_empty()
-            && !bytes.is_empty()
-            && let Some(small) = compress_after(prefix, bytes, level)
-        {
-            return Some((Encoding::AfterGaps, small));
-        }
-        let compressor = self.compressor.get_or_insert_with(|| StreamCompressor::new(level));
-        // Without memory for it, content goes as it is.
-        let Ok(zstd) = compressor else {
-            self.strong = None;
-            return None;
-        };
-        let compressed = match zstd.compress(bytes, level) {
-            Ok(small) => small.map(|small| (Encoding::Zstd, small)),
-            Err(error) => {
-                *compressor = Err(error);
-                None
-            }
-        };
-        // It stays as large as it is while nothing is compressed.
-        if self.frame_level() != Some(STRONG_LEVEL) {
-            self.strong = None;
-        }
-        compressed
-    }
-
-    /// How strongly what is in the frame that is open was compressed.
-    fn frame_level(&self) -> Option<i32> {
-        self.compressor.as_ref()?.as_ref().ok().map(StreamCompressor::level)
+        self.packer.pack(bytes, prefix, level)
     }
 
     async fn send(&mut self, frame: &ContentFrame<'_>, bytes: Bytes) -> Result<(), StreamError> {
@@ -475,6 +442,3 @@ fn prefix_of(old: &Kept, gaps: &[(u64, u64)]) -> Vec<u8> {
     }
     prefix
 }
-
-#[cfg(test)]
-mod tests;
