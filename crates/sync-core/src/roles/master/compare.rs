@@ -56,7 +56,7 @@ pub struct Comparison {
 enum Asked {
     Chunks(Vec<ChunkRef>),
     Pieces { start: u64, ops: Vec<Op>, gaps: Vec<Gap>, pieces: Pieces },
-    Nothing { start: u64, ops: Vec<Op>, old: Option<Kept> },
+    Nothing { start: u64, ops: Vec<Op>, is_kept: bool },
 }
 
 impl Comparison {
@@ -97,9 +97,13 @@ impl Comparison {
     }
 
     /// One that is at its end, and holds no file open.
-    pub fn done(request: ContentRequest, plan: Plan) -> Self {
+    pub fn done(mut request: ContentRequest, plan: Plan) -> Self {
         let Plan { start, ops, old, .. } = plan;
-        Self { request, asked: Asked::Nothing { start, ops, old }, gone: false }
+        request.part = Vec::new();
+        if let Basis::File { chunks, .. } = &mut request.basis {
+            *chunks = Vec::new();
+        }
+        Self { request, asked: Asked::Nothing { start, ops, is_kept: old.is_some() }, gone: false }
     }
 
     /// How many bytes the old file has at most.
@@ -174,7 +178,9 @@ impl Comparison {
             Asked::Pieces { start, .. } => {
                 (start, after(vec![Op::Literal { offset: 0, len: request.file.size }], start), None)
             }
-            Asked::Nothing { start, ops, old } => (start, ops, old),
+            Asked::Nothing { start, ops, is_kept } => {
+                (start, ops, if is_kept { find_kept(source, &request.basis) } else { None })
+            }
         };
         let content = request.file.digest;
         Ok(Compared::Done(Plan { file, content, start, ops, old }))
@@ -216,16 +222,20 @@ impl Comparison {
 
 /// The old content and its chunks, if it was kept and is sound.
 fn kept(source: &Source, basis: &Basis) -> Option<(Kept, Vec<ChunkRef>)> {
-    let Basis::File { digest, size, .. } = basis else { return None };
-    let old = source.history.as_ref()?.find(digest.prefix())?;
-    if old.digest() != digest || old.size() != *size {
-        return None;
-    }
+    let Basis::File { size, .. } = basis else { return None };
+    let old = find_kept(source, basis)?;
     let mut chunks = Vec::new();
     let mut chunker = Chunker::new(Chunking::for_size(*size));
     let is_sound = old.verify(&mut |bytes| chunker.push(bytes, &mut |chunk| chunks.push(ChunkRef::of(chunk))));
     chunker.finish(&mut |chunk| chunks.push(ChunkRef::of(chunk)));
     (is_sound && chunks.len() <= MAX_CHUNKS).then_some((old, chunks))
+}
+
+/// The old content, if it was kept.
+fn find_kept(source: &Source, basis: &Basis) -> Option<Kept> {
+    let Basis::File { digest, size, .. } = basis else { return None };
+    let old = source.history.as_ref()?.find(digest.prefix())?;
+    (old.digest() == digest && old.size() == *size).then_some(old)
 }
 
 /// What the replica would tell of its old file.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
 use super::meter::Meter;
+use super::packing::Place;
 use super::queue::{Job, Next, Queue, kinds};
 use super::source::Source;
 use crate::compress::{AutoCompress, Observation};
@@ -18,9 +19,8 @@ use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::wire::Describe;
 
-/// How often a stream waits, and how long, for what goes on in a batch as it did for somebody else.
-const PATIENCE: u32 = 20;
-const SOON: Duration = Duration::from_millis(5);
+/// How long a stream waits so that its contents go in the same order and the same batches as those of others.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A batch goes off at this size.
 pub const BATCH: u64 = 512 << 10;
@@ -97,24 +97,26 @@ impl Outgoing {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the stream with this number does next; waits for it. `None` when nothing will come any more.
-    pub async fn next(&self, batch: u64, stream: usize) -> Option<Job> {
+    /// What the stream with this number, at this place of what is compressed, does next; waits for it. `None` when nothing will come any
+    /// more.
+    pub async fn next(&self, batch: u64, stream: usize, place: Place) -> Option<Job> {
         let packing = &self.source.packing;
-        let mut patience = PATIENCE;
+        let batched = |first: &Digest| packing.batch(place, first);
+        let (mut is_patient, mut until) = (true, None);
         loop {
             // Listening begins before the look, so that nothing comes unheard in between.
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
-            let is_in_order = self.is_in_order() && patience > 0;
+            let is_in_order = self.is_in_order();
             let next = {
                 let mut queue = self.queue();
-                let batched = |first: &Digest| if is_in_order { packing.batch(first) } else { None };
-                match queue.next(batch, kinds(self.is_compressed(), is_in_order, stream), &batched) {
+                let kinds = kinds(self.is_compressed(), is_in_order, stream);
+                match queue.next(batch, kinds, if is_patient { Some(&batched) } else { None }) {
                     Next::Job(job) => {
                         if let Job::Small(requests) = &job
                             && is_in_order
                         {
-                            packing.batched(requests);
+                            packing.batched(place, requests);
                         }
                         return Some(job);
                     }
@@ -124,8 +126,11 @@ impl Outgoing {
             };
             match next {
                 Next::Soon => {
-                    patience -= 1;
-                    let _ = tokio::time::timeout(SOON, more).await;
+                    let until = *until.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
+                    if tokio::time::timeout_at(until, more).await.is_err() {
+                        is_patient = false;
+                        self.queue().give_up();
+                    }
                 }
                 _ => more.await,
             }

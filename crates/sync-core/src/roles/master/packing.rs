@@ -3,7 +3,8 @@
 //! What a stream carries compressed builds on all that it has carried before (see [`StreamCompressor`]). So streams that carry the same
 //! from their beginning on are one *chain*: whoever comes first to a block has the chain's compressor take it, and the others find what
 //! that made. A stream that carries something else, or comes when what it needs is not kept any more, ends its zstd frame and goes on
-//! with a chain of its own, which others may join at its beginning.
+//! with another chain, which others may join at its beginning. Now and then all do that, at blocks that only their content decides: so
+//! those that were apart meet again.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,18 +26,29 @@ const CAPACITY: usize = 64 << 20;
 /// Chains that compress strongly at the same time because a link is slow, each with some 50 MB. When a person asks for a level, all do.
 const MOST_STRONG: usize = 4;
 
-/// Bytes to compress, and how strongly.
-type Block = (Digest, i32);
+/// All chains end, and others begin, after about so many bytes: twice what the widest window reaches.
+const CHAIN: u64 = 64 << 20;
+
+/// A chain, by its number, and how many of its blocks were carried; `None` if there is none yet.
+pub type Place = Option<(u64, u64)>;
+
+/// Whether these bytes, of which so many are between two such on average, are where streams that were apart come together: that only they
+/// themselves decide.
+pub fn is_meeting(digest: &Digest, len: u64, between: u64) -> bool {
+    u128::from(digest.prefix()) * u128::from(between) < u128::from(len) << 64
+}
 
 /// What is kept for others.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
+    /// The first block of a chain, of any: nothing is before it.
+    First(Digest),
     /// A block of the chain with this number, and how many were before it.
-    Next(u64, u64, Block),
+    Next(u64, u64, Digest),
     /// A block behind old bytes that both sides have.
-    Behind(Digest, Block),
-    /// The digests of the contents in a batch that begins with this one.
-    Batch(Digest),
+    Behind(Digest, Digest),
+    /// The digests of the contents in a batch that begins with this one, in a stream at this place.
+    Batch(Place, Digest),
 }
 
 /// What the streams of a source share.
@@ -44,7 +56,7 @@ pub struct Packing {
     /// `None` if there is just one destination.
     recent: Option<Recent<Key>>,
     /// Chains by their first block.
-    beginnings: Mutex<HashMap<Block, Weak<Chain>>>,
+    beginnings: Mutex<HashMap<Digest, Weak<Chain>>>,
     chains: AtomicU64,
     strong: Arc<Semaphore>,
 }
@@ -60,6 +72,12 @@ impl Packing {
         }
     }
 
+    /// How many chains were begun.
+    #[cfg(test)]
+    pub fn chains(&self) -> u64 {
+        self.chains.load(Ordering::Relaxed)
+    }
+
     /// Whether there are others that may find something here.
     pub fn is_shared(&self) -> bool {
         self.recent.is_some()
@@ -72,23 +90,30 @@ impl Packing {
         }
     }
 
-    /// Which contents went together in a batch that began with this one: where others put the same together, that is compressed once.
-    pub fn batch(&self, first: &Digest) -> Option<Bytes> {
-        self.recent.as_ref()?.get(&Key::Batch(*first))
+    /// Which contents went together in a batch that began with this one, for somebody at the same place: where others put the same
+    /// together, that is compressed once.
+    pub fn batch(&self, place: Place, first: &Digest) -> Option<Bytes> {
+        self.recent.as_ref()?.get(&Key::Batch(place, *first))
     }
 
     /// These go together.
-    pub fn batched(&self, requests: &[ContentRequest]) {
+    pub fn batched(&self, place: Place, requests: &[ContentRequest]) {
         let (Some(recent), Some(first)) = (&self.recent, requests.first()) else { return };
         let digests = || requests.iter().flat_map(|request| request.file.digest.0).collect::<Vec<u8>>();
         let size = size_of::<Digest>() * requests.len();
-        let _ = recent.once(Key::Batch(first.file.digest), size, || Ok::<_, ()>(digests().into()));
+        let _ = recent.once(Key::Batch(place, first.file.digest), size, || Ok::<_, ()>(digests().into()));
     }
 
     /// What this is to be called for others that may have it as well.
-    fn block(&self, bytes: &[u8], level: i32) -> Block {
+    fn block(&self, bytes: &[u8]) -> Digest {
         // Alone there is nobody to find it.
-        if self.recent.is_some() { (Digest::of(bytes), level) } else { (Digest::of(b""), level) }
+        if self.recent.is_some() { Digest::of(bytes) } else { Digest::empty() }
+    }
+
+    /// What was made, without room to grow if it is kept.
+    fn keep(&self, small: Option<Vec<u8>>) -> Bytes {
+        let small = small.unwrap_or_default();
+        if self.recent.is_some() { small.into_boxed_slice().into() } else { small.into() }
     }
 
     fn new_chain(&self) -> Arc<Chain> {
@@ -96,7 +121,7 @@ impl Packing {
     }
 
     /// The chain that begins with this block; a new one if there is none.
-    fn chain(&self, block: Block) -> Arc<Chain> {
+    fn chain(&self, block: Digest) -> Arc<Chain> {
         if self.recent.is_none() {
             return self.new_chain();
         }
@@ -111,7 +136,7 @@ impl Packing {
     }
 
     /// What begins with this block begins anew: of the chain that did, the beginning is not kept any more.
-    fn renew(&self, block: Block) -> Arc<Chain> {
+    fn renew(&self, block: Digest) -> Arc<Chain> {
         self.beginnings.lock().unwrap_or_else(PoisonError::into_inner).remove(&block);
         self.chain(block)
     }
@@ -140,10 +165,18 @@ impl Chain {
 }
 
 impl State {
-    /// The next block, of which this is what is sent; nothing if it goes as it is.
-    fn compress(&mut self, bytes: &[u8], level: i32, strong: Option<&Arc<Semaphore>>) -> Bytes {
+    /// The next block, of which this is what is sent; `None` if it goes as it is. Others that follow may want another level, but in turns
+    /// none would have anything of what was before: it stays as it is.
+    fn compress(
+        &mut self,
+        bytes: &[u8],
+        level: i32,
+        is_followed: bool,
+        strong: Option<&Arc<Semaphore>>,
+    ) -> Option<Vec<u8>> {
         self.taken += 1;
         let level = match strong {
+            _ if is_followed && let Some(level) = self.level() => level,
             Some(strong) if level == STRONG_LEVEL => {
                 if self.strong.is_none() {
                     self.strong = Arc::clone(strong).try_acquire_owned().ok();
@@ -164,7 +197,7 @@ impl State {
             Err(_) => None,
         };
         self.rest();
-        compressed.unwrap_or_default().into()
+        compressed
     }
 
     /// Others may compress strongly, unless what is in the frame that is open was: it stays as large as it is while nothing comes.
@@ -207,12 +240,20 @@ impl Packer {
         Self { packing, is_auto, place: None, frame: Frame::None }
     }
 
+    /// Where the stream is.
+    pub fn place(&self) -> Place {
+        self.place.as_ref().map(|(chain, before)| (chain.number, *before))
+    }
+
     /// What to send of a block, and how that is encoded; `None` if the block goes as it is. `prefix` is what the replica has for it to
     /// lie behind, and without a level nothing is compressed.
     pub fn pack(&mut self, bytes: &[u8], prefix: &[u8], level: Option<i32>) -> Option<(Encoding, Bytes)> {
         let Some(level) = level else {
-            if let Some((chain, _)) = &self.place {
-                chain.state().rest();
+            // Who is at work there does the same behind it.
+            if let Some((chain, _)) = &self.place
+                && let Ok(mut state) = chain.state.try_lock()
+            {
+                state.rest();
             }
             return None;
         };
@@ -232,11 +273,11 @@ impl Packer {
             // No chain is held up for it, nor is its place kept.
             let place = if self.is_auto { Arc::clone(&self.packing.strong).try_acquire_owned().ok() } else { None };
             let level = if self.is_auto && place.is_none() { level.min(LIGHT_LEVEL) } else { level };
-            Bytes::from(compress_after(prefix, bytes, level).unwrap_or_default())
+            self.packing.keep(compress_after(prefix, bytes, level))
         };
         match &self.packing.recent {
             Some(recent) => {
-                let key = Key::Behind(Digest::of(prefix), self.packing.block(bytes, level));
+                let key = Key::Behind(Digest::of(prefix), self.packing.block(bytes));
                 recent.once(key, bytes.len(), || Ok::<_, ()>(compress())).unwrap_or_default()
             }
             None => compress(),
@@ -245,9 +286,24 @@ impl Packer {
 
     /// The next block of the stream.
     fn next(&mut self, bytes: &[u8], level: i32) -> Bytes {
-        let block = self.packing.block(bytes, level);
+        let block = self.packing.block(bytes);
+        let link = |packing: &Packing, chain: &Arc<Chain>, before| {
+            let strong = if self.is_auto { Some(&packing.strong) } else { None };
+            let compress = || {
+                let is_followed = Arc::strong_count(chain) > 1;
+                let mut state = chain.state();
+                let is_next = state.taken == before;
+                is_next.then(|| packing.keep(state.compress(bytes, level, is_followed, strong))).ok_or(())
+            };
+            let key = if before == 0 { Key::First(block) } else { Key::Next(chain.number, before, block) };
+            match &packing.recent {
+                Some(recent) => recent.once(key, bytes.len(), compress).ok(),
+                None => compress().ok(),
+            }
+        };
         if let Some((chain, before)) = &mut self.place {
-            if let Some(small) = link(&self.packing, chain, *before, bytes, block, self.is_auto) {
+            let is_meeting = self.packing.recent.is_some() && is_meeting(&block, bytes.len() as u64, CHAIN);
+            if !is_meeting && let Some(small) = link(&self.packing, chain, *before) {
                 *before += 1;
                 return self.framed(small);
             }
@@ -258,7 +314,7 @@ impl Packer {
         let packing = Arc::clone(&self.packing);
         let mut chain = packing.chain(block);
         loop {
-            if let Some(small) = link(&packing, &chain, 0, bytes, block, self.is_auto) {
+            if let Some(small) = link(&packing, &chain, 0) {
                 self.place = Some((chain, 1));
                 return self.framed(small);
             }
@@ -279,19 +335,6 @@ impl Packer {
                 small
             }
         }
-    }
-}
-
-/// What a chain makes of a block behind so many before it; `None` if it has gone on with another one, or what it made is not kept.
-fn link(packing: &Packing, chain: &Chain, before: u64, bytes: &[u8], block: Block, is_auto: bool) -> Option<Bytes> {
-    let strong = if is_auto { Some(&packing.strong) } else { None };
-    let compress = || {
-        let mut state = chain.state();
-        if state.taken == before { Ok(state.compress(bytes, block.1, strong)) } else { Err(()) }
-    };
-    match &packing.recent {
-        Some(recent) => recent.once(Key::Next(chain.number, before, block), bytes.len(), compress).ok(),
-        None => compress().ok(),
     }
 }
 

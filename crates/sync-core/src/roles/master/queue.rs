@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use super::compare::Comparison;
+use super::packing::is_meeting;
 use crate::hash::Digest;
 use crate::session::ContentRequest;
 use crate::wire::{Basis, Describe, Described};
@@ -15,6 +16,9 @@ pub const SMALL: u64 = 256 << 10;
 /// Bytes of what the replica tells of its old files that wait here at most. More is forgotten: a large file is asked about
 /// when its turn comes, a small one is sent whole, and an interrupted one from its beginning.
 const MOST_TOLD: usize = 64 << 20;
+
+/// Bytes of small files, on average, until batches that were others for somebody else are the same again: some four of them.
+const APART: u64 = 2 << 20;
 
 /// Files that a replica is asked about at the same time, or has answered and nobody has gone on with.
 const MOST_ASKED: usize = 256;
@@ -38,6 +42,10 @@ pub struct Queue {
     told: usize,
     /// Parts of what was asked about and not gone on with.
     parts: u64,
+    /// Up to this number nobody waits any more for what is to be sent before others.
+    gave_up: Option<u64>,
+    /// Whether something was sent in order since the replica was last asked about something.
+    has_sent: bool,
     /// Whether the source was read to its end, so that a core has nothing else to do.
     pub is_read: bool,
     /// Whether nothing more will come.
@@ -100,6 +108,12 @@ pub enum Next {
     Nothing,
 }
 
+impl From<Option<Job>> for Next {
+    fn from(job: Option<Job>) -> Self {
+        job.map_or(Self::Nothing, Self::Job)
+    }
+}
+
 /// What a stream does next.
 pub enum Job {
     /// Small files, as many as make a batch.
@@ -126,20 +140,15 @@ impl Queue {
     }
 
     /// What a stream that takes these kinds does next.
-    /// `batched` tells the digests of the contents that went together in a batch for somebody else, by the first of them.
-    pub fn next(&mut self, batch: u64, kinds: Kinds, batched: &Batched<'_>) -> Next {
+    /// `batched` tells the digests of the contents that went together in a batch for somebody else, by the first of them; without it a batch
+    /// is what there is.
+    pub fn next(&mut self, batch: u64, kinds: Kinds, batched: Option<&Batched<'_>>) -> Next {
         match kinds {
             // What the replica has to be asked about goes first.
-            Kinds::All => self.big().map_or_else(|| self.small(batch, batched), Next::Job),
-            Kinds::Small => match self.small(batch, batched) {
-                Next::Nothing => self.help().map_or(Next::Nothing, Next::Job),
-                next => next,
-            },
-            Kinds::Big => match self.big() {
-                None if self.is_read => self.small(batch, batched),
-                job => job.map_or(Next::Nothing, Next::Job),
-            },
-            Kinds::SmallOnly => self.small(batch, batched),
+            Kinds::All => self.big().or_else(|| self.small(batch)).into(),
+            Kinds::Small => self.small(batch).or_else(|| self.help()).into(),
+            Kinds::Big => self.big().or_else(|| if self.is_read { self.small(batch) } else { None }).into(),
+            Kinds::SmallOnly => self.alike(batch, batched),
             Kinds::BigInOrder => self.in_order(),
         }
     }
@@ -188,8 +197,15 @@ impl Queue {
         self.answered.push_back((Ready::Compared(comparison), parts));
     }
 
-    /// Begins whatever may need an answer, then sends what was asked for first.
+    /// Sends what was asked for first, and asks about what may need an answer as often as something is sent, and while nothing can be.
     fn in_order(&mut self) -> Next {
+        if !self.has_sent
+            && let Some(job) = self.first()
+        {
+            self.has_sent = true;
+            return Next::Job(job);
+        }
+        self.has_sent = false;
         while let Some(job) = self.begin_big() {
             match job {
                 Job::Big(request) if is_from_nothing(&request) => {
@@ -198,13 +214,31 @@ impl Queue {
                 job => return Next::Job(job),
             }
         }
-        let seqs = self.answered.iter().map(|(ready, _)| ready.seq());
-        let Some((at, first)) = seqs.enumerate().min_by_key(|(_, seq)| *seq) else { return Next::Nothing };
-        if self.waiting.keys().any(|seq| *seq < first) {
-            return Next::Soon;
+        match self.first() {
+            Some(job) => Next::Job(job),
+            None if self.answered.is_empty() => Next::Nothing,
+            None => Next::Soon,
         }
-        let ready = self.answered.remove(at);
-        ready.map_or(Next::Nothing, |ready| Next::Job(self.go_on(ready)))
+    }
+
+    /// What can be sent and was asked for first, if its turn has come.
+    fn first(&mut self) -> Option<Job> {
+        let seqs = self.answered.iter().map(|(ready, _)| ready.seq());
+        let (at, seq) = seqs.enumerate().min_by_key(|(_, seq)| *seq)?;
+        let ready = if self.is_turn(seq) { self.answered.remove(at)? } else { return None };
+        Some(self.go_on(ready))
+    }
+
+    /// Whether nothing that was asked for before this is still to be sent.
+    pub fn is_turn(&self, seq: u64) -> bool {
+        let is_waited_for = |waiting: &u64| self.gave_up.is_none_or(|gave_up| *waiting > gave_up);
+        !self.waiting.keys().any(|waiting| *waiting < seq && is_waited_for(waiting))
+            && !self.answered.iter().any(|(ready, _)| ready.seq() < seq)
+    }
+
+    /// What waits for an answer by now is not waited for any longer: the rest goes before it.
+    pub fn give_up(&mut self) {
+        self.gave_up = self.gave_up.max(self.waiting.keys().max().copied());
     }
 
     /// The next large file, unless too much is asked about already.
@@ -231,20 +265,31 @@ impl Queue {
         last.map(|answered| self.go_on(answered))
     }
 
-    /// A batch: what was one for somebody else, as soon as all of that waits, unless something else waits here.
-    fn small(&mut self, batch: u64, batched: &Batched<'_>) -> Next {
-        let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
+    /// A batch that others may have as well: what was one for somebody else, as soon as all of that waits, unless something else waits
+    /// here; and none that goes on behind a content where they come together.
+    fn alike(&mut self, batch: u64, batched: Option<&Batched<'_>>) -> Next {
+        let queue = if self.named.is_empty() { &self.small } else { &self.named };
         let Some(first) = queue.front() else { return Next::Nothing };
-        let like = batched(&first.file.digest).unwrap_or_default();
+        let like = batched.and_then(|batched| batched(&first.file.digest)).unwrap_or_default();
         let digests = like.chunks_exact(size_of::<Digest>());
-        let most = match digests.len() {
-            0 => usize::MAX,
-            _ if queue.iter().zip(digests.clone()).any(|(request, digest)| request.file.digest.0 != digest) => {
-                usize::MAX
-            }
-            count if queue.len() < count && !self.is_over => return Next::Soon,
-            count => count,
+        let (count, mut both) = (digests.len(), queue.iter().zip(digests));
+        let is_like = both.all(|(request, digest)| request.file.digest.0 == digest) && count > 0;
+        if is_like && queue.len() < count && !self.is_over {
+            return Next::Soon;
+        }
+        let meeting = || {
+            queue.iter().position(|request| is_meeting(&request.file.digest, request.file.size, APART)).map(|at| at + 1)
         };
+        let most = if is_like { Some(count) } else { meeting() };
+        self.at_most(most.unwrap_or(usize::MAX), batch).into()
+    }
+
+    fn small(&mut self, batch: u64) -> Option<Job> {
+        self.at_most(usize::MAX, batch)
+    }
+
+    fn at_most(&mut self, most: usize, batch: u64) -> Option<Job> {
+        let queue = if self.named.is_empty() { &mut self.small } else { &mut self.named };
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < most
@@ -254,7 +299,7 @@ impl Queue {
             self.told -= told(next);
             taken.extend(queue.pop_front());
         }
-        Next::Job(Job::Small(taken))
+        (!taken.is_empty()).then_some(Job::Small(taken))
     }
 }
 
@@ -306,7 +351,7 @@ mod tests {
     use crate::wire::{MAX_CHUNKS, Offered, Parts};
 
     fn next(queue: &mut Queue, batch: u64, kinds: Kinds) -> Option<Job> {
-        match queue.next(batch, kinds, &|_| None) {
+        match queue.next(batch, kinds, None) {
             Next::Job(job) => Some(job),
             Next::Soon | Next::Nothing => None,
         }
@@ -413,7 +458,7 @@ mod tests {
     #[test]
     fn large_contents_go_in_order_whenever_they_are_answered() {
         let mut queue = Queue { is_read: true, ..Queue::default() };
-        let big = |queue: &mut Queue| queue.next(SMALL, Kinds::BigInOrder, &|_| None);
+        let big = |queue: &mut Queue| queue.next(SMALL, Kinds::BigInOrder, None);
         queue.push(request(0, 1000, Basis::None), SMALL);
         for (seq, basis) in [(1, old_file()), (2, Basis::None), (3, old_file()), (4, old_file())] {
             queue.push(request(seq, 2 << 20, basis), SMALL);
@@ -441,6 +486,76 @@ mod tests {
         assert_eq!(seqs(next(&mut queue, SMALL, Kinds::SmallOnly)), [0], "it is the other stream's");
     }
 
+    /// One that a replica takes long to answer holds up the others once, not each of them.
+    #[test]
+    fn what_is_not_answered_in_time_is_not_waited_for_again() {
+        let mut queue = Queue { is_read: true, ..Queue::default() };
+        let big = |queue: &mut Queue| queue.next(SMALL, Kinds::BigInOrder, None);
+        queue.push(request(0, 2 << 20, old_file()), SMALL);
+        (1..4).for_each(|seq| queue.push(request(seq, 2 << 20, Basis::None), SMALL));
+        let Next::Job(Job::Big(asked)) = big(&mut queue) else { panic!("nothing is asked about") };
+        let ask = Describe { seq: 0, pieces: None, ranges: Vec::new() };
+        queue.ask(Comparison::of_chunks(asked), &ask);
+        assert!(matches!(big(&mut queue), Next::Soon));
+        queue.give_up();
+        for expected in [1, 2] {
+            let Next::Job(job) = big(&mut queue) else { panic!("{expected} is held up") };
+            assert_eq!(seqs(Some(job)), [expected]);
+        }
+        // Its turn is whenever it is answered.
+        assert!(queue.answer(Described { seq: 0, parts: Parts::Chunks(Vec::new()), done: true }));
+        assert!(queue.is_turn(0) && !queue.is_turn(3));
+        for expected in [0, 3] {
+            let Next::Job(job) = big(&mut queue) else { panic!("{expected} is held up") };
+            assert_eq!(seqs(Some(job)), [expected]);
+        }
+        assert!(matches!(big(&mut queue), Next::Nothing));
+    }
+
+    /// What can be sent is not held up by questions about what comes later, nor are these by what is sent.
+    #[test]
+    fn questions_and_contents_take_turns() {
+        let mut queue = Queue { is_read: true, ..Queue::default() };
+        (0..4).for_each(|seq| queue.push(request(seq, 2 << 20, old_file()), SMALL));
+        let mut done = Vec::new();
+        while let Next::Job(job) = queue.next(SMALL, Kinds::BigInOrder, None) {
+            match job {
+                Job::Big(request) => {
+                    done.push(("asks", request.seq));
+                    let seq = request.seq;
+                    queue.ask(Comparison::of_chunks(request), &Describe { seq, pieces: None, ranges: Vec::new() });
+                    // The replica is quick.
+                    assert!(queue.answer(Described { seq, parts: Parts::Chunks(Vec::new()), done: true }));
+                }
+                job => done.push(("sends", seqs(Some(job))[0])),
+            }
+        }
+        let both = |seq| [("asks", seq), ("sends", seq)];
+        assert_eq!(done, (0..4).flat_map(both).collect::<Vec<_>>());
+    }
+
+    /// So that batches that became others by what was there at the time are the same again.
+    #[test]
+    fn a_batch_ends_behind_a_content_where_streams_meet() {
+        let content = |n: u64| Digest::of(&n.to_le_bytes());
+        let meeting = (0..).map(content).find(|digest| is_meeting(digest, 1000, APART)).unwrap();
+        let with = |before: u64| {
+            let mut queue = Queue::default();
+            for n in 0..before + 5 {
+                let request = request(n, 1000, Basis::None);
+                let digest = if n == before { meeting } else { Digest([255; 32]) };
+                queue.push(ContentRequest { file: Offered { digest, ..request.file }, ..request }, SMALL);
+            }
+            queue
+        };
+        for before in [0, 1, 20] {
+            let mut queue = with(before);
+            assert_eq!(seqs(next(&mut queue, SMALL, Kinds::SmallOnly)).len() as u64, before + 1);
+            assert_eq!(seqs(next(&mut queue, SMALL, Kinds::SmallOnly)).len(), 4);
+            assert_eq!(seqs(next(&mut with(before), SMALL, Kinds::Small)).len() as u64, before + 5, "alone");
+        }
+    }
+
     #[test]
     fn a_batch_is_what_it_was_for_somebody_else_or_what_there_is() {
         let content = |n: u64| Digest::of(&n.to_le_bytes());
@@ -457,7 +572,8 @@ mod tests {
             contents.iter().for_each(|n| queue.push(wanted(*n), SMALL));
             queue
         };
-        let small = |queue: &mut Queue, batched: &Batched<'_>| match queue.next(SMALL, Kinds::SmallOnly, batched) {
+        let small = |queue: &mut Queue, batched: &Batched<'_>| match queue.next(SMALL, Kinds::SmallOnly, Some(batched))
+        {
             Next::Job(job) => Some(seqs(Some(job))),
             Next::Soon => None,
             Next::Nothing => Some(Vec::new()),

@@ -43,16 +43,24 @@ impl<K: Copy + Eq + Hash> Recent<K> {
     /// What has this key, and at most `size` bytes; `make` makes it if nobody has. Whoever comes meanwhile waits for that.
     ///
     /// # Errors
-    /// Those of `make`, which the next one who asks tries again.
+    /// Those of `make`: nothing is kept then, and the next one who asks tries again.
     pub fn once<E>(&self, key: K, size: usize, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
         let slot = self.inner().slot(key, size, Instant::now());
         let mut kept = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = &*kept {
             return Ok(bytes.clone());
         }
-        let bytes = make()?;
-        *kept = Some(bytes.clone());
-        Ok(bytes)
+        match make() {
+            Ok(bytes) => {
+                *kept = Some(bytes.clone());
+                Ok(bytes)
+            }
+            Err(error) => {
+                drop(kept);
+                self.inner().forget(&key, &slot);
+                Err(error)
+            }
+        }
     }
 
     /// What has this key, if somebody has made it.
@@ -97,6 +105,17 @@ impl<K: Copy + Eq + Hash> Inner<K> {
         }
     }
 
+    /// Drops what was not made.
+    fn forget(&mut self, key: &K, slot: &Slot) {
+        if self.slots.get(key).is_some_and(|kept| Arc::ptr_eq(kept, slot))
+            && let Some(at) = self.order.iter().rposition(|(kept, ..)| kept == key)
+            && let Some((_, freed, _)) = self.order.remove(at)
+        {
+            self.slots.remove(key);
+            self.bytes -= freed;
+        }
+    }
+
     fn forget_oldest(&mut self) {
         if let Some((oldest, freed, _)) = self.order.pop_front() {
             self.slots.remove(&oldest);
@@ -116,7 +135,7 @@ mod tests {
         let recent = Recent::new(CAPACITY);
         let thing = |i: u32| Bytes::from(i.to_le_bytes().repeat(1000));
         let fails = |i| recent.once(i, 4000, || Err("no"));
-        assert!(fails(0).is_err() && recent.get(&0).is_none());
+        assert!(fails(0).is_err() && recent.get(&0).is_none() && recent.inner().bytes == 0);
         for i in 0..1000 {
             assert_eq!(recent.once(i, 4000, || Ok::<_, ()>(thing(i))), Ok(thing(i)));
             assert_eq!(fails(i), Ok(thing(i)));
@@ -124,8 +143,10 @@ mod tests {
             let inner = recent.inner();
             assert!(inner.bytes <= CAPACITY && inner.bytes == inner.slots.len() * (4000 + EACH));
         }
+        let before = recent.inner().bytes;
         assert!(fails(0).is_err(), "the oldest has gone");
         let mut inner = recent.inner();
+        assert!(inner.bytes <= before && inner.bytes == inner.slots.len() * (4000 + EACH));
         inner.forget_old(Instant::now() + KEPT_FOR);
         assert_eq!((inner.slots.len(), inner.order.len(), inner.bytes), (0, 0, 0));
         assert!(inner.slots.capacity() <= 8 * FEW && inner.order.capacity() <= 8 * FEW);

@@ -48,7 +48,7 @@ impl Stream {
     /// Opens the stream when there is something to send, and sends until it is aborted.
     pub async fn run(outgoing: Arc<Outgoing>, connection: Connection, number: usize) -> Result<(), StreamError> {
         let batch = outgoing.batch();
-        let Some(mut job) = outgoing.next(batch, number).await else { return Ok(()) };
+        let Some(mut job) = outgoing.next(batch, number, None).await else { return Ok(()) };
         let writer = if outgoing.estimates { None } else { Some(connection.open_uni().await?) };
         let mut stream = Self::new(Arc::clone(&outgoing), connection, writer);
         loop {
@@ -61,7 +61,7 @@ impl Stream {
                     stream.send_compared(&request, compared).await?;
                 }
             }
-            job = match outgoing.next(batch, number).await {
+            job = match outgoing.next(batch, number, stream.packer.place()).await {
                 Some(job) => job,
                 None => return stream.writer.map_or(Ok(()), FrameWriter::finish),
             };
@@ -169,7 +169,9 @@ impl Stream {
         let compared = tokio::task::block_in_place(|| Comparison::begin(&outgoing.source, request.clone()));
         match compared {
             // Its turn comes.
-            Ok(Compared::Done(plan)) if !from_nothing && outgoing.is_in_order() => {
+            Ok(Compared::Done(plan))
+                if !from_nothing && outgoing.is_in_order() && !outgoing.queue().is_turn(request.seq) =>
+            {
                 outgoing.queue().keep(Comparison::done(request, plan));
                 Ok(())
             }

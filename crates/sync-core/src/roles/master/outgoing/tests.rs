@@ -9,6 +9,7 @@ use crate::manifest::{Metadata, Time};
 use crate::monitor::Silent;
 use crate::options::{Destination, Policy, PushRequest};
 use crate::path::RelPath;
+use crate::roles::master::packing::is_meeting;
 use crate::roles::master::queue::SMALL;
 use crate::wire::{Basis, Offered};
 
@@ -20,7 +21,7 @@ const BLOCK: u64 = 256 << 10;
 
 /// A source.
 struct Bed {
-    _temp: tempfile::TempDir,
+    temp: tempfile::TempDir,
     source: Arc<Source>,
 }
 
@@ -41,7 +42,7 @@ impl Bed {
             history: None,
         };
         let source = Arc::new(Source::open(&request, &Silent).unwrap());
-        Self { _temp: temp, source }
+        Self { temp, source }
     }
 
     /// What goes to another replica.
@@ -94,7 +95,7 @@ async fn a_stream_that_waits_is_woken_when_compression_ends() {
     for (stream, size) in [(0, 2 << 20), (1, 1000)] {
         let outgoing = bed.outgoing(Compress::Auto);
         outgoing.queue().push(wanted(size), BATCH);
-        let mut next = pin!(outgoing.next(BATCH, stream));
+        let mut next = pin!(outgoing.next(BATCH, stream, None));
         tokio::select! {
             biased;
             _ = &mut next => panic!("stream {stream} took what is the other's"),
@@ -122,11 +123,11 @@ async fn a_stream_waits_for_the_rest_of_a_batch_and_then_takes_what_there_is() {
         Some(Job::Small(requests)) => requests.iter().map(|request| request.seq).collect(),
         _ => Vec::new(),
     };
-    bed.source.packing.batched(&[small(1), small(2), small(3)]);
+    bed.source.packing.batched(None, &[small(1), small(2), small(3)]);
     let outgoing = bed.outgoing(Compress::Zstd(3));
     for (comes, expected) in [(&[2, 3][..], vec![1, 2, 3]), (&[2], vec![1, 2])] {
         outgoing.queue().push(small(1), SMALL);
-        let mut next = pin!(outgoing.next(SMALL, 0));
+        let mut next = pin!(outgoing.next(SMALL, 0, None));
         tokio::select! {
             biased;
             _ = &mut next => panic!("it does not wait"),
@@ -144,7 +145,53 @@ async fn a_stream_waits_for_the_rest_of_a_batch_and_then_takes_what_there_is() {
     plain.queue().push(small(1), SMALL);
     tokio::select! {
         biased;
-        job = plain.next(SMALL, 0) => assert_eq!(taken(job), [1]),
+        job = plain.next(SMALL, 0, None) => assert_eq!(taken(job), [1]),
         () = std::future::ready(()) => panic!("it waits"),
     }
+}
+
+/// Whatever comes first at whom: what three replicas want is compressed in two chains, of small files and of large ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_several_replicas_want_is_compressed_once() {
+    use crate::roles::master::stream::Stream;
+    use crate::transport::{Loopback, Settings};
+    let bed = Bed::new(3);
+    let requests: Vec<_> = (0..60u64)
+        .map(|seq| {
+            let content = format!("{seq} and the like\n").repeat(if seq % 10 == 7 { 20_000 } else { 300 });
+            std::fs::write(bed.temp.path().join(format!("src/{seq}")), &content).unwrap();
+            let (path, size) = (RelPath::new(seq.to_string().as_bytes()).unwrap(), content.len() as u64);
+            let file = Offered { path, digest: Digest::of(content.as_bytes()), size, likely: wanted(0).file.likely };
+            ContentRequest { seq, file, ..wanted(0) }
+        })
+        .collect();
+    assert!(!requests.iter().any(|request| is_meeting(&request.file.digest, request.file.size, 64 << 20)));
+    let ends = Loopback::open(Settings::default()).await.unwrap();
+    let mut tasks = Vec::new();
+    for dest in 0..3u64 {
+        let outgoing = bed.outgoing(Compress::Zstd(3));
+        for number in 0..2 {
+            let (outgoing, connection) = (Arc::clone(&outgoing), ends.dialed.clone());
+            tasks.push(tokio::spawn(async move { Stream::run(outgoing, connection, number).await.unwrap() }));
+        }
+        let requests = requests.clone();
+        tasks.push(tokio::spawn(async move {
+            for request in requests {
+                let pauses = request.seq % 13 == 4 * dest;
+                outgoing.queue().push(request, BATCH);
+                outgoing.more.notify_waiters();
+                if pauses {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            outgoing.queue().is_over = true;
+            outgoing.more.notify_waiters();
+        }));
+    }
+    for task in tasks {
+        tokio::time::timeout(PROMPT, task).await.expect("it does not end").unwrap();
+    }
+    // Four, if batches were not alike, and six, if nothing was. Who takes a batch in the same moment as another may go alone.
+    let chains = bed.source.packing.chains();
+    assert!((2..4).contains(&chains), "{chains}");
 }

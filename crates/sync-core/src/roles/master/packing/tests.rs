@@ -120,14 +120,105 @@ fn what_differs_from_old_contents_is_compressed_once() {
     let packed = [&mut one, &mut other].map(|packer| packer.pack(&new, &old, Some(3)).unwrap());
     assert!(packed.iter().all(|(encoding, small)| *encoding == Encoding::AfterGaps && small.len() < 1000));
     assert_eq!(packed[0].1.as_ptr(), packed[1].1.as_ptr());
-    // Behind another old content, or at another level, it is something else.
+    // Behind another old content it is something else; at another level it is what there is.
     let (_, small) = other.pack(&new, &old[..50_000], Some(3)).unwrap();
     assert!(small.len() > 1000);
-    assert_ne!(other.pack(&new, &old, Some(9)).unwrap().1.as_ptr(), packed[0].1.as_ptr());
+    assert_eq!(other.pack(&new, &old, Some(9)).unwrap().1.as_ptr(), packed[0].1.as_ptr());
+}
+
+/// Links that are a little different must not part over it, nor change the level in turns, which would end the frame each time.
+#[test]
+fn who_follows_takes_what_there_is_at_any_level() {
+    let packing = Arc::new(Packing::new(2));
+    let [mut one, mut other] = [(); 2].map(|()| Both::of(&packing));
+    for n in 0..20 {
+        let (first, later) = if n % 2 == 0 { (&mut one, &mut other) } else { (&mut other, &mut one) };
+        let (level, another) = if n % 2 == 0 { (3, 9) } else { (9, 3) };
+        let small = first.carry(&text(n), level);
+        assert!(is_same(&small, &later.carry(&text(n), another)), "{n}");
+        assert_eq!(first.chain().state().level(), Some(3));
+    }
+    // Who is alone gets what it wants.
+    drop(other);
+    one.carry(&text(20), 9);
+    assert_eq!(one.chain().state().level(), Some(9));
+}
+
+/// However they came apart: another order, something that one of them does not want, one too far behind.
+#[test]
+fn streams_that_are_apart_meet_again() {
+    let lines = |n: u32| format!("line {n} and others\n").repeat(4000).into_bytes();
+    let meets = |bytes: &[u8]| is_meeting(&Digest::of(bytes), bytes.len() as u64, CHAIN);
+    let meeting = (0..).map(lines).find(|bytes| meets(bytes)).unwrap();
+    assert!(!(0..6).any(|n| meets(&text(n))));
+    let packing = Arc::new(Packing::new(2));
+    let [mut one, mut other] = [(); 2].map(|()| Both::of(&packing));
+    for n in [0, 1, 2, 3] {
+        one.carry(&text(n), 3);
+    }
+    for n in [0, 1, 3, 2] {
+        other.carry(&text(n), 3);
+    }
+    assert_ne!(one.chain().number, other.chain().number);
+    // Both end their frames there.
+    assert_eq!(one.carry(&meeting, 3).unwrap(), other.carry(&meeting, 3).unwrap());
+    assert_eq!(one.chain().number, other.chain().number);
+    for n in [4, 5] {
+        let small = one.carry(&text(n), 3);
+        assert!(is_same(&small, &other.carry(&text(n), 3)));
+    }
+    // As often as is said: so many bytes are between two of them.
+    let met = (0..10_000u32).filter(|n| is_meeting(&Digest::of(&n.to_le_bytes()), 1000, 100_000)).count();
+    assert!((70..130).contains(&met), "{met}");
+    assert!(is_meeting(&Digest([255; 32]), 2, 1) && !is_meeting(&Digest([255; 32]), 1, 2));
+}
+
+/// As the sessions of a mirror do, one for each version.
+#[test]
+fn who_begins_when_others_have_ended_finds_what_they_began_with() {
+    let packing = Arc::new(Packing::new(2));
+    let small = Both::of(&packing).carry(&text(1), 3);
+    let mut later = Both::of(&packing);
+    assert!(is_same(&small, &later.carry(&text(1), 3)));
+    // What was made of it is still here, what it was made by is not.
+    for n in 2..6 {
+        later.carry(&text(n), 3);
+    }
 }
 
 #[test]
-fn a_batch_is_known_by_its_first_content() {
+fn a_stream_that_goes_on_plainly_waits_for_no_compressor() {
+    let packing = Arc::new(Packing::new(2));
+    let [mut one, mut other] = [(); 2].map(|()| Both::of(&packing));
+    one.carry(&text(1), 3);
+    other.carry(&text(1), 3);
+    let chain = Arc::clone(one.chain());
+    let at_work = chain.state();
+    assert!(other.packer.pack(&text(2), &[], None).is_none());
+    drop(at_work);
+}
+
+#[test]
+fn streams_beside_each_other_carry_what_their_replicas_open() {
+    for capacity in [0, 20_000, 10 << 20] {
+        let packing = Arc::new(Packing { recent: Some(Recent::new(capacity)), ..Packing::new(4) });
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let mut stream = Both::of(&packing);
+                scope.spawn(move || {
+                    for n in 0..80 {
+                        // Now and then one of them has something else to say.
+                        let n = if n % 23 == 5 * thread { n + thread } else { n };
+                        stream.carry(&text(n % 30), 3);
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_batch_is_known_by_its_place_and_its_first_content() {
     use crate::manifest::{Metadata, Time};
     use crate::path::RelPath;
     use crate::wire::{Basis, Offered};
@@ -137,11 +228,13 @@ fn a_batch_is_known_by_its_first_content() {
         ContentRequest { seq: u64::from(n), file, basis: Basis::None, part: Vec::new() }
     };
     let packing = Packing::new(2);
-    packing.batched(&[request(1), request(2)]);
-    packing.batched(&[request(1)]);
+    packing.batched(None, &[request(1), request(2)]);
+    packing.batched(None, &[request(1)]);
+    packing.batched(Some((7, 8)), &[request(1)]);
     let expected = [Digest::of(&[1]).0, Digest::of(&[2]).0].concat();
-    assert_eq!(packing.batch(&Digest::of(&[1])), Some(expected.into()));
-    assert_eq!(packing.batch(&Digest::of(&[2])), None);
+    assert_eq!(packing.batch(None, &Digest::of(&[1])), Some(expected.into()));
+    assert_eq!(packing.batch(Some((7, 8)), &Digest::of(&[1])), Some(Bytes::copy_from_slice(&Digest::of(&[1]).0)));
+    assert_eq!(packing.batch(None, &Digest::of(&[2])), None);
 }
 
 /// A block that shrinks; the level that it was compressed at.
