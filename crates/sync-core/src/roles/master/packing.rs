@@ -311,6 +311,8 @@ impl Packer {
                 self.frame = Frame::Left;
             }
         }
+        // If nobody else is there, its memory and its right to be strong are free for the next.
+        self.place = None;
         let packing = Arc::clone(&self.packing);
         let mut chain = packing.chain(block);
         loop {
