@@ -269,12 +269,16 @@ fn a_signal_ends_a_push_that_waits_for_a_silent_daemon() {
     let mut daemon = Daemon::start(&scratch, "r", &[("www", &scratch.dst())]);
     daemon.pair(&scratch.state());
     daemon.signal(Signal::STOP);
-    let mut push = scratch.push_to(&[daemon.dest("www")]).start();
+    let mut push = scratch.push_to(&[daemon.dest("www")]).arg("--json").start();
     std::thread::sleep(Duration::from_millis(300));
     let asked = std::time::Instant::now();
+    // As timeout(1) does, which signals the program and then its group: that is no second request to end at once, untidily.
     push.signal(Signal::INT);
-    push.wait().by_signal(2);
+    push.signal(Signal::TERM);
+    let ran = push.wait();
     assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(matches!(ran.status.code(), Some(130 | 143)), "{ran}");
+    assert!(ran.out().contains("\"error\""), "it says nothing: {ran}");
     daemon.signal(Signal::CONT);
     scratch.push_to(&[daemon.dest("www")]).ok();
     assert_exact(&scratch.src(), &scratch.dst());

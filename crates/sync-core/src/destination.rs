@@ -16,7 +16,12 @@ pub fn parse(text: OsString) -> Result<Destination, Refusal> {
     if is_path(text.as_bytes()) {
         return Ok(Destination::Path(PathBuf::from(text)));
     }
-    let hint = "a path starts with `/`, `./` or `../`: put ./ before it if a directory here is meant";
+    let hint = match text.to_str() {
+        Some(text) if is_rsyncs(text) => {
+            "a user and a path there are for ssh; here it is HOST[:PORT]/SHARE, which a `syncd` there serves"
+        }
+        _ => "a path starts with `/`, `./` or `../`: put ./ before it if a directory here is meant",
+    };
     // Bytes that are no UTF-8 cannot be a host: only the hint helps.
     let text = String::from_utf8(text.into_vec()).map_err(|_| format!("not HOST[:PORT]/SHARE; {hint}"))?;
     let (peer, share) = text.split_once('/').ok_or_else(|| format!("not HOST[:PORT]/SHARE; {hint}"))?;
@@ -60,6 +65,12 @@ pub fn addresses(destination: &Destination) -> Vec<Destination> {
             std::iter::once(first).chain(also.iter().cloned()).map(alone).collect()
         }
     }
+}
+
+/// Whether this is how rsync and scp name a place on a host: `[USER@]HOST:PATH`.
+fn is_rsyncs(text: &str) -> bool {
+    let peer = text.split('/').next().unwrap_or_default();
+    peer.contains('@') || peer.ends_with(':')
 }
 
 fn is_path(text: &[u8]) -> bool {
@@ -126,6 +137,9 @@ fn is_host_name(host: &str) -> bool {
 }
 
 fn port_number(digits: &str) -> Result<u16, Refusal> {
+    if digits.is_empty() {
+        return Err("there is no port behind the colon".to_owned());
+    }
     let number = if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None };
     number.filter(|&port| port != 0).ok_or_else(|| format!("`{}` is no port (1 to 65535)", escape(digits.as_bytes())))
 }
@@ -195,7 +209,6 @@ mod tests {
             "...",
             ".hidden/x",
             "~/x",
-            "host:/www",
             "host:0/www",
             "host:65536/www",
             "host:+1/www",
@@ -204,7 +217,6 @@ mod tests {
             "[::1/www",
             "[::1]x/www",
             "[nope]/www",
-            "user@host/www",
             "host/",
             "host/..",
             "host/a b",
@@ -217,6 +229,10 @@ mod tests {
             assert!(refusal.contains("./"), "{text}: {refusal}");
         }
         assert!(parse(OsString::from_vec(b"\xff/x".to_vec())).unwrap_err().contains("./"));
+        for text in ["host:/www", "user@host/www", "user@host:/srv/www", "user@host:www", "host:"] {
+            let refusal = parse(text.into()).unwrap_err();
+            assert!(refusal.contains("`syncd` there serves") && !refusal.contains("./"), "{text}: {refusal}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Ends work promptly on SIGINT and SIGTERM: the first asks it to clean up, a second ends the process at once.
+//! Ends work promptly on SIGINT and SIGTERM: the first asks it to clean up, a second, a moment later, ends the process at once.
 
 use std::future::Future;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sync_core::roles::Shutdown;
 use tokio::runtime::Builder;
@@ -14,6 +14,10 @@ use crate::exit::Exit;
 
 /// How long work may clean up after the first signal.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What comes within this time of the first signal is the same request: timeout(1) signals a program and then its whole group, and so
+/// do some shells.
+const SAME: Duration = Duration::from_millis(300);
 
 /// How a piece of work ended.
 #[derive(Debug)]
@@ -56,10 +60,19 @@ async fn wait<T>(mut signals: Signals, mut task: JoinHandle<T>, ask: &watch::Sen
         exit = signals.next() => exit,
     };
     ask.send_replace(true);
+    let first = Instant::now();
+    let again = async {
+        loop {
+            let again = signals.next().await;
+            if first.elapsed() >= SAME {
+                return again;
+            }
+        }
+    };
     let cleaned = tokio::select! {
         _ = &mut task => true,
         () = tokio::time::sleep(GRACE) => false,
-        again = signals.next() => std::process::exit(again.code().into()),
+        again = again => std::process::exit(again.code().into()),
     };
     Ok(Outcome::Signalled { exit, cleaned })
 }

@@ -2,6 +2,7 @@
 
 mod compress;
 mod filters;
+mod habits;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -503,7 +504,8 @@ pub fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
         // A shell pattern makes arguments of file names, and clap repeats them as they are. The same words escaped are
         // refused in the same way; should they not be, it was not about them.
         let escaped: Vec<_> = argv.iter().map(|arg| harmless(arg)).collect();
-        if escaped == argv { refusal } else { parse_raw(&escaped).err().unwrap_or(refusal) }
+        let harmless = if escaped == argv { None } else { parse_raw(&escaped).err() };
+        habits::advise(harmless.unwrap_or(refusal))
     })
 }
 
