@@ -19,8 +19,10 @@ use crate::path::RelPath;
 use crate::session::ContentRequest;
 use crate::wire::Describe;
 
-/// How long a stream waits so that its contents go in the same order and the same batches as those of others.
+/// How long a stream waits so that its contents go in the same order and the same batches as those of others: since anything came, and in
+/// all.
 const PATIENCE: Duration = Duration::from_millis(100);
+const MOST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A batch goes off at this size.
 pub const BATCH: u64 = 512 << 10;
@@ -102,7 +104,7 @@ impl Outgoing {
     pub async fn next(&self, batch: u64, stream: usize, place: Place) -> Option<Job> {
         let packing = &self.source.packing;
         let batched = |first: &Digest| packing.batch(place, first);
-        let (mut is_patient, mut until) = (true, None);
+        let (mut is_patient, mut waits_since) = (true, None);
         loop {
             // Listening begins before the look, so that nothing comes unheard in between.
             let mut more = std::pin::pin!(self.more.notified());
@@ -126,8 +128,9 @@ impl Outgoing {
             };
             match next {
                 Next::Soon => {
-                    let until = *until.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
-                    if tokio::time::timeout_at(until, more).await.is_err() {
+                    let now = tokio::time::Instant::now();
+                    let until = *waits_since.get_or_insert(now) + MOST_PATIENCE;
+                    if tokio::time::timeout_at(until.min(now + PATIENCE), more).await.is_err() || now >= until {
                         is_patient = false;
                         self.queue().give_up();
                     }

@@ -116,21 +116,21 @@ impl Packing {
         if self.recent.is_some() { small.into_boxed_slice().into() } else { small.into() }
     }
 
-    fn new_chain(&self) -> Arc<Chain> {
-        Arc::new(Chain { number: self.chains.fetch_add(1, Ordering::Relaxed), state: Mutex::default() })
+    fn new_chain(&self, first: Digest) -> Arc<Chain> {
+        Arc::new(Chain { number: self.chains.fetch_add(1, Ordering::Relaxed), first, state: Mutex::default() })
     }
 
     /// The chain that begins with this block; a new one if there is none.
     fn chain(&self, block: Digest) -> Arc<Chain> {
         if self.recent.is_none() {
-            return self.new_chain();
+            return self.new_chain(block);
         }
         let mut beginnings = self.beginnings.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(chain) = beginnings.get(&block).and_then(Weak::upgrade) {
             return chain;
         }
         beginnings.retain(|_, chain| chain.strong_count() > 0);
-        let chain = self.new_chain();
+        let chain = self.new_chain(block);
         beginnings.insert(block, Arc::downgrade(&chain));
         chain
     }
@@ -145,6 +145,8 @@ impl Packing {
 /// Blocks that build on each other.
 struct Chain {
     number: u64,
+    /// What others that join it begin with.
+    first: Digest,
     state: Mutex<State>,
 }
 
@@ -297,8 +299,11 @@ impl Packer {
             };
             let key = if before == 0 { Key::First(block) } else { Key::Next(chain.number, before, block) };
             match &packing.recent {
-                Some(recent) => recent.once(key, bytes.len(), compress).ok(),
-                None => compress().ok(),
+                // What nobody else can come to shall not take the place of what somebody may.
+                Some(recent) if before == 0 || Arc::strong_count(chain) > 1 || recent.has(&Key::First(chain.first)) => {
+                    recent.once(key, bytes.len(), compress).ok()
+                }
+                _ => compress().ok(),
             }
         };
         if let Some((chain, before)) = &mut self.place {

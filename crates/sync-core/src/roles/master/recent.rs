@@ -69,6 +69,11 @@ impl<K: Copy + Eq + Hash> Recent<K> {
         slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether it is kept, or being made.
+    pub fn has(&self, key: &K) -> bool {
+        self.inner().slots.contains_key(key)
+    }
+
     /// Gives up what was kept for long enough.
     pub fn forget_old(&self) {
         self.inner().forget_old(Instant::now());
