@@ -97,12 +97,8 @@ impl Comparison {
     }
 
     /// One that is at its end, and holds no file open.
-    pub fn done(mut request: ContentRequest, plan: Plan) -> Self {
+    pub fn done(request: ContentRequest, plan: Plan) -> Self {
         let Plan { start, ops, old, .. } = plan;
-        request.part = Vec::new();
-        if let Basis::File { chunks, .. } = &mut request.basis {
-            *chunks = Vec::new();
-        }
         Self { request, asked: Asked::Nothing { start, ops, is_kept: old.is_some() }, gone: false }
     }
 

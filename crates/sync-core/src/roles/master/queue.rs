@@ -83,7 +83,8 @@ pub enum Kinds {
 }
 
 /// While everything is compressed, small files are all in one stream and big ones in another, where each helps with the
-/// others: measured, dealing either out to both costs more than it saves in time, until the source is read.
+/// others: measured, dealing either out to both costs more than it saves in time, until the source is read. In order, for several
+/// destinations, neither stream ever does the other's work: then what each carries is the same for all.
 pub fn kinds(is_compressed: bool, is_in_order: bool, stream: usize) -> Kinds {
     match (is_compressed, is_in_order, stream) {
         (false, ..) => Kinds::All,
@@ -139,8 +140,7 @@ impl Queue {
         queue.push_back(request);
     }
 
-    /// What a stream that takes these kinds does next.
-    /// `batched` tells the digests of the contents that went together in a batch for somebody else, by the first of them; without it a batch
+    /// What a stream that takes these kinds does next. `batched` tells the digests of the contents that went together in a batch for somebody else, by the first of them; without it a batch
     /// is what there is.
     pub fn next(&mut self, batch: u64, kinds: Kinds, batched: Option<&Batched<'_>>) -> Next {
         match kinds {
@@ -190,8 +190,9 @@ impl Queue {
         }
     }
 
-    /// What was compared without an answer waits for its turn.
-    pub fn keep(&mut self, comparison: Comparison) {
+    /// What was compared without an answer waits for its turn; what the replica told for that is of no more use.
+    pub fn keep(&mut self, mut comparison: Comparison) {
+        forget(&mut comparison.request);
         let parts = comparison.held();
         self.parts = self.parts.saturating_add(parts);
         self.answered.push_back((Ready::Compared(comparison), parts));
@@ -467,7 +468,15 @@ mod tests {
             let Next::Job(Job::Big(request)) = big(&mut queue) else { panic!("{asked} is not asked about") };
             assert_eq!(request.seq, asked);
             if asked == 4 {
-                queue.keep(Comparison::of_chunks(request));
+                let told = Basis::File {
+                    digest: Digest::of(b"y"),
+                    size: 9,
+                    chunks: wanted(4, 9).basis.chunks().to_vec(),
+                    guess: false,
+                };
+                let before = queue.parts;
+                queue.keep(Comparison::of_chunks(ContentRequest { basis: told, ..request }));
+                assert_eq!(queue.parts, before, "it holds what the replica told");
             } else {
                 let ask = Describe { seq: asked, pieces: None, ranges: Vec::new() };
                 queue.ask(Comparison::of_chunks(request), &ask);

@@ -107,6 +107,9 @@ fn what_is_not_kept_any_more_is_compressed_again() {
     }
     assert_ne!(fast.chain().number, slow.chain().number);
     assert_eq!([fast.chain().state().taken, slow.chain().state().taken], [20, 20]);
+    // Where nobody can follow any more, nothing is kept that could be of use to somebody elsewhere.
+    let last = Key::Next(slow.chain().number, 19, Digest::of(&text(19)));
+    assert!(!packing.recent.as_ref().unwrap().has(&last));
     // Who begins again finds neither beginning.
     assert!(Both::of(&packing).carry(&text(0), 3).is_some());
     assert_eq!(packing.chains.load(Ordering::Relaxed), 3);
